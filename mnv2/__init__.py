@@ -1,0 +1,1 @@
+"""mnv2: MobileNetV2 and its ablations in JAX/Flax."""

@@ -1,0 +1,51 @@
+"""Saving a run and going on from where it was saved."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from mnv2.state import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `folder`; the newest two are kept.
+
+    Beside the state each holds `seconds`, the time spent training until then.
+    """
+
+    def __init__(self, folder: Path):
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
+        )
+
+    def save(self, step: int, state: TrainState, seconds: float) -> None:
+        """Copies the state and writes it in the background."""
+        if step != self._manager.latest_step():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    clock=ocp.args.JsonSave({"seconds": seconds}),
+                ),
+            )
+
+    def restore(self, template: TrainState) -> tuple[TrainState, float]:
+        """The newest state and its seconds; `template` itself and 0 where none was saved."""
+        step = self._manager.latest_step()
+        if step is None:
+            return template, 0.0
+        shapes: Any = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
+        saved = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(shapes), clock=ocp.args.JsonRestore()
+            ),
+        )
+        return saved["state"], saved["clock"]["seconds"]
+
+    def close(self) -> None:
+        """Waits until what was saved is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()

@@ -1,0 +1,20 @@
+"""How a command ends: in one line and exit code 2 for bad input."""
+
+import sys
+from collections.abc import Callable
+
+from mnv2.errors import UserError
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a command's main function, turning a UserError into one line and exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        fail(str(error))
+
+
+def fail(message: str) -> None:
+    """Prints one line to stderr and exits with code 2."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,162 @@
+"""Data sets by name: what they are called, where they come from, how they are split."""
+
+import dataclasses
+import functools
+import os
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from mnv2.data import fashion_mnist
+from mnv2.errors import UserError, check_choice
+
+# Sets whose decoded images are smaller than this are kept in memory as one array.
+IN_MEMORY_BYTES = 1 << 30
+
+FOLDER_PREFIX = "folder:"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """A classification data set, prepared on disk.
+
+    `validation` examples are held out from the end of its train split; `test` is its test split,
+    or its validation split where that is all there is, as in ImageNet.
+    """
+
+    name: str
+    builder: tfds.core.DatasetBuilder
+    validation: int
+
+    @property
+    def num_classes(self) -> int:
+        return self.builder.info.features["label"].num_classes
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.builder.info.features["label"].names
+
+    @property
+    def image_shape(self) -> tuple[int | None, int | None, int]:
+        """(height, width, channels); None where it differs from image to image."""
+        return self.builder.info.features["image"].shape
+
+    def split(self, name: str) -> str:
+        """TFDS's expression for `train`, `validation` or `test`."""
+        check_choice(name, ("train", "validation", "test"), "split")
+        if name == "test":
+            return "test" if "test" in self.builder.info.splits else "validation"
+        cut = self.builder.info.splits["train"].num_examples - self.validation
+        return f"train[:{cut}]" if name == "train" else f"train[{cut}:]"
+
+    def num_examples(self, split: str) -> int:
+        return self.builder.info.splits[self.split(split)].num_examples
+
+    def fits_in_memory(self) -> bool:
+        if None in self.image_shape:
+            return False
+        train = self.builder.info.splits["train"].num_examples
+        return train * int(np.prod(self.image_shape)) < IN_MEMORY_BYTES
+
+    @functools.cache
+    def arrays(self, split: str) -> tuple[tf.Tensor, tf.Tensor]:
+        """All images (n h w c, uint8) and labels (n, int64), decoded once; for small sets."""
+        whole = self.builder.as_dataset(
+            split=self.split(split), batch_size=-1, shuffle_files=False
+        )
+        return whole["image"], whole["label"]
+
+    def encoded(self, split: str, shuffle_seed: int | None = None) -> tf.data.Dataset:
+        """Examples with images still encoded; files in an order that `shuffle_seed` sets."""
+        read_config = tfds.ReadConfig(
+            shuffle_seed=shuffle_seed, interleave_cycle_length=16, try_autocache=False
+        )
+        return self.builder.as_dataset(
+            split=self.split(split),
+            shuffle_files=shuffle_seed is not None,
+            read_config=read_config,
+            decoders={"image": tfds.decode.SkipDecoding()},
+        )
+
+    def decode(self, encoded: tf.Tensor) -> tf.Tensor:
+        return self.builder.info.features["image"].decode_example(encoded)
+
+
+@functools.cache
+def open_dataset(name: str, data_dir: str | None = None, validation: int = 0) -> Dataset:
+    """Opens a TFDS classification set by name, preparing it first where it is missing.
+
+    `folder:PATH` names a folder of pictures, PATH/SPLIT/CLASS/PICTURE, with the splits `train` and
+    `test`. `validation` examples are held out from the end of train.
+
+    Raises UserError for an unknown name, a set without images and labels, one that cannot be
+    downloaded here, and a `validation` that leaves nothing to train on.
+    """
+    builder = _folder_builder(name) if name.startswith(FOLDER_PREFIX) else _builder(name, data_dir)
+    features = builder.info.features
+    if not {"image", "label"} <= set(features) or not hasattr(features["label"], "num_classes"):
+        raise UserError(f"data set {name!r} is not one for classification: {sorted(features)}")
+    if not name.startswith(FOLDER_PREFIX) and not Path(builder.data_dir).exists():
+        _prepare(name, builder)
+    train = builder.info.splits["train"].num_examples
+    if not 0 <= validation < train:
+        raise UserError(
+            f"validation must be 0 to {train - 1} of the {train} training examples of {name}, "
+            f"got {validation}"
+        )
+    return Dataset(name, builder, validation)
+
+
+def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    check_choice(name.split(":")[0].split("/")[0], tfds.list_builders(), "data set")
+    try:
+        return tfds.builder(name, data_dir=data_dir)
+    except Exception as error:
+        raise UserError(f"cannot open data set {name!r}: {_first_line(error)}") from error
+
+
+def _folder_builder(name: str) -> tfds.core.DatasetBuilder:
+    root = Path(name.removeprefix(FOLDER_PREFIX)).expanduser()
+    for split in ("train", "test"):
+        if not any((root / split).glob("*/*")):
+            raise UserError(f"no pictures in {root}: expected {root}/{split}/CLASS/PICTURE.jpg")
+    return tfds.ImageFolder(str(root))
+
+
+def _prepare(name: str, builder: tfds.core.DatasetBuilder) -> None:
+    print(f"preparing {name} in {builder.data_dir}", flush=True)
+    try:
+        if name == "fashion_mnist":
+            fashion_mnist.prepare(builder)
+        else:
+            builder.download_and_prepare()
+    except UserError:
+        raise
+    except AssertionError as error:  # TFDS's way to say: download this one by hand
+        raise UserError(
+            f"{name} must be downloaded by hand: {' '.join(str(error).split())}"
+        ) from error
+    except Exception as error:
+        raise UserError(
+            f"cannot prepare {name} in {builder.data_dir}: {_first_line(error)}; is there a network?"
+        ) from error
+
+
+def find_broken_picture(dataset: Dataset) -> str | None:
+    """The first picture of a folder that cannot be decoded; None for other data sets."""
+    if not dataset.name.startswith(FOLDER_PREFIX):
+        return None
+    root = Path(dataset.name.removeprefix(FOLDER_PREFIX)).expanduser()
+    for path in sorted(root.glob("*/*/*")):
+        try:
+            tf.io.decode_image(tf.io.read_file(os.fspath(path)), expand_animations=False)
+        except tf.errors.OpError:
+            return os.fspath(path)
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

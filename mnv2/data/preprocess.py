@@ -1,0 +1,67 @@
+"""From a decoded picture to what a network sees: float32 in [-1, 1].
+
+Random choices are functions of a seed pair that the caller derives for each example.
+"""
+
+import tensorflow as tf
+
+from mnv2.errors import check_choice
+
+AUGMENTATIONS = ("none", "flip", "crop_flip", "inception")
+CENTRAL_CROP = 0.875
+
+
+def train_image(
+    image: tf.Tensor, seed: tf.Tensor, *, augmentation: str, size: tuple[int, int], pad: int
+) -> tf.Tensor:
+    """A random view of `image` (h w c, uint8), of `size` (height, width).
+
+    none       resized where the size differs
+    flip       mirrored left to right, half the time
+    crop_flip  zero-padded by `pad` pixels, cropped back at a random place, and `flip`
+    inception  a random 5 to 100 % of the area, of aspect 3/4 to 4/3, resized, and `flip`
+               (slim's inception_preprocessing, without its colour distortion)
+    """
+    check_choice(augmentation, AUGMENTATIONS, "augmentation")
+    crop_seed, flip_seed = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
+    if augmentation == "inception":
+        image = _inception_crop(image, crop_seed)
+    image = _resize(image, size)
+    if augmentation == "crop_flip":
+        padded = tf.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+        image = tf.image.stateless_random_crop(padded, tf.shape(image), crop_seed)
+    if augmentation != "none":
+        image = tf.image.stateless_random_flip_left_right(image, flip_seed)
+    return to_unit_range(image)
+
+
+def eval_image(image: tf.Tensor, *, size: tuple[int, int]) -> tf.Tensor:
+    """`image` (h w c, uint8) at `size`; if that means resizing, its central 87.5 % (slim)."""
+    if image.shape[:2] != size:
+        image = tf.image.central_crop(image, CENTRAL_CROP)
+    return to_unit_range(_resize(image, size))
+
+
+def to_unit_range(image: tf.Tensor) -> tf.Tensor:
+    """[0, 255] to [-1, 1]."""
+    return tf.cast(image, tf.float32) / 127.5 - 1.0
+
+
+def _resize(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+    return image if image.shape[:2] == size else tf.image.resize(image, size)
+
+
+def _inception_crop(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    whole = tf.constant([[[0.0, 0.0, 1.0, 1.0]]])
+    begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+        tf.shape(image),
+        whole,
+        seed,
+        min_object_covered=0.0,
+        aspect_ratio_range=(3 / 4, 4 / 3),
+        area_range=(0.05, 1.0),
+        max_attempts=100,
+    )
+    crop = tf.slice(image, begin, size)
+    crop.set_shape((None, None, image.shape[-1]))
+    return crop

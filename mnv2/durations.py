@@ -1,0 +1,27 @@
+"""Durations in a config: '2 epochs', '1000 steps' or '100000 examples'."""
+
+import math
+
+from mnv2.errors import UserError, check_choice
+
+UNITS = ("epochs", "steps", "examples")
+
+
+def to_steps(duration: str, *, examples: int, batch_size: int, what: str = "duration") -> int:
+    """Training steps in `duration`, rounded to the nearest, at least 1; 0 for a duration of 0.
+
+    An epoch is examples // batch_size steps. Raises UserError, naming `what`, for other text.
+    """
+    try:
+        number, unit = duration.split()
+        amount = float(number)
+    except ValueError:
+        amount, unit = -1.0, UNITS[0]
+    if not 0 <= amount < math.inf:
+        raise UserError(
+            f"{what} must be like '2 epochs', '1000 steps' or '100000 examples', got {duration!r}"
+        )
+    unit = unit if unit.endswith("s") else unit + "s"
+    check_choice(unit, UNITS, f"unit in {what}")
+    scale = {"epochs": examples // batch_size, "steps": 1, "examples": 1 / batch_size}[unit]
+    return max(1, round(amount * scale)) if amount else 0

@@ -1,0 +1,24 @@
+"""Mistakes of a user's, said in one line."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Bad input. Its message is one line: what is wrong, where, and what would be right."""
+
+
+def check_choice(value: str, choices: Iterable[str], what: str) -> None:
+    """Raises UserError unless `value` is one of `choices`; suggests the nearest of them."""
+    names = sorted(choices)
+    if value in names:
+        return
+    nearest = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"choose one of {', '.join(names)}"
+    raise UserError(f"unknown {what} {value!r}: {hint}")
+
+
+def check_positive(value: float, what: str) -> None:
+    """Raises UserError unless `value` is greater than zero."""
+    if not value > 0:
+        raise UserError(f"{what} must be greater than 0, got {value!r}")

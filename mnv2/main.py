@@ -1,0 +1,58 @@
+"""Trains the arms of a config and reports on them.
+
+    python -m mnv2.main --config configs/v2_ablation.py            the ablations, 15 minutes on a laptop
+    python -m mnv2.main --config configs/v2_ablation.py:full       as one would publish them
+    python -m mnv2.main --config configs/v2_ablation.py --only linear,relu6
+    python -m mnv2.main --config configs/v2_ablation.py --config.model.width 0.5 --workdir runs/w50
+
+Any field of the config can be set on the command line. The same command again goes on where it
+stopped and skips what is finished. Results: python -m mnv2.report WORKDIR, and
+tensorboard --logdir WORKDIR.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from mnv2.commands import fail, run
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file, with a preset after a colon.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the runs and the report (default: runs/NAME-PRESET)."
+)
+_ONLY = flags.DEFINE_list("only", [], "Arms to run, separated by commas (default: all).")
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) > 1:
+        fail(f"unexpected argument {argv[1]!r}: see --help")
+    if _CONFIG.value is None:
+        fail("no --config given: try --config configs/v2_ablation.py, or --help")
+    logging.set_verbosity(logging.ERROR)
+    from mnv2 import sweep  # imports JAX and TensorFlow, which --help need not wait for
+
+    workdir = Path(_WORKDIR.value or _default_workdir(flags.FLAGS["config"].config_filename))
+    run(lambda: sweep.run(_CONFIG.value, workdir, _ONLY.value))
+
+
+def _default_workdir(config_file: str) -> Path:
+    """configs/v2_ablation.py:full -> runs/v2_ablation-full"""
+    path, _, preset = config_file.partition(":")
+    return Path("runs") / "-".join(filter(None, (Path(path).stem, preset)))
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        fail(str(error.args[0] if error.args else error))
+        raise
+
+
+if __name__ == "__main__":
+    app.run(main, argv=sys.argv, flags_parser=_parse)

@@ -1,0 +1,72 @@
+"""The networks by name.
+
+>>> model = create_model("mobilenet_v2", width=0.35, num_classes=10)
+>>> variables = model.init(jax.random.key(0), images)
+>>> logits = model.apply(variables, images, train=False)
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mnv2.errors import UserError, check_choice
+from mnv2.models import mobilenet_v1, mobilenet_v2, resnet
+from mnv2.models.mobilenet_v1 import MobileNetV1 as MobileNetV1
+from mnv2.models.mobilenet_v2 import MobileNetV2 as MobileNetV2
+from mnv2.models.resnet import ResNet50 as ResNet50
+
+NETWORKS = {"mobilenet_v1": MobileNetV1, "mobilenet_v2": MobileNetV2, "resnet50": ResNet50}
+
+# What `strides` may be called instead of being spelled out.
+STRIDES = {
+    "mobilenet_v1": {
+        "imagenet": mobilenet_v1.IMAGENET_STRIDES,
+        "small": mobilenet_v1.SMALL_STRIDES,
+    },
+    "mobilenet_v2": {
+        "imagenet": mobilenet_v2.IMAGENET_STRIDES,
+        "small": mobilenet_v2.SMALL_STRIDES,
+    },
+    "resnet50": {"imagenet": resnet.IMAGENET_STRIDES, "small": resnet.SMALL_STRIDES},
+}
+
+
+def create_model(name: str, **fields: Any) -> nn.Module:
+    """Builds `mobilenet_v1`, `mobilenet_v2` or `resnet50`.
+
+    `fields` are those of its class (`MobileNetV1`, `MobileNetV2`, `ResNet50`). `strides` may also be
+    `imagenet` or `small`, and `dtype` a name such as `bfloat16`. Call the model with
+    `model.apply(variables, images, train=False)`.
+
+    Raises UserError for an unknown name or field, and for a value that makes no network.
+    """
+    check_choice(name, NETWORKS, "model")
+    network = NETWORKS[name]
+    known = {field.name for field in dataclasses.fields(network)} - {"parent", "name"}
+    for field in fields:
+        check_choice(field, known, f"field of {name}")
+    if isinstance(strides := fields.get("strides"), str):
+        check_choice(strides, STRIDES[name], "strides")
+        fields["strides"] = STRIDES[name][strides]
+    if "dtype" in fields:
+        fields["dtype"] = _dtype(fields["dtype"])
+    return network(**fields)
+
+
+def features(model: nn.Module, variables: Any, images: jax.Array) -> dict[str, jax.Array]:
+    """The named intermediate tensors of a network in evaluation, stem first, and the logits."""
+    logits, state = model.apply(variables, images, train=False, mutable=["intermediates"])
+    named = {
+        name: value[0] for name, value in state["intermediates"].items() if isinstance(value, tuple)
+    }
+    return {**named, "logits": logits}
+
+
+def _dtype(value: Any) -> jnp.dtype:
+    try:
+        return jnp.dtype(value)
+    except TypeError:
+        raise UserError(f"unknown dtype {value!r}: choose float32 or bfloat16") from None

@@ -1,0 +1,205 @@
+"""The four building blocks, side by side.
+
+    ConvBN              conv k x k -> batch norm -> activation
+    SeparableBlock      3x3 depthwise -> 1x1                      MobileNetV1 (and Xception's order)
+    InvertedResidual    1x1 widen -> 3x3 depthwise -> 1x1 narrow, linear          MobileNetV2
+    Hourglass           1x1 narrow -> 3x3 standard -> 1x1 widen                   ResNet
+
+A block takes `conv_bn`, the ConvBN with a network's conventions (padding, batch norm constants,
+type) already filled in; by itself it works with the defaults. Names of submodules are the names
+under which parameters are stored.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from mnv2.ops import BatchNorm, depthwise_conv, explicit_padding
+
+Activation = Callable[[Array], Array]
+ConvBNFactory = Callable[..., nn.Module]
+
+# He et al. 2015, by fan-out. A depthwise filter feeds k*k outputs, whatever the number of
+# channels; in its (k, k, 1, c) kernel that number is the fan-in.
+CONV_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
+DEPTHWISE_INIT = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
+CLASSIFIER_INIT = nn.initializers.normal(0.01)
+
+
+def relu6(x: Array) -> Array:
+    """min(max(x, 0), 6): MobileNetV2 section 3.3, robust in low precision."""
+    return jnp.clip(x, 0, 6)
+
+
+def linear(x: Array) -> Array:
+    """No activation."""
+    return x
+
+
+def make_divisible(channels: float, divisor: int = 8) -> int:
+    """Rounds to a multiple of `divisor`, never below it nor below 90 % of `channels`.
+
+    The rule of slim's `make_divisible`, with which every published MobileNetV2 was trained.
+    """
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * channels else rounded
+
+
+class ConvBN(nn.Module):
+    """Convolution without bias, batch norm, activation.
+
+    `depthwise` gives every channel its own filter, and `features` must equal the input's
+    channels. With `axis_name`, batch statistics are those of all devices on that axis together.
+    """
+
+    features: int
+    kernel: int = 3
+    stride: int = 1
+    depthwise: bool = False
+    activation: Activation = relu6
+    batch_norm: bool = True
+    padding: str = "same"
+    bn_momentum: float = 0.99
+    bn_epsilon: float = 1e-3
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n h w c"], train: bool = False
+    ) -> Float[Array, "n h2 w2 c2"]:
+        inputs = 1 if self.depthwise else x.shape[-1]
+        kernel = self.param(
+            "kernel",
+            DEPTHWISE_INIT if self.depthwise else CONV_INIT,
+            (self.kernel, self.kernel, inputs, self.features),
+            jnp.float32,
+        )
+        x = self._convolve(x.astype(self.dtype), kernel.astype(self.dtype))
+        if self.batch_norm:
+            x = BatchNorm(
+                self.bn_momentum, self.bn_epsilon, self.axis_name, self.dtype, name="bn"
+            )(x, train)
+        return self.activation(x)
+
+    def _convolve(self, x: Array, kernel: Array) -> Array:
+        size = (x.shape[1], x.shape[2])
+        padding = explicit_padding(size, self.kernel, self.stride, self.padding)
+        if self.depthwise:
+            return depthwise_conv(x, kernel, self.stride, padding)
+        if self.kernel == 1 and self.stride == 1:
+            # A matrix product. As a convolution, XLA's CPU backend transposes the images to
+            # compute the kernel's gradient, which costs a quarter of a training step.
+            return jnp.einsum("nhwc,cd->nhwd", x, kernel[0, 0])
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            (self.stride, self.stride),
+            padding,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+
+class SeparableBlock(nn.Module):
+    """MobileNetV1's depthwise separable convolution (arXiv 1704.04861, section 3.1, figure 3).
+
+    Costs 1/features + 1/9 of a standard 3x3 convolution. With `xception`, nothing stands between
+    depthwise and pointwise, as in Xception's separable convolution (arXiv 1610.02357, section 3).
+    """
+
+    features: int
+    stride: int = 1
+    xception: bool = False
+    conv_bn: ConvBNFactory = ConvBN
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n h w c"], train: bool = False
+    ) -> Float[Array, "n h2 w2 c2"]:
+        depthwise = functools.partial(
+            self.conv_bn, x.shape[-1], 3, self.stride, depthwise=True, name="depthwise"
+        )
+        if self.xception:
+            x = depthwise(activation=linear, batch_norm=False)(x, train)
+        else:
+            x = depthwise()(x, train)
+        return self.conv_bn(self.features, 1, name="pointwise")(x, train)
+
+
+class InvertedResidual(nn.Module):
+    """MobileNetV2's bottleneck residual block (arXiv 1801.04381, table 1).
+
+    n h w k  --1x1-->  n h w tk  --3x3 depthwise, stride s-->  n h/s w/s tk  --1x1-->  n h/s w/s k'
+
+    There is no expansion layer where t = 1. `bottleneck` is the activation of the narrow output:
+    `linear` (the paper) or `relu6` (figure 6a). `shortcut` (figure 6b) adds the input to the
+    output where both have one shape (`bottleneck`), or `previous`, the expanded tensor of the
+    block before, to this block's expanded tensor before its ReLU6 (`expansion`), or nothing
+    (`none`). The first two add in the same places of a network.
+
+    Returns the output and the expanded tensor.
+    """
+
+    features: int
+    stride: int = 1
+    expansion: float = 6
+    bottleneck: str = "linear"
+    shortcut: str = "bottleneck"
+    conv_bn: ConvBNFactory = ConvBN
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "n h w k"],
+        train: bool = False,
+        previous: Float[Array, "n h0 w0 tk0"] | None = None,
+    ) -> tuple[Float[Array, "n h2 w2 k2"], Float[Array, "n h w tk"]]:
+        channels = x.shape[-1]
+        expanded = x
+        if self.expansion != 1:
+            width = make_divisible(channels * self.expansion)
+            expanded = self.conv_bn(width, 1, activation=linear, name="expand")(x, train)
+            if self.shortcut == "expansion" and previous is not None:
+                if previous.shape == expanded.shape:
+                    expanded = expanded + previous
+            expanded = relu6(expanded)
+        y = self.conv_bn(expanded.shape[-1], 3, self.stride, depthwise=True, name="depthwise")(
+            expanded, train
+        )
+        narrow = {"linear": linear, "relu6": relu6}[self.bottleneck]
+        y = self.conv_bn(self.features, 1, activation=narrow, name="project")(y, train)
+        if self.shortcut == "bottleneck" and y.shape == x.shape:
+            y = y + x
+        return y, expanded
+
+
+class Hourglass(nn.Module):
+    """ResNet's bottleneck block (arXiv 1512.03385, figure 5): narrow, convolve, widen, add.
+
+    The 3x3 convolution is a standard one, between features/4 channels, and has the stride. Where
+    the input's shape is not the output's, the shortcut is a 1x1 convolution.
+    """
+
+    features: int
+    stride: int = 1
+    conv_bn: ConvBNFactory = ConvBN
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "n h w c"], train: bool = False
+    ) -> Float[Array, "n h2 w2 c2"]:
+        narrow = max(1, self.features // 4)
+        y = self.conv_bn(narrow, 1, activation=jax.nn.relu, name="narrow")(x, train)
+        y = self.conv_bn(narrow, 3, self.stride, activation=jax.nn.relu, name="convolve")(y, train)
+        y = self.conv_bn(self.features, 1, activation=linear, name="widen")(y, train)
+        if y.shape != x.shape:
+            x = self.conv_bn(self.features, 1, self.stride, activation=linear, name="shortcut")(
+                x, train
+            )
+        return jax.nn.relu(x + y)

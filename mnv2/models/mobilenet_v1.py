@@ -1,0 +1,81 @@
+"""MobileNetV1 (arXiv 1704.04861, table 1)."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mnv2.errors import UserError, check_positive
+from mnv2.models.blocks import CLASSIFIER_INIT, ConvBN, SeparableBlock
+
+# Channels of the 13 pointwise convolutions.
+CHANNELS = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
+
+# Stride of the stem, then of each block. The table prints 2 for the last block too, which would
+# leave 4x4 where it prints 7x7; the authors' code has 1.
+IMAGENET_STRIDES = (2, 1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)  # 224 -> 112, 56, 28, 14, 7
+SMALL_STRIDES = (1, 1, 1, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)  # 32 -> 32, 32, 16, 8, 4
+
+
+class MobileNetV1(nn.Module):
+    """Stem, 13 separable blocks, global mean, classifier.
+
+    width         multiplies every number of channels, rounded down, at least 8 (section 3.3)
+    strides       of the stem and of each block: IMAGENET_STRIDES for 96 to 224 pixels,
+                  SMALL_STRIDES for 28 to 64
+    xception      nothing between a block's depthwise and pointwise convolution
+    dropout       rate before the classifier
+    padding       same (TensorFlow) or symmetric (PyTorch)
+    axis_name     device axis over which batch norm is synchronised
+    dtype         of the computation; parameters, statistics and logits are float32
+
+    Intermediate features (collection `intermediates`): stem, block_0 ... block_12, pooled.
+    """
+
+    num_classes: int = 1000
+    width: float = 1.0
+    strides: tuple[int, ...] = IMAGENET_STRIDES
+    xception: bool = False
+    dropout: float = 0.001
+    padding: str = "same"
+    bn_momentum: float = 0.99
+    bn_epsilon: float = 1e-3
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        check_positive(self.num_classes, "num_classes")
+        check_positive(self.width, "width")
+        if len(self.strides) != 1 + len(CHANNELS):
+            raise UserError(f"strides must be {1 + len(CHANNELS)} numbers, got {self.strides}")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "n h w c"], train: bool = False
+    ) -> Float[Array, "n classes"]:
+        conv_bn = functools.partial(
+            ConvBN,
+            padding=self.padding,
+            bn_momentum=self.bn_momentum,
+            bn_epsilon=self.bn_epsilon,
+            axis_name=self.axis_name,
+            dtype=self.dtype,
+        )
+        stem_stride, *block_strides = self.strides
+        x = conv_bn(self._scaled(32), 3, stem_stride, name="stem")(images, train)
+        self.sow("intermediates", "stem", x)
+        for i, (channels, stride) in enumerate(zip(CHANNELS, block_strides, strict=True)):
+            x = SeparableBlock(
+                self._scaled(channels), stride, self.xception, conv_bn, name=f"block_{i}"
+            )(x, train)
+            self.sow("intermediates", f"block_{i}", x)
+        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)  # n 1024
+        self.sow("intermediates", "pooled", x)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return nn.Dense(self.num_classes, kernel_init=CLASSIFIER_INIT, name="classifier")(x)
+
+    def _scaled(self, channels: int) -> int:
+        return max(8, int(channels * self.width))

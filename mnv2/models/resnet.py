@@ -1,0 +1,91 @@
+"""ResNet-50 (arXiv 1512.03385, table 1), the network that MobileNetV2's block turns inside out."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mnv2.errors import UserError, check_positive
+from mnv2.models.blocks import CLASSIFIER_INIT, ConvBN, Hourglass, make_divisible
+from mnv2.ops import explicit_padding
+
+# Table 1's four stages: (channels, blocks).
+STAGES = ((256, 3), (512, 4), (1024, 6), (2048, 3))
+
+# Stride of the 7x7 stem, of the 3x3 max pooling, and of each stage's first block. The stride
+# of a block stands in its 3x3 convolution, as in every current implementation.
+IMAGENET_STRIDES = (2, 2, 1, 2, 2, 2)  # 224 -> 112, 56, 56, 28, 14, 7
+SMALL_STRIDES = (1, 1, 1, 2, 2, 2)  # 32 -> 32, 32, 32, 16, 8, 4
+
+
+class ResNet50(nn.Module):
+    """Stem, max pooling, 16 hourglass blocks, global mean, classifier.
+
+    width         multiplies every number of channels
+    strides       of the stem, the pooling and each stage's first block: IMAGENET_STRIDES for 96
+                  to 224 pixels, SMALL_STRIDES for 28 to 64. A stem of stride 1 is 3x3 instead of
+                  7x7, and a pooling of stride 1 is left out.
+    dropout       rate before the classifier
+    padding       same (TensorFlow) or symmetric (PyTorch)
+    axis_name     device axis over which batch norm is synchronised
+    dtype         of the computation; parameters, statistics and logits are float32
+
+    Intermediate features (collection `intermediates`): stem, block_0 ... block_15, pooled.
+    """
+
+    num_classes: int = 1000
+    width: float = 1.0
+    strides: tuple[int, ...] = IMAGENET_STRIDES
+    dropout: float = 0.0
+    padding: str = "symmetric"
+    bn_momentum: float = 0.9
+    bn_epsilon: float = 1e-5
+    axis_name: str | None = None
+    dtype: Any = jnp.float32
+
+    def __post_init__(self):
+        check_positive(self.num_classes, "num_classes")
+        check_positive(self.width, "width")
+        if len(self.strides) != 2 + len(STAGES):
+            raise UserError(f"strides must be {2 + len(STAGES)} numbers, got {self.strides}")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "n h w c"], train: bool = False
+    ) -> Float[Array, "n classes"]:
+        conv_bn = functools.partial(
+            ConvBN,
+            padding=self.padding,
+            bn_momentum=self.bn_momentum,
+            bn_epsilon=self.bn_epsilon,
+            axis_name=self.axis_name,
+            dtype=self.dtype,
+        )
+        stem_stride, pool_stride, *stage_strides = self.strides
+        x = conv_bn(
+            make_divisible(64 * self.width),
+            3 if stem_stride == 1 else 7,
+            stem_stride,
+            activation=jax.nn.relu,
+            name="stem",
+        )(images, train)
+        self.sow("intermediates", "stem", x)
+        if pool_stride > 1:
+            padding = explicit_padding((x.shape[1], x.shape[2]), 3, pool_stride, self.padding)
+            x = nn.max_pool(x, (3, 3), (pool_stride, pool_stride), padding)
+        i = 0
+        for (channels, blocks), stage_stride in zip(STAGES, stage_strides, strict=True):
+            for block in range(blocks):
+                stride = stage_stride if block == 0 else 1
+                features = make_divisible(channels * self.width)
+                x = Hourglass(features, stride, conv_bn, name=f"block_{i}")(x, train)
+                self.sow("intermediates", f"block_{i}", x)
+                i += 1
+        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)  # n 2048
+        self.sow("intermediates", "pooled", x)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return nn.Dense(self.num_classes, kernel_init=CLASSIFIER_INIT, name="classifier")(x)

@@ -1,0 +1,152 @@
+"""Depthwise convolution: one k x k filter a channel.
+
+On GPU and TPU this is XLA's grouped convolution. XLA's CPU backend has no good kernel for that:
+forward it is about ten times slower than the arithmetic needs, and its weight gradient computes
+the full C x C convolution only to keep the diagonal. On CPU, therefore:
+
+  forward    the sum of k*k shifted products, which XLA fuses into one pass over the image;
+  backward   one scan over the batch, so that a few images' planes are still in cache when the
+             second of the two gradients reads them.
+
+The choice is made when the program is lowered, not when it is traced, so a program exported for
+a TPU from a machine with a CPU gets the convolution.
+"""
+
+import functools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from mnv2.ops.padding import Padding
+
+_NHWC = ("NHWC", "HWIO", "NHWC")
+
+# What one iteration of the backward scan reads: small enough for a core's L2 cache with the
+# padded copy and the gradients beside it, large enough to hide an iteration's overhead.
+CACHED_BYTES = 128 * 1024
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def depthwise_conv(
+    images: Float[Array, "n h w c"],
+    kernel: Float[Array, "k k 1 c"],
+    stride: int,
+    padding: Padding,
+) -> Float[Array, "n h2 w2 c"]:
+    """Convolves every channel with its own filter (MobileNetV1 equation 3).
+
+    Sums are kept in float32 where the images are of half precision; the result has their type.
+    """
+    return lax.platform_dependent(
+        images,
+        kernel,
+        cpu=functools.partial(_shifted_products, stride=stride, padding=padding),
+        default=functools.partial(_grouped_conv, stride=stride, padding=padding),
+    )
+
+
+def _forward(images, kernel, stride, padding):
+    return depthwise_conv(images, kernel, stride, padding), (images, kernel)
+
+
+def _backward(stride, padding, saved, gradient):
+    return lax.platform_dependent(
+        *saved,
+        gradient,
+        cpu=functools.partial(_gradients_by_scan, stride=stride, padding=padding),
+        default=functools.partial(_gradients_of_grouped_conv, stride=stride, padding=padding),
+    )
+
+
+depthwise_conv.defvjp(_forward, _backward)
+
+
+def _grouped_conv(images, kernel, *, stride, padding):
+    return lax.conv_general_dilated(
+        images,
+        kernel,
+        (stride, stride),
+        padding,
+        dimension_numbers=_NHWC,
+        feature_group_count=images.shape[-1],
+    )
+
+
+def _gradients_of_grouped_conv(images, kernel, gradient, *, stride, padding):
+    conv = functools.partial(_grouped_conv, stride=stride, padding=padding)
+    return jax.vjp(conv, images, kernel)[1](gradient)
+
+
+def _shifted_products(images, kernel, *, stride, padding):
+    taps = kernel[:, :, 0].astype(_accumulator(images.dtype))
+    padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
+    out = sum(
+        window * taps[i, j] for i, j, window in _windows(padded, kernel.shape[0], stride)
+    )
+    return out.astype(images.dtype)
+
+
+def _gradients_by_scan(images, kernel, gradient, *, stride, padding):
+    size, (height, width) = kernel.shape[0], images.shape[1:3]
+    dtype = _accumulator(images.dtype)
+    taps = kernel[:, :, 0].astype(dtype)
+
+    def spread(length, outputs, low):
+        # (before, after, between) so that a plain stride-1 correlation gives the input gradient.
+        between = stride - 1
+        covered = stride * (outputs - 1) + 1
+        before = size - 1 - low
+        return before, length + size - 1 - covered - before, between
+
+    rows = spread(height, gradient.shape[1], padding[0][0])
+    columns = spread(width, gradient.shape[2], padding[1][0])
+
+    def one_chunk(kernel_gradient, images_and_gradients):
+        chunk, out = images_and_gradients
+        padded = jnp.pad(chunk, ((0, 0), *padding, (0, 0)))
+        products = [
+            jnp.einsum("nhwc,nhwc->c", window, out, preferred_element_type=dtype)
+            for _, _, window in _windows(padded, size, stride)
+        ]
+        zero = jnp.zeros((), out.dtype)
+        dilated = lax.pad(out, zero, ((0, 0, 0), rows, columns, (0, 0, 0)))
+        image_gradient = sum(
+            window * taps[size - 1 - i, size - 1 - j]
+            for i, j, window in _windows(dilated, size, stride=1)
+        )
+        kernel_gradient += jnp.stack(products).reshape(taps.shape)
+        return kernel_gradient, image_gradient.astype(images.dtype)
+
+    chunks = _images_at_once(images)
+    kernel_gradient, image_gradient = lax.scan(
+        one_chunk, jnp.zeros_like(taps), (_split(images, chunks), _split(gradient, chunks))
+    )
+    return image_gradient.reshape(images.shape), kernel_gradient[:, :, None].astype(kernel.dtype)
+
+
+def _images_at_once(images: Array) -> int:
+    """The largest divisor of the batch whose images fill no more than CACHED_BYTES."""
+    batch = images.shape[0]
+    fitting = CACHED_BYTES * batch // images.nbytes
+    return max((n for n in range(1, batch + 1) if batch % n == 0 and n <= fitting), default=1)
+
+
+def _split(images: Array, at_once: int) -> Array:
+    return images.reshape(-1, at_once, *images.shape[1:])
+
+
+def _windows(padded: Array, size: int, stride: int) -> Iterator[tuple[int, int, Array]]:
+    """Yields (i, j, what tap (i, j) of a size x size filter sees of the padded images)."""
+    height, width = padded.shape[1:3]
+    for i in range(size):
+        for j in range(size):
+            # The last row and column that tap (i, j) reaches, for the last output.
+            bottom, right = i + height - size + 1, j + width - size + 1
+            yield i, j, padded[:, i:bottom:stride, j:right:stride]
+
+
+def _accumulator(dtype: jnp.dtype) -> jnp.dtype:
+    return jnp.promote_types(dtype, jnp.float32)

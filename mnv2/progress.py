@@ -1,0 +1,66 @@
+"""How far a run is: images a second and the time still to go."""
+
+import sys
+import time
+
+
+class Progress:
+    """Times training alone: compilation, evaluation and saving happen while the clock is stopped.
+
+    A restarted run starts with the `seconds` that it had spent; its rate is that of its own steps.
+    """
+
+    def __init__(self, label: str, total_steps: int, batch_size: int, seconds: float = 0.0):
+        self.label, self.total_steps, self.batch_size = label, total_steps, batch_size
+        self.seconds = seconds
+        self._timed_steps, self._timed_seconds = 0, 0.0
+        self._since: tuple[float, int] | None = None
+        self._shown = False
+
+    def start(self, step: int) -> None:
+        """Starts the clock; every step before `step` is done, and nothing is in flight."""
+        self._since = (time.perf_counter(), step)
+
+    def stop(self, step: int) -> None:
+        """Stops the clock; every step before `step` is done."""
+        if self._since is None:
+            return
+        began, first = self._since
+        elapsed = time.perf_counter() - began
+        self.seconds += elapsed
+        self._timed_seconds += elapsed
+        self._timed_steps += step - first
+        self._since = None
+
+    @property
+    def images_per_second(self) -> float:
+        """Of this process's timed steps; 0 before there are any."""
+        if not self._timed_seconds:
+            return 0.0
+        return self._timed_steps * self.batch_size / self._timed_seconds
+
+    def show(self, step: int, loss: float) -> None:
+        """Rewrites one line in a terminal; writes nothing where output is a file."""
+        if not sys.stdout.isatty():
+            return
+        rate = self.images_per_second
+        left = (self.total_steps - step) * self.batch_size / rate if rate else 0.0
+        line = (
+            f"{self.label}  step {step}/{self.total_steps}  loss {loss:.3f}  "
+            f"{rate:,.0f} images/s  {format_seconds(left)} left"
+        )
+        print(f"\r{line[:79]:79}", end="", flush=True)
+        self._shown = True
+
+    def clear(self) -> None:
+        """Makes room for an ordinary line."""
+        if self._shown:
+            print(f"\r{'':79}\r", end="", flush=True)
+            self._shown = False
+
+
+def format_seconds(seconds: float) -> str:
+    """45 s, 12 min, 3.4 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

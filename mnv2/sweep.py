@@ -1,0 +1,162 @@
+"""A config's arms and seeds as runs: which there are, which are still to do, and doing them."""
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+
+from mnv2 import report
+from mnv2.errors import UserError, check_choice, check_positive
+from mnv2.files import write_json
+from mnv2.progress import format_seconds
+from mnv2.train import RESULT, build_model, train_and_evaluate
+
+SWEEP = "sweep.json"
+CONFIG = "config.json"
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One arm with one seed, in its own folder."""
+
+    arm: str
+    seed: int
+    folder: Path
+    config: ml_collections.ConfigDict
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / RESULT).exists()
+
+
+def plan(
+    config: ml_collections.ConfigDict, workdir: Path, only: Sequence[str] = ()
+) -> list[Run]:
+    """The runs of `config`, or of the arms in `only`: the first seed of every arm, then the second.
+
+    Raises UserError if any of them could not start, before the first has.
+    """
+    for arm in only:
+        check_choice(arm, config.arms, "arm")
+    runs = []
+    for arm in only or config.arms:
+        resolved = resolve(config, arm)
+        build_model(resolved)
+        check_positive(resolved.seeds, f"seeds of arm {arm}")
+        for seed in range(resolved.seeds):
+            one = resolved.copy_and_resolve_references()
+            one.seed = config.seed + seed
+            runs.append(Run(arm, one.seed, workdir / arm / str(one.seed), one))
+    return sorted(runs, key=lambda run: run.seed)
+
+
+def resolve(config: ml_collections.ConfigDict, arm: str) -> ml_collections.ConfigDict:
+    """The config of one arm: the shared one, changed where the arm says so."""
+    resolved = ml_collections.ConfigDict(
+        {name: value for name, value in config.items() if name not in ("arms", "panels")}
+    ).copy_and_resolve_references()
+    for field in config.arms[arm]:
+        if not _has_field(resolved, field):
+            raise UserError(f"arm {arm} changes the unknown field {field!r}")
+    try:
+        resolved.update_from_flattened_dict(config.arms[arm].to_dict())
+    except TypeError as error:
+        raise UserError(f"arm {arm}: {error}") from error
+    return resolved
+
+
+def run(
+    config: ml_collections.ConfigDict, workdir: Path, only: Sequence[str] = ()
+) -> None:
+    """Does every run that is not finished, one after another, then writes the report."""
+    runs = plan(config, workdir, only)
+    _claim(workdir, config, runs)
+    waiting = [one for one in runs if not one.finished]
+    if done := len(runs) - len(waiting):
+        print(f"{done} of {len(runs)} runs in {workdir} are finished already")
+    began = time.perf_counter()
+    for number, one in enumerate(waiting, start=done + 1):
+        write_json(one.folder / CONFIG, one.config.to_dict())
+        started = time.perf_counter()
+        label = f"[{number}/{len(runs)}] {one.arm} seed {one.seed}"
+        result = train_and_evaluate(one.config, one.folder, label=label)
+        spent = time.perf_counter() - began
+        left = spent / (number - done) * (len(runs) - number)
+        print(
+            f"{label:32} test {100 * result['test']['accuracy']:5.2f} %  "
+            f"{result['images_per_second']:6,.0f} images/s  "
+            f"{format_seconds(time.perf_counter() - started):>6}  {format_seconds(left)} left",
+            flush=True,
+        )
+    report.write(workdir)
+
+
+def environment() -> dict[str, Any]:
+    """What a result depends on beside its config: versions, the code's commit, the device."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "commit": _commit(),
+        "devices": [device.device_kind for device in jax.devices()],
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _claim(workdir: Path, config: ml_collections.ConfigDict, runs: Sequence[Run]) -> None:
+    """Makes `workdir` this config's, or raises UserError if it cannot be or is another's."""
+    for one in runs:
+        path = one.folder / CONFIG
+        if path.exists() and (difference := _difference(json.loads(path.read_text()), one.config)):
+            raise UserError(
+                f"{workdir} holds runs of another config: {one.arm}/{one.seed} has {difference}; "
+                "choose another --workdir"
+            )
+    description = {"config": config.to_dict(), "environment": environment()}
+    previous = workdir / SWEEP
+    if previous.exists():
+        arms = json.loads(previous.read_text())["config"]["arms"]
+        if not set(arms) & set(config.arms):
+            raise UserError(f"{workdir} holds the runs of other arms; choose another --workdir")
+    try:
+        write_json(previous, description)
+    except OSError as error:
+        raise UserError(f"cannot write to --workdir {workdir}: {error.strerror}") from error
+
+
+def _difference(old: dict[str, Any], new: ml_collections.ConfigDict) -> str:
+    """The first field in which a run's config differs from the one that its folder holds."""
+    old_flat, new_flat = _flat(old), _flat(json.loads(json.dumps(new.to_dict())))
+    for field in sorted(old_flat.keys() | new_flat.keys()):
+        before, now = old_flat.get(field), new_flat.get(field)
+        if before != now and field != "seeds":
+            return f"{field} = {before!r} instead of {now!r}"
+    return ""
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in nested.items():
+        inner = _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else None
+        flat.update(inner if inner is not None else {prefix + name: value})
+    return flat
+
+
+def _has_field(config: Any, dotted: str) -> bool:
+    head, _, rest = dotted.partition(".")
+    return head in config and (not rest or _has_field(config[head], rest))
+
+
+def _commit() -> str | None:
+    """The git commit of this code, with '+' if it was changed since; None outside a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12"]
+    done = subprocess.run([*command, "--dirty=+"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None

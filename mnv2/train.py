@@ -1,0 +1,258 @@
+"""One run: train a network on a data set, evaluate it, remember the result."""
+
+import functools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from clu import metric_writers
+from flax.traverse_util import flatten_dict
+
+from mnv2 import data, metrics
+from mnv2.analysis import complexity
+from mnv2.checkpoint import Checkpoints
+from mnv2.durations import to_steps
+from mnv2.errors import UserError
+from mnv2.files import append_line, keep_lines, write_json
+from mnv2.models import create_model
+from mnv2.optimizer import create_optimizer, create_schedule
+from mnv2.progress import Progress
+from mnv2.state import TrainState, create_state
+
+AXIS = "devices"
+RESULT = "result.json"
+METRICS = "metrics.jsonl"
+
+
+def train_and_evaluate(
+    config: ml_collections.ConfigDict, workdir: Path, *, label: str = "run"
+) -> dict[str, Any]:
+    """Trains as `config` says, going on from the newest checkpoint in `workdir`.
+
+    Looks at the validation split on the way and at the test split once, at the end. Writes
+    TensorBoard's events, metrics.jsonl, checkpoints, and at last result.json, which it returns.
+    """
+    dataset, model = open_data(config), build_model(config)
+    shape = image_shape(config, dataset)
+    examples, batch_size = dataset.num_examples("train"), config.batch_size
+
+    def steps(field: str) -> int:
+        return to_steps(config[field], examples=examples, batch_size=batch_size, what=field)
+
+    total_steps = steps("duration")
+    eval_every, checkpoint_every = steps("eval_every"), steps("checkpoint_every")
+    schedule, optimizer, train_step, eval_step = _compiled(
+        model, _settings(config), total_steps, examples
+    )
+
+    state = create_state(model, optimizer, shape, seed=config.seed, ema=config.ema_decay > 0)
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    state, seconds = checkpoints.restore(state)
+    first_step = int(state.step)
+    keep_lines(workdir / METRICS, lambda line: json.loads(line)["step"] <= first_step)
+    writer = metric_writers.SummaryWriter(str(workdir))
+    writer.write_hparams(_hparams(config))
+
+    batches = data.train_batches(
+        dataset,
+        batch_size,
+        seed=config.seed,
+        first_step=first_step,
+        size=shape[:2],
+        augmentation=config.data.augmentation,
+        pad=config.data.pad,
+    )
+
+    def report(step: int, values: dict[str, float]) -> None:
+        writer.write_scalars(step, values)
+        append_line(workdir / METRICS, json.dumps({"step": step, **values}))
+
+    def evaluate(split: str, step: int) -> dict[str, float]:
+        size = -(-config.eval_batch_size // jax.device_count()) * jax.device_count()
+        summary = metrics.summarize(
+            eval_step(state, shard(batch))
+            for batch in data.eval_batches(dataset, split, size, size=shape[:2])
+        )
+        report(step, {f"{split}/{name}": value for name, value in summary.items()})
+        return summary
+
+    key = jax.random.key(config.seed)
+    progress = Progress(label, total_steps, batch_size, seconds)
+    window: list[metrics.Sums] = []
+    for step, batch in zip(range(first_step + 1, total_steps + 1), batches, strict=False):
+        if step == first_step + 1:
+            writer.write_images(step, {"train/input": (batch["image"][:8] + 1) / 2})
+        state, sums = train_step(state, shard(batch), key)
+        window.append(sums)
+        if step == first_step + 1:
+            jax.block_until_ready(state)  # compiled: from here on steps are timed
+            progress.start(step)
+
+        last = step == total_steps
+        validate = last or (eval_every and step % eval_every == 0)
+        save = last or (checkpoint_every and step % checkpoint_every == 0)
+        if validate or save or step % config.log_every == 0:
+            summary = metrics.summarize(window)
+            window.clear()
+            progress.stop(step)
+            _stop_if_not_finite(summary["loss"], step, schedule(step))
+            values = {f"train/{name}": summary[name] for name in ("loss", "accuracy")}
+            values["train/learning_rate"] = float(schedule(step))
+            values["train/images_per_second"] = progress.images_per_second
+            report(step, values)
+            progress.show(step, summary["loss"])
+            if validate and dataset.validation:
+                evaluate("validation", step)
+            if save:
+                checkpoints.save(step, state, progress.seconds)
+            progress.start(step)
+
+    test = evaluate("test", total_steps)
+    checkpoints.close()
+    writer.close()
+    progress.clear()
+    result = {
+        "test": test,
+        "parameters": complexity.parameters(model, shape),
+        "multiply_adds": complexity.multiply_adds(model, shape),
+        "steps": total_steps,
+        "images_per_second": progress.images_per_second,
+        "train_seconds": progress.seconds,
+    }
+    write_json(workdir / RESULT, result)
+    return result
+
+
+def train_step(
+    state: TrainState,
+    batch: data.Batch,
+    key: jax.Array,
+    *,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    label_smoothing: float,
+    ema_decay: float,
+) -> tuple[TrainState, metrics.Sums]:
+    """One update from one device's share of a batch; gradients are averaged over devices."""
+    key = jax.random.fold_in(jax.random.fold_in(key, state.step), jax.lax.axis_index(AXIS))
+
+    def loss_of(params: Any) -> tuple[jax.Array, tuple[Any, metrics.Sums]]:
+        logits, changed = model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            batch["image"],
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": key},
+        )
+        losses = metrics.cross_entropy(logits, batch["label"], label_smoothing)
+        sums = metrics.count(logits, batch["label"], losses)
+        return jnp.mean(losses), (changed["batch_stats"], sums)
+
+    gradients, (batch_stats, sums) = jax.grad(loss_of, has_aux=True)(state.params)
+    gradients = jax.lax.pmean(gradients, AXIS)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = None
+    if state.ema is not None:
+        ema = optax.incremental_update(params, state.ema, 1 - ema_decay)
+    return TrainState(state.step + 1, params, batch_stats, opt_state, ema), sums
+
+
+def eval_step(state: TrainState, batch: data.Batch, *, model: nn.Module) -> metrics.Sums:
+    """One device's share of a batch, counted by its mask."""
+    logits = model.apply(state.variables(), batch["image"], train=False)
+    losses = metrics.cross_entropy(logits, batch["label"])
+    return metrics.count(logits, batch["label"], losses, batch["mask"])
+
+
+def shard(batch: data.Batch) -> data.Batch:
+    """Splits each array's first axis over this process's devices: b ... -> devices b/devices ..."""
+    devices = jax.local_device_count()
+    return jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch)
+
+
+def open_data(config: ml_collections.ConfigDict) -> data.Dataset:
+    """The data set of a config, prepared if it was not, and checked against the batch size."""
+    if config.batch_size < 1 or config.batch_size % jax.device_count():
+        raise UserError(
+            f"batch_size must be a multiple of the {jax.device_count()} devices, "
+            f"got {config.batch_size}"
+        )
+    return data.open_dataset(config.data.name, config.data.dir, config.data.validation)
+
+
+def build_model(config: ml_collections.ConfigDict) -> nn.Module:
+    """The network of a config, for the data set's classes, synchronised over devices."""
+    fields = {**config.model, "num_classes": open_data(config).num_classes, "axis_name": AXIS}
+    return create_model(fields.pop("name"), **fields)
+
+
+def image_shape(
+    config: ml_collections.ConfigDict, dataset: data.Dataset
+) -> tuple[int, int, int]:
+    """(height, width, channels) of what the network sees."""
+    height, width, channels = dataset.image_shape
+    if config.data.image_size:
+        height = width = config.data.image_size
+    if height is None or width is None:
+        raise UserError(f"images of {dataset.name} differ in size: set data.image_size, say to 224")
+    return height, width, channels
+
+
+def _settings(config: ml_collections.ConfigDict) -> ml_collections.FrozenConfigDict:
+    """All of a config that the compiled steps depend on beside the network."""
+    names = ("optimization", "batch_size", "label_smoothing", "ema_decay")
+    return ml_collections.FrozenConfigDict({name: config[name] for name in names})
+
+
+@functools.cache  # runs that differ in their seed alone share what is compiled
+def _compiled(
+    model: nn.Module, settings: ml_collections.FrozenConfigDict, total_steps: int, examples: int
+) -> tuple[optax.Schedule, optax.GradientTransformation, Any, Any]:
+    schedule = create_schedule(
+        settings.optimization,
+        total_steps=total_steps,
+        examples=examples,
+        batch_size=settings.batch_size,
+    )
+    optimizer = create_optimizer(settings.optimization, schedule)
+    step = functools.partial(
+        train_step,
+        model=model,
+        optimizer=optimizer,
+        label_smoothing=settings.label_smoothing,
+        ema_decay=settings.ema_decay,
+    )
+    # The state has no device axis: every device holds and updates the same one.
+    return (
+        schedule,
+        optimizer,
+        jax.pmap(
+            step, AXIS, in_axes=(None, 0, None), out_axes=(None, 0), donate_argnums=(0,)
+        ),
+        jax.pmap(functools.partial(eval_step, model=model), AXIS, in_axes=(None, 0)),
+    )
+
+
+def _hparams(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """What TensorBoard's HParams tab tells runs apart by: numbers, truth values and strings."""
+    names = ("model", "optimization", "duration", "batch_size", "label_smoothing", "seed")
+    flat = flatten_dict({name: config.to_dict()[name] for name in names}, sep=".")
+    return {
+        name: value if isinstance(value, int | float | str) else str(value)
+        for name, value in flat.items()
+    }
+
+
+def _stop_if_not_finite(loss: float, step: int, learning_rate: Any) -> None:
+    if not math.isfinite(loss):
+        raise UserError(
+            f"the loss is {loss} at step {step} (learning rate {float(learning_rate):.4g}): "
+            "lower optimization.learning_rate, or lengthen optimization.warmup"
+        )
