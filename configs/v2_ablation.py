@@ -1,9 +1,9 @@
 """MobileNetV2's ablations: what does each choice of the paper buy?
 
-    python -m mnv2.main --config configs/v2_ablation.py             Fashion-MNIST, two CPU cores
-    python -m mnv2.main --config configs/v2_ablation.py:full        Fashion-MNIST, to publish
-    python -m mnv2.main --config configs/v2_ablation.py:cifar10     CIFAR-10, one GPU
-    python -m mnv2.main --config configs/v2_ablation.py:imagenet    ImageNet, eight GPUs or TPUs
+python -m mnv2.main --config configs/v2_ablation.py             Fashion-MNIST, two CPU cores
+python -m mnv2.main --config configs/v2_ablation.py:full        Fashion-MNIST, to publish
+python -m mnv2.main --config configs/v2_ablation.py:cifar10     CIFAR-10, one GPU
+python -m mnv2.main --config configs/v2_ablation.py:imagenet    ImageNet, eight GPUs or TPUs
 """
 
 import ml_collections
@@ -67,6 +67,9 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
         **{f"width_{w}": {"model.width": w} for w in (0.25, 0.5, 0.75, 1.0)},
         "separable": {"model.block": "separable", "model.width": 0.7},
         "hourglass": {"model.block": "hourglass", "model.width": 0.7},
+    }
+    config.panels = {
+        "bottleneck": {"field": "model.bottleneck", "arms": ("linear", "relu6")},
     }
     config.arms = ml_collections.ConfigDict(arms, allow_dotted_keys=True)
     return config

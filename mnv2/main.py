@@ -17,6 +17,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from mnv2.allocator import restart_with_huge_pages
 from mnv2.commands import fail, run
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -33,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
         fail(f"unexpected argument {argv[1]!r}: see --help")
     if _CONFIG.value is None:
         fail("no --config given: try --config configs/v2_ablation.py, or --help")
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.ERROR)  # TensorFlow and Orbax have much to say
     from mnv2 import sweep  # imports JAX and TensorFlow, which --help need not wait for
 
     workdir = Path(_WORKDIR.value or _default_workdir(flags.FLAGS["config"].config_filename))
@@ -55,4 +56,5 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages("mnv2.main")
     app.run(main, argv=sys.argv, flags_parser=_parse)

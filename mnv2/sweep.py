@@ -38,9 +38,7 @@ class Run:
         return (self.folder / RESULT).exists()
 
 
-def plan(
-    config: ml_collections.ConfigDict, workdir: Path, only: Sequence[str] = ()
-) -> list[Run]:
+def plan(config: ml_collections.ConfigDict, workdir: Path, only: Sequence[str] = ()) -> list[Run]:
     """The runs of `config`, or of the arms in `only`: the first seed of every arm, then the second.
 
     Raises UserError if any of them could not start, before the first has.
@@ -74,9 +72,7 @@ def resolve(config: ml_collections.ConfigDict, arm: str) -> ml_collections.Confi
     return resolved
 
 
-def run(
-    config: ml_collections.ConfigDict, workdir: Path, only: Sequence[str] = ()
-) -> None:
+def run(config: ml_collections.ConfigDict, workdir: Path, only: Sequence[str] = ()) -> None:
     """Does every run that is not finished, one after another, then writes the report."""
     runs = plan(config, workdir, only)
     _claim(workdir, config, runs)

@@ -3,13 +3,15 @@
 import functools
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 from clu import metric_writers
 from flax.traverse_util import flatten_dict
@@ -47,13 +49,14 @@ def train_and_evaluate(
 
     total_steps = steps("duration")
     eval_every, checkpoint_every = steps("eval_every"), steps("checkpoint_every")
-    schedule, optimizer, train_step, eval_step = _compiled(
-        model, _settings(config), total_steps, examples
-    )
+    on_devices = compile_steps(model, step_settings(config), total_steps, examples)
 
-    state = create_state(model, optimizer, shape, seed=config.seed, ema=config.ema_decay > 0)
+    state = create_state(
+        model, on_devices.optimizer, shape, seed=config.seed, ema=config.ema_decay > 0
+    )
     checkpoints = Checkpoints(workdir / "checkpoints")
     state, seconds = checkpoints.restore(state)
+    state = on_devices.place(state)
     first_step = int(state.step)
     keep_lines(workdir / METRICS, lambda line: json.loads(line)["step"] <= first_step)
     writer = metric_writers.SummaryWriter(str(workdir))
@@ -73,11 +76,9 @@ def train_and_evaluate(
         writer.write_scalars(step, values)
         append_line(workdir / METRICS, json.dumps({"step": step, **values}))
 
-    def evaluate(split: str, step: int) -> dict[str, float]:
-        size = -(-config.eval_batch_size // jax.device_count()) * jax.device_count()
-        summary = metrics.summarize(
-            eval_step(state, shard(batch))
-            for batch in data.eval_batches(dataset, split, size, size=shape[:2])
+    def validate(split: str, step: int) -> dict[str, float]:
+        summary = evaluate(
+            on_devices.evaluate, state, dataset, split, config.eval_batch_size, shape[:2]
         )
         report(step, {f"{split}/{name}": value for name, value in summary.items()})
         return summary
@@ -88,32 +89,33 @@ def train_and_evaluate(
     for step, batch in zip(range(first_step + 1, total_steps + 1), batches, strict=False):
         if step == first_step + 1:
             writer.write_images(step, {"train/input": (batch["image"][:8] + 1) / 2})
-        state, sums = train_step(state, shard(batch), key)
+        state, sums = on_devices.train(state, shard(batch), key)
         window.append(sums)
         if step == first_step + 1:
             jax.block_until_ready(state)  # compiled: from here on steps are timed
             progress.start(step)
 
         last = step == total_steps
-        validate = last or (eval_every and step % eval_every == 0)
-        save = last or (checkpoint_every and step % checkpoint_every == 0)
-        if validate or save or step % config.log_every == 0:
+        evaluates = last or (eval_every and step % eval_every == 0)
+        saves = last or (checkpoint_every and step % checkpoint_every == 0)
+        if evaluates or saves or step % config.log_every == 0:
             summary = metrics.summarize(window)
             window.clear()
             progress.stop(step)
-            _stop_if_not_finite(summary["loss"], step, schedule(step))
+            learning_rate = float(on_devices.schedule(step - 1))
+            _stop_if_not_finite(summary["loss"], step, learning_rate)
             values = {f"train/{name}": summary[name] for name in ("loss", "accuracy")}
-            values["train/learning_rate"] = float(schedule(step))
+            values["train/learning_rate"] = learning_rate
             values["train/images_per_second"] = progress.images_per_second
             report(step, values)
             progress.show(step, summary["loss"])
-            if validate and dataset.validation:
-                evaluate("validation", step)
-            if save:
+            if evaluates and dataset.validation:
+                validate("validation", step)
+            if saves:
                 checkpoints.save(step, state, progress.seconds)
             progress.start(step)
 
-    test = evaluate("test", total_steps)
+    test = validate("test", total_steps)
     checkpoints.close()
     writer.close()
     progress.clear()
@@ -171,10 +173,27 @@ def eval_step(state: TrainState, batch: data.Batch, *, model: nn.Module) -> metr
     return metrics.count(logits, batch["label"], losses, batch["mask"])
 
 
-def shard(batch: data.Batch) -> data.Batch:
+def shard(batch: data.Batch, devices: int | None = None) -> data.Batch:
     """Splits each array's first axis over this process's devices: b ... -> devices b/devices ..."""
-    devices = jax.local_device_count()
+    devices = devices or jax.local_device_count()
     return jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch)
+
+
+def evaluate(
+    eval_step: Callable[..., metrics.Sums],
+    state: TrainState,
+    dataset: data.Dataset,
+    split: str,
+    batch_size: int,
+    size: tuple[int, int],
+) -> dict[str, float]:
+    """Loss and accuracies over every example of `split`, each counted once.
+
+    `batch_size` is rounded up to a multiple of the devices; what a batch lacks is masked.
+    """
+    devices = jax.local_device_count()
+    batches = data.eval_batches(dataset, split, -(-batch_size // devices) * devices, size=size)
+    return metrics.summarize(eval_step(state, shard(batch)) for batch in batches)
 
 
 def open_data(config: ml_collections.ConfigDict) -> data.Dataset:
@@ -193,9 +212,7 @@ def build_model(config: ml_collections.ConfigDict) -> nn.Module:
     return create_model(fields.pop("name"), **fields)
 
 
-def image_shape(
-    config: ml_collections.ConfigDict, dataset: data.Dataset
-) -> tuple[int, int, int]:
+def image_shape(config: ml_collections.ConfigDict, dataset: data.Dataset) -> tuple[int, int, int]:
     """(height, width, channels) of what the network sees."""
     height, width, channels = dataset.image_shape
     if config.data.image_size:
@@ -205,16 +222,31 @@ def image_shape(
     return height, width, channels
 
 
-def _settings(config: ml_collections.ConfigDict) -> ml_collections.FrozenConfigDict:
+def step_settings(config: ml_collections.ConfigDict) -> ml_collections.FrozenConfigDict:
     """All of a config that the compiled steps depend on beside the network."""
     names = ("optimization", "batch_size", "label_smoothing", "ema_decay")
     return ml_collections.FrozenConfigDict({name: config[name] for name in names})
 
 
+class Steps(NamedTuple):
+    """What runs on the devices, and what it was made from."""
+
+    place: Callable[[TrainState], TrainState]
+    train: Callable[..., tuple[TrainState, metrics.Sums]]
+    evaluate: Callable[..., metrics.Sums]
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+
+
 @functools.cache  # runs that differ in their seed alone share what is compiled
-def _compiled(
-    model: nn.Module, settings: ml_collections.FrozenConfigDict, total_steps: int, examples: int
-) -> tuple[optax.Schedule, optax.GradientTransformation, Any, Any]:
+def compile_steps(
+    model: nn.Module,
+    settings: ml_collections.FrozenConfigDict,
+    total_steps: int,
+    examples: int,
+    devices: tuple[jax.Device, ...] | None = None,
+) -> Steps:
+    """train_step and eval_step over `devices` (all of them, if None)."""
     schedule = create_schedule(
         settings.optimization,
         total_steps=total_steps,
@@ -222,21 +254,32 @@ def _compiled(
         batch_size=settings.batch_size,
     )
     optimizer = create_optimizer(settings.optimization, schedule)
-    step = functools.partial(
+    train = functools.partial(
         train_step,
         model=model,
         optimizer=optimizer,
         label_smoothing=settings.label_smoothing,
         ema_decay=settings.ema_decay,
     )
-    # The state has no device axis: every device holds and updates the same one.
-    return (
-        schedule,
-        optimizer,
-        jax.pmap(
-            step, AXIS, in_axes=(None, 0, None), out_axes=(None, 0), donate_argnums=(0,)
+    mesh = jax.sharding.Mesh(np.array(devices or jax.devices()), AXIS)
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return Steps(
+        # As the steps return it, or the second step would be compiled anew.
+        place=functools.partial(jax.device_put, device=replicated),
+        # The state has no device axis: every device holds and updates the same one.
+        train=jax.pmap(
+            train,
+            AXIS,
+            in_axes=(None, 0, None),
+            out_axes=(None, 0),
+            devices=devices,
+            donate_argnums=(0,),
         ),
-        jax.pmap(functools.partial(eval_step, model=model), AXIS, in_axes=(None, 0)),
+        evaluate=jax.pmap(
+            functools.partial(eval_step, model=model), AXIS, in_axes=(None, 0), devices=devices
+        ),
+        optimizer=optimizer,
+        schedule=schedule,
     )
 
 
@@ -250,9 +293,9 @@ def _hparams(config: ml_collections.ConfigDict) -> dict[str, Any]:
     }
 
 
-def _stop_if_not_finite(loss: float, step: int, learning_rate: Any) -> None:
+def _stop_if_not_finite(loss: float, step: int, learning_rate: float) -> None:
     if not math.isfinite(loss):
         raise UserError(
-            f"the loss is {loss} at step {step} (learning rate {float(learning_rate):.4g}): "
-            "lower optimization.learning_rate, or lengthen optimization.warmup"
+            f"the loss is {loss} at step {step} (learning rate {learning_rate:.4g}): "
+            "lower optimization.learning_rate or lengthen optimization.warmup"
         )

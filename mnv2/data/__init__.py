@@ -4,6 +4,7 @@ import os
 
 # TensorFlow reads data here and nothing else: no greeting, and no accelerator taken from JAX.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import tensorflow as tf
 

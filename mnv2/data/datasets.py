@@ -63,9 +63,7 @@ class Dataset:
     @functools.cache
     def arrays(self, split: str) -> tuple[tf.Tensor, tf.Tensor]:
         """All images (n h w c, uint8) and labels (n, int64), decoded once; for small sets."""
-        whole = self.builder.as_dataset(
-            split=self.split(split), batch_size=-1, shuffle_files=False
-        )
+        whole = self.builder.as_dataset(split=self.split(split), batch_size=-1, shuffle_files=False)
         return whole["image"], whole["label"]
 
     def encoded(self, split: str, shuffle_seed: int | None = None) -> tf.data.Dataset:

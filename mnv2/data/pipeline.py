@@ -4,7 +4,8 @@ The order of an epoch and every augmentation are functions of (seed, epoch, posi
 alone, so that a run that was stopped sees, from where it goes on, what it would have seen.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import TypedDict
 
 import numpy as np
@@ -13,6 +14,8 @@ import tensorflow as tf
 from mnv2.data import preprocess
 from mnv2.data.datasets import Dataset, find_broken_picture
 from mnv2.errors import UserError
+
+View = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 # Examples in the buffer that shuffles a set too large for memory. ImageNet: about 1.8 GB.
 SHUFFLE_BUFFER = 16 * 1024
@@ -46,23 +49,12 @@ def train_batches(
             f"batch_size {batch_size} is larger than the {dataset.num_examples('train')} "
             f"training examples of {dataset.name}"
         )
+    view = functools.partial(preprocess.train_image, augmentation=augmentation, size=size, pad=pad)
+    make = _epoch_in_memory if dataset.fits_in_memory() else _epoch_from_disk
     epoch, step = divmod(first_step, steps_per_epoch)
     while True:
-        examples = _shuffled(dataset, seed, epoch).enumerate().skip(step * batch_size)
-
-        def view(position, image, label, epoch=epoch):
-            example_seed = tf.random.experimental.stateless_fold_in([seed, epoch], position)
-            image = preprocess.train_image(
-                image, example_seed, augmentation=augmentation, size=size, pad=pad
-            )
-            return {"image": image, "label": tf.cast(label, tf.int32)}
-
-        batches = (
-            examples.map(lambda i, example, view=view: view(i, *example), tf.data.AUTOTUNE)
-            .batch(batch_size, drop_remainder=True)
-            .prefetch(tf.data.AUTOTUNE)
-        )
-        yield from _numpy(dataset, batches)
+        batches = make(dataset, view, batch_size, seed, epoch, step)
+        yield from _numpy(dataset, batches.prefetch(tf.data.AUTOTUNE))
         epoch, step = epoch + 1, 0
 
 
@@ -70,46 +62,68 @@ def eval_batches(
     dataset: Dataset, split: str, batch_size: int, *, size: tuple[int, int]
 ) -> Iterator[Batch]:
     """Yields every example of `split` exactly once; the last batch is padded, with mask 0."""
-
-    def view(image, label):
-        image = preprocess.eval_image(image, size=size)
-        return {"image": image, "label": tf.cast(label, tf.int32)}
-
-    batches = (
-        _in_order(dataset, split)
-        .map(view, tf.data.AUTOTUNE)
-        .batch(batch_size)
-        .prefetch(tf.data.AUTOTUNE)
-    )
-    for batch in _numpy(dataset, batches):
-        count = len(batch["label"])
-        batch["mask"] = np.ones(count, np.float32)
+    view = functools.partial(preprocess.eval_image, size=size)
+    if dataset.fits_in_memory():
+        examples = tf.data.Dataset.from_tensor_slices(dataset.arrays(split))
+        batches = examples.batch(batch_size).map(lambda x, y: _batch(view(x), y))
+    else:
+        examples = _decoded(dataset, dataset.encoded(split))
+        examples = examples.map(lambda x, y: (view(x), y), tf.data.AUTOTUNE)
+        batches = examples.batch(batch_size).map(_batch)
+    for batch in _numpy(dataset, batches.prefetch(tf.data.AUTOTUNE)):
+        batch["mask"] = np.ones(len(batch["label"]), np.float32)
         yield {name: _padded(value, batch_size) for name, value in batch.items()}  # type: ignore
 
 
-def _shuffled(dataset: Dataset, seed: int, epoch: int) -> tf.data.Dataset:
-    """(image, label) of the train split in the order of this seed and epoch."""
-    random = np.random.default_rng((seed, epoch))
-    if dataset.fits_in_memory():
-        images, labels = dataset.arrays("train")
-        order = tf.data.Dataset.from_tensor_slices(random.permutation(len(labels)))
-        return order.map(lambda i: (images[i], labels[i]))
-    shuffle_seed = int(random.integers(2**31))
+def _epoch_in_memory(
+    dataset: Dataset, view: View, batch_size: int, seed: int, epoch: int, first_step: int
+) -> tf.data.Dataset:
+    images, labels = dataset.arrays("train")
+    order = tf.constant(np.random.default_rng((seed, epoch)).permutation(len(labels)))
+
+    def batch(positions: tf.Tensor) -> dict[str, tf.Tensor]:
+        chosen = tf.gather(order, positions)
+        seeds = _seeds(_epoch_seed(seed, epoch), positions)
+        return _batch(view(tf.gather(images, chosen), seeds), tf.gather(labels, chosen))
+
+    positions = tf.data.Dataset.range(first_step * batch_size, len(labels))
+    return positions.batch(batch_size, drop_remainder=True).map(batch, tf.data.AUTOTUNE)
+
+
+def _epoch_from_disk(
+    dataset: Dataset, view: View, batch_size: int, seed: int, epoch: int, first_step: int
+) -> tf.data.Dataset:
+    shuffle_seed = _epoch_seed(seed, epoch)
     examples = dataset.encoded("train", shuffle_seed)
     examples = examples.shuffle(SHUFFLE_BUFFER, shuffle_seed, reshuffle_each_iteration=False)
-    return _decoded(dataset, examples)
+    # Skipped before they are decoded: going on in the middle of an epoch costs reading alone.
+    examples = examples.enumerate().skip(first_step * batch_size)
+
+    def example(position: tf.Tensor, encoded: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        image = dataset.decode(encoded["image"])
+        return view(image, _seeds(shuffle_seed, position)), encoded["label"]
+
+    decoded = examples.map(example, tf.data.AUTOTUNE)
+    return decoded.batch(batch_size, drop_remainder=True).map(_batch)
 
 
-def _in_order(dataset: Dataset, split: str) -> tf.data.Dataset:
-    if dataset.fits_in_memory():
-        return tf.data.Dataset.from_tensor_slices(dataset.arrays(split))
-    return _decoded(dataset, dataset.encoded(split))
+def _epoch_seed(seed: int, epoch: int) -> int:
+    return int(np.random.default_rng((seed, epoch)).integers(2**31))
+
+
+def _seeds(epoch_seed: int, positions: tf.Tensor) -> tf.Tensor:
+    """A pair of numbers for each position in an epoch: (..., 2)."""
+    return tf.stack([tf.fill(tf.shape(positions), tf.cast(epoch_seed, tf.int64)), positions], -1)
 
 
 def _decoded(dataset: Dataset, examples: tf.data.Dataset) -> tf.data.Dataset:
     return examples.map(
         lambda example: (dataset.decode(example["image"]), example["label"]), tf.data.AUTOTUNE
     )
+
+
+def _batch(images: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
+    return {"image": images, "label": tf.cast(labels, tf.int32)}
 
 
 def _numpy(dataset: Dataset, batches: tf.data.Dataset) -> Iterator[Batch]:

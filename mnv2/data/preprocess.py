@@ -12,9 +12,11 @@ CENTRAL_CROP = 0.875
 
 
 def train_image(
-    image: tf.Tensor, seed: tf.Tensor, *, augmentation: str, size: tuple[int, int], pad: int
+    images: tf.Tensor, seeds: tf.Tensor, *, augmentation: str, size: tuple[int, int], pad: int
 ) -> tf.Tensor:
-    """A random view of `image` (h w c, uint8), of `size` (height, width).
+    """A random view, of `size` (height, width), of one picture (h w c, uint8) or of a batch.
+
+    `seeds` is a pair of numbers a picture.
 
     none       resized where the size differs
     flip       mirrored left to right, half the time
@@ -23,21 +25,28 @@ def train_image(
                (slim's inception_preprocessing, without its colour distortion)
     """
     check_choice(augmentation, AUGMENTATIONS, "augmentation")
-    crop_seed, flip_seed = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
-    if augmentation == "inception":
-        image = _inception_crop(image, crop_seed)
-    image = _resize(image, size)
-    if augmentation == "crop_flip":
-        padded = tf.pad(image, ((pad, pad), (pad, pad), (0, 0)))
-        image = tf.image.stateless_random_crop(padded, tf.shape(image), crop_seed)
-    if augmentation != "none":
+    if augmentation == "none":
+        return to_unit_range(_resize(images, size))
+
+    def one(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        crop_seed, flip_seed = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
+        if augmentation == "inception":
+            image = _inception_crop(image, crop_seed)
+        image = _resize(image, size)
+        if augmentation == "crop_flip":
+            padded = tf.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+            image = tf.image.stateless_random_crop(padded, image.shape, crop_seed)
         image = tf.image.stateless_random_flip_left_right(image, flip_seed)
-    return to_unit_range(image)
+        return to_unit_range(image)
+
+    if images.shape.rank == 3:
+        return one(images, seeds)
+    return tf.map_fn(lambda pair: one(*pair), (images, seeds), fn_output_signature=tf.float32)
 
 
 def eval_image(image: tf.Tensor, *, size: tuple[int, int]) -> tf.Tensor:
-    """`image` (h w c, uint8) at `size`; if that means resizing, its central 87.5 % (slim)."""
-    if image.shape[:2] != size:
+    """Pictures (... h w c, uint8) at `size`; if that means resizing, their central 87.5 % (slim)."""
+    if image.shape[-3:-1] != size:
         image = tf.image.central_crop(image, CENTRAL_CROP)
     return to_unit_range(_resize(image, size))
 
@@ -48,7 +57,7 @@ def to_unit_range(image: tf.Tensor) -> tf.Tensor:
 
 
 def _resize(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
-    return image if image.shape[:2] == size else tf.image.resize(image, size)
+    return image if image.shape[-3:-1] == size else tf.image.resize(image, size)
 
 
 def _inception_crop(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:

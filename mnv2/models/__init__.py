@@ -16,6 +16,7 @@ from mnv2.errors import UserError, check_choice
 from mnv2.models import mobilenet_v1, mobilenet_v2, resnet
 from mnv2.models.mobilenet_v1 import MobileNetV1 as MobileNetV1
 from mnv2.models.mobilenet_v2 import MobileNetV2 as MobileNetV2
+from mnv2.models.blocks import make_divisible as make_divisible
 from mnv2.models.resnet import ResNet50 as ResNet50
 
 NETWORKS = {"mobilenet_v1": MobileNetV1, "mobilenet_v2": MobileNetV2, "resnet50": ResNet50}
@@ -57,11 +58,25 @@ def create_model(name: str, **fields: Any) -> nn.Module:
 
 
 def features(model: nn.Module, variables: Any, images: jax.Array) -> dict[str, jax.Array]:
-    """The named intermediate tensors of a network in evaluation, stem first, and the logits."""
-    logits, state = model.apply(variables, images, train=False, mutable=["intermediates"])
-    named = {
-        name: value[0] for name, value in state["intermediates"].items() if isinstance(value, tuple)
-    }
+    """A network's tensors by name, in evaluation: stem, block_0 ..., pooled, logits.
+
+    For MobileNetV2 also each block's expanded tensor, block_0_expanded ..., and last_conv.
+    """
+    logits, state = model.apply(
+        variables,
+        images,
+        train=False,
+        mutable=["intermediates"],
+        capture_intermediates=lambda module, method: (
+            method == "__call__" and len(module.scope.path) == 1
+        ),
+    )
+    named = {}
+    for name, captured in state["intermediates"].items():
+        (value,) = captured["__call__"] if isinstance(captured, dict) else captured
+        if isinstance(value, tuple):
+            value, named[f"{name}_expanded"] = value
+        named[name] = value
     return {**named, "logits": logits}
 
 

@@ -83,9 +83,9 @@ class ConvBN(nn.Module):
         )
         x = self._convolve(x.astype(self.dtype), kernel.astype(self.dtype))
         if self.batch_norm:
-            x = BatchNorm(
-                self.bn_momentum, self.bn_epsilon, self.axis_name, self.dtype, name="bn"
-            )(x, train)
+            x = BatchNorm(self.bn_momentum, self.bn_epsilon, self.axis_name, self.dtype, name="bn")(
+                x, train
+            )
         return self.activation(x)
 
     def _convolve(self, x: Array, kernel: Array) -> Array:

@@ -31,7 +31,7 @@ class MobileNetV1(nn.Module):
     axis_name     device axis over which batch norm is synchronised
     dtype         of the computation; parameters, statistics and logits are float32
 
-    Intermediate features (collection `intermediates`): stem, block_0 ... block_12, pooled.
+    Features (`mnv2.models.features`): stem, block_0 ... block_12, pooled.
     """
 
     num_classes: int = 1000
@@ -66,12 +66,10 @@ class MobileNetV1(nn.Module):
         )
         stem_stride, *block_strides = self.strides
         x = conv_bn(self._scaled(32), 3, stem_stride, name="stem")(images, train)
-        self.sow("intermediates", "stem", x)
         for i, (channels, stride) in enumerate(zip(CHANNELS, block_strides, strict=True)):
             x = SeparableBlock(
                 self._scaled(channels), stride, self.xception, conv_bn, name=f"block_{i}"
             )(x, train)
-            self.sow("intermediates", f"block_{i}", x)
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)  # n 1024
         self.sow("intermediates", "pooled", x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)

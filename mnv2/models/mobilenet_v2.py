@@ -47,7 +47,7 @@ class MobileNetV2(nn.Module):
     axis_name     device axis over which batch norm is synchronised
     dtype         of the computation; parameters, statistics and logits are float32
 
-    Intermediate features (collection `intermediates`): stem, block_0 ... block_16, block_i_expanded,
+    Features (`mnv2.models.features`): stem, block_0 ... block_16, block_i_expanded,
     last_conv, pooled.
     """
 
@@ -90,7 +90,6 @@ class MobileNetV2(nn.Module):
         )
         stem_stride, *row_strides = self.strides
         x = conv_bn(make_divisible(32 * self.width), 3, stem_stride, name="stem")(images, train)
-        self.sow("intermediates", "stem", x)
 
         expanded = None
         for i, (channels, stride) in enumerate(_blocks(row_strides)):
@@ -105,15 +104,12 @@ class MobileNetV2(nn.Module):
                     conv_bn=conv_bn,
                     name=name,
                 )(x, train, expanded)
-                self.sow("intermediates", f"{name}_expanded", expanded)
             else:
                 block = SeparableBlock if self.block == "separable" else Hourglass
                 x = block(features, stride, conv_bn=conv_bn, name=name)(x, train)
-            self.sow("intermediates", name, x)
 
         last = make_divisible(1280 * max(1.0, self.width))
         x = conv_bn(last, 1, name="last_conv")(x, train)  # n h/32 w/32 1280
-        self.sow("intermediates", "last_conv", x)
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)  # n 1280
         self.sow("intermediates", "pooled", x)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)

@@ -33,7 +33,7 @@ class ResNet50(nn.Module):
     axis_name     device axis over which batch norm is synchronised
     dtype         of the computation; parameters, statistics and logits are float32
 
-    Intermediate features (collection `intermediates`): stem, block_0 ... block_15, pooled.
+    Features (`mnv2.models.features`): stem, block_0 ... block_15, pooled.
     """
 
     num_classes: int = 1000
@@ -73,7 +73,6 @@ class ResNet50(nn.Module):
             activation=jax.nn.relu,
             name="stem",
         )(images, train)
-        self.sow("intermediates", "stem", x)
         if pool_stride > 1:
             padding = explicit_padding((x.shape[1], x.shape[2]), 3, pool_stride, self.padding)
             x = nn.max_pool(x, (3, 3), (pool_stride, pool_stride), padding)
@@ -83,7 +82,6 @@ class ResNet50(nn.Module):
                 stride = stage_stride if block == 0 else 1
                 features = make_divisible(channels * self.width)
                 x = Hourglass(features, stride, conv_bn, name=f"block_{i}")(x, train)
-                self.sow("intermediates", f"block_{i}", x)
                 i += 1
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)  # n 2048
         self.sow("intermediates", "pooled", x)

@@ -83,9 +83,7 @@ def _gradients_of_grouped_conv(images, kernel, gradient, *, stride, padding):
 def _shifted_products(images, kernel, *, stride, padding):
     taps = kernel[:, :, 0].astype(_accumulator(images.dtype))
     padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
-    out = sum(
-        window * taps[i, j] for i, j, window in _windows(padded, kernel.shape[0], stride)
-    )
+    out = sum(window * taps[i, j] for i, j, window in _windows(padded, kernel.shape[0], stride))
     return out.astype(images.dtype)
 
 

@@ -1,0 +1,115 @@
+"""One figure of a sweep: a panel an ablation, and accuracy against cost."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.figure
+import numpy as np
+from matplotlib.axes import Axes
+
+if TYPE_CHECKING:
+    from mnv2.report import Row, Sweep
+
+BASELINE_COLOR, ARM_COLOR, BAND_COLOR = "black", "#3b6ea5", "0.9"
+
+
+def draw(sweep: "Sweep", rows: Sequence["Row"], path: Path) -> None:
+    """Draws accuracy (with 95 % intervals) against what each panel of the config varies."""
+    by_arm = {row.arm: row for row in rows}
+    panels = sweep.config["panels"]
+    columns = 3
+    lines = math.ceil((len(panels) + 1) / columns)
+    figure = matplotlib.figure.Figure(figsize=(4 * columns, 3.4 * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False, sharey=True).flatten()
+    for axis, (title, panel) in zip(axes, panels.items(), strict=False):
+        shown = [by_arm[arm] for arm in panel["arms"] if arm in by_arm]
+        _draw_panel(axis, sweep, title, panel["field"], shown)
+    _draw_cost(axes[len(panels)], sweep, rows)
+    for axis in axes[len(panels) + 1 :]:
+        axis.set_visible(False)
+    for axis in axes[::columns]:
+        axis.set_ylabel("test top-1 accuracy, %")
+    figure.suptitle(
+        f"{sweep.config['data']['name']}, {sweep.config['duration']}: bars are 95 % intervals over "
+        f"seeds, the grey band holds 95 % of single runs of the baseline ({sweep.baseline})",
+        fontsize="medium",
+    )
+    unfinished = path.with_name("unfinished-" + path.name)
+    figure.savefig(unfinished, dpi=110)
+    unfinished.replace(path)
+
+
+def to_tensorboard(image: Path, folder: Path) -> None:
+    """Writes the figure as an image of the run `folder`, in place of an earlier one."""
+    from clu import metric_writers  # imports TensorFlow, which drawing need not wait for
+
+    for old in folder.glob("events.out.tfevents.*"):
+        old.unlink()
+    pixels = matplotlib.image.imread(image)
+    writer = metric_writers.SummaryWriter(str(folder))
+    writer.write_images(0, {"report": pixels[None, ..., :3]})
+    writer.close()
+
+
+def _draw_panel(axis: Axes, sweep: "Sweep", title: str, field: str, rows: Sequence["Row"]) -> None:
+    values = [_value(sweep, row.arm, field) for row in rows]
+    numeric = all(isinstance(value, int | float) for value in values)
+    places = values if numeric else list(range(len(rows)))
+    if numeric:
+        axis.plot(places, [row.accuracy.mean for row in rows], color=ARM_COLOR, zorder=1)
+        axis.set_xticks(places, [f"{value:g}" for value in values])
+    else:
+        axis.set_xticks(places, [str(value).replace("_", "\n") for value in values])
+        axis.set_xlim(-0.6, len(rows) - 0.4)
+    for place, row in zip(places, rows, strict=True):
+        _draw_point(axis, place, row, row.arm == sweep.baseline)
+    _draw_band(axis, sweep)
+    axis.set_title(title)
+    axis.set_xlabel(field)
+
+
+def _draw_cost(axis: Axes, sweep: "Sweep", rows: Sequence["Row"]) -> None:
+    for row in rows:
+        _draw_point(axis, row.multiply_adds / 1e6, row, row.arm == sweep.baseline)
+    _draw_band(axis, sweep)
+    axis.set_xscale("log")
+    axis.set_title("cost, all arms")
+    axis.set_xlabel("million multiply-adds an image")
+
+
+def _draw_point(axis: Axes, place: float, row: "Row", is_baseline: bool) -> None:
+    axis.errorbar(
+        place,
+        row.accuracy.mean,
+        yerr=row.accuracy.half_width,
+        fmt="s" if is_baseline else "o",
+        color=BASELINE_COLOR if is_baseline else ARM_COLOR,
+        markerfacecolor=BASELINE_COLOR if is_baseline else "white",
+        capsize=4,
+        zorder=3 if is_baseline else 2,
+    )
+
+
+def _draw_band(axis: Axes, sweep: "Sweep") -> None:
+    """Shades where a single run of the baseline would fall: the yardstick of one-seed arms."""
+    runs = sweep.results.get(sweep.baseline, {})
+    accuracies = [100 * result["test"]["accuracy"] for result in runs.values()]
+    if not accuracies:
+        return
+    axis.axhline(np.mean(accuracies), color=BASELINE_COLOR, linewidth=0.8, linestyle=":")
+    if len(accuracies) > 1:
+        reach = 1.96 * np.std(accuracies, ddof=1)
+        low, high = np.mean(accuracies) - reach, np.mean(accuracies) + reach
+        axis.axhspan(low, high, color=BAND_COLOR, zorder=0)
+
+
+def _value(sweep: "Sweep", arm: str, field: str) -> Any:
+    """What `field` is in an arm: what the arm sets, or else the shared config."""
+    value: Any = sweep.config["arms"][arm].get(field)
+    if value is None:
+        value = sweep.config
+        for name in field.split("."):
+            value = value[name]
+    return value

@@ -1,0 +1,76 @@
+"""The published counts. Keras, torchvision and slim print some of them; all follow from table 2."""
+
+import pytest
+
+from mnv2.analysis import complexity
+from mnv2.models import create_model
+
+# width: parameters with 1000 classes, MAdds at 224.
+MOBILENET_V2 = {
+    1.4: (6_108_776, 582_195_824),
+    1.3: (5_386_792, 509_374_560),
+    1.0: (3_504_872, 300_774_272),
+    0.75: (2_636_424, 209_069_792),
+    0.5: (1_968_680, 97_131_840),
+    0.35: (1_677_128, 59_285_808),
+}
+MOBILENET_V2_MILLIONS = {  # MAdds at 224, 192, 160, 128, 96
+    1.4: (582.2, 428.2, 297.9, 191.3, 108.4),
+    1.3: (509.4, 374.7, 260.7, 167.4, 94.9),
+    1.0: (300.77, 221.32, 154.08, 99.07, 56.29),
+    0.75: (209.07, 153.94, 107.30, 69.13, 39.45),
+    0.5: (97.13, 71.70, 50.18, 32.58, 18.89),
+    0.35: (59.29, 43.90, 30.87, 20.22, 11.93),
+}
+MOBILENET_V1_MILLIONS = {  # MAdds at 224, 192, 160, 128, with slim's 1001 classes
+    1.0: (568.7, 418.1, 290.7, 186.4),
+    0.75: (325.4, 239.3, 166.4, 106.8),
+    0.5: (149.5, 110.0, 76.5, 49.2),
+    0.25: (41.0, 30.2, 21.1, 13.6),
+}
+
+
+@pytest.mark.parametrize("width", MOBILENET_V2)
+def test_mobilenet_v2_has_the_published_parameters_and_multiply_adds(width):
+    model = create_model("mobilenet_v2", width=width)
+    counts = (
+        complexity.parameters(model, (224, 224, 3)),
+        complexity.multiply_adds(model, (224, 224, 3)),
+    )
+    assert counts == MOBILENET_V2[width]
+
+
+@pytest.mark.parametrize("width", MOBILENET_V2_MILLIONS)
+def test_mobilenet_v2_has_the_published_multiply_adds_at_every_resolution(width):
+    model = create_model("mobilenet_v2", width=width)
+    for size, millions in zip((224, 192, 160, 128, 96), MOBILENET_V2_MILLIONS[width], strict=True):
+        counted = complexity.multiply_adds(model, (size, size, 3)) / 1e6
+        assert counted == pytest.approx(millions, abs=0.051)
+
+
+@pytest.mark.parametrize("width", MOBILENET_V1_MILLIONS)
+def test_mobilenet_v1_has_the_published_multiply_adds_at_every_resolution(width):
+    model = create_model("mobilenet_v1", width=width, num_classes=1001)
+    for size, millions in zip((224, 192, 160, 128), MOBILENET_V1_MILLIONS[width], strict=True):
+        counted = complexity.multiply_adds(model, (size, size, 3)) / 1e6
+        assert counted == pytest.approx(millions, abs=0.051)
+
+
+def test_mobilenet_v1_has_the_published_parameters():
+    model = create_model("mobilenet_v1", num_classes=1001)
+    assert complexity.parameters(model, (224, 224, 3)) == 4_233_001
+    # Without the classifier, as its authors' code says: 567,716,352 multiply-adds.
+    assert complexity.multiply_adds(model, (224, 224, 3)) - 1024 * 1001 == 567_716_352
+
+
+def test_resnet50_has_the_parameters_that_torchvision_counts():
+    assert complexity.parameters(create_model("resnet50"), (224, 224, 3)) == 25_557_032
+
+
+def test_a_convolution_costs_its_outputs_times_its_kernel():
+    # conv 3x3 of 3 -> 8 channels at 4x4, two separable blocks of table 1 left out by hand:
+    model = create_model("mobilenet_v1", width=1 / 128, num_classes=2, strides=(1,) * 14)
+    channels = [8] * 14
+    expected = 4 * 4 * 9 * 3 * 8 + 13 * 4 * 4 * (9 * 8 + 8 * 8) + 8 * 2
+    assert channels[0] == 8
+    assert complexity.multiply_adds(model, (4, 4, 3)) == expected

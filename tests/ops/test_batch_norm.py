@@ -1,0 +1,89 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from mnv2.ops import BatchNorm
+from mnv2.ops.batch_norm import normalize_batch
+
+
+@pytest.fixture
+def inputs():
+    random = np.random.default_rng(0)
+    x = 3 + 2 * random.normal(size=(8, 5, 4, 6))
+    return x, random.normal(size=6), random.normal(size=6)
+
+
+def test_the_batch_is_normalised_by_its_own_mean_and_biased_variance(inputs):
+    with jax.enable_x64(True):
+        x, scale, bias = map(jnp.asarray, inputs)
+        y, mean, var = normalize_batch(x, scale, bias, 1e-3, None)
+        np.testing.assert_allclose(mean, np.mean(x, (0, 1, 2)), rtol=1e-12)
+        np.testing.assert_allclose(var, np.var(x, (0, 1, 2)), rtol=1e-10)
+        expected = (x - mean) / np.sqrt(var + 1e-3) * scale + bias
+        np.testing.assert_allclose(y, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_gradients_equal_finite_differences_in_float64(inputs):
+    with jax.enable_x64(True):
+        arguments = tuple(map(jnp.asarray, inputs))
+        weights = jnp.cos(jnp.arange(arguments[0].size)).reshape(arguments[0].shape)
+
+        def loss(x, scale, bias):
+            x, scale, bias = map(jnp.asarray, (x, scale, bias))
+            return jnp.sum(jnp.tanh(normalize_batch(x, scale, bias, 1e-3, None)[0]) * weights)
+
+        check_grads(loss, arguments, order=1, modes=["rev"], rtol=1e-6)
+
+
+def test_outputs_gradients_and_running_statistics_equal_flax(inputs):
+    x = jnp.asarray(inputs[0], jnp.float32)
+    ours, theirs = BatchNorm(0.9, 1e-3), nn.BatchNorm(momentum=0.9, epsilon=1e-3)
+    variables = ours.init(jax.random.key(0), x, True)
+    variables["params"]["scale"] = jnp.asarray(inputs[1], jnp.float32)
+    variables["params"]["bias"] = jnp.asarray(inputs[2], jnp.float32)
+
+    def run(apply):
+        def loss(params, x):
+            y, new = apply({**variables, "params": params}, x)
+            return jnp.sum(jnp.sin(y)), (y, new["batch_stats"])
+
+        return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(variables["params"], x)
+
+    result = run(lambda v, x: ours.apply(v, x, True, mutable=["batch_stats"]))
+    expected = run(
+        lambda v, x: theirs.apply(v, x, use_running_average=False, mutable=["batch_stats"])
+    )
+    for a, b in zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        ours.apply(variables, x, False),
+        theirs.apply(variables, x, use_running_average=True),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_devices_together_compute_what_one_computes_with_the_whole_batch(inputs, devices):
+    x, scale, bias = (jnp.asarray(a, jnp.float32) for a in inputs)
+    weights = jnp.cos(jnp.arange(x.size)).reshape(x.shape)
+
+    def loss(x, weights, axis_name):
+        y, mean, var = normalize_batch(x, scale, bias, 1e-3, axis_name)
+        return jnp.sum(y * weights), (y, mean, var)
+
+    whole = jax.grad(lambda x: loss(x, weights, None), has_aux=True)(x)
+    parts = jax.pmap(
+        lambda x, w: jax.grad(lambda x: loss(x, w, "d"), has_aux=True)(x),
+        axis_name="d",
+        devices=jax.devices()[:devices],
+    )(*(a.reshape(devices, -1, *a.shape[1:]) for a in (x, weights)))
+    (gradient, (y, mean, var)), (whole_gradient, (whole_y, whole_mean, whole_var)) = parts, whole
+    np.testing.assert_allclose(y.reshape(x.shape), whole_y, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(gradient.reshape(x.shape), whole_gradient, rtol=1e-4, atol=1e-5)
+    for device in range(devices):
+        np.testing.assert_allclose(mean[device], whole_mean, rtol=1e-5)
+        np.testing.assert_allclose(var[device], whole_var, rtol=1e-4)

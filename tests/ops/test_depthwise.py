@@ -1,0 +1,97 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from mnv2.ops import depthwise, depthwise_conv, explicit_padding
+
+SIZES = [(6, 6), (7, 5), (1, 4), (9, 8)]
+
+
+@pytest.fixture
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def random_inputs(size, stride, convention, batch=3, channels=4):
+    random = np.random.default_rng(0)
+    images = jnp.asarray(random.normal(size=(batch, *size, channels)))
+    kernel = jnp.asarray(random.normal(size=(3, 3, 1, channels)))
+    return images, kernel, stride, explicit_padding(size, 3, stride, convention)
+
+
+@pytest.mark.parametrize("convention", ["same", "symmetric"])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", SIZES)
+def test_the_result_equals_the_grouped_convolution_in_float64(float64, size, stride, convention):
+    images, kernel, stride, padding = random_inputs(size, stride, convention)
+    expected = depthwise._grouped_conv(images, kernel, stride=stride, padding=padding)
+    for run in (depthwise_conv, jax.jit(depthwise_conv, static_argnums=(2, 3))):
+        result = run(images, kernel, stride, padding)
+        assert result.dtype == jnp.float64
+        np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("convention", ["same", "symmetric"])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", SIZES)
+def test_gradients_equal_finite_differences_in_float64(float64, size, stride, convention):
+    images, kernel, stride, padding = random_inputs(size, stride, convention)
+    check_grads(
+        jax.jit(lambda x, w: depthwise_conv(x, w, stride, padding)),
+        (images, kernel),
+        order=1,
+        modes=["rev"],
+        rtol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_gradients_do_not_depend_on_how_many_images_are_taken_at_once(float64, batch, stride):
+    images, kernel, stride, padding = random_inputs((12, 12), stride, "same", batch, channels=32)
+    assert depthwise._images_at_once(images) < batch or batch in (1, 7)
+    convs = (
+        functools.partial(depthwise_conv, stride=stride, padding=padding),
+        functools.partial(depthwise._grouped_conv, stride=stride, padding=padding),
+    )
+    (ours, back), (expected, expected_back) = (jax.vjp(conv, images, kernel) for conv in convs)
+    gradient = jnp.cos(jnp.arange(ours.size, dtype=ours.dtype)).reshape(ours.shape)
+    for result, reference in zip(back(gradient), expected_back(gradient), strict=True):
+        np.testing.assert_allclose(result, reference, rtol=1e-11, atol=1e-11)
+    np.testing.assert_allclose(ours, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_float32_is_as_exact_as_float32_can_be():
+    images, kernel, stride, padding = random_inputs((14, 14), 1, "same", channels=16)
+    exact = depthwise_conv(images, kernel, stride, padding)
+    with jax.enable_x64(True):
+        wide = (np.asarray(images, np.float64), np.asarray(kernel, np.float64))
+        reference = depthwise_conv(*map(jnp.asarray, wide), stride, padding)
+    np.testing.assert_allclose(exact, reference, rtol=1e-5, atol=1e-5)
+
+
+def test_half_precision_sums_in_float32():
+    images, kernel, stride, padding = random_inputs((14, 14), 1, "same", channels=16)
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (images, kernel))
+    result = depthwise_conv(*half, stride, padding)
+    assert result.dtype == jnp.bfloat16
+    exact = depthwise_conv(*(x.astype(jnp.float32) for x in half), stride, padding)
+    np.testing.assert_array_equal(result, exact.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize(("platform", "convolutions"), [("cpu", 0), ("tpu", 1), ("cuda", 1)])
+def test_the_form_is_chosen_for_the_platform_of_the_lowering(platform, convolutions):
+    images, kernel, stride, padding = random_inputs((8, 8), 1, "same")
+    forward = jax.jit(lambda x, w: depthwise_conv(x, w, stride, padding))
+    exported = jax.export.export(forward, platforms=[platform])(images, kernel)
+    assert exported.mlir_module().count("stablehlo.convolution") == convolutions
+    backward = jax.jit(
+        jax.grad(lambda x, w: depthwise_conv(x, w, stride, padding).sum(), argnums=(0, 1))
+    )
+    exported = jax.export.export(backward, platforms=[platform])(images, kernel)
+    assert (exported.mlir_module().count("stablehlo.convolution") >= 2) == bool(convolutions)
