@@ -23,9 +23,8 @@ def draw(sweep: "Sweep", rows: Sequence["Row"], path: Path) -> None:
     lines = math.ceil((len(panels) + 1) / columns)
     figure = matplotlib.figure.Figure(figsize=(4 * columns, 3.4 * lines), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False, sharey=True).flatten()
-    for axis, (title, panel) in zip(axes, panels.items(), strict=False):
-        shown = [by_arm[arm] for arm in panel["arms"] if arm in by_arm]
-        _draw_panel(axis, sweep, title, panel["field"], shown)
+    for axis, (title, field, arms) in zip(axes, panels, strict=False):
+        _draw_panel(axis, sweep, title, field, [by_arm[arm] for arm in arms if arm in by_arm])
     _draw_cost(axes[len(panels)], sweep, rows)
     for axis in axes[len(panels) + 1 :]:
         axis.set_visible(False)
@@ -54,6 +53,8 @@ def to_tensorboard(image: Path, folder: Path) -> None:
 
 
 def _draw_panel(axis: Axes, sweep: "Sweep", title: str, field: str, rows: Sequence["Row"]) -> None:
+    if all(isinstance(_value(sweep, row.arm, field), int | float) for row in rows):
+        rows = sorted(rows, key=lambda row: _value(sweep, row.arm, field))
     values = [_value(sweep, row.arm, field) for row in rows]
     numeric = all(isinstance(value, int | float) for value in values)
     places = values if numeric else list(range(len(rows)))
@@ -107,7 +108,7 @@ def _draw_band(axis: Axes, sweep: "Sweep") -> None:
 
 def _value(sweep: "Sweep", arm: str, field: str) -> Any:
     """What `field` is in an arm: what the arm sets, or else the shared config."""
-    value: Any = sweep.config["arms"][arm].get(field)
+    value: Any = sweep.arms[arm].get(field)
     if value is None:
         value = sweep.config
         for name in field.split("."):

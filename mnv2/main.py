@@ -1,7 +1,7 @@
 """Trains the arms of a config and reports on them.
 
-    python -m mnv2.main --config configs/v2_ablation.py            the ablations, 15 minutes on a laptop
-    python -m mnv2.main --config configs/v2_ablation.py:full       as one would publish them
+    python -m mnv2.main --config configs/v2_ablation.py       the ablations, on a laptop
+    python -m mnv2.main --config configs/v2_ablation.py:full  as one would publish them
     python -m mnv2.main --config configs/v2_ablation.py --only linear,relu6
     python -m mnv2.main --config configs/v2_ablation.py --config.model.width 0.5 --workdir runs/w50
 
@@ -10,6 +10,7 @@ stopped and skips what is finished. Results: python -m mnv2.report WORKDIR, and
 tensorboard --logdir WORKDIR.
 """
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +38,9 @@ def main(argv: Sequence[str]) -> None:
     logging.set_verbosity(logging.ERROR)  # TensorFlow and Orbax have much to say
     from mnv2 import sweep  # imports JAX and TensorFlow, which --help need not wait for
 
-    workdir = Path(_WORKDIR.value or _default_workdir(flags.FLAGS["config"].config_filename))
+    workdir = Path(
+        _WORKDIR.value or _default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]))
+    )
     run(lambda: sweep.run(_CONFIG.value, workdir, _ONLY.value))
 
 
@@ -49,10 +52,24 @@ def _default_workdir(config_file: str) -> Path:
 
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
+        getattr(_CONFIG.value, "arms", None)  # a config that failed to load says so when it is used
+        return rest
     except (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
-        fail(str(error.args[0] if error.args else error))
+        fail(_explain(error))
         raise
+
+
+def _explain(error: Exception) -> str:
+    """What was wrong with the flags, without the traceback that ml_collections puts around it."""
+    text = str(error)
+    if match := re.search(r'Did you mean "(\S+)" instead of "(\S+)"', text):
+        return f"unknown config field {match[2]!r}: did you mean {match[1]!r}?"
+    if match := re.search(r"No such file or directory: '(.+)'", text):
+        return f"no config file {match[1]}: try configs/v2_ablation.py"
+    if "Traceback" in text:
+        return text.strip().splitlines()[-1].partition(": ")[2]
+    return text
 
 
 if __name__ == "__main__":

@@ -70,6 +70,11 @@ class Sweep:
     def baseline(self) -> str:
         return self.config["baseline"]
 
+    @property
+    def arms(self) -> dict[str, dict[str, Any]]:
+        """What each arm changes of the config."""
+        return dict(self.config["arms"])
+
     def rows(self) -> list[Row]:
         """One for each arm that has a finished run, in the order of the config."""
         return [self._row(arm) for arm, runs in self.results.items() if runs]
@@ -78,14 +83,14 @@ class Sweep:
         """The arms and seeds that the config names and that are not finished."""
         return [
             f"{arm}/{seed}"
-            for arm, fields in self.config["arms"].items()
-            for seed in self._seeds(fields)
+            for arm, changes in self.arms.items()
+            for seed in self._seeds(changes)
             if seed not in self.results[arm]
         ]
 
-    def _seeds(self, fields: dict[str, Any]) -> range:
+    def _seeds(self, changes: dict[str, Any]) -> range:
         first = self.config["seed"]
-        return range(first, first + fields.get("seeds", self.config["seeds"]))
+        return range(first, first + changes.get("seeds", self.config["seeds"]))
 
     def _row(self, arm: str) -> Row:
         runs = self.results[arm]
@@ -116,7 +121,7 @@ def load(workdir: Path) -> Sweep:
         raise UserError(f"{workdir} is not the --workdir of any runs: it has no {path.name}")
     description = json.loads(path.read_text())
     results: dict[str, dict[int, dict[str, Any]]] = {}
-    for arm in description["config"]["arms"]:
+    for arm in dict(description["config"]["arms"]):
         folders = sorted((workdir / arm).glob("*/result.json"), key=lambda p: int(p.parent.name))
         results[arm] = {int(p.parent.name): json.loads(p.read_text()) for p in folders}
     return Sweep(workdir, description["config"], description["environment"], results)
@@ -203,9 +208,12 @@ def _csv(rows: Sequence[Row]) -> str:
     for row in rows:
         difference = row.difference or Estimate(float("nan"), None, 0)
         writer.writerow(
-            [row.arm, row.parameters, row.multiply_adds, row.accuracy.mean]
-            + [row.accuracy.half_width, difference.mean, difference.half_width]
-            + [row.accuracy.count, row.images_per_second, row.minutes]
+            [
+                *(row.arm, row.parameters, row.multiply_adds),
+                *(row.accuracy.mean, row.accuracy.half_width),
+                *(difference.mean, difference.half_width),
+                *(row.accuracy.count, row.images_per_second, row.minutes),
+            ]
         )
     return text.getvalue()
 

@@ -1,5 +1,7 @@
 """Everything that training changes."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax
@@ -13,10 +15,10 @@ import optax
 class TrainState:
     """Parameters, their moving average (None if there is none), statistics, optimiser, step."""
 
-    step: jax.Array
+    step: Any  # scalar int32
     params: Any
     batch_stats: Any
-    opt_state: optax.OptState
+    opt_state: Any
     ema: Any
 
     def variables(self) -> dict[str, Any]:
@@ -34,7 +36,16 @@ def create_state(
     ema: bool,
 ) -> TrainState:
     """A fresh state; the parameters are a function of `seed`."""
+    return _initializer(model, optimizer, image_shape, ema)(jax.random.key(seed))
 
+
+@functools.cache  # runs that differ in their seed alone share what is compiled
+def _initializer(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    image_shape: tuple[int, int, int],
+    ema: bool,
+) -> Callable[[jax.Array], TrainState]:
     # Unoptimised, the program that draws the parameters compiles in 2 s instead of 10.
     @jax.jit(compiler_options={"xla_backend_optimization_level": 0})
     def initial(key: jax.Array) -> TrainState:
@@ -48,4 +59,4 @@ def create_state(
             ema=jax.tree.map(jnp.copy, params) if ema else None,
         )
 
-    return initial(jax.random.key(seed))
+    return initial

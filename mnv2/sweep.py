@@ -17,7 +17,7 @@ from mnv2 import report
 from mnv2.errors import UserError, check_choice, check_positive
 from mnv2.files import write_json
 from mnv2.progress import format_seconds
-from mnv2.train import RESULT, build_model, train_and_evaluate
+from mnv2.train import RESULT, build, train_and_evaluate
 
 SWEEP = "sweep.json"
 CONFIG = "config.json"
@@ -43,12 +43,18 @@ def plan(config: ml_collections.ConfigDict, workdir: Path, only: Sequence[str] =
 
     Raises UserError if any of them could not start, before the first has.
     """
+    try:
+        arms = dict(config.arms)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"arms must be pairs of a name and its changes, got {config.arms!r}"
+        ) from None
     for arm in only:
-        check_choice(arm, config.arms, "arm")
+        check_choice(arm, arms, "arm")
     runs = []
-    for arm in only or config.arms:
+    for arm in only or arms:
         resolved = resolve(config, arm)
-        build_model(resolved)
+        build(resolved)
         check_positive(resolved.seeds, f"seeds of arm {arm}")
         for seed in range(resolved.seeds):
             one = resolved.copy_and_resolve_references()
@@ -62,11 +68,12 @@ def resolve(config: ml_collections.ConfigDict, arm: str) -> ml_collections.Confi
     resolved = ml_collections.ConfigDict(
         {name: value for name, value in config.items() if name not in ("arms", "panels")}
     ).copy_and_resolve_references()
-    for field in config.arms[arm]:
+    changes = dict(config.arms)[arm]
+    for field in changes:
         if not _has_field(resolved, field):
             raise UserError(f"arm {arm} changes the unknown field {field!r}")
     try:
-        resolved.update_from_flattened_dict(config.arms[arm].to_dict())
+        resolved.update_from_flattened_dict(changes)
     except TypeError as error:
         raise UserError(f"arm {arm}: {error}") from error
     return resolved
@@ -119,8 +126,8 @@ def _claim(workdir: Path, config: ml_collections.ConfigDict, runs: Sequence[Run]
     description = {"config": config.to_dict(), "environment": environment()}
     previous = workdir / SWEEP
     if previous.exists():
-        arms = json.loads(previous.read_text())["config"]["arms"]
-        if not set(arms) & set(config.arms):
+        arms = dict(json.loads(previous.read_text())["config"]["arms"])
+        if not arms.keys() & dict(config.arms).keys():
             raise UserError(f"{workdir} holds the runs of other arms; choose another --workdir")
     try:
         write_json(previous, description)

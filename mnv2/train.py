@@ -20,7 +20,7 @@ from mnv2 import data, metrics
 from mnv2.analysis import complexity
 from mnv2.checkpoint import Checkpoints
 from mnv2.durations import to_steps
-from mnv2.errors import UserError
+from mnv2.errors import UserError, check_choice, check_positive
 from mnv2.files import append_line, keep_lines, write_json
 from mnv2.models import create_model
 from mnv2.optimizer import create_optimizer, create_schedule
@@ -40,16 +40,9 @@ def train_and_evaluate(
     Looks at the validation split on the way and at the test split once, at the end. Writes
     TensorBoard's events, metrics.jsonl, checkpoints, and at last result.json, which it returns.
     """
-    dataset, model = open_data(config), build_model(config)
-    shape = image_shape(config, dataset)
-    examples, batch_size = dataset.num_examples("train"), config.batch_size
-
-    def steps(field: str) -> int:
-        return to_steps(config[field], examples=examples, batch_size=batch_size, what=field)
-
-    total_steps = steps("duration")
-    eval_every, checkpoint_every = steps("eval_every"), steps("checkpoint_every")
-    on_devices = compile_steps(model, step_settings(config), total_steps, examples)
+    dataset, model, shape, durations, on_devices = build(config)
+    total_steps, eval_every, checkpoint_every = durations
+    batch_size = config.batch_size
 
     state = create_state(
         model, on_devices.optimizer, shape, seed=config.seed, ema=config.ema_decay > 0
@@ -133,7 +126,7 @@ def train_and_evaluate(
 
 def train_step(
     state: TrainState,
-    batch: data.Batch,
+    batch: dict[str, jax.Array],
     key: jax.Array,
     *,
     model: nn.Module,
@@ -145,6 +138,7 @@ def train_step(
     key = jax.random.fold_in(jax.random.fold_in(key, state.step), jax.lax.axis_index(AXIS))
 
     def loss_of(params: Any) -> tuple[jax.Array, tuple[Any, metrics.Sums]]:
+        logits: Any
         logits, changed = model.apply(
             {"params": params, "batch_stats": state.batch_stats},
             batch["image"],
@@ -166,9 +160,9 @@ def train_step(
     return TrainState(state.step + 1, params, batch_stats, opt_state, ema), sums
 
 
-def eval_step(state: TrainState, batch: data.Batch, *, model: nn.Module) -> metrics.Sums:
+def eval_step(state: TrainState, batch: dict[str, jax.Array], *, model: nn.Module) -> metrics.Sums:
     """One device's share of a batch, counted by its mask."""
-    logits = model.apply(state.variables(), batch["image"], train=False)
+    logits: Any = model.apply(state.variables(), batch["image"], train=False)
     losses = metrics.cross_entropy(logits, batch["label"])
     return metrics.count(logits, batch["label"], losses, batch["mask"])
 
@@ -194,6 +188,41 @@ def evaluate(
     devices = jax.local_device_count()
     batches = data.eval_batches(dataset, split, -(-batch_size // devices) * devices, size=size)
     return metrics.summarize(eval_step(state, shard(batch)) for batch in batches)
+
+
+class Steps(NamedTuple):
+    """What runs on the devices, and what it was made from."""
+
+    place: Callable[[TrainState], TrainState]
+    train: Callable[..., tuple[TrainState, metrics.Sums]]
+    evaluate: Callable[..., metrics.Sums]
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+
+
+class Parts(NamedTuple):
+    """What a config describes, built; nothing is compiled yet."""
+
+    dataset: data.Dataset
+    model: nn.Module
+    image_shape: tuple[int, int, int]
+    durations: tuple[int, int, int]  # steps: in all, between evaluations, between checkpoints
+    on_devices: Steps
+
+
+def build(config: ml_collections.ConfigDict) -> Parts:
+    """Builds all that a run needs. Raises UserError if the config does not describe a run."""
+    dataset, model = open_data(config), build_model(config)
+    shape = image_shape(config, dataset)
+    check_choice(config.data.augmentation, data.AUGMENTATIONS, "augmentation")
+    examples = dataset.num_examples("train")
+    total, evaluation, checkpoint = (
+        to_steps(config[name], examples=examples, batch_size=config.batch_size, what=name)
+        for name in ("duration", "eval_every", "checkpoint_every")
+    )
+    check_positive(total, "duration")
+    on_devices = compile_steps(model, step_settings(config), total, examples)
+    return Parts(dataset, model, shape, (total, evaluation, checkpoint), on_devices)
 
 
 def open_data(config: ml_collections.ConfigDict) -> data.Dataset:
@@ -226,16 +255,6 @@ def step_settings(config: ml_collections.ConfigDict) -> ml_collections.FrozenCon
     """All of a config that the compiled steps depend on beside the network."""
     names = ("optimization", "batch_size", "label_smoothing", "ema_decay")
     return ml_collections.FrozenConfigDict({name: config[name] for name in names})
-
-
-class Steps(NamedTuple):
-    """What runs on the devices, and what it was made from."""
-
-    place: Callable[[TrainState], TrainState]
-    train: Callable[..., tuple[TrainState, metrics.Sums]]
-    evaluate: Callable[..., metrics.Sums]
-    optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
 
 
 @functools.cache  # runs that differ in their seed alone share what is compiled

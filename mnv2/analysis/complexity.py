@@ -1,7 +1,7 @@
 """Parameters and multiply-adds, counted from the network itself."""
 
+import functools
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -9,7 +9,8 @@ import jax
 import jax.extend.core as jax_core
 
 
-def parameters(model: nn.Module, image: Sequence[int]) -> int:
+@functools.cache
+def parameters(model: nn.Module, image: tuple[int, int, int]) -> int:
     """Number of trainable parameters of `model` for images of (height, width, channels).
 
     Weights, biases, and batch norm's scale and shift; not its running statistics.
@@ -18,7 +19,8 @@ def parameters(model: nn.Module, image: Sequence[int]) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
 
 
-def multiply_adds(model: nn.Module, image: Sequence[int]) -> int:
+@functools.cache
+def multiply_adds(model: nn.Module, image: tuple[int, int, int]) -> int:
     """Multiply-adds (MAdds) of one image's forward pass in evaluation.
 
     Counts the convolutions and matrix products of the traced program, as the papers do: nothing
@@ -31,7 +33,7 @@ def multiply_adds(model: nn.Module, image: Sequence[int]) -> int:
     return _count(program.jaxpr)
 
 
-def _images(image: Sequence[int]) -> jax.ShapeDtypeStruct:
+def _images(image: tuple[int, int, int]) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((1, *image), jax.numpy.float32)
 
 
@@ -61,7 +63,7 @@ def _count_equation(equation: Any) -> int:
 
 
 def _subprograms(equation: Any) -> list[jax_core.Jaxpr]:
-    found = []
+    found: list[Any] = []
     for value in equation.params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
             item = getattr(item, "jaxpr", item)  # a closed program holds an open one

@@ -5,7 +5,6 @@ import functools
 import os
 from pathlib import Path
 
-import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
@@ -43,39 +42,49 @@ class Dataset:
         """(height, width, channels); None where it differs from image to image."""
         return self.builder.info.features["image"].shape
 
-    def split(self, name: str) -> str:
-        """TFDS's expression for `train`, `validation` or `test`."""
+    def split(self, name: str) -> tuple[str, int, int]:
+        """Which of TFDS's splits holds `train`, `validation` or `test`, from where to where."""
         check_choice(name, ("train", "validation", "test"), "split")
+        splits = self.builder.info.splits
         if name == "test":
-            return "test" if "test" in self.builder.info.splits else "validation"
-        cut = self.builder.info.splits["train"].num_examples - self.validation
-        return f"train[:{cut}]" if name == "train" else f"train[{cut}:]"
+            whole = "test" if "test" in splits else "validation"
+            return whole, 0, splits[whole].num_examples
+        end = splits["train"].num_examples
+        cut = end - self.validation
+        return ("train", 0, cut) if name == "train" else ("train", cut, end)
 
     def num_examples(self, split: str) -> int:
-        return self.builder.info.splits[self.split(split)].num_examples
+        _, start, stop = self.split(split)
+        return stop - start
 
     def fits_in_memory(self) -> bool:
-        if None in self.image_shape:
+        height, width, channels = self.image_shape
+        if height is None or width is None:
             return False
         train = self.builder.info.splits["train"].num_examples
-        return train * int(np.prod(self.image_shape)) < IN_MEMORY_BYTES
+        return train * height * width * channels < IN_MEMORY_BYTES
 
-    @functools.cache
     def arrays(self, split: str) -> tuple[tf.Tensor, tf.Tensor]:
         """All images (n h w c, uint8) and labels (n, int64), decoded once; for small sets."""
-        whole = self.builder.as_dataset(split=self.split(split), batch_size=-1, shuffle_files=False)
-        return whole["image"], whole["label"]
+        whole, start, stop = self.split(split)
+        return _decoded_arrays(self.builder, f"{whole}[{start}:{stop}]")
 
     def encoded(self, split: str, shuffle_seed: int | None = None) -> tf.data.Dataset:
         """Examples with images still encoded; files in an order that `shuffle_seed` sets."""
+        whole, start, stop = self.split(split)
+        decoders = {"image": tfds.decode.SkipDecoding()}
+        if isinstance(self.builder, tfds.ImageFolder):
+            # Its classes are mixed, in an order that never changes; it knows no parts of splits.
+            examples = self.builder.as_dataset(whole, shuffle_files=False, decoders=decoders)
+            return examples.skip(start).take(stop - start)
         read_config = tfds.ReadConfig(
             shuffle_seed=shuffle_seed, interleave_cycle_length=16, try_autocache=False
         )
         return self.builder.as_dataset(
-            split=self.split(split),
+            f"{whole}[{start}:{stop}]",
             shuffle_files=shuffle_seed is not None,
             read_config=read_config,
-            decoders={"image": tfds.decode.SkipDecoding()},
+            decoders=decoders,
         )
 
     def decode(self, encoded: tf.Tensor) -> tf.Tensor:
@@ -138,8 +147,14 @@ def _prepare(name: str, builder: tfds.core.DatasetBuilder) -> None:
         ) from error
     except Exception as error:
         raise UserError(
-            f"cannot prepare {name} in {builder.data_dir}: {_first_line(error)}; is there a network?"
+            f"cannot prepare {name} in {builder.data_dir}: {_first_line(error)}"
         ) from error
+
+
+@functools.cache  # runs of one process share them
+def _decoded_arrays(builder: tfds.core.DatasetBuilder, split: str) -> tuple[tf.Tensor, tf.Tensor]:
+    whole = builder.as_dataset(split=split, batch_size=-1, shuffle_files=False)
+    return whole["image"], whole["label"]
 
 
 def find_broken_picture(dataset: Dataset) -> str | None:

@@ -45,7 +45,7 @@ def train_image(
 
 
 def eval_image(image: tf.Tensor, *, size: tuple[int, int]) -> tf.Tensor:
-    """Pictures (... h w c, uint8) at `size`; if that means resizing, their central 87.5 % (slim)."""
+    """Pictures (... h w c, uint8) at `size`; where resized, their central 87.5 % (slim)."""
     if image.shape[-3:-1] != size:
         image = tf.image.central_crop(image, CENTRAL_CROP)
     return to_unit_range(_resize(image, size))

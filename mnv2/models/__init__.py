@@ -14,15 +14,19 @@ import jax.numpy as jnp
 
 from mnv2.errors import UserError, check_choice
 from mnv2.models import mobilenet_v1, mobilenet_v2, resnet
+from mnv2.models.blocks import make_divisible as make_divisible
 from mnv2.models.mobilenet_v1 import MobileNetV1 as MobileNetV1
 from mnv2.models.mobilenet_v2 import MobileNetV2 as MobileNetV2
-from mnv2.models.blocks import make_divisible as make_divisible
 from mnv2.models.resnet import ResNet50 as ResNet50
 
-NETWORKS = {"mobilenet_v1": MobileNetV1, "mobilenet_v2": MobileNetV2, "resnet50": ResNet50}
+NETWORKS: dict[str, type[nn.Module]] = {
+    "mobilenet_v1": MobileNetV1,
+    "mobilenet_v2": MobileNetV2,
+    "resnet50": ResNet50,
+}
 
 # What `strides` may be called instead of being spelled out.
-STRIDES = {
+STRIDES: dict[str, dict[str, tuple[int, ...]]] = {
     "mobilenet_v1": {
         "imagenet": mobilenet_v1.IMAGENET_STRIDES,
         "small": mobilenet_v1.SMALL_STRIDES,
@@ -38,7 +42,7 @@ STRIDES = {
 def create_model(name: str, **fields: Any) -> nn.Module:
     """Builds `mobilenet_v1`, `mobilenet_v2` or `resnet50`.
 
-    `fields` are those of its class (`MobileNetV1`, `MobileNetV2`, `ResNet50`). `strides` may also be
+    `fields` are those of its class (MobileNetV1, MobileNetV2, ResNet50). `strides` may also be
     `imagenet` or `small`, and `dtype` a name such as `bfloat16`. Call the model with
     `model.apply(variables, images, train=False)`.
 
@@ -68,7 +72,7 @@ def features(model: nn.Module, variables: Any, images: jax.Array) -> dict[str, j
         train=False,
         mutable=["intermediates"],
         capture_intermediates=lambda module, method: (
-            method == "__call__" and len(module.scope.path) == 1
+            method == "__call__" and module.scope is not None and len(module.scope.path) == 1
         ),
     )
     named = {}

@@ -18,8 +18,9 @@ def initialized(model, shape=(2, 32, 32, 3)):
 def test_every_network_takes_any_image_and_gives_float32_logits(name, strides):
     model = create_model(name, width=0.1, num_classes=7, strides=strides, dtype="bfloat16")
     for shape in [(2, 33, 47, 1), (1, 64, 64, 3)]:
-        logits = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x)[0],
-                                jnp.zeros(shape))
+        logits = jax.eval_shape(
+            lambda x: model.init_with_output(jax.random.key(0), x)[0], jnp.zeros(shape)
+        )
         assert (logits.shape, logits.dtype) == ((shape[0], 7), jnp.float32)
 
 

@@ -1,0 +1,47 @@
+# make ablation and make test need nothing but Python 3.12 or newer and a package index.
+
+# The first of these that is new enough and can make environments.
+CANDIDATES := $(PYTHON) python3.12 python3.13 python3.14 python3 \
+	$(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python)
+PYTHON_FOUND := $(shell for python in $(CANDIDATES); do \
+	if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; \
+	then echo $$python; break; fi; done)
+
+WORKDIR ?= runs/v2_ablation
+BIN := .venv/bin
+
+.PHONY: help ablation test check tensorboard clean
+
+help:
+	@echo 'make ablation     train the ablations on Fashion-MNIST, print the table, draw the figure'
+	@echo 'make test         run the tests'
+	@echo 'make check        format, lint, types'
+	@echo 'make tensorboard  look at the curves of make ablation'
+	@echo 'make clean        remove the environment; runs stay'
+
+ablation: .venv/ready
+	$(BIN)/python -m mnv2.main --config configs/v2_ablation.py --workdir $(WORKDIR)
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+check: .venv/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+tensorboard: .venv/ready
+	$(BIN)/tensorboard --logdir $(WORKDIR)
+
+clean:
+	rm -rf .venv
+
+# Exactly the locked versions, where the lock has them for this platform.
+.venv/ready: requirements.txt requirements-dev.txt requirements.lock
+	@test -n '$(PYTHON_FOUND)' || { echo 'error: no Python 3.12 or newer found; install one' \
+		'(apt-get install python3.12-venv, brew install python@3.12, pyenv install 3.12),' \
+		'or say where it is: make PYTHON=/path/to/python' >&2; exit 2; }
+	$(PYTHON_FOUND) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		-r requirements.txt -r requirements-dev.txt -c requirements.lock
+	@touch $@

@@ -1,0 +1,66 @@
+import hashlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mnv2.data import open_dataset
+from mnv2.errors import UserError
+
+
+def test_fashion_mnist_is_all_there(fashion_mnist):
+    assert fashion_mnist.image_shape == (28, 28, 1)
+    assert fashion_mnist.num_classes == 10
+    counts = [fashion_mnist.num_examples(split) for split in ("train", "validation", "test")]
+    assert counts == [55_000, 5_000, 10_000]
+    images, labels = fashion_mnist.arrays("test")
+    assert np.bincount(labels.numpy()).tolist() == [1000] * 10
+    assert images.shape == (10_000, 28, 28, 1)
+
+
+def test_the_held_out_examples_are_not_trained_on(fashion_mnist):
+    def digests(split):
+        images, _ = fashion_mnist.arrays(split)
+        return {hashlib.sha256(image.tobytes()).digest() for image in images.numpy()}
+
+    train, validation = digests("train"), digests("validation")
+    # Fashion-MNIST repeats a few pictures; the splits of an index are disjoint all the same.
+    assert len(train & validation) < 20
+    assert fashion_mnist.split("train") == ("train", 0, 55_000)
+    assert fashion_mnist.split("validation") == ("train", 55_000, 60_000)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    random = np.random.default_rng(0)
+    for split, count in (("train", 12), ("test", 5)):
+        for label in ("cat", "dog"):
+            (tmp_path / split / label).mkdir(parents=True)
+            for i in range(count):
+                height, width = random.integers(20, 60, 2)
+                pixels = random.integers(0, 255, (height, width, 3), np.uint8)
+                path = tmp_path / split / label / f"{i}.jpg"
+                path.write_bytes(tf.io.encode_jpeg(pixels).numpy())
+    return tmp_path
+
+
+def test_a_folder_of_pictures_is_a_data_set(folder):
+    dataset = open_dataset(f"folder:{folder}", None, 4)
+    assert dataset.class_names == ["cat", "dog"]
+    counts = [dataset.num_examples(split) for split in ("train", "validation", "test")]
+    assert counts == [20, 4, 10]
+    assert dataset.image_shape == (None, None, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "validation", "message"),
+    [
+        ("fashion_mnst", 0, "unknown data set 'fashion_mnst': did you mean 'fashion_mnist'"),
+        ("fashion_mnist", 60_000, "validation must be 0 to 59999"),
+        ("fashion_mnist", -1, "validation must be 0 to 59999"),
+        ("folder:/nowhere", 0, "no pictures in /nowhere: expected /nowhere/train/CLASS"),
+    ],
+)
+def test_a_data_set_that_is_none_is_refused(name, validation, message):
+    with pytest.raises(UserError, match=message):
+        open_dataset(name, None, validation)

@@ -1,0 +1,122 @@
+import collections
+import itertools
+
+import numpy as np
+import pytest
+
+from mnv2.data import eval_batches, open_dataset, train_batches
+from mnv2.data.pipeline import Batch
+from mnv2.errors import UserError
+from tests.data.test_datasets import folder  # noqa: F401
+
+SIZE = (28, 28)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """The first 500 training images, so that an epoch is short."""
+    return open_dataset("fashion_mnist", None, 59_500)
+
+
+def take(batches, count: int) -> list[Batch]:
+    return list(itertools.islice(batches, count))
+
+
+def same(one: list[Batch], other: list[Batch]) -> bool:
+    return len(one) == len(other) and all(
+        np.array_equal(a[name], b[name])
+        for a, b in zip(one, other, strict=True)
+        for name in ("image", "label")
+    )
+
+
+@pytest.mark.parametrize("augmentation", ["none", "flip", "crop_flip", "inception"])
+def test_going_on_in_the_middle_gives_what_would_have_come(small, augmentation):
+    arguments = {"seed": 3, "size": SIZE, "augmentation": augmentation}
+    whole = take(train_batches(small, 64, **arguments), 18)  # two epochs and a half
+    for first_step in (0, 3, 7, 15):
+        rest = take(train_batches(small, 64, first_step=first_step, **arguments), 18 - first_step)
+        assert same(rest, whole[first_step:])
+
+
+@pytest.mark.parametrize("augmentation", ["none", "inception"])
+def test_a_set_read_from_disk_goes_on_just_so(folder, augmentation):  # noqa: F811
+    dataset = open_dataset(f"folder:{folder}", None, 0)
+    arguments = {"seed": 3, "size": (16, 16), "augmentation": augmentation}
+    whole = take(train_batches(dataset, 5, **arguments), 10)
+    for first_step in (2, 4, 7):
+        rest = take(train_batches(dataset, 5, first_step=first_step, **arguments), 10 - first_step)
+        assert same(rest, whole[first_step:])
+
+
+def test_an_epoch_is_every_example_once_in_another_order_each_time(small):
+    arrays, _ = small.arrays("train")
+    batches = take(train_batches(small, 50, seed=0, size=SIZE), 20)
+    epochs = [np.concatenate([b["image"] for b in part]) for part in (batches[:10], batches[10:])]
+
+    def multiset(images):
+        return collections.Counter(image.tobytes() for image in images)
+
+    expected = multiset(arrays.numpy().astype(np.float32) / np.float32(127.5) - 1)
+    assert multiset(epochs[0]) == multiset(epochs[1]) == expected
+    assert not np.array_equal(*epochs)
+
+
+def test_seeds_differ_in_order_and_augmentation(small):
+    one, other = (take(train_batches(small, 64, seed=seed, size=SIZE), 3) for seed in (0, 1))
+    assert not same(one, other)
+    plain, flipped = (
+        take(train_batches(small, 64, seed=0, size=SIZE, augmentation=name), 1)[0]["image"]
+        for name in ("none", "flip")
+    )
+    mirrored = np.array([not np.array_equal(a, b) for a, b in zip(plain, flipped, strict=True)])
+    assert 0.25 < mirrored.mean() < 0.75
+    np.testing.assert_array_equal(flipped[mirrored], plain[mirrored][:, :, ::-1])
+
+
+def test_crops_are_shifts_of_the_padded_image_by_at_most_the_padding(small):
+    arguments = {"seed": 0, "size": SIZE, "pad": 2}
+    (plain,) = take(train_batches(small, 32, **arguments), 1)
+    (cropped,) = take(train_batches(small, 32, augmentation="crop_flip", **arguments), 1)
+    padded = np.pad(plain["image"], ((0, 0), (2, 2), (2, 2), (0, 0)), constant_values=-1)
+    shifts = set()
+    for whole, crop in zip(padded, cropped["image"], strict=True):
+        views = {
+            (dy, dx, flip): whole[dy : dy + 28, dx : dx + 28][:, ::flip]
+            for dy in range(5) for dx in range(5) for flip in (1, -1)
+        }  # fmt: skip
+        matches = [key for key, view in views.items() if np.allclose(view, crop, atol=1e-6)]
+        assert matches
+        shifts.add(matches[0])
+    assert len(shifts) > 10
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 300, 499, 500, 512])
+def test_evaluation_sees_every_example_once_in_order(small, batch_size):
+    small = open_dataset("fashion_mnist", None, 500)
+    batches = list(eval_batches(small, "validation", batch_size, size=SIZE))
+    assert all(len(batch["mask"]) == batch_size for batch in batches)
+    labels = np.concatenate([batch["label"][batch["mask"] == 1] for batch in batches])
+    np.testing.assert_array_equal(labels, small.arrays("validation")[1])
+
+
+def test_images_are_in_the_unit_range(small):
+    (batch,) = take(train_batches(small, 500, seed=0, size=SIZE), 1)
+    assert batch["image"].dtype == np.float32
+    assert (batch["image"].min(), batch["image"].max()) == (-1, 1)
+    assert batch["label"].dtype == np.int32
+
+
+def test_a_batch_larger_than_the_set_is_refused(small):
+    with pytest.raises(UserError, match="batch_size 501 is larger than the 500 training"):
+        next(train_batches(small, 501, seed=0, size=SIZE))
+
+
+@pytest.mark.parametrize("damage", ["empty", "truncated", "text"])
+def test_a_broken_picture_is_named(folder, damage):  # noqa: F811
+    broken = folder / "train" / "dog" / "7.jpg"
+    content = {"empty": b"", "truncated": broken.read_bytes()[:200], "text": b"not a picture"}
+    broken.write_bytes(content[damage])
+    dataset = open_dataset.__wrapped__(f"folder:{folder}", None, 0)
+    with pytest.raises(UserError, match=f"broken picture {broken}"):
+        take(train_batches(dataset, 8, seed=0, size=(16, 16)), 3)

@@ -1,0 +1,48 @@
+import pytest
+
+from configs import v2_ablation
+from mnv2.analysis import complexity
+from mnv2.models import create_model
+from mnv2.optimizer import create_optimizer, create_schedule
+from mnv2.sweep import resolve
+
+IMAGE = {"fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3), "imagenet2012": (224, 224, 3)}
+CLASSES = {"fashion_mnist": 10, "cifar10": 10, "imagenet2012": 1000}
+
+
+@pytest.mark.parametrize("preset", v2_ablation.PRESETS)
+def test_every_arm_of_every_preset_builds(preset):
+    config = v2_ablation.get_config(preset)
+    cost = {}
+    for arm, _ in config.arms:
+        resolved = resolve(config, arm)
+        fields = dict(resolved.model)
+        model = create_model(fields.pop("name"), num_classes=CLASSES[resolved.data.name], **fields)
+        cost[arm] = complexity.multiply_adds(model, IMAGE[resolved.data.name])
+        schedule = create_schedule(
+            resolved.optimization, total_steps=100, examples=1000, batch_size=10
+        )
+        create_optimizer(resolved.optimization, schedule)
+    for block in {"separable", "hourglass"} & cost.keys():
+        assert cost[block] == pytest.approx(cost["linear"], rel=0.03)
+    for _, _, arms in config.panels:
+        assert preset == "quick" or set(arms) <= cost.keys()
+    assert config.baseline in cost
+
+
+def test_the_arms_are_the_papers_ablations():
+    arms = dict(v2_ablation.get_config("full").arms)
+    assert list(arms)[:4] == ["linear", "relu6", "expansion_shortcut", "no_shortcut"]
+    assert [arm for arm in arms if arm.startswith("t_")] == ["t_1", "t_2", "t_4", "t_8", "t_10"]
+    widths = [arm for arm in arms if arm.startswith("width_")]
+    assert widths == ["width_0.25", "width_0.5", "width_0.75", "width_1", "width_1.4"]
+
+
+def test_linear_and_relu6_have_at_least_five_seeds_by_default():
+    config = v2_ablation.get_config()
+    assert [resolve(config, arm).seeds for arm in ("linear", "relu6")] == [5, 5]
+
+
+def test_an_unknown_preset_is_refused():
+    with pytest.raises(ValueError, match="unknown preset 'ful': choose one of quick, full"):
+        v2_ablation.get_config("ful")

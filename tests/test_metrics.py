@@ -1,0 +1,64 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mnv2 import metrics
+
+
+@pytest.fixture
+def batch():
+    random = np.random.default_rng(0)
+    logits = jnp.asarray(random.normal(size=(40, 10)), jnp.float32)
+    return logits, jnp.asarray(random.integers(0, 10, 40), jnp.int32)
+
+
+def test_losses_and_accuracies_are_those_of_numpy(batch):
+    logits, labels = batch
+    summary = metrics.summarize(
+        [metrics.count(logits, labels, metrics.cross_entropy(logits, labels))]
+    )
+    wide = np.asarray(logits, np.float64)
+    right = wide[np.arange(40), labels]
+    assert summary["loss"] == pytest.approx(np.mean(np.log(np.exp(wide).sum(1)) - right), rel=1e-6)
+    assert summary["accuracy"] == np.mean(wide.argmax(1) == np.asarray(labels))
+    order = np.argsort(-wide, axis=1)[:, :5]
+    assert summary["top5_accuracy"] == np.mean(
+        [y in row for y, row in zip(labels, order, strict=True)]
+    )
+
+
+def test_uneven_batches_add_up_to_the_whole(batch):
+    logits, labels = batch
+    losses = metrics.cross_entropy(logits, labels)
+    whole = metrics.summarize([metrics.count(logits, labels, losses)])
+    parts = [slice(0, 3), slice(3, 30), slice(30, 40)]
+    summed = metrics.summarize(
+        metrics.count(logits[part], labels[part], losses[part]) for part in parts
+    )
+    assert summed == pytest.approx(whole)
+
+
+def test_masked_examples_do_not_count(batch):
+    logits, labels = batch
+    losses = metrics.cross_entropy(logits, labels)
+    mask = jnp.asarray([1.0] * 25 + [0.0] * 15)
+    masked = metrics.summarize([metrics.count(logits, labels, losses, mask)])
+    kept = metrics.summarize([metrics.count(logits[:25], labels[:25], losses[:25])])
+    assert masked == pytest.approx(kept)
+    assert masked["examples"] == 25
+
+
+def test_a_network_that_says_the_same_of_all_classes_is_right_about_none():
+    logits, labels = jnp.zeros((10, 10)), jnp.arange(10)
+    summary = metrics.summarize([metrics.count(logits, labels, jnp.zeros(10))])
+    assert summary["accuracy"] == summary["top5_accuracy"] == 0
+
+
+def test_label_smoothing_mixes_in_the_uniform_distribution(batch):
+    logits, labels = batch
+    smoothed = metrics.cross_entropy(logits, labels, 0.1)
+    uniform = jnp.mean(
+        jnp.stack([metrics.cross_entropy(logits, labels * 0 + c) for c in range(10)]), 0
+    )
+    expected = 0.9 * metrics.cross_entropy(logits, labels) + 0.1 * uniform
+    np.testing.assert_allclose(smoothed, expected, rtol=1e-5)

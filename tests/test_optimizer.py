@@ -1,0 +1,94 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tensorflow as tf
+
+from configs import v2_ablation
+from mnv2.errors import UserError
+from mnv2.optimizer import create_optimizer, create_schedule, name_mask
+
+
+@pytest.fixture
+def settings():
+    return v2_ablation.get_config().optimization
+
+
+def schedule_of(settings, total_steps=100):
+    return create_schedule(settings, total_steps=total_steps, examples=105, batch_size=10)
+
+
+def test_rmsprop_is_tensorflows(settings):
+    settings.optimizer, settings.weight_decay = "rmsprop", 0.0
+    ours = create_optimizer(settings, optax.constant_schedule(0.05))
+    theirs = tf.compat.v1.train.RMSPropOptimizer(
+        0.05, decay=settings.rmsprop_decay, momentum=settings.momentum, epsilon=settings.epsilon
+    )
+    random = np.random.default_rng(0)
+    params = {"kernel": jnp.asarray(random.normal(size=5), jnp.float32)}
+    variable = tf.Variable(np.asarray(params["kernel"]))
+    state = ours.init(params)
+    for _ in range(20):
+        gradient = random.normal(size=5).astype(np.float32)
+        updates, state = ours.update({"kernel": jnp.asarray(gradient)}, state, params)
+        params = optax.apply_updates(params, updates)
+        theirs.apply_gradients([(tf.constant(gradient), variable)])
+    np.testing.assert_allclose(params["kernel"], variable.numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "rmsprop"])
+def test_weight_decay_is_an_l2_term_of_the_loss(settings, optimizer):
+    settings.optimizer, settings.weight_decay = optimizer, 0.1
+    params = {"kernel": jnp.asarray([1.0, -2.0]), "bias": jnp.asarray([3.0])}
+    gradients = {"kernel": jnp.asarray([0.3, 0.4]), "bias": jnp.asarray([0.5])}
+    decaying = create_optimizer(settings, optax.constant_schedule(0.1))
+    updates, _ = decaying.update(gradients, decaying.init(params), params)
+    settings.weight_decay = 0.0
+    plain = create_optimizer(settings, optax.constant_schedule(0.1))
+    with_l2 = {**gradients, "kernel": gradients["kernel"] + 0.1 * params["kernel"]}
+    expected, _ = plain.update(with_l2, plain.init(params), params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), updates, expected)
+
+
+def test_adamw_decays_weights_apart_from_the_gradient(settings):
+    settings.optimizer, settings.weight_decay = "adamw", 0.1
+    params = {"kernel": jnp.asarray([2.0]), "bias": jnp.asarray([2.0])}
+    optimizer = create_optimizer(settings, optax.constant_schedule(0.01))
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zero, optimizer.init(params), params)
+    assert float(updates["kernel"][0]) == pytest.approx(-0.01 * 0.1 * 2.0)
+    assert float(updates["bias"][0]) == 0.0
+
+
+def test_the_mask_goes_by_a_parameters_path():
+    params = {"block_0": {"depthwise": {"kernel": 0, "bn": {"scale": 0}}, "expand": {"kernel": 0}}}
+    assert name_mask(params, "(expand|project).*kernel") == {
+        "block_0": {"depthwise": {"kernel": False, "bn": {"scale": False}},
+                    "expand": {"kernel": True}}
+    }  # fmt: skip
+
+
+def test_the_papers_schedule_falls_in_stairs_of_one_epoch(settings):
+    settings.schedule, settings.warmup, settings.learning_rate = "exponential", "0 steps", 0.045
+    schedule = schedule_of(settings)
+    rates = [float(schedule(step)) for step in (0, 9, 10, 19, 20)]
+    expected = [0.045, 0.045, 0.045 * 0.98, 0.045 * 0.98, 0.045 * 0.98**2]
+    np.testing.assert_allclose(rates, expected, rtol=1e-5)
+
+
+def test_cosine_rises_to_its_peak_and_ends_at_zero(settings):
+    settings.warmup, settings.learning_rate = "1 epochs", 0.4
+    schedule = schedule_of(settings)
+    np.testing.assert_allclose(
+        [float(schedule(step)) for step in (0, 5, 10, 55, 100)], [0, 0.2, 0.4, 0.2, 0], atol=1e-6
+    )
+
+
+def test_unknown_names_are_refused(settings):
+    settings.optimizer = "sdg"
+    with pytest.raises(UserError, match="unknown optimizer 'sdg': did you mean 'sgd'"):
+        create_optimizer(settings, optax.constant_schedule(0.1))
+    settings.schedule = "cosin"
+    with pytest.raises(UserError, match="unknown schedule 'cosin': did you mean 'cosine'"):
+        schedule_of(settings)

@@ -1,0 +1,112 @@
+import json
+
+import pytest
+
+from configs import v2_ablation
+from mnv2 import sweep
+from mnv2.errors import UserError
+from mnv2.files import write_json
+from mnv2.train import RESULT
+
+
+@pytest.fixture
+def config():
+    return v2_ablation.get_config("quick")
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Replaces training by writing a made-up result; returns the runs that were trained."""
+    runs = []
+
+    def train(config, workdir, *, label):
+        runs.append(f"{workdir.parent.name}/{workdir.name}")
+        result = {
+            "test": {"accuracy": 0.9 + 0.001 * config.seed - 0.02 * (config.model.width < 0.3)},
+            "parameters": 1000,
+            "multiply_adds": 5000,
+            "images_per_second": 100.0,
+            "train_seconds": 30.0,
+        }
+        write_json(workdir / RESULT, result)
+        return result
+
+    monkeypatch.setattr(sweep, "train_and_evaluate", train)
+    return runs
+
+
+ALL = ["linear/0", "relu6/0", "t_1/0", "width_0.25/0", "linear/1", "relu6/1"]
+
+
+def test_every_arm_is_run_with_the_first_seed_before_any_with_the_second(config, tmp_path, trained):
+    sweep.run(config, tmp_path)
+    assert trained == ALL
+
+
+def test_what_is_finished_is_not_run_again(config, tmp_path, trained, capsys):
+    sweep.run(config, tmp_path, ["relu6"])
+    assert trained == ["relu6/0", "relu6/1"]
+    sweep.run(config, tmp_path)
+    assert trained == ["relu6/0", "relu6/1", "linear/0", "t_1/0", "width_0.25/0", "linear/1"]
+    sweep.run(config, tmp_path)
+    assert len(trained) == 6
+    assert f"6 of 6 runs in {tmp_path} are finished already" in capsys.readouterr().out
+
+
+def test_each_arm_changes_what_it_says_and_nothing_else(config, tmp_path):
+    runs = {(run.arm, run.seed): run.config for run in sweep.plan(config, tmp_path)}
+    assert runs["relu6", 1].model.bottleneck == "relu6"
+    assert runs["width_0.25", 0].model.width == 0.25
+    changed = runs["relu6", 0].to_dict()
+    changed["model"]["bottleneck"] = "linear"
+    assert changed == runs["linear", 0].to_dict()
+    assert [runs["linear", seed].seed for seed in (0, 1)] == [0, 1]
+
+
+def test_more_seeds_can_be_added_to_finished_ones(config, tmp_path, trained):
+    sweep.run(config, tmp_path)
+    config.arms = tuple(
+        (arm, {**changes, "seeds": 3} if arm == "relu6" else changes)
+        for arm, changes in config.arms
+    )
+    sweep.run(config, tmp_path)
+    assert trained == [*ALL, "relu6/2"]
+
+
+def test_a_workdir_of_another_config_is_refused_and_left_as_it_was(config, tmp_path, trained):
+    sweep.run(config, tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+    config.optimization.learning_rate = 0.1
+    with pytest.raises(UserError, match=r"linear/0 has optimization.learning_rate = 0.05 instead"):
+        sweep.run(config, tmp_path)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+
+
+@pytest.mark.parametrize(
+    ("arms", "message"),
+    [
+        ((("a", {"model.wdith": 0.5}),), "arm a changes the unknown field 'model.wdith'"),
+        ((("a", {"model.width": "wide"}),), "arm a: "),
+        ((("a", {"model.width": 0.0}),), "width must be greater than 0"),
+        ((("a", {"seeds": 0}),), "seeds of arm a must be greater than 0, got 0"),
+    ],
+)
+def test_an_arm_that_cannot_start_is_refused_before_any_other_starts(
+    config, tmp_path, trained, arms, message
+):
+    config.arms = (*config.arms, *arms)
+    with pytest.raises(UserError, match=message):
+        sweep.run(config, tmp_path / "runs")
+    assert not trained
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_was_run_is_recorded(config, tmp_path, trained):
+    sweep.run(config, tmp_path)
+    recorded = json.loads((tmp_path / "sweep.json").read_text())
+    assert recorded["config"]["model"]["name"] == "mobilenet_v2"
+    environment = recorded["environment"]
+    assert environment["packages"]["jax"].count(".") >= 2
+    assert len(environment["devices"]) == 8
+    one = json.loads((tmp_path / "relu6" / "1" / "config.json").read_text())
+    assert (one["model"]["bottleneck"], one["seed"]) == ("relu6", 1)

@@ -1,0 +1,149 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from mnv2 import data, train
+from mnv2.checkpoint import Checkpoints
+from mnv2.errors import UserError
+from mnv2.state import create_state
+
+SHAPE = (28, 28, 1)
+
+
+def steps_and_state(config, devices=None):
+    model = train.build_model(config)
+    on_devices = train.compile_steps(model, train.step_settings(config), 100, 1000, devices)
+    state = create_state(
+        model, on_devices.optimizer, SHAPE, seed=config.seed, ema=config.ema_decay > 0
+    )
+    return on_devices, on_devices.place(state)
+
+
+def random_batch(size):
+    random = np.random.default_rng(0)
+    return {
+        "image": random.normal(size=(size, *SHAPE)).astype(np.float32),
+        "label": random.integers(0, 10, size).astype(np.int32),
+    }
+
+
+def test_a_step_on_eight_devices_equals_one_on_one_device(tiny_config):
+    tiny_config.ema_decay = 0.9
+    tiny_config.optimization.warmup = "0 steps"  # or the first step would change nothing
+    batch, key = random_batch(16), jax.random.key(0)
+    after = {}
+    for count in (1, 8):
+        on_devices, state = steps_and_state(tiny_config, tuple(jax.devices()[:count]))
+        before = jax.device_get(state.params)
+        state, sums = on_devices.train(state, train.shard(batch, count), key)
+        assert all(value.shape == (count,) for value in sums.values())
+        total = {name: float(value.sum()) for name, value in sums.items()}
+        after[count] = jax.device_get(
+            {"params": state.params, "ema": state.ema, "batch_stats": state.batch_stats,
+             "momentum": state.opt_state, "sums": total}
+        )  # fmt: skip
+        moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before, after[count]["params"])
+        assert min(jax.tree.leaves(moved["classifier"])) > 0
+    jax.tree.map(
+        lambda one, eight: np.testing.assert_allclose(eight, one, rtol=2e-3, atol=2e-5),
+        after[1],
+        after[8],
+    )
+
+
+@pytest.mark.parametrize("batch_size", [96, 999, 4096])
+def test_an_evaluation_counts_all_test_images_once(tiny_config, fashion_mnist, batch_size):
+    on_devices, state = steps_and_state(tiny_config)
+    summary = train.evaluate(
+        on_devices.evaluate, state, fashion_mnist, "test", batch_size, SHAPE[:2]
+    )
+    assert summary["examples"] == 10_000
+    assert summary == pytest.approx(_REFERENCE.setdefault("summary", summary), rel=1e-5)
+
+
+_REFERENCE: dict[str, dict[str, float]] = {}  # the same whatever the batch size
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_resumed_run_ends_exactly_as_an_uninterrupted_one(tiny_config, tmp_path, monkeypatch):
+    tiny_config.data.augmentation = "crop_flip"
+    tiny_config.model.dropout = 0.3
+    tiny_config.ema_decay = 0.9
+    tiny_config.duration = "7 steps"
+    tiny_config.checkpoint_every = "3 steps"
+    whole = train.train_and_evaluate(tiny_config, tmp_path / "whole")
+
+    append_line = train.append_line
+
+    def killing(path, line):
+        append_line(path, line)
+        if json.loads(line)["step"] == 5:
+            raise Killed
+
+    monkeypatch.setattr(train, "append_line", killing)
+    with pytest.raises(Killed):
+        train.train_and_evaluate(tiny_config, tmp_path / "stopped")
+    assert not (tmp_path / "stopped" / train.RESULT).exists()
+    monkeypatch.setattr(train, "append_line", append_line)
+    resumed = train.train_and_evaluate(tiny_config, tmp_path / "stopped")
+
+    assert resumed["test"] == whole["test"]
+    _, template = steps_and_state(tiny_config)
+    states = [
+        Checkpoints(tmp_path / name / "checkpoints").restore(template)[0]
+        for name in ("whole", "stopped")
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, states))
+    assert int(states[0].step) == 7
+
+    def curve(name):
+        lines = (tmp_path / name / train.METRICS).read_text().splitlines()
+        return [
+            {k: v for k, v in json.loads(line).items() if "per_second" not in k} for line in lines
+        ]
+
+    assert curve("stopped") == curve("whole")
+
+
+def test_a_short_run_learns_and_leaves_its_result(tiny_config, tmp_path):
+    tiny_config.model.width = 0.25
+    tiny_config.batch_size = 64
+    tiny_config.duration = "80 steps"
+    tiny_config.log_every = 20
+    tiny_config.data.validation = 5000
+    tiny_config.optimization.warmup = "10 steps"
+    result = train.train_and_evaluate(tiny_config, tmp_path)
+    assert result["test"]["accuracy"] > 0.4
+    assert result["test"]["examples"] == 10_000
+    assert result["steps"] == 80
+    assert json.loads((tmp_path / "result.json").read_text()) == result
+    assert list(tmp_path.glob("events.out.tfevents.*"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tiny_config, tmp_path):
+    tiny_config.optimization.learning_rate = 1e30
+    tiny_config.optimization.warmup = "0 steps"
+    with pytest.raises(UserError, match=r"the loss is nan at step \d \(learning rate .*: lower"):
+        train.train_and_evaluate(tiny_config, tmp_path)
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_refused(tiny_config):
+    tiny_config.batch_size = 12
+    with pytest.raises(UserError, match="batch_size must be a multiple of the 8 devices, got 12"):
+        train.open_data(tiny_config)
+
+
+def test_images_of_any_size_need_a_size(tiny_config, fashion_mnist):
+    class Pictures(data.Dataset):
+        image_shape = (None, None, 3)
+
+    pictures = Pictures("pictures", fashion_mnist.builder, 0)
+    with pytest.raises(UserError, match=r"images of pictures differ in size: set data.image_size"):
+        train.image_shape(tiny_config, pictures)
+    tiny_config.data.image_size = 96
+    assert train.image_shape(tiny_config, pictures) == (96, 96, 3)
