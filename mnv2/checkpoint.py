@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from mnv2.state import TrainState
@@ -21,12 +22,12 @@ class Checkpoints:
         )
 
     def save(self, step: int, state: TrainState, seconds: float) -> None:
-        """Copies the state and writes it in the background."""
+        """Copies the state, which the next step overwrites, and writes in the background."""
         if step != self._manager.latest_step():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state),
+                    state=ocp.args.StandardSave(jax.tree.map(jnp.copy, state)),
                     clock=ocp.args.JsonSave({"seconds": seconds}),
                 ),
             )

@@ -7,11 +7,14 @@ from mnv2.errors import UserError
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a command's main function, turning a UserError into one line and exit code 2."""
+    """Runs a command's main function: a UserError is one line and exit code 2."""
     try:
         main()
     except UserError as error:
         fail(str(error))
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same command goes on where it stopped", file=sys.stderr)
+        sys.exit(130)  # what a shell says of a process that SIGINT ended
 
 
 def fail(message: str) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import matplotlib.figure
 import numpy as np
 from matplotlib.axes import Axes
+from scipy import stats
 
 if TYPE_CHECKING:
     from mnv2.report import Row, Sweep
@@ -31,8 +32,8 @@ def draw(sweep: "Sweep", rows: Sequence["Row"], path: Path) -> None:
     for axis in axes[::columns]:
         axis.set_ylabel("test top-1 accuracy, %")
     figure.suptitle(
-        f"{sweep.config['data']['name']}, {sweep.config['duration']}: bars are 95 % intervals over "
-        f"seeds, the grey band holds 95 % of single runs of the baseline ({sweep.baseline})",
+        f"{sweep.config['data']['name']}, {sweep.config['duration']}. Bars: 95 % intervals over "
+        f"seeds. Grey: where one more run of the baseline, {sweep.baseline}, would fall (95 %)",
         fontsize="medium",
     )
     unfinished = path.with_name("unfinished-" + path.name)
@@ -76,6 +77,7 @@ def _draw_cost(axis: Axes, sweep: "Sweep", rows: Sequence["Row"]) -> None:
         _draw_point(axis, row.multiply_adds / 1e6, row, row.arm == sweep.baseline)
     _draw_band(axis, sweep)
     axis.set_xscale("log")
+    axis.xaxis.set_major_formatter("{x:g}")
     axis.set_title("cost, all arms")
     axis.set_xlabel("million multiply-adds an image")
 
@@ -94,15 +96,16 @@ def _draw_point(axis: Axes, place: float, row: "Row", is_baseline: bool) -> None
 
 
 def _draw_band(axis: Axes, sweep: "Sweep") -> None:
-    """Shades where a single run of the baseline would fall: the yardstick of one-seed arms."""
+    """Shades where one more run of the baseline would fall: the yardstick of one-seed arms."""
     runs = sweep.results.get(sweep.baseline, {})
     accuracies = [100 * result["test"]["accuracy"] for result in runs.values()]
     if not accuracies:
         return
     axis.axhline(np.mean(accuracies), color=BASELINE_COLOR, linewidth=0.8, linestyle=":")
     if len(accuracies) > 1:
-        reach = 1.96 * np.std(accuracies, ddof=1)
-        low, high = np.mean(accuracies) - reach, np.mean(accuracies) + reach
+        count = len(accuracies)
+        spread = np.std(accuracies, ddof=1) * (1 + 1 / count) ** 0.5
+        low, high = stats.t.interval(0.95, count - 1, np.mean(accuracies), spread)
         axis.axhspan(low, high, color=BAND_COLOR, zorder=0)
 
 

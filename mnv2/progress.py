@@ -40,17 +40,20 @@ class Progress:
         return self._timed_steps * self.batch_size / self._timed_seconds
 
     def show(self, step: int, loss: float) -> None:
-        """Rewrites one line in a terminal; writes nothing where output is a file."""
-        if not sys.stdout.isatty():
-            return
+        """Shows how far training is."""
         rate = self.images_per_second
         left = (self.total_steps - step) * self.batch_size / rate if rate else 0.0
-        line = (
-            f"{self.label}  step {step}/{self.total_steps}  loss {loss:.3f}  "
-            f"{rate:,.0f} images/s  {format_seconds(left)} left"
+        self.say(
+            f"step {step}/{self.total_steps}  loss {loss:.3f}  {rate:,.0f} images/s  "
+            f"{format_seconds(left)} left"
         )
-        print(f"\r{line[:79]:79}", end="", flush=True)
-        self._shown = True
+
+    def say(self, text: str) -> None:
+        """Rewrites one line in a terminal; writes nothing where output is a file."""
+        if sys.stdout.isatty():
+            line = f"{self.label}  {text}"
+            print(f"\r{line[:79]:79}", end="", flush=True)
+            self._shown = True
 
     def clear(self) -> None:
         """Makes room for an ordinary line."""

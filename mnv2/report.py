@@ -206,12 +206,11 @@ def _csv(rows: Sequence[Row]) -> str:
     names = "arm parameters multiply_adds accuracy accuracy_ci95 difference difference_ci95"
     writer.writerow([*names.split(), "seeds", "images_per_second", "minutes"])
     for row in rows:
-        difference = row.difference or Estimate(float("nan"), None, 0)
         writer.writerow(
             [
                 *(row.arm, row.parameters, row.multiply_adds),
                 *(row.accuracy.mean, row.accuracy.half_width),
-                *(difference.mean, difference.half_width),
+                *((row.difference.mean, row.difference.half_width) if row.difference else ("", "")),
                 *(row.accuracy.count, row.images_per_second, row.minutes),
             ]
         )

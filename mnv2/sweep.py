@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import ml_collections
+from flax.traverse_util import flatten_dict
 
 from mnv2 import report
 from mnv2.errors import UserError, check_choice, check_positive
@@ -21,6 +22,8 @@ from mnv2.train import RESULT, build, train_and_evaluate
 
 SWEEP = "sweep.json"
 CONFIG = "config.json"
+ENVIRONMENT = "environment.json"
+BETWEEN_ARMS = ("arms", "panels", "baseline")  # fields that say nothing of a single run
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 
 
@@ -66,7 +69,7 @@ def plan(config: ml_collections.ConfigDict, workdir: Path, only: Sequence[str] =
 def resolve(config: ml_collections.ConfigDict, arm: str) -> ml_collections.ConfigDict:
     """The config of one arm: the shared one, changed where the arm says so."""
     resolved = ml_collections.ConfigDict(
-        {name: value for name, value in config.items() if name not in ("arms", "panels")}
+        {name: value for name, value in config.items() if name not in BETWEEN_ARMS}
     ).copy_and_resolve_references()
     changes = dict(config.arms)[arm]
     for field in changes:
@@ -89,13 +92,14 @@ def run(config: ml_collections.ConfigDict, workdir: Path, only: Sequence[str] = 
     began = time.perf_counter()
     for number, one in enumerate(waiting, start=done + 1):
         write_json(one.folder / CONFIG, one.config.to_dict())
+        write_json(one.folder / ENVIRONMENT, environment())
         started = time.perf_counter()
-        label = f"[{number}/{len(runs)}] {one.arm} seed {one.seed}"
+        label = f"[{number}/{len(runs)}] {one.arm}/{one.seed}"
         result = train_and_evaluate(one.config, one.folder, label=label)
         spent = time.perf_counter() - began
         left = spent / (number - done) * (len(runs) - number)
         print(
-            f"{label:32} test {100 * result['test']['accuracy']:5.2f} %  "
+            f"{label:28} test {100 * result['test']['accuracy']:5.2f} %  "
             f"{result['images_per_second']:6,.0f} images/s  "
             f"{format_seconds(time.perf_counter() - started):>6}  {format_seconds(left)} left",
             flush=True,
@@ -116,41 +120,36 @@ def environment() -> dict[str, Any]:
 
 def _claim(workdir: Path, config: ml_collections.ConfigDict, runs: Sequence[Run]) -> None:
     """Makes `workdir` this config's, or raises UserError if it cannot be or is another's."""
+    path = workdir / SWEEP
+    if path.exists():
+        old = json.loads(path.read_text())["config"]
+        if difference := _difference(old, config, ignored=("seeds", *BETWEEN_ARMS)):
+            raise UserError(f"{workdir} holds runs with {difference}; choose another --workdir")
+        if not dict(old["arms"]).keys() & dict(config.arms).keys():
+            raise UserError(f"{workdir} holds the runs of other arms; choose another --workdir")
     for one in runs:
         path = one.folder / CONFIG
-        if path.exists() and (difference := _difference(json.loads(path.read_text()), one.config)):
-            raise UserError(
-                f"{workdir} holds runs of another config: {one.arm}/{one.seed} has {difference}; "
-                "choose another --workdir"
-            )
-    description = {"config": config.to_dict(), "environment": environment()}
-    previous = workdir / SWEEP
-    if previous.exists():
-        arms = dict(json.loads(previous.read_text())["config"]["arms"])
-        if not arms.keys() & dict(config.arms).keys():
-            raise UserError(f"{workdir} holds the runs of other arms; choose another --workdir")
+        if path.exists():
+            old = json.loads(path.read_text())
+            if difference := _difference(old, one.config, ignored=("seeds",)):
+                raise UserError(
+                    f"{path.parent} holds a run with {difference}; choose another --workdir"
+                )
     try:
-        write_json(previous, description)
+        write_json(workdir / SWEEP, {"config": config.to_dict(), "environment": environment()})
     except OSError as error:
         raise UserError(f"cannot write to --workdir {workdir}: {error.strerror}") from error
 
 
-def _difference(old: dict[str, Any], new: ml_collections.ConfigDict) -> str:
-    """The first field in which a run's config differs from the one that its folder holds."""
-    old_flat, new_flat = _flat(old), _flat(json.loads(json.dumps(new.to_dict())))
+def _difference(old: dict[str, Any], new: ml_collections.ConfigDict, ignored: Sequence[str]) -> str:
+    """The first field in which a config differs from the one that a folder holds; '' if none."""
+    old_flat = flatten_dict(old, sep=".")
+    new_flat = flatten_dict(json.loads(json.dumps(new.to_dict())), sep=".")
     for field in sorted(old_flat.keys() | new_flat.keys()):
         before, now = old_flat.get(field), new_flat.get(field)
-        if before != now and field != "seeds":
+        if before != now and field not in ignored:
             return f"{field} = {before!r} instead of {now!r}"
     return ""
-
-
-def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in nested.items():
-        inner = _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else None
-        flat.update(inner if inner is not None else {prefix + name: value})
-    return flat
 
 
 def _has_field(config: Any, dotted: str) -> bool:

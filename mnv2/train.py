@@ -66,7 +66,8 @@ def train_and_evaluate(
     )
 
     def report(step: int, values: dict[str, float]) -> None:
-        writer.write_scalars(step, values)
+        scalars = {name: x for name, x in values.items() if not name.endswith("/examples")}
+        writer.write_scalars(step, scalars)
         append_line(workdir / METRICS, json.dumps({"step": step, **values}))
 
     def validate(split: str, step: int) -> dict[str, float]:
@@ -74,10 +75,12 @@ def train_and_evaluate(
             on_devices.evaluate, state, dataset, split, config.eval_batch_size, shape[:2]
         )
         report(step, {f"{split}/{name}": value for name, value in summary.items()})
+        writer.flush()
         return summary
 
     key = jax.random.key(config.seed)
     progress = Progress(label, total_steps, batch_size, seconds)
+    progress.say("compiling")
     window: list[metrics.Sums] = []
     for step, batch in zip(range(first_step + 1, total_steps + 1), batches, strict=False):
         if step == first_step + 1:
@@ -117,7 +120,7 @@ def train_and_evaluate(
         "parameters": complexity.parameters(model, shape),
         "multiply_adds": complexity.multiply_adds(model, shape),
         "steps": total_steps,
-        "images_per_second": progress.images_per_second,
+        "images_per_second": total_steps * batch_size / progress.seconds,
         "train_seconds": progress.seconds,
     }
     write_json(workdir / RESULT, result)

@@ -77,9 +77,25 @@ def test_a_workdir_of_another_config_is_refused_and_left_as_it_was(config, tmp_p
     sweep.run(config, tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
     config.optimization.learning_rate = 0.1
-    with pytest.raises(UserError, match=r"linear/0 has optimization.learning_rate = 0.05 instead"):
+    with pytest.raises(
+        UserError, match=r"holds runs with optimization.learning_rate = 0.05 instead"
+    ):
         sweep.run(config, tmp_path)
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
+
+
+def test_an_arm_that_means_something_else_now_is_refused(config, tmp_path, trained):
+    sweep.run(config, tmp_path)
+    config.arms = (*config.arms[:1], ("relu6", {"model.width": 0.5}))
+    with pytest.raises(UserError, match=r"relu6/0 holds a run with model.bottleneck = 'relu6'"):
+        sweep.run(config, tmp_path)
+
+
+def test_the_runs_of_other_arms_are_not_mixed_in(config, tmp_path, trained):
+    sweep.run(config, tmp_path)
+    config.arms = (("wide", {"model.width": 0.5}),)
+    with pytest.raises(UserError, match="holds the runs of other arms"):
+        sweep.run(config, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from mnv2.data import fashion_mnist
+from mnv2.data.download import reachable
 from mnv2.errors import UserError, check_choice
 
 # Sets whose decoded images are smaller than this are kept in memory as one array.
@@ -138,6 +139,11 @@ def _prepare(name: str, builder: tfds.core.DatasetBuilder) -> None:
         if name == "fashion_mnist":
             fashion_mnist.prepare(builder)
         else:
+            url = next(iter(builder.url_infos), None)
+            if url and not reachable(url):
+                raise UserError(
+                    f"cannot download {name}: {url} is out of reach; is there a network?"
+                )
             builder.download_and_prepare()
     except UserError:
         raise

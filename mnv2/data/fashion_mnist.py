@@ -7,24 +7,23 @@ files. Whoever has the package, or can reach Debian's mirrors, needs nothing els
 import shutil
 import subprocess
 import tempfile
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import tensorflow_datasets as tfds
 
+from mnv2.data.download import reachable
 from mnv2.errors import UserError
 
 PACKAGE = "dataset-fashion-mnist"
-INSTALLED = Path("/usr/share/datasets/fashion-mnist")
-NETWORK_TIMEOUT = 10.0  # seconds
+FOLDER = "usr/share/datasets/fashion-mnist"  # inside the package
+INSTALLED = Path("/", FOLDER)
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> None:
     """Prepares TFDS's own builder from the installed package, the network, or Debian's mirrors."""
     if INSTALLED.is_dir():
         _prepare_from(builder, INSTALLED)
-    elif _reachable(builder.URL):
+    elif reachable(builder.URL):
         builder.download_and_prepare()
     else:
         with tempfile.TemporaryDirectory() as folder:
@@ -35,15 +34,6 @@ def _prepare_from(builder: tfds.core.DatasetBuilder, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as downloads:
         builder.URL = folder.as_uri() + "/"
         builder.download_and_prepare(download_dir=downloads)
-
-
-def _reachable(url: str) -> bool:
-    try:
-        request = urllib.request.Request(url + "t10k-labels-idx1-ubyte.gz", method="HEAD")
-        with urllib.request.urlopen(request, timeout=NETWORK_TIMEOUT):
-            return True
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 def _unpack_package(folder: Path) -> Path:
@@ -63,7 +53,7 @@ def _unpack_package(folder: Path) -> Path:
             "cannot download fashion_mnist: neither its server nor Debian's mirrors can be reached "
             f"({reason}); with a network, run 'apt-get install {PACKAGE}'"
         ) from None
-    return folder / "unpacked" / INSTALLED.relative_to("/")
+    return folder / "unpacked" / FOLDER
 
 
 def _download_package(folder: Path) -> None:

@@ -1,10 +1,12 @@
 import hashlib
+import shutil
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from mnv2.data import open_dataset
+from mnv2.data import datasets, open_dataset
+from mnv2.data import fashion_mnist as source
 from mnv2.errors import UserError
 
 
@@ -28,6 +30,24 @@ def test_the_held_out_examples_are_not_trained_on(fashion_mnist):
     assert len(train & validation) < 20
     assert fashion_mnist.split("train") == ("train", 0, 55_000)
     assert fashion_mnist.split("validation") == ("train", 55_000, 60_000)
+
+
+def test_without_a_network_fashion_mnist_comes_from_debians_package(
+    fashion_mnist, tmp_path, monkeypatch
+):
+    if not shutil.which("apt-get"):
+        pytest.skip("no apt-get here")
+    monkeypatch.setattr(source, "reachable", lambda url: False)
+    monkeypatch.setattr(source, "INSTALLED", tmp_path / "not installed")
+    dataset = open_dataset("fashion_mnist", str(tmp_path), 0)
+    for ours, theirs in zip(dataset.arrays("test"), fashion_mnist.arrays("test"), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_set_that_cannot_be_downloaded_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "reachable", lambda url: False)
+    with pytest.raises(UserError, match=r"cannot download cifar10: .* is out of reach"):
+        open_dataset("cifar10", str(tmp_path), 0)
 
 
 @pytest.fixture

@@ -1,0 +1,69 @@
+"""What the README says is so."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from mnv2 import sweep
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    shlex.split(line, comments=True)
+    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_every_command_exists(command):
+    match command:
+        case ["make", target]:
+            assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        case ["python", "-m", module, *_]:
+            assert importlib.util.find_spec(module)
+        case ["pip", "install", "-r", file]:
+            assert (ROOT / file).exists()
+        case _:
+            assert command[:2] == ["tensorboard", "--logdir"]
+
+
+@pytest.mark.parametrize(
+    "command", [c for c in COMMANDS if "mnv2.main" in c], ids=lambda command: " ".join(command[3:])
+)
+def test_every_run_can_start(command, tmp_path, fashion_mnist):
+    values = flags.FlagValues()
+    config = config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values)
+    flags.DEFINE_list("only", [], "", flag_values=values)
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    values(command[2:])
+    assert sweep.plan(config.value, tmp_path, values.only)
+
+
+def test_the_python_example_prints_what_its_comments_say():
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names: dict = {}
+    exec(code, names)
+    checked = re.findall(r"^(complexity\.\S+\(.*\))\s+# ([\d_]+)$", code, re.MULTILINE)
+    assert len(checked) == 2
+    for expression, value in checked:
+        assert eval(expression, names) == int(value)
+    assert {"stem", "block_0_expanded", "pooled", "logits"} <= names["stages"].keys()
+
+
+def test_the_table_is_the_one_that_was_measured():
+    table = (ROOT / "docs" / "v2_ablation.md").read_text().split("\n\n")[0]
+    assert table in README
+
+
+def test_every_file_that_is_named_exists():
+    named = re.findall(r"\]\(((?!http)[^)]+)\)", README)
+    named += re.findall(r"^((?:mnv2|configs)/\S+)", README, re.MULTILINE)
+    assert len(named) > 5
+    for path in named:
+        assert (ROOT / path).exists(), path
