@@ -36,7 +36,8 @@ def test_every_command_exists(command):
 @pytest.mark.parametrize(
     "command", [c for c in COMMANDS if "mnv2.main" in c], ids=lambda command: " ".join(command[3:])
 )
-def test_every_run_can_start(command, tmp_path, fashion_mnist):
+def test_every_run_can_start(command, tmp_path, fashion_mnist, monkeypatch):
+    monkeypatch.setattr("sys.argv", command[2:])  # where ml_collections looks for overrides
     values = flags.FlagValues()
     config = config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values)
     flags.DEFINE_list("only", [], "", flag_values=values)
