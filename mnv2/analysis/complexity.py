@@ -1,36 +1,74 @@
 """Parameters and multiply-adds, counted from the network itself."""
 
+import dataclasses
 import functools
 import math
+import operator
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.extend.core as jax_core
+from flax.traverse_util import flatten_dict
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One convolution or matrix product, with the batch norm and bias that belong to it."""
+
+    name: str  # where its parameters lie, such as block_3/expand
+    output: tuple[int, ...]  # of one image: (height, width, channels) or (channels,)
+    parameters: int
+    multiply_adds: int
 
 
 @functools.cache
-def parameters(model: nn.Module, image: tuple[int, int, int]) -> int:
-    """Number of trainable parameters of `model` for images of (height, width, channels).
+def layers(model: nn.Module, image: tuple[int, int, int]) -> tuple[Layer, ...]:
+    """The layers of `model` in order, for images of (height, width, channels), in evaluation.
 
-    Weights, biases, and batch norm's scale and shift; not its running statistics.
+    Multiply-adds (MAdds) are those of convolutions and matrix products in the traced program, as
+    the papers count: nothing for batch norm, activations, additions or pooling.
     """
-    shapes = jax.eval_shape(model.init, jax.random.key(0), _images(image))
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
-
-
-@functools.cache
-def multiply_adds(model: nn.Module, image: tuple[int, int, int]) -> int:
-    """Multiply-adds (MAdds) of one image's forward pass in evaluation.
-
-    Counts the convolutions and matrix products of the traced program, as the papers do: nothing
-    for batch norm, activations, additions or pooling.
-    """
-    shapes = jax.eval_shape(model.init, jax.random.key(0), _images(image))
+    variables = _variables(model, image)
     program = jax.make_jaxpr(lambda variables, x: model.apply(variables, x, train=False))(
-        shapes, _images(image)
+        variables, _images(image)
     )
-    return _count(program.jaxpr)
+    found = []
+    equation: Any
+    for equation in program.jaxpr.eqns:
+        if cost := _count_equation(equation):
+            # MobileNetV2/block_3/expand/expand._convolve/... -> block_3/expand
+            names = str(equation.source_info.name_stack).split("/")[1:]
+            path = [name for name in names if name.isidentifier()]
+            weights = functools.reduce(operator.getitem, path, variables["params"])
+            output = equation.outvars[0].aval.shape[1:]
+            found.append(Layer("/".join(path), output, _size(weights), cost))
+    return tuple(found)
+
+
+def parameters(model: nn.Module, image: tuple[int, int, int]) -> int:
+    """Number of trainable parameters: weights, biases, and batch norm's scale and shift."""
+    return _size(_variables(model, image)["params"])
+
+
+def weights(model: nn.Module, image: tuple[int, int, int]) -> int:
+    """Number of weights of convolutions and classifier alone: what slim's tables count."""
+    flat = flatten_dict(_variables(model, image)["params"])
+    return _size([leaf for path, leaf in flat.items() if path[-1] == "kernel"])
+
+
+def multiply_adds(model: nn.Module, image: tuple[int, int, int]) -> int:
+    """Multiply-adds of one image's forward pass: the sum over `layers`."""
+    return sum(layer.multiply_adds for layer in layers(model, image))
+
+
+@functools.cache
+def _variables(model: nn.Module, image: tuple[int, int, int]) -> Any:
+    return jax.eval_shape(model.init, jax.random.key(0), _images(image))
+
+
+def _size(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def _images(image: tuple[int, int, int]) -> jax.ShapeDtypeStruct:

@@ -18,8 +18,9 @@ from mnv2.models.blocks import (
     make_divisible,
 )
 
-# Table 2's rows of bottlenecks: (channels c, repeats n). 17 blocks in all.
-ROWS = ((16, 1), (24, 2), (32, 3), (64, 4), (96, 3), (160, 3), (320, 1))
+# Table 2's rows of bottlenecks: channels c and repeats n. 17 blocks in all.
+CHANNELS = (16, 24, 32, 64, 96, 160, 320)
+REPEATS = (1, 2, 3, 4, 3, 3, 1)
 
 # Stride of the stem, then of the first block of each row.
 IMAGENET_STRIDES = (2, 1, 2, 2, 2, 1, 2, 1)  # 224 -> 112, 112, 56, 28, 14, 14, 7, 7
@@ -40,6 +41,7 @@ class MobileNetV2(nn.Module):
     shortcut      bottleneck, expansion, or none (figure 6b)
     block         what stands in table 2's rows: the paper's inverted_residual, MobileNetV1's
                   separable or ResNet's hourglass, to compare blocks in one and the same network
+    repeats       blocks in each row (n)
     strides       of the stem and of each row's first block: IMAGENET_STRIDES for 96 to 224
                   pixels, SMALL_STRIDES for 28 to 64
     dropout       rate before the classifier
@@ -57,6 +59,7 @@ class MobileNetV2(nn.Module):
     bottleneck: str = "linear"
     shortcut: str = "bottleneck"
     block: str = "inverted_residual"
+    repeats: tuple[int, ...] = REPEATS
     strides: tuple[int, ...] = IMAGENET_STRIDES
     dropout: float = 0.2
     padding: str = "same"
@@ -72,8 +75,10 @@ class MobileNetV2(nn.Module):
         check_choice(self.bottleneck, BOTTLENECKS, "bottleneck")
         check_choice(self.shortcut, SHORTCUTS, "shortcut")
         check_choice(self.block, BLOCKS, "block")
-        if len(self.strides) != 1 + len(ROWS):
-            raise UserError(f"strides must be {1 + len(ROWS)} numbers, got {self.strides}")
+        if len(self.repeats) != len(CHANNELS):
+            raise UserError(f"repeats must be {len(CHANNELS)} numbers, got {self.repeats}")
+        if len(self.strides) != 1 + len(CHANNELS):
+            raise UserError(f"strides must be {1 + len(CHANNELS)} numbers, got {self.strides}")
         super().__post_init__()
 
     @nn.compact
@@ -92,7 +97,7 @@ class MobileNetV2(nn.Module):
         x = conv_bn(make_divisible(32 * self.width), 3, stem_stride, name="stem")(images, train)
 
         expanded = None
-        for i, (channels, stride) in enumerate(_blocks(row_strides)):
+        for i, (channels, stride) in enumerate(_blocks(self.repeats, row_strides)):
             features, name = make_divisible(channels * self.width), f"block_{i}"
             if self.block == "inverted_residual":
                 x, expanded = InvertedResidual(
@@ -116,8 +121,8 @@ class MobileNetV2(nn.Module):
         return nn.Dense(self.num_classes, kernel_init=CLASSIFIER_INIT, name="classifier")(x)
 
 
-def _blocks(row_strides: Sequence[int]) -> Iterator[tuple[int, int]]:
+def _blocks(repeats: Sequence[int], row_strides: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Yields channels (at width 1) and stride of every block of table 2."""
-    for (channels, repeats), row_stride in zip(ROWS, row_strides, strict=True):
-        for repeat in range(repeats):
+    for channels, count, row_stride in zip(CHANNELS, repeats, row_strides, strict=True):
+        for repeat in range(count):
             yield channels, row_stride if repeat == 0 else 1

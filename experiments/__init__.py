@@ -1,0 +1,1 @@
+"""One file a figure, a table or an open question; README.md holds what they measured."""

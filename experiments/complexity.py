@@ -1,0 +1,188 @@
+"""The papers' tables of parameters and multiply-adds, regenerated beside the printed numbers.
+
+    python -m experiments.complexity                             every published row, counted
+    python -m experiments.complexity --layers mobilenet_v2       one network, layer by layer
+    python -m experiments.complexity --layers mobilenet_v1 --width 0.5 --resolution 160
+
+Everything is counted from the traced networks of mnv2.models. Writes the rows as CSV and draws
+accuracy, as published, against multiply-adds (the shape of V2's figure 5).
+"""
+
+import argparse
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib.figure
+
+from experiments import published
+from mnv2.analysis import complexity
+from mnv2.commands import run
+from mnv2.models import NETWORKS, create_model
+
+# V1's classifier has slim's 1001 classes in all of these; V2's counts are without the background.
+CLASSES = {"mobilenet_v1": 1001, "mobilenet_v2": 1000}
+
+# What is known of the rows whose printed number no count of the network gives.
+REASONS = {
+    ("V2 table 4", 1.4): "6.9 M fits no count; 1.4^2 x 3.5 M = 6.87 M, so perhaps it was scaled",
+    ("V2 table 4", 1.0): "V1's own paper says 569 M",
+    ("slim V1", 0.75): "the V1 paper's 325 M is right",
+    ("slim V1", 0.25): "34 M at 192: the other three resolutions are right",
+}
+
+
+class Row(NamedTuple):
+    """A printed row and what the network really has; costs in millions."""
+
+    table: str
+    network: str
+    width: float
+    resolution: int
+    printed_multiply_adds: float
+    multiply_adds: float
+    printed_parameters: float
+    parameters: float  # trainable, batch norm and biases included
+    weights: float  # of convolutions and classifier alone, as slim counts
+
+    def agrees(self) -> bool:
+        """True if the printed costs are the counted ones, rounded up or down as printed."""
+        unit = 10 ** -len(f"{self.printed_parameters:g}".partition(".")[2])
+        closest = min(abs(x - self.printed_parameters) for x in (self.parameters, self.weights))
+        return closest < unit and abs(self.multiply_adds - self.printed_multiply_adds) < 1
+
+
+def rows() -> list[Row]:
+    """Every published row, counted."""
+    printed = [*published.PAPERS]
+    for table, network, checkpoints in (
+        ("slim V2", "mobilenet_v2", published.MOBILENET_V2),
+        ("slim V1", "mobilenet_v1", published.MOBILENET_V1),
+    ):
+        printed += [published.PaperRow(table, network, *row[:4]) for row in checkpoints]
+    return [_count(*row) for row in printed]
+
+
+def _count(
+    table: str, network: str, width: float, resolution: int, madds: float, parameters: float
+) -> Row:
+    model = create_model(network, width=width, num_classes=CLASSES[network])
+    image = (resolution, resolution, 3)
+    return Row(
+        table,
+        network,
+        width,
+        resolution,
+        madds,
+        complexity.multiply_adds(model, image) / 1e6,
+        parameters,
+        complexity.parameters(model, image) / 1e6,
+        complexity.weights(model, image) / 1e6,
+    )
+
+
+def print_rows(counted: Sequence[Row]) -> None:
+    """Prints printed and counted costs side by side, and marks where they differ."""
+    print(f"{'':32}  {'MAdds, M':>16}  {'parameters, M':>22}")
+    print(
+        f"{'table':10} {'network':12} {'width':>5} {'at':>3} {'printed':>8} {'counted':>8}", end=""
+    )
+    print(f" {'printed':>8} {'all':>6} {'weights':>7}")
+    for row in counted:
+        mark = "" if row.agrees() else "  <- differs"
+        print(
+            f"{row.table:10} {row.network:12} {row.width:5g} {row.resolution:3} "
+            f"{row.printed_multiply_adds:8g} {row.multiply_adds:8.2f} "
+            f"{row.printed_parameters:8g} {row.parameters:6.3f} {row.weights:7.3f}{mark}"
+        )
+    differing = [row for row in counted if not row.agrees()]
+    print(f"\n{len(counted) - len(differing)} of {len(counted)} rows agree. The others:")
+    for row in differing:
+        print(f"  {row.table}, {row.network} {row.width:g} at {row.resolution}: {reason(row)}")
+
+
+def reason(row: Row) -> str:
+    """Why a printed number is not the counted one, where that is known."""
+    return REASONS.get((row.table, row.width), "not known")
+
+
+def print_layers(network: str, width: float, resolution: int) -> None:
+    """Prints a table of one network's layers: output, parameters, MAdds and its share of them."""
+    model = create_model(network, width=width)
+    layers = complexity.layers(model, (resolution, resolution, 3))
+    total = sum(layer.multiply_adds for layer in layers)
+    print(f"{'layer':22} {'output':>16} {'parameters':>12} {'MAdds':>14} {'share':>7}")
+    for layer in layers:
+        print(
+            f"{layer.name:22} {' x '.join(map(str, layer.output)):>16} {layer.parameters:12,} "
+            f"{layer.multiply_adds:14,} {layer.multiply_adds / total:7.2%}"
+        )
+    parameters = sum(layer.parameters for layer in layers)
+    print(f"{'total':22} {'':16} {parameters:12,} {total:14,} {1:7.2%}")
+
+
+def write_csv(counted: Sequence[Row], path: Path) -> None:
+    """Writes the rows, with a column that says whether they agree."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*Row._fields, "agrees"])
+        writer.writerows([*row, row.agrees()] for row in counted)
+
+
+def draw(path: Path) -> None:
+    """Draws published top-1 accuracy against counted multiply-adds; a line a width."""
+    figure = matplotlib.figure.Figure(figsize=(8, 5.2), layout="constrained")
+    axis = figure.subplots()
+    for network, table, color, style in (
+        ("mobilenet_v2", published.MOBILENET_V2, "black", "-"),
+        ("mobilenet_v1", published.MOBILENET_V1, "#3b6ea5", "--"),
+    ):
+        markers = dict(zip(sorted({row.width for row in table}), "ovs^Dp", strict=False))
+        for width, marker in markers.items():
+            points = [row for row in table if row.width == width]
+            axis.plot(
+                [_count("", network, *row[:4]).multiply_adds for row in points],
+                [row.top1 for row in points],
+                color=color,
+                linestyle=style,
+                marker=marker,
+                markerfacecolor=color if network == "mobilenet_v2" else "white",
+                label=f"{network.replace('mobilenet_v', 'V')} x {width:g}",
+            )
+    axis.set_xscale("log")
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.set_xlabel("million multiply-adds an image (counted)")
+    axis.set_ylabel("ImageNet top-1 accuracy, % (as published by slim)")
+    axis.set_title("MobileNetV1 and V2 by width and resolution")
+    axis.grid(alpha=0.3)
+    axis.legend(ncols=2, fontsize="small")
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.complexity",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--layers", metavar="NETWORK", help=", ".join(NETWORKS))
+    parser.add_argument("--width", type=float, default=1.0, help="for --layers (default: 1.0)")
+    parser.add_argument("--resolution", type=int, default=224, help="for --layers (default: 224)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("docs"), help="folder for CSV and figure (default: docs)"
+    )
+    arguments = parser.parse_args()
+    if arguments.layers:
+        print_layers(arguments.layers, arguments.width, arguments.resolution)
+        return
+    counted = rows()
+    print_rows(counted)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    write_csv(counted, arguments.out / "complexity.csv")
+    draw(arguments.out / "complexity.png")
+    print(f"\nwritten: {arguments.out}/complexity.csv, complexity.png")
+
+
+if __name__ == "__main__":
+    run(main)
