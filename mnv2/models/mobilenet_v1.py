@@ -22,6 +22,7 @@ SMALL_STRIDES = (1, 1, 1, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)  # 32 -> 32, 32, 16, 
 class MobileNetV1(nn.Module):
     """Stem, 13 separable blocks, global mean, classifier.
 
+    num_classes   0 for none: the result is then the pooled features
     width         multiplies every number of channels, rounded down, at least 8 (section 3.3)
     strides       of the stem and of each block: IMAGENET_STRIDES for 96 to 224 pixels,
                   SMALL_STRIDES for 28 to 64
@@ -46,7 +47,8 @@ class MobileNetV1(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self):
-        check_positive(self.num_classes, "num_classes")
+        if self.num_classes < 0:
+            raise UserError(f"num_classes must be 0 or more, got {self.num_classes}")
         check_positive(self.width, "width")
         if len(self.strides) != 1 + len(CHANNELS):
             raise UserError(f"strides must be {1 + len(CHANNELS)} numbers, got {self.strides}")
@@ -72,6 +74,8 @@ class MobileNetV1(nn.Module):
             )(x, train)
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)  # n 1024
         self.sow("intermediates", "pooled", x)
+        if not self.num_classes:
+            return x
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.num_classes, kernel_init=CLASSIFIER_INIT, name="classifier")(x)
 

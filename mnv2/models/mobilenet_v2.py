@@ -34,6 +34,7 @@ SHORTCUTS = ("bottleneck", "expansion", "none")
 class MobileNetV2(nn.Module):
     """Stem, 17 blocks, 1x1 convolution to 1280, global mean, classifier.
 
+    num_classes   0 for none: the result is then the pooled features
     width         multiplies every number of channels but the last convolution's, which grows
                   with a width above 1 and does not shrink below (section 6.1)
     expansion     t of every block but the first, whose t is 1
@@ -69,7 +70,8 @@ class MobileNetV2(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self):
-        check_positive(self.num_classes, "num_classes")
+        if self.num_classes < 0:
+            raise UserError(f"num_classes must be 0 or more, got {self.num_classes}")
         check_positive(self.width, "width")
         check_positive(self.expansion, "expansion")
         check_choice(self.bottleneck, BOTTLENECKS, "bottleneck")
@@ -117,6 +119,8 @@ class MobileNetV2(nn.Module):
         x = conv_bn(last, 1, name="last_conv")(x, train)  # n h/32 w/32 1280
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)  # n 1280
         self.sow("intermediates", "pooled", x)
+        if not self.num_classes:
+            return x
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.num_classes, kernel_init=CLASSIFIER_INIT, name="classifier")(x)
 

@@ -24,6 +24,7 @@ SMALL_STRIDES = (1, 1, 1, 2, 2, 2)  # 32 -> 32, 32, 32, 16, 8, 4
 class ResNet50(nn.Module):
     """Stem, max pooling, 16 hourglass blocks, global mean, classifier.
 
+    num_classes   0 for none: the result is then the pooled features
     width         multiplies every number of channels
     strides       of the stem, the pooling and each stage's first block: IMAGENET_STRIDES for 96
                   to 224 pixels, SMALL_STRIDES for 28 to 64. A stem of stride 1 is 3x3 instead of
@@ -47,7 +48,8 @@ class ResNet50(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self):
-        check_positive(self.num_classes, "num_classes")
+        if self.num_classes < 0:
+            raise UserError(f"num_classes must be 0 or more, got {self.num_classes}")
         check_positive(self.width, "width")
         if len(self.strides) != 2 + len(STAGES):
             raise UserError(f"strides must be {2 + len(STAGES)} numbers, got {self.strides}")
@@ -85,5 +87,7 @@ class ResNet50(nn.Module):
                 i += 1
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)  # n 2048
         self.sow("intermediates", "pooled", x)
+        if not self.num_classes:
+            return x
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.num_classes, kernel_init=CLASSIFIER_INIT, name="classifier")(x)

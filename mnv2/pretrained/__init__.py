@@ -1,0 +1,34 @@
+"""Networks from weights that others trained.
+
+>>> pretrained = load("mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224.h5")
+>>> logits = pretrained.model.apply(pretrained.variables, pretrained.preprocess(images))
+
+Files are read as arrays and never unpickled; Keras need not be installed.
+"""
+
+from pathlib import Path
+
+from mnv2.errors import UserError
+from mnv2.pretrained import keras
+from mnv2.pretrained.network import Pretrained as Pretrained
+from mnv2.pretrained.network import assemble
+
+READERS = {".h5": keras.read, ".keras": keras.read}
+
+
+def load(path: str | Path) -> Pretrained:
+    """Builds the network that a file holds, with its weights.
+
+    Reads `.h5`, `.weights.h5` and `.keras` files of keras.applications' MobileNet and MobileNetV2,
+    with or without their top, also where the network is one layer of a larger model: then the
+    network alone is taken.
+
+    Raises UserError for a file that cannot be read, that holds another network, or in which a
+    tensor is missing, has the wrong shape, or is one too many.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"no such file: {path}")
+    if path.suffix not in READERS:
+        raise UserError(f"unknown format {path.suffix!r} of {path}: known are {', '.join(READERS)}")
+    return assemble(READERS[path.suffix](path), str(path))

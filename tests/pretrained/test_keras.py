@@ -1,0 +1,135 @@
+"""Keras draws the weights and computes the logits; this package must compute the same."""
+
+import pickle
+
+import h5py
+import jax
+import numpy as np
+import pytest
+
+from mnv2 import pretrained
+from mnv2.errors import UserError
+
+keras = pytest.importorskip("keras")  # comes with TensorFlow
+
+SIZE = 96
+
+
+def randomized(model):
+    """Every variable anew, batch norm's statistics too, which Keras leaves at 0 and 1."""
+    random = np.random.default_rng(0)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            size = layer.gamma.shape[0]
+            gamma, beta, mean = random.normal([1, 0, 0], [0.1, 0.1, 0.2], (size, 3)).T
+            layer.set_weights([gamma, beta, mean, random.uniform(0.5, 2, size)])
+    return model
+
+
+def v2(alpha, **fields):
+    fields = {"input_shape": (SIZE, SIZE, 3), "weights": None, **fields}
+    return randomized(keras.applications.MobileNetV2(alpha=alpha, **fields))
+
+
+def images(size=(SIZE, SIZE)):
+    return np.random.default_rng(1).uniform(0, 255, (2, *size, 3)).astype(np.float32)
+
+
+def result(loaded, x):
+    return jax.jit(loaded.model.apply)(loaded.variables, loaded.preprocess(x))
+
+
+def assert_same(ours, theirs):
+    # Keras ends in a softmax where it has a top: compare what went into it.
+    if np.allclose(theirs.sum(-1), 1, atol=1e-5):
+        ours = jax.nn.log_softmax(ours)
+        theirs = np.log(theirs)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".weights.h5", ".keras"])
+@pytest.mark.parametrize("alpha", [0.35, 1.0, 1.4])
+def test_mobilenet_v2_gives_keras_logits(tmp_path, alpha, suffix):
+    theirs, path = v2(alpha), tmp_path / f"model{suffix}"
+    (theirs.save_weights if suffix == ".weights.h5" else theirs.save)(path)
+    loaded = pretrained.load(path)
+    assert (loaded.model.width, loaded.model.num_classes) == (alpha, 1000)
+    assert_same(result(loaded, images()), theirs.predict(images() / 127.5 - 1, verbose=0))
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".keras"])
+@pytest.mark.parametrize("alpha", [0.25, 1.0])
+def test_mobilenet_v1_gives_keras_logits(tmp_path, alpha, suffix):
+    theirs = keras.applications.MobileNet(
+        alpha=alpha, input_shape=(SIZE, SIZE, 3), weights=None, classes=7
+    )
+    randomized(theirs).save(tmp_path / f"model{suffix}")
+    loaded = pretrained.load(tmp_path / f"model{suffix}")
+    assert (loaded.model.width, loaded.model.num_classes) == (alpha, 7)
+    assert_same(result(loaded, images()), theirs.predict(images() / 127.5 - 1, verbose=0))
+
+
+def test_without_a_top_odd_sizes_give_keras_features(tmp_path):
+    theirs = v2(0.5, include_top=False, pooling="avg", input_shape=(97, 131, 3))
+    theirs.save(tmp_path / "model.h5")
+    loaded = pretrained.load(tmp_path / "model.h5")
+    x = images((97, 131))
+    assert_same(result(loaded, x), theirs.predict(x / 127.5 - 1, verbose=0))
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".keras"])
+def test_a_network_inside_a_users_own_model_is_found(tmp_path, suffix):
+    backbone = v2(0.35, include_top=False)
+    inputs = keras.Input((SIZE, SIZE, 3))
+    x = keras.layers.GlobalAveragePooling2D()(backbone(inputs))
+    outputs = keras.layers.Dense(3, name="mine")(keras.layers.Dropout(0.2)(x))
+    keras.Model(inputs, outputs).save(tmp_path / f"model{suffix}")
+    loaded = pretrained.load(tmp_path / f"model{suffix}")
+    assert (loaded.model.width, loaded.model.num_classes) == (0.35, 0)
+    pooled = keras.Model(inputs, x).predict(images() / 127.5 - 1, verbose=0)
+    assert_same(result(loaded, images()), pooled)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "model.h5"
+    v2(0.35).save(path)
+    return path
+
+
+def test_a_missing_an_extra_and_a_misshapen_tensor_are_named(saved):
+    with h5py.File(saved, "r+") as file:
+        kernel = "model_weights/block_3_expand/block_3_expand/kernel"
+        whole = file[kernel][()]
+        del file[kernel]
+    with pytest.raises(UserError, match=r"model.h5 lacks params/block_3/expand/kernel$"):
+        pretrained.load(saved)
+    with h5py.File(saved, "r+") as file:
+        file[kernel] = whole[..., :-1]
+    with pytest.raises(UserError, match=r"block_3/expand/kernel has shape .*47\), expected .*48\)"):
+        pretrained.load(saved)
+    with h5py.File(saved, "r+") as file:
+        del file[kernel]
+        file[kernel] = whole
+        file["model_weights/block_17_expand/block_17_expand/kernel"] = whole
+    with pytest.raises(UserError, match=r"holds the unknown params/block_17/expand/kernel$"):
+        pretrained.load(saved)
+
+
+def test_files_that_hold_no_network_are_refused_in_one_line(tmp_path, saved):
+    truncated = tmp_path / "truncated.h5"
+    truncated.write_bytes(saved.read_bytes()[:100_000])
+    bomb = tmp_path / "bomb.keras"
+    bomb.write_bytes(pickle.dumps({"a": 1}))
+    other = tmp_path / "other.h5"
+    keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]).save(other)
+    for path, message in (
+        (truncated, "cannot read .*truncated.h5"),
+        (bomb, "cannot read .*bomb.keras: File is not a zip file"),
+        (other, "other.h5 holds no MobileNet or MobileNetV2"),
+        (tmp_path / "none.h5", "no such file"),
+        (tmp_path, "unknown format ''"),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            pretrained.load(path)
+        assert "\n" not in str(error.value)
