@@ -105,8 +105,8 @@ def _draw_band(axis: Axes, sweep: "Sweep") -> None:
     if len(accuracies) > 1:
         count = len(accuracies)
         spread = np.std(accuracies, ddof=1) * (1 + 1 / count) ** 0.5
-        low, high = stats.t.interval(0.95, count - 1, np.mean(accuracies), spread)
-        axis.axhspan(low, high, color=BAND_COLOR, zorder=0)
+        mean, reach = np.mean(accuracies), spread * stats.t.ppf(0.975, count - 1)
+        axis.axhspan(mean - reach, mean + reach, color=BAND_COLOR, zorder=0)
 
 
 def _value(sweep: "Sweep", arm: str, field: str) -> Any:

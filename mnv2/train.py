@@ -1,5 +1,6 @@
 """One run: train a network on a data set, evaluate it, remember the result."""
 
+import contextlib
 import functools
 import json
 import math
@@ -47,73 +48,74 @@ def train_and_evaluate(
     state = create_state(
         model, on_devices.optimizer, shape, seed=config.seed, ema=config.ema_decay > 0
     )
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    state, seconds = checkpoints.restore(state)
-    state = on_devices.place(state)
-    first_step = int(state.step)
-    keep_lines(workdir / METRICS, lambda line: json.loads(line)["step"] <= first_step)
-    writer = metric_writers.SummaryWriter(str(workdir))
-    writer.write_hparams(_hparams(config))
+    # Closed whatever happens, so that a checkpoint on its way to the disk arrives.
+    with (
+        contextlib.closing(Checkpoints(workdir / "checkpoints")) as checkpoints,
+        contextlib.closing(metric_writers.SummaryWriter(str(workdir))) as writer,
+    ):
+        state, seconds = checkpoints.restore(state)
+        state = on_devices.place(state)
+        first_step = int(state.step)
+        keep_lines(workdir / METRICS, lambda line: json.loads(line)["step"] <= first_step)
+        writer.write_hparams(_hparams(config))
 
-    batches = data.train_batches(
-        dataset,
-        batch_size,
-        seed=config.seed,
-        first_step=first_step,
-        size=shape[:2],
-        augmentation=config.data.augmentation,
-        pad=config.data.pad,
-    )
-
-    def report(step: int, values: dict[str, float]) -> None:
-        scalars = {name: x for name, x in values.items() if not name.endswith("/examples")}
-        writer.write_scalars(step, scalars)
-        append_line(workdir / METRICS, json.dumps({"step": step, **values}))
-
-    def validate(split: str, step: int) -> dict[str, float]:
-        summary = evaluate(
-            on_devices.evaluate, state, dataset, split, config.eval_batch_size, shape[:2]
+        batches = data.train_batches(
+            dataset,
+            batch_size,
+            seed=config.seed,
+            first_step=first_step,
+            size=shape[:2],
+            augmentation=config.data.augmentation,
+            pad=config.data.pad,
         )
-        report(step, {f"{split}/{name}": value for name, value in summary.items()})
-        writer.flush()
-        return summary
 
-    key = jax.random.key(config.seed)
-    progress = Progress(label, total_steps, batch_size, seconds)
-    progress.say("compiling")
-    window: list[metrics.Sums] = []
-    for step, batch in zip(range(first_step + 1, total_steps + 1), batches, strict=False):
-        if step == first_step + 1:
-            writer.write_images(step, {"train/input": (batch["image"][:8] + 1) / 2})
-        state, sums = on_devices.train(state, shard(batch), key)
-        window.append(sums)
-        if step == first_step + 1:
-            jax.block_until_ready(state)  # compiled: from here on steps are timed
-            progress.start(step)
+        def report(step: int, values: dict[str, float]) -> None:
+            scalars = {name: x for name, x in values.items() if not name.endswith("/examples")}
+            writer.write_scalars(step, scalars)
+            append_line(workdir / METRICS, json.dumps({"step": step, **values}))
 
-        last = step == total_steps
-        evaluates = last or (eval_every and step % eval_every == 0)
-        saves = last or (checkpoint_every and step % checkpoint_every == 0)
-        if evaluates or saves or step % config.log_every == 0:
-            summary = metrics.summarize(window)
-            window.clear()
-            progress.stop(step)
-            learning_rate = float(on_devices.schedule(step - 1))
-            _stop_if_not_finite(summary["loss"], step, learning_rate)
-            values = {f"train/{name}": summary[name] for name in ("loss", "accuracy")}
-            values["train/learning_rate"] = learning_rate
-            values["train/images_per_second"] = progress.images_per_second
-            report(step, values)
-            progress.show(step, summary["loss"])
-            if evaluates and dataset.validation:
-                validate("validation", step)
-            if saves:
-                checkpoints.save(step, state, progress.seconds)
-            progress.start(step)
+        def validate(split: str, step: int) -> dict[str, float]:
+            summary = evaluate(
+                on_devices.evaluate, state, dataset, split, config.eval_batch_size, shape[:2]
+            )
+            report(step, {f"{split}/{name}": value for name, value in summary.items()})
+            writer.flush()
+            return summary
 
-    test = validate("test", total_steps)
-    checkpoints.close()
-    writer.close()
+        key = jax.random.key(config.seed)
+        progress = Progress(label, total_steps, batch_size, seconds)
+        progress.say("compiling")
+        window: list[metrics.Sums] = []
+        for step, batch in zip(range(first_step + 1, total_steps + 1), batches, strict=False):
+            if step == first_step + 1:
+                writer.write_images(step, {"train/input": (batch["image"][:8] + 1) / 2})
+            state, sums = on_devices.train(state, shard(batch), key)
+            window.append(sums)
+            if step == first_step + 1:
+                jax.block_until_ready(state)  # compiled: from here on steps are timed
+                progress.start(step)
+
+            last = step == total_steps
+            evaluates = last or (eval_every and step % eval_every == 0)
+            saves = last or (checkpoint_every and step % checkpoint_every == 0)
+            if evaluates or saves or step % config.log_every == 0:
+                summary = metrics.summarize(window)
+                window.clear()
+                progress.stop(step)
+                learning_rate = float(on_devices.schedule(step - 1))
+                _stop_if_not_finite(summary["loss"], step, learning_rate)
+                values = {f"train/{name}": summary[name] for name in ("loss", "accuracy")}
+                values["train/learning_rate"] = learning_rate
+                values["train/images_per_second"] = progress.images_per_second
+                report(step, values)
+                progress.show(step, summary["loss"])
+                if evaluates and dataset.validation:
+                    validate("validation", step)
+                if saves:
+                    checkpoints.save(step, state, progress.seconds)
+                progress.start(step)
+
+        test = validate("test", total_steps)
     progress.clear()
     result = {
         "test": test,

@@ -110,6 +110,19 @@ def test_a_resumed_run_ends_exactly_as_an_uninterrupted_one(tiny_config, tmp_pat
     assert curve("stopped") == curve("whole")
 
 
+def test_a_checkpoint_on_its_way_arrives_although_the_run_fails(tiny_config, tmp_path, monkeypatch):
+    def failing(*_):
+        raise UserError("broken picture")
+
+    tiny_config.checkpoint_every = "2 steps"  # and the evaluation fails after the fourth
+    monkeypatch.setattr(train, "evaluate", failing)
+    with pytest.raises(UserError, match="broken picture"):
+        train.train_and_evaluate(tiny_config, tmp_path)
+    _, template = steps_and_state(tiny_config)
+    state, _ = Checkpoints(tmp_path / "checkpoints").restore(template)
+    assert int(state.step) == 2
+
+
 def test_a_short_run_learns_and_leaves_its_result(tiny_config, tmp_path):
     tiny_config.model.width = 0.25
     tiny_config.batch_size = 64
