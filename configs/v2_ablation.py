@@ -16,7 +16,7 @@ Presets, with what they cost and what to expect:
                                       from relu6, 87 % from width_1.
     configs/v2_ablation.py:quick      four arms for 30 steps: does everything work? A minute.
     configs/v2_ablation.py:full       Fashion-MNIST, 15 epochs with augmentation, 5 seeds of every
-                                      arm: what one would publish. A day on two CPU cores.
+                                      arm: what one would publish. Days on two CPU cores.
     configs/v2_ablation.py:cifar10    CIFAR-10, 100 epochs, width 0.5, 3 seeds. For one GPU.
     configs/v2_ablation.py:imagenet   ImageNet, 150 epochs, width 1.0, the paper's RMSProp, 1 seed.
                                       For eight GPUs or TPUs. The paper's baseline: 72.0 % top-1.

@@ -57,6 +57,15 @@ def test_mobilenet_v2_gives_keras_logits(tmp_path, alpha, suffix):
     assert_same(result(loaded, images()), theirs.predict(images() / 127.5 - 1, verbose=0))
 
 
+@pytest.mark.parametrize("alpha", [0.35, 0.5, 0.75, 1.0, 1.3, 1.4])
+def test_every_published_width_gives_keras_logits_at_224(tmp_path, alpha):
+    theirs = v2(alpha, input_shape=(224, 224, 3))
+    theirs.save(tmp_path / "model.keras")
+    loaded, x = pretrained.load(tmp_path / "model.keras"), images((224, 224))
+    assert loaded.model.width == alpha
+    assert_same(result(loaded, x), theirs.predict(x / 127.5 - 1, verbose=0))
+
+
 @pytest.mark.parametrize("suffix", [".h5", ".keras"])
 @pytest.mark.parametrize("alpha", [0.25, 1.0])
 def test_mobilenet_v1_gives_keras_logits(tmp_path, alpha, suffix):
