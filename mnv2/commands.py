@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from mnv2.errors import UserError
 
@@ -17,7 +18,7 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(130)  # what a shell says of a process that SIGINT ended
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     """Prints one line to stderr and exits with code 2."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)

@@ -54,12 +54,11 @@ def to_tensorboard(image: Path, folder: Path) -> None:
 
 
 def _draw_panel(axis: Axes, sweep: "Sweep", title: str, field: str, rows: Sequence["Row"]) -> None:
-    if all(isinstance(_value(sweep, row.arm, field), int | float) for row in rows):
-        rows = sorted(rows, key=lambda row: _value(sweep, row.arm, field))
     values = [_value(sweep, row.arm, field) for row in rows]
-    numeric = all(isinstance(value, int | float) for value in values)
-    places = values if numeric else list(range(len(rows)))
-    if numeric:
+    places: list[Any] = list(range(len(rows)))
+    if all(isinstance(value, int | float) for value in values):
+        rows = sorted(rows, key=lambda row: _value(sweep, row.arm, field))
+        places = values = sorted(values)
         axis.plot(places, [row.accuracy.mean for row in rows], color=ARM_COLOR, zorder=1)
         axis.set_xticks(places, [f"{value:g}" for value in values])
     else:
@@ -97,15 +96,15 @@ def _draw_point(axis: Axes, place: float, row: "Row", is_baseline: bool) -> None
 
 def _draw_band(axis: Axes, sweep: "Sweep") -> None:
     """Shades where one more run of the baseline would fall: the yardstick of one-seed arms."""
-    runs = sweep.results.get(sweep.baseline, {})
-    accuracies = [100 * result["test"]["accuracy"] for result in runs.values()]
+    accuracies = list(sweep.accuracies(sweep.baseline).values())
     if not accuracies:
         return
-    axis.axhline(np.mean(accuracies), color=BASELINE_COLOR, linewidth=0.8, linestyle=":")
+    mean = np.mean(accuracies)
+    axis.axhline(mean, color=BASELINE_COLOR, linewidth=0.8, linestyle=":")
     if len(accuracies) > 1:
         count = len(accuracies)
         spread = np.std(accuracies, ddof=1) * (1 + 1 / count) ** 0.5
-        mean, reach = np.mean(accuracies), spread * stats.t.ppf(0.975, count - 1)
+        reach = spread * stats.t.ppf(0.975, count - 1)
         axis.axhspan(mean - reach, mean + reach, color=BAND_COLOR, zorder=0)
 
 

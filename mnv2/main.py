@@ -57,7 +57,6 @@ def _parse(argv: Sequence[str]) -> list[str]:
         return rest
     except (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         fail(_explain(error))
-        raise
 
 
 def _explain(error: Exception) -> str:

@@ -75,6 +75,11 @@ class Sweep:
         """What each arm changes of the config."""
         return dict(self.config["arms"])
 
+    def accuracies(self, arm: str) -> dict[int, float]:
+        """Test accuracy by seed, in per cent, of what is finished of an arm."""
+        runs = self.results.get(arm, {})
+        return {seed: 100 * result["test"]["accuracy"] for seed, result in runs.items()}
+
     def rows(self) -> list[Row]:
         """One for each arm that has a finished run, in the order of the config."""
         return [self._row(arm) for arm, runs in self.results.items() if runs]
@@ -93,14 +98,14 @@ class Sweep:
         return range(first, first + changes.get("seeds", self.config["seeds"]))
 
     def _row(self, arm: str) -> Row:
-        runs = self.results[arm]
-        accuracy = Estimate.of([_accuracy(result) for result in runs.values()])
+        runs, accuracies = self.results[arm], self.accuracies(arm)
+        accuracy = Estimate.of(list(accuracies.values()))
         assert accuracy is not None
         # Two arms with one seed share initial values and order of data where shapes agree, so
         # the difference within a seed varies less than either.
-        baseline = self.results.get(self.baseline, {}) if arm != self.baseline else {}
+        baseline = self.accuracies(self.baseline) if arm != self.baseline else {}
         difference = Estimate.of(
-            [_accuracy(runs[seed]) - _accuracy(baseline[seed]) for seed in runs if seed in baseline]
+            [accuracies[seed] - baseline[seed] for seed in accuracies if seed in baseline]
         )
         first = next(iter(runs.values()))
         return Row(
@@ -142,10 +147,6 @@ def write(workdir: Path) -> None:
     figure.to_tensorboard(workdir / "report.png", workdir / "report")
     print(f"report    {workdir}/report.md, report.csv, report.png")
     print(f"curves    tensorboard --logdir {workdir}")
-
-
-def _accuracy(result: dict[str, Any]) -> float:
-    return 100 * result["test"]["accuracy"]
 
 
 HEADER = ("arm", "params", "MAdds", "test top-1 %", "difference", "seeds", "images/s", "min")
