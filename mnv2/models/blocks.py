@@ -55,7 +55,8 @@ class ConvBN(nn.Module):
     """Convolution without bias, batch norm, activation.
 
     `depthwise` gives every channel its own filter, and `features` must equal the input's
-    channels. With `axis_name`, batch statistics are those of all devices on that axis together.
+    channels. With `axis_name`, batch statistics are those of all devices on that axis together;
+    with `bn_frozen`, training uses the running ones and leaves them alone.
     """
 
     features: int
@@ -67,6 +68,7 @@ class ConvBN(nn.Module):
     padding: str = "same"
     bn_momentum: float = 0.99
     bn_epsilon: float = 1e-3
+    bn_frozen: bool = False
     axis_name: str | None = None
     dtype: Any = jnp.float32
 
@@ -84,7 +86,7 @@ class ConvBN(nn.Module):
         x = self._convolve(x.astype(self.dtype), kernel.astype(self.dtype))
         if self.batch_norm:
             x = BatchNorm(self.bn_momentum, self.bn_epsilon, self.axis_name, self.dtype, name="bn")(
-                x, train
+                x, train and not self.bn_frozen
             )
         return self.activation(x)
 

@@ -19,16 +19,22 @@ IMAGENET_STRIDES = (2, 1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)  # 224 -> 112, 56,
 SMALL_STRIDES = (1, 1, 1, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)  # 32 -> 32, 32, 16, 8, 4
 
 
+def scaled_channels(width: float) -> tuple[int, ...]:
+    """Channels of the stem and of the 13 blocks, rounded down, at least 8 (section 3.3)."""
+    return tuple(max(8, int(channels * width)) for channels in (32, *CHANNELS))
+
+
 class MobileNetV1(nn.Module):
     """Stem, 13 separable blocks, global mean, classifier.
 
     num_classes   0 for none: the result is then the pooled features
-    width         multiplies every number of channels, rounded down, at least 8 (section 3.3)
+    width         multiplies every number of channels: see `scaled_channels`
     strides       of the stem and of each block: IMAGENET_STRIDES for 96 to 224 pixels,
                   SMALL_STRIDES for 28 to 64
     xception      nothing between a block's depthwise and pointwise convolution
     dropout       rate before the classifier
     padding       same (TensorFlow) or symmetric (PyTorch)
+    bn_frozen     batch norm uses its running statistics in training too
     axis_name     device axis over which batch norm is synchronised
     dtype         of the computation; parameters, statistics and logits are float32
 
@@ -43,6 +49,7 @@ class MobileNetV1(nn.Module):
     padding: str = "same"
     bn_momentum: float = 0.99
     bn_epsilon: float = 1e-3
+    bn_frozen: bool = False
     axis_name: str | None = None
     dtype: Any = jnp.float32
 
@@ -63,21 +70,20 @@ class MobileNetV1(nn.Module):
             padding=self.padding,
             bn_momentum=self.bn_momentum,
             bn_epsilon=self.bn_epsilon,
+            bn_frozen=self.bn_frozen,
             axis_name=self.axis_name,
             dtype=self.dtype,
         )
         stem_stride, *block_strides = self.strides
-        x = conv_bn(self._scaled(32), 3, stem_stride, name="stem")(images, train)
-        for i, (channels, stride) in enumerate(zip(CHANNELS, block_strides, strict=True)):
-            x = SeparableBlock(
-                self._scaled(channels), stride, self.xception, conv_bn, name=f"block_{i}"
-            )(x, train)
+        stem, *rows = scaled_channels(self.width)
+        x = conv_bn(stem, 3, stem_stride, name="stem")(images, train)
+        for i, (features, stride) in enumerate(zip(rows, block_strides, strict=True)):
+            x = SeparableBlock(features, stride, self.xception, conv_bn, name=f"block_{i}")(
+                x, train
+            )
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)  # n 1024
         self.sow("intermediates", "pooled", x)
         if not self.num_classes:
             return x
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.num_classes, kernel_init=CLASSIFIER_INIT, name="classifier")(x)
-
-    def _scaled(self, channels: int) -> int:
-        return max(8, int(channels * self.width))

@@ -1,8 +1,9 @@
 """MobileNetV2 (arXiv 1801.04381, table 2)."""
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -29,14 +30,47 @@ SMALL_STRIDES = (1, 1, 1, 2, 2, 1, 2, 1)  # 32 -> 32, 32, 32, 16, 8, 8, 4, 4
 BLOCKS = ("inverted_residual", "separable", "hourglass")
 BOTTLENECKS = ("linear", "relu6")
 SHORTCUTS = ("bottleneck", "expansion", "none")
+ROUNDINGS = ("nearest", "nearest_4", "fixed_ends", "up")
+
+
+class Channels(NamedTuple):
+    """Output channels of the stem, of each row's blocks, and of the last convolution."""
+
+    stem: int
+    rows: tuple[int, ...]
+    last: int
+
+
+def scaled_channels(width: float, rounding: str = "nearest") -> Channels:
+    """Table 2's channels times `width`, rounded as one of these does it:
+
+    nearest     slim, Keras, torchvision, timm, d-li14: make_divisible by 8; the last convolution
+                has 1280 channels, more with a width above 1, never fewer (section 6.1)
+    nearest_4   d-li14's 0.1: the same by 4
+    fixed_ends  timm's 110d and 120d: stem and last convolution as at width 1
+    up          tonylins: up to the next multiple of 8, the stem and the first row as at width 1
+    """
+    check_choice(rounding, ROUNDINGS, "rounding")
+
+    def scaled(channels: int) -> int:
+        if rounding == "up":
+            return math.ceil(channels * width / 8) * 8
+        return make_divisible(channels * width, 4 if rounding == "nearest_4" else 8)
+
+    first, *rest = CHANNELS
+    return Channels(
+        stem=32 if rounding in ("fixed_ends", "up") else scaled(32),
+        rows=(first if rounding == "up" else scaled(first), *map(scaled, rest)),
+        last=1280 if rounding == "fixed_ends" or width <= 1 else scaled(1280),
+    )
 
 
 class MobileNetV2(nn.Module):
     """Stem, 17 blocks, 1x1 convolution to 1280, global mean, classifier.
 
     num_classes   0 for none: the result is then the pooled features
-    width         multiplies every number of channels but the last convolution's, which grows
-                  with a width above 1 and does not shrink below (section 6.1)
+    width         multiplies the numbers of channels (section 6.1)
+    rounding      how they are rounded: see `scaled_channels`
     expansion     t of every block but the first, whose t is 1
     bottleneck    linear, or relu6 (figure 6a)
     shortcut      bottleneck, expansion, or none (figure 6b)
@@ -47,6 +81,7 @@ class MobileNetV2(nn.Module):
                   pixels, SMALL_STRIDES for 28 to 64
     dropout       rate before the classifier
     padding       same (TensorFlow) or symmetric (PyTorch)
+    bn_frozen     batch norm uses its running statistics in training too
     axis_name     device axis over which batch norm is synchronised
     dtype         of the computation; parameters, statistics and logits are float32
 
@@ -56,6 +91,7 @@ class MobileNetV2(nn.Module):
 
     num_classes: int = 1000
     width: float = 1.0
+    rounding: str = "nearest"
     expansion: float = 6
     bottleneck: str = "linear"
     shortcut: str = "bottleneck"
@@ -66,6 +102,7 @@ class MobileNetV2(nn.Module):
     padding: str = "same"
     bn_momentum: float = 0.99
     bn_epsilon: float = 1e-3
+    bn_frozen: bool = False
     axis_name: str | None = None
     dtype: Any = jnp.float32
 
@@ -73,6 +110,7 @@ class MobileNetV2(nn.Module):
         if self.num_classes < 0:
             raise UserError(f"num_classes must be 0 or more, got {self.num_classes}")
         check_positive(self.width, "width")
+        check_choice(self.rounding, ROUNDINGS, "rounding")
         check_positive(self.expansion, "expansion")
         check_choice(self.bottleneck, BOTTLENECKS, "bottleneck")
         check_choice(self.shortcut, SHORTCUTS, "shortcut")
@@ -92,15 +130,18 @@ class MobileNetV2(nn.Module):
             padding=self.padding,
             bn_momentum=self.bn_momentum,
             bn_epsilon=self.bn_epsilon,
+            bn_frozen=self.bn_frozen,
             axis_name=self.axis_name,
             dtype=self.dtype,
         )
         stem_stride, *row_strides = self.strides
-        x = conv_bn(make_divisible(32 * self.width), 3, stem_stride, name="stem")(images, train)
+        channels = scaled_channels(self.width, self.rounding)
+        x = conv_bn(channels.stem, 3, stem_stride, name="stem")(images, train)
 
         expanded = None
-        for i, (channels, stride) in enumerate(_blocks(self.repeats, row_strides)):
-            features, name = make_divisible(channels * self.width), f"block_{i}"
+        blocks = _blocks(channels.rows, self.repeats, row_strides)
+        for i, (features, stride) in enumerate(blocks):
+            name = f"block_{i}"
             if self.block == "inverted_residual":
                 x, expanded = InvertedResidual(
                     features,
@@ -115,8 +156,7 @@ class MobileNetV2(nn.Module):
                 block = SeparableBlock if self.block == "separable" else Hourglass
                 x = block(features, stride, conv_bn=conv_bn, name=name)(x, train)
 
-        last = make_divisible(1280 * max(1.0, self.width))
-        x = conv_bn(last, 1, name="last_conv")(x, train)  # n h/32 w/32 1280
+        x = conv_bn(channels.last, 1, name="last_conv")(x, train)  # n h/32 w/32 1280
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)  # n 1280
         self.sow("intermediates", "pooled", x)
         if not self.num_classes:
@@ -125,8 +165,10 @@ class MobileNetV2(nn.Module):
         return nn.Dense(self.num_classes, kernel_init=CLASSIFIER_INIT, name="classifier")(x)
 
 
-def _blocks(repeats: Sequence[int], row_strides: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Yields channels (at width 1) and stride of every block of table 2."""
-    for channels, count, row_stride in zip(CHANNELS, repeats, row_strides, strict=True):
+def _blocks(
+    rows: Sequence[int], repeats: Sequence[int], row_strides: Sequence[int]
+) -> Iterator[tuple[int, int]]:
+    """Yields channels and stride of every block of table 2."""
+    for channels, count, row_stride in zip(rows, repeats, row_strides, strict=True):
         for repeat in range(count):
             yield channels, row_stride if repeat == 0 else 1

@@ -31,6 +31,7 @@ class ResNet50(nn.Module):
                   7x7, and a pooling of stride 1 is left out.
     dropout       rate before the classifier
     padding       same (TensorFlow) or symmetric (PyTorch)
+    bn_frozen     batch norm uses its running statistics in training too
     axis_name     device axis over which batch norm is synchronised
     dtype         of the computation; parameters, statistics and logits are float32
 
@@ -44,6 +45,7 @@ class ResNet50(nn.Module):
     padding: str = "symmetric"
     bn_momentum: float = 0.9
     bn_epsilon: float = 1e-5
+    bn_frozen: bool = False
     axis_name: str | None = None
     dtype: Any = jnp.float32
 
@@ -64,6 +66,7 @@ class ResNet50(nn.Module):
             padding=self.padding,
             bn_momentum=self.bn_momentum,
             bn_epsilon=self.bn_epsilon,
+            bn_frozen=self.bn_frozen,
             axis_name=self.axis_name,
             dtype=self.dtype,
         )
