@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from mnv2.errors import UserError
 from mnv2.state import TrainState
 
 
@@ -50,3 +51,23 @@ class Checkpoints:
         """Waits until what was saved is on disk."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def restore_variables(folder: Path) -> dict[str, Any]:
+    """What evaluation uses of the newest checkpoint in `folder`, whatever devices it is from.
+
+    Raises UserError if there is none.
+    """
+    with ocp.CheckpointManager(folder.absolute()) as manager:
+        step = manager.latest_step()
+    if step is None:
+        raise UserError(f"{folder} holds no checkpoint yet")
+    path = folder.absolute() / str(step) / "state"
+    with ocp.StandardCheckpointer() as checkpointer:
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shapes = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+            checkpointer.metadata(path).item_metadata.tree,
+        )
+        state = checkpointer.restore(path, shapes)
+    return {"params": state.get("ema") or state["params"], "batch_stats": state["batch_stats"]}

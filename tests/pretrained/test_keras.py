@@ -86,17 +86,48 @@ def test_without_a_top_odd_sizes_give_keras_features(tmp_path):
     assert_same(result(loaded, x), theirs.predict(x / 127.5 - 1, verbose=0))
 
 
-@pytest.mark.parametrize("suffix", [".h5", ".keras"])
-def test_a_network_inside_a_users_own_model_is_found(tmp_path, suffix):
-    backbone = v2(0.35, include_top=False)
+def own_model(head, rescale=False):
+    """A user's model: MobileNetV2 without top under global pooling and a head of theirs."""
     inputs = keras.Input((SIZE, SIZE, 3))
-    x = keras.layers.GlobalAveragePooling2D()(backbone(inputs))
-    outputs = keras.layers.Dense(3, name="mine")(keras.layers.Dropout(0.2)(x))
-    keras.Model(inputs, outputs).save(tmp_path / f"model{suffix}")
+    x = keras.layers.RandomFlip("horizontal")(inputs)
+    if rescale:
+        x = keras.layers.Rescaling(1 / 127.5, offset=-1)(x)
+    x = v2(0.35, include_top=False)(x, training=False)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    for layer in head:
+        x = layer(x)
+    return keras.Model(inputs, x)
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".keras"])
+@pytest.mark.parametrize("rescale", [False, True])
+def test_a_users_model_predicts_the_same(tmp_path, suffix, rescale):
+    layers = keras.layers
+    theirs = own_model([layers.Dropout(0.2), layers.Dense(3, "softmax", name="mine")], rescale)
+    theirs.save(tmp_path / f"model{suffix}")
     loaded = pretrained.load(tmp_path / f"model{suffix}")
-    assert (loaded.model.width, loaded.model.num_classes) == (0.35, 0)
-    pooled = keras.Model(inputs, x).predict(images() / 127.5 - 1, verbose=0)
-    assert_same(result(loaded, images()), pooled)
+    assert (loaded.model.width, loaded.num_classes) == (0.35, 3)
+    assert (loaded.image_size, loaded.class_names) == ((SIZE, SIZE), None)
+    x = images()
+    expected = theirs.predict(x if rescale else x / 127.5 - 1, verbose=0)
+    assert_same(result(loaded, x), expected)
+
+
+@pytest.mark.parametrize("suffix", [".h5", ".keras"])
+def test_a_head_of_several_dense_layers_predicts_the_same(tmp_path, suffix):
+    layers = keras.layers
+    theirs = own_model([layers.Dense(8, "relu"), layers.Dense(5, "tanh"), layers.Dense(4)])
+    theirs.save(tmp_path / f"model{suffix}")
+    loaded = pretrained.load(tmp_path / f"model{suffix}")
+    assert loaded.num_classes == 4
+    assert_same(result(loaded, images()), theirs.predict(images() / 127.5 - 1, verbose=0))
+
+
+def test_a_head_of_other_layers_is_refused_by_name(tmp_path):
+    theirs = own_model([keras.layers.LayerNormalization(name="norm"), keras.layers.Dense(2)])
+    theirs.save(tmp_path / "model.keras")
+    with pytest.raises(UserError, match=r"layer 'norm' \(LayerNormalization\) is not read"):
+        pretrained.load(tmp_path / "model.keras")
 
 
 @pytest.fixture
@@ -111,17 +142,19 @@ def test_a_missing_an_extra_and_a_misshapen_tensor_are_named(saved):
         kernel = "model_weights/block_3_expand/block_3_expand/kernel"
         whole = file[kernel][()]
         del file[kernel]
-    with pytest.raises(UserError, match=r"model.h5 lacks params/block_3/expand/kernel$"):
+    with pytest.raises(UserError, match=r"model.h5 lacks block_3_expand/kernel$"):
         pretrained.load(saved)
     with h5py.File(saved, "r+") as file:
         file[kernel] = whole[..., :-1]
-    with pytest.raises(UserError, match=r"block_3/expand/kernel has shape .*47\), expected .*48\)"):
+    with pytest.raises(
+        UserError, match=r"block_3_expand/kernel has shape .*47\) .*, expected .*48\)"
+    ):
         pretrained.load(saved)
     with h5py.File(saved, "r+") as file:
         del file[kernel]
         file[kernel] = whole
         file["model_weights/block_17_expand/block_17_expand/kernel"] = whole
-    with pytest.raises(UserError, match=r"holds the unknown params/block_17/expand/kernel$"):
+    with pytest.raises(UserError, match=r"holds the unknown block_17_expand/kernel$"):
         pretrained.load(saved)
 
 
