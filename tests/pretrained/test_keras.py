@@ -170,7 +170,7 @@ def test_files_that_hold_no_network_are_refused_in_one_line(tmp_path, saved):
         (bomb, "cannot read .*bomb.keras: File is not a zip file"),
         (other, "other.h5 holds no MobileNet or MobileNetV2"),
         (tmp_path / "none.h5", "no such file"),
-        (tmp_path, "unknown format ''"),
+        (tmp_path, "is neither a run's folder .* nor a slim checkpoint's"),
     ):
         with pytest.raises(UserError, match=message) as error:
             pretrained.load(path)
