@@ -14,6 +14,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from jax.typing import ArrayLike
 
 from mnv2.errors import UserError
 from mnv2.models.mobilenet_v1 import CHANNELS as V1_CHANNELS
@@ -72,7 +73,7 @@ def read(path: Path) -> Tensors:
     )
 
 
-def write(path: Path, arrays: Mapping[str, np.ndarray], network: str) -> None:
+def write(path: Path, arrays: Mapping[str, ArrayLike], network: str) -> None:
     """Writes an `.h5` file of weights, as keras.applications distributes them.
 
     `model.load_weights(path)` takes it, and `MobileNetV2(weights=path)` for 1000 classes.

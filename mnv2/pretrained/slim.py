@@ -76,13 +76,13 @@ def _load(prefix: Path) -> dict[str, np.ndarray]:
         names = [name for name in reader.get_variable_to_shape_map() if not name.endswith(SLOTS)]
         averaged = {name.removesuffix(AVERAGE) for name in names if name.endswith(AVERAGE)}
         return {
-            name.removesuffix(AVERAGE).replace("depthwise_weights", "weights"): reader.get_tensor(
-                name
+            name.removesuffix(AVERAGE).replace("depthwise_weights", "weights"): np.asarray(
+                reader.get_tensor(name)
             )
             for name in names
             if name not in averaged
         }
-    except (tf.errors.OpError, ValueError) as error:
+    except (tf.errors.OpError, ValueError, IndexError) as error:
         raise UserError(f"cannot read {prefix}: {str(error).splitlines()[0]}") from error
 
 

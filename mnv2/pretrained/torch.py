@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.typing import ArrayLike
 from safetensors.numpy import load_file, save_file
 
 from mnv2.errors import UserError
@@ -71,11 +72,12 @@ def read(path: Path) -> Tensors:
     return Tensors(network, translate(state, names, _layout), names, fields, preprocess)
 
 
-def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write(path: Path, arrays: Mapping[str, ArrayLike]) -> None:
     """Writes a MobileNetV2's arrays as torchvision's state dict: .safetensors, .pth or .pt."""
     names = table("mobilenet_v2", sum(REPEATS), torchvision, VARIABLES)
     state = {
-        names[name]: np.ascontiguousarray(_layout_back(array)) for name, array in arrays.items()
+        names[name]: np.ascontiguousarray(_layout_back(np.asarray(array)))
+        for name, array in arrays.items()
     }
     for name in [name for name in state if name.endswith("running_mean")]:
         state[name.replace("running_mean", "num_batches_tracked")] = np.array(0, np.int64)

@@ -13,11 +13,21 @@ import numpy as np
 
 FILE = Path(__file__).with_name("torch_reference.json")
 CLASSES = 10
+LABELS = (3, 8, 1, 0)
+SHIFT = 3.0  # tests/pretrained/gradients.py says why
+GRADIENTS = ("torchvision 0.35", "timm mobilenetv1_100")
 SIZE = (96, 80)
+TIMM = (
+    *("mobilenetv2_050", "mobilenetv2_100", "mobilenetv2_140", "mobilenetv2_110d"),
+    *("mobilenetv2_120d", "mobilenetv1_100"),
+)
 
 
-def draw_weights(shapes):
-    """A state dict of random weights with batch statistics that are not 0 and 1."""
+def draw_weights(shapes, shift=0.0):
+    """A state dict of random weights with batch statistics that are not 0 and 1.
+
+    `shift` is added to batch norm's.
+    """
     state = {}
     for index, (name, shape) in enumerate(sorted(shapes.items())):
         random = np.random.default_rng(index)
@@ -28,7 +38,8 @@ def draw_weights(shapes):
         elif name.endswith("running_mean"):
             value = 0.2 * random.normal(size=shape)
         elif len(shape) == 1:
-            value = (name.endswith("weight")) + 0.1 * random.normal(size=shape)
+            constant = name.endswith("weight") or shift * ("classifier" not in name)
+            value = constant + 0.1 * random.normal(size=shape)
         else:
             value = random.normal(size=shape) * (2 / np.prod(shape[1:])) ** 0.5
         state[name] = value if value.dtype == np.int64 else value.astype(np.float32)
@@ -36,8 +47,29 @@ def draw_weights(shapes):
 
 
 def draw_images():
-    """Two images, b h w c, in [0, 255]."""
-    return np.random.default_rng(99).uniform(0, 255, (2, *SIZE, 3)).astype(np.float32)
+    """Four images, b h w c, in [0, 255]."""
+    return np.random.default_rng(99).uniform(0, 255, (len(LABELS), *SIZE, 3)).astype(np.float32)
+
+
+def gradients(network, images):
+    """By parameter, the norm of a training step's gradient and its product with random numbers.
+
+    The loss is the cross-entropy with batch statistics; dropout is off.
+    """
+    import torch
+
+    network.train()
+    for module in network.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.eval()
+    torch.nn.functional.cross_entropy(network(images), torch.tensor(LABELS)).backward()
+    return {name: digest(p.grad.numpy()) for name, p in network.named_parameters()}
+
+
+def digest(gradient):
+    """Two numbers that tell gradients apart: the norm, and the product with a random direction."""
+    direction = np.random.default_rng(7).normal(size=gradient.shape)
+    return [float(np.linalg.norm(gradient)), float(np.sum(gradient * direction))]
 
 
 def main():
@@ -45,25 +77,29 @@ def main():
     import torch
     import torchvision
 
-    mean, std = (torch.tensor(v) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    images = (torch.from_numpy(draw_images()) / 255 - mean) / std
     networks = {
         f"torchvision {width}": torchvision.models.mobilenet_v2(
             width_mult=width, num_classes=CLASSES
         )
         for width in (0.35, 1.0, 1.4)
-    } | {
-        f"timm {name}": timm.create_model(name, num_classes=CLASSES)
-        for name in ("mobilenetv2_050", "mobilenetv2_100", "mobilenetv2_140")
-    }
+    } | {f"timm {name}": timm.create_model(name, num_classes=CLASSES) for name in TIMM}
     reference = {}
     for name, network in networks.items():
         shapes = {key: list(tensor.shape) for key, tensor in network.state_dict().items()}
         state = draw_weights(shapes)
         network.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()})
+        # timm's V1 has 0.5 as mean and deviation, all others ImageNet's.
+        half = ((0.5,) * 3, (0.5,) * 3)
+        imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        mean, std = map(torch.tensor, half if "v1" in name else imagenet)
+        images = ((torch.from_numpy(draw_images()) / 255 - mean) / std).permute(0, 3, 1, 2)
         with torch.no_grad():
-            logits = network.eval()(images.permute(0, 3, 1, 2))
+            logits = network.eval()(images)
         reference[name] = {"shapes": shapes, "logits": logits.tolist()}
+        if name in GRADIENTS:
+            state = draw_weights(shapes, SHIFT)
+            network.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()})
+            reference[name]["gradients"] = gradients(network, images)
     FILE.write_text(json.dumps(reference, separators=(",", ":")) + "\n")
 
 

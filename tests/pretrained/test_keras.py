@@ -9,19 +9,21 @@ import pytest
 
 from mnv2 import pretrained
 from mnv2.errors import UserError
+from mnv2.pretrained import keras as keras_reader
+from tests.pretrained import gradients
 
 keras = pytest.importorskip("keras")  # comes with TensorFlow
 
 SIZE = 96
 
 
-def randomized(model):
-    """Every variable anew, batch norm's statistics too, which Keras leaves at 0 and 1."""
+def randomized(model, shift=0.0):
+    """Batch norm's variables anew, its statistics too, which Keras leaves at 0 and 1."""
     random = np.random.default_rng(0)
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             size = layer.gamma.shape[0]
-            gamma, beta, mean = random.normal([1, 0, 0], [0.1, 0.1, 0.2], (size, 3)).T
+            gamma, beta, mean = random.normal([1, shift, 0], [0.1, 0.1, 0.2], (size, 3)).T
             layer.set_weights([gamma, beta, mean, random.uniform(0.5, 2, size)])
     return model
 
@@ -128,6 +130,57 @@ def test_a_head_of_other_layers_is_refused_by_name(tmp_path):
     theirs.save(tmp_path / "model.keras")
     with pytest.raises(UserError, match=r"layer 'norm' \(LayerNormalization\) is not read"):
         pretrained.load(tmp_path / "model.keras")
+
+
+@pytest.mark.parametrize("network", ["MobileNetV2", "MobileNet"])
+def test_a_training_steps_gradients_are_keras(tmp_path, network):
+    """Batch statistics, not running ones; every parameter within 1e-3 of its gradient's norm."""
+    tf = pytest.importorskip("tensorflow")
+    build = getattr(keras.applications, network)
+    theirs = randomized(
+        build(
+            alpha=0.5, weights=None, classes=10, input_shape=(SIZE, SIZE, 3),
+            classifier_activation=None, **({"dropout": 0.0} if network == "MobileNet" else {}),
+        ),
+        shift=gradients.SHIFT,
+    )  # fmt: skip
+    labels = np.array([3, 8])
+    with tf.GradientTape() as tape:
+        logits = theirs(images() / 127.5 - 1, training=True)
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+        loss = tf.reduce_mean(losses)
+    found = tape.gradient(loss, [v.value for v in theirs.trainable_variables])
+    expected = {
+        "/".join(v.path.split("/")[-2:]).replace("depthwise_kernel", "kernel"): gradient.numpy()
+        for v, gradient in zip(theirs.trainable_variables, found, strict=True)
+    }
+    theirs.save(tmp_path / "model.h5")
+    loaded = pretrained.load(tmp_path / "model.h5")
+    names = keras_reader.read(tmp_path / "model.h5").names
+    ours = gradients.training_gradients(loaded, loaded.preprocess(images()), labels)
+    assert {names[f"params/{path}"] for path in ours} == expected.keys()
+    for path, gradient in ours.items():
+        same = keras_reader.tensorflow_layout(f"params/{path}", expected[names[f"params/{path}"]])
+        scale = np.linalg.norm(expected[names[f"params/{gradients.scale_of(path)}"]])
+        assert np.linalg.norm(gradient - same) < gradients.TOLERANCE * scale, path
+
+
+@pytest.mark.parametrize("classes", [0, 1000])
+@pytest.mark.parametrize("network", ["MobileNetV2", "MobileNet"])
+def test_saved_under_keras_names_keras_computes_the_same(tmp_path, network, classes):
+    build = getattr(keras.applications, network)
+    fields = {"alpha": 0.5, "weights": None, "input_shape": (SIZE, SIZE, 3)}
+    fields |= {} if classes else {"include_top": False, "pooling": "avg"}
+    theirs = randomized(build(**fields))
+    expected = theirs.predict(images() / 127.5 - 1, verbose=0)
+    theirs.save(tmp_path / "model.keras")
+    pretrained.save(pretrained.load(tmp_path / "model.keras"), tmp_path / "w.h5", names="keras")
+    again = build(**{**fields, "weights": None})
+    again.load_weights(tmp_path / "w.h5")
+    np.testing.assert_allclose(
+        again.predict(images() / 127.5 - 1, verbose=0), expected, rtol=1e-5, atol=1e-6
+    )
+    assert_same(result(pretrained.load(tmp_path / "w.h5"), images()), expected)
 
 
 @pytest.fixture

@@ -6,16 +6,20 @@ import pickle
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
 from mnv2 import pretrained
 from mnv2.errors import UserError
-from tests.pretrained import reference
+from mnv2.models import create_model, mobilenet_v2
+from mnv2.pretrained import torch as torch_reader
+from tests.pretrained import gradients, reference
 
 REFERENCE = json.loads(reference.FILE.read_text())
 WIDTHS = {
     "torchvision 0.35": 0.35, "torchvision 1.0": 1.0, "torchvision 1.4": 1.4,
     "timm mobilenetv2_050": 0.5, "timm mobilenetv2_100": 1.0, "timm mobilenetv2_140": 1.4,
+    "timm mobilenetv2_110d": 1.1, "timm mobilenetv2_120d": 1.2, "timm mobilenetv1_100": 1.0,
 }  # fmt: skip
 
 
@@ -53,6 +57,58 @@ def test_the_logits_are_pytorchs(name, tmp_path):
     loaded = load(reference.draw_weights(REFERENCE[name]["shapes"]), tmp_path)
     assert (loaded.model.width, loaded.model.num_classes) == (WIDTHS[name], reference.CLASSES)
     assert_logits(loaded, name)
+
+
+@pytest.mark.parametrize("name", reference.GRADIENTS)
+def test_a_training_steps_gradients_are_pytorchs(name, tmp_path):
+    state = reference.draw_weights(REFERENCE[name]["shapes"], gradients.SHIFT)
+    loaded = load(state, tmp_path)
+    images = loaded.preprocess(reference.draw_images())
+    names = torch_reader.read(tmp_path / "weights.safetensors").names
+    expected = REFERENCE[name]["gradients"]
+    ours = gradients.training_gradients(loaded, images, reference.LABELS)
+    assert {names[f"params/{path}"] for path in ours} == expected.keys()
+    for path, gradient in ours.items():
+        gradient = np.asarray(gradient)
+        digest = reference.digest(
+            gradient.transpose(3, 2, 0, 1) if gradient.ndim == 4 else gradient.T
+        )
+        norm, _ = expected[names[f"params/{gradients.scale_of(path)}"]]
+        np.testing.assert_allclose(
+            digest,
+            expected[names[f"params/{path}"]],
+            rtol=0,
+            atol=gradients.TOLERANCE * norm,
+            err_msg=path,
+        )
+
+
+def test_tonylins_rounding_and_a_narrow_d_li14_are_recognised(tmp_path):
+    """Their files hold the same names; the numbers of channels tell how they were rounded."""
+    for fields in ({"width": 0.35, "rounding": "up"}, {"width": 0.1, "rounding": "nearest_4"}):
+        model = create_model(
+            "mobilenet_v2", **fields, num_classes=10, padding="symmetric", bn_epsilon=1e-5
+        )
+        variables = model.init(jax.random.key(0), jax.numpy.zeros((1, 32, 32, 3)))
+        original = pretrained.Pretrained(model, variables, pretrained.Preprocessing())
+        state = {}
+        names = torch_reader.table(
+            "mobilenet_v2", 17, torch_reader.torchvision, torch_reader.VARIABLES
+        )
+        for path, array in flatten_dict(original.variables, sep="/").items():
+            array = np.asarray(array)
+            array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+            state[names[path]] = np.ascontiguousarray(array)
+        loaded = load(flat_names(state), tmp_path)
+        assert {name: getattr(loaded.model, name) for name in fields} == fields
+    channels = [
+        mobilenet_v2.scaled_channels(0.1, "nearest_4"),
+        mobilenet_v2.scaled_channels(0.35, "up"),
+    ]
+    assert channels == [
+        (4, (4, 4, 4, 8, 12, 16, 32), 1280),
+        (32, (16, 16, 16, 24, 40, 56, 112), 1280),
+    ]
 
 
 def test_flat_names_are_read_too(tmp_path):

@@ -1,0 +1,129 @@
+"""This package's own weights, and what it writes for others."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import load_file
+
+from mnv2 import pretrained
+from mnv2.errors import UserError
+from mnv2.models import create_model
+from mnv2.pretrained.network import DenseHead
+from tests.pretrained import reference
+from tests.pretrained.test_torch import REFERENCE
+
+
+def drawn(model, channels=3, **known):
+    images = jnp.zeros((1, 32, 32, channels))
+    init = jax.jit(model.init, compiler_options={"xla_backend_optimization_level": 0})
+    variables = init(jax.random.key(0), images)
+    return pretrained.Pretrained(model, variables, pretrained.Preprocessing(), **known)
+
+
+MODELS = {
+    "gray V2": (create_model("mobilenet_v2", width=0.1, num_classes=3, strides="small"), 1),
+    "relu6 bottleneck": (
+        create_model("mobilenet_v2", width=0.1, num_classes=3, bottleneck="relu6"),
+        3,
+    ),
+    "V1": (create_model("mobilenet_v1", width=0.1, num_classes=3, dtype="bfloat16"), 3),
+    "resnet": (create_model("resnet50", width=0.1, num_classes=3), 3),
+    "dense layers": (
+        DenseHead(
+            create_model("mobilenet_v2", width=0.1, num_classes=0), ((4, "relu"), (3, "linear"))
+        ),
+        3,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_saved_comes_back_the_same(name, tmp_path):
+    model, channels = MODELS[name]
+    original = drawn(
+        model, channels, image_size=(28, 28), class_names=("a", "b", "c"), output="sigmoid"
+    )
+    pretrained.save(original, tmp_path / "weights.safetensors")
+    loaded = pretrained.load(tmp_path / "weights.safetensors")
+    assert loaded.channels == channels
+    assert loaded.num_classes == 3
+    for field in dataclasses.fields(original):
+        if field.name != "variables":
+            assert getattr(loaded, field.name) == getattr(original, field.name)
+    jax.tree.map(np.testing.assert_array_equal, loaded.variables, original.variables)
+
+
+def test_saved_under_torchvisions_names_it_is_what_torchvision_holds(tmp_path):
+    shapes = REFERENCE["torchvision 0.35"]["shapes"]
+    state = reference.draw_weights(shapes)
+    pretrained.torch.save_file(state, tmp_path / "theirs.safetensors")
+    loaded = pretrained.load(tmp_path / "theirs.safetensors")
+    pretrained.save(loaded, tmp_path / "ours.safetensors", names="torchvision")
+    written = load_file(tmp_path / "ours.safetensors")
+    assert written.keys() == state.keys()
+    for name, array in state.items():
+        np.testing.assert_array_equal(written[name], array)
+
+
+def test_a_network_that_others_would_not_build_is_refused_in_one_line(tmp_path):
+    model = create_model("mobilenet_v2", width=0.1, num_classes=3, bottleneck="relu6")
+    for names, path, message in (
+        ("keras", "a.h5", "keras's network has bottleneck = 'linear', this one 'relu6'"),
+        ("torchvision", "a.safetensors", "torchvision's network has padding = 'symmetric'"),
+        ("keras", "a.pth", "keras weights go to .h5, not 'a.pth'"),
+        ("kears", "a.h5", "unknown names 'kears': did you mean 'keras'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            pretrained.save(drawn(model), tmp_path / path, names=names)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_or_incomplete_file_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "weights.safetensors"
+    original = drawn(MODELS["gray V2"][0], 1)
+    kernel = original.variables["params"]["stem"]["kernel"]
+    original.variables["params"]["stem"]["kernel"] = kernel[..., :1]
+    pretrained.save(original, path)
+    with pytest.raises(UserError, match="params/stem/kernel has shape"):
+        pretrained.load(path)
+    del original.variables["params"]["stem"]["bn"]
+    pretrained.native.write(path, original)
+    with pytest.raises(UserError, match=r"lacks params/stem/bn/bias, params/stem/bn/scale$"):
+        pretrained.load(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"cannot read .*weights.safetensors"):
+        pretrained.load(path)
+
+
+def test_names_without_a_file_say_what_is_missing(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"no such file: none.safetensors"):
+        pretrained.load("none.safetensors")
+    hub = pytest.importorskip("huggingface_hub")
+
+    def unreachable(*_, **__):
+        raise hub.errors.LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr(hub, "snapshot_download", unreachable)
+    with pytest.raises(UserError, match=r"no file timm/x, and the hub .* is out of reach"):
+        pretrained.load("timm/x")
+
+
+def test_a_repository_of_the_hub_is_read_with_its_config(tmp_path, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    state = reference.draw_weights(REFERENCE["timm mobilenetv2_050"]["shapes"])
+    pretrained.torch.save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(
+        '{"pretrained_cfg": {"interpolation": "bilinear", "crop_pct": 0.9, '
+        '"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}}'
+    )
+    monkeypatch.setattr(hub, "snapshot_download", lambda name, **_: str(tmp_path))
+    loaded = pretrained.load("timm/mobilenetv2_050.lamb_in1k")
+    assert loaded.model.width == 0.5
+    assert loaded.preprocess == pretrained.Preprocessing(
+        "bilinear", 0.9, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    )
+    assert flatten_dict(loaded.variables)[("params", "classifier", "bias")].shape == (10,)

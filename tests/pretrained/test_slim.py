@@ -1,0 +1,135 @@
+"""Checkpoints are made as slim makes them, of weights whose logits Keras computes."""
+
+import re
+
+import jax
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mnv2 import pretrained
+from mnv2.errors import UserError
+
+keras = pytest.importorskip("keras")
+
+SIZE = 96
+CLASSES = 1001
+KERAS_TO_SLIM = (
+    # MobileNetV2
+    (r"Conv1", "MobilenetV2/Conv"),
+    (r"bn_Conv1", "MobilenetV2/Conv/BatchNorm"),
+    (r"Conv_1", "MobilenetV2/Conv_1"),
+    (r"Conv_1_bn", "MobilenetV2/Conv_1/BatchNorm"),
+    (r"(expanded_conv)_(depthwise|project)", r"MobilenetV2/\1/\2"),
+    (r"(expanded_conv)_(depthwise|project)_BN", r"MobilenetV2/\1/\2/BatchNorm"),
+    (r"block_(\d+)_(expand|depthwise|project)", r"MobilenetV2/expanded_conv_\1/\2"),
+    (r"block_(\d+)_(expand|depthwise|project)_BN", r"MobilenetV2/expanded_conv_\1/\2/BatchNorm"),
+    (r"predictions", "MobilenetV2/Logits/Conv2d_1c_1x1"),
+    # MobileNet
+    (r"conv1", "MobilenetV1/Conv2d_0"),
+    (r"conv1_bn", "MobilenetV1/Conv2d_0/BatchNorm"),
+    (r"conv_dw_(\d+)", r"MobilenetV1/Conv2d_\1_depthwise"),
+    (r"conv_dw_(\d+)_bn", r"MobilenetV1/Conv2d_\1_depthwise/BatchNorm"),
+    (r"conv_pw_(\d+)", r"MobilenetV1/Conv2d_\1_pointwise"),
+    (r"conv_pw_(\d+)_bn", r"MobilenetV1/Conv2d_\1_pointwise/BatchNorm"),
+    (r"conv_preds", "MobilenetV1/Logits/Conv2d_1c_1x1"),
+)
+
+
+def scope_of(layer):
+    for pattern, scope in KERAS_TO_SLIM:
+        if match := re.fullmatch(pattern, layer):
+            return match.expand(scope)
+    raise AssertionError(layer)
+
+
+def slim_variables(model):
+    random = np.random.default_rng(0)
+    found = {}
+    for layer in model.layers:
+        if not layer.weights:
+            continue
+        scope = scope_of(layer.name)
+        if isinstance(layer, keras.layers.BatchNormalization):
+            size = layer.gamma.shape[0]
+            gamma, beta, mean = random.normal([1, 0, 0], [0.1, 0.1, 0.2], (size, 3)).T
+            layer.set_weights([gamma, beta, mean, random.uniform(0.5, 2, size)])
+            names = ("gamma", "beta", "moving_mean", "moving_variance")
+        elif isinstance(layer, keras.layers.DepthwiseConv2D):
+            names = ("depthwise_weights",)
+        else:
+            names = ("weights", "biases")
+        for name, array in zip(names, layer.get_weights(), strict=False):
+            if "Logits" in scope and name == "weights":
+                array = array.reshape(1, 1, *array.shape[-2:])
+            found[f"{scope}/{name}"] = array
+    return found
+
+
+def write_checkpoint(prefix, variables, averages=True):
+    """Trained values are noise where their averages, which count, stand beside them."""
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        named = {"global_step": np.array(7, np.int64)}
+        for name, array in variables.items():
+            if averages and "moving" not in name:
+                named[f"{name}/ExponentialMovingAverage"] = array
+                named[name] = named[f"{name}/RMSProp"] = np.full_like(array, 0.5)
+            else:
+                named[name] = array
+        tensors = {
+            name: tf.compat.v1.get_variable(name.replace("/", "_"), initializer=array)
+            for name, array in named.items()
+        }
+        session.run(tf.compat.v1.global_variables_initializer())
+        tf.compat.v1.train.Saver(tensors).save(session, str(prefix), write_state=False)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("slim")
+    images = np.random.default_rng(1).uniform(0, 255, (2, SIZE, SIZE, 3)).astype(np.float32)
+    made = {}
+    for network in ("MobileNet", "MobileNetV2"):
+        model = getattr(keras.applications, network)(
+            alpha=0.5, weights=None, classes=CLASSES, input_shape=(SIZE, SIZE, 3)
+        )
+        variables = slim_variables(model)
+        (folder / network).mkdir()
+        write_checkpoint(folder / network / "model.ckpt-7", variables)
+        expected = model.predict(images / 127.5 - 1, verbose=0)
+        made[network] = (folder / network, images, expected, variables)
+    return made
+
+
+@pytest.mark.parametrize("network", ["MobileNet", "MobileNetV2"])
+def test_averaged_variables_give_the_logits(checkpoints, network):
+    folder, images, expected, _ = checkpoints[network]
+    for path in (folder, folder / "model.ckpt-7", folder / "model.ckpt-7.index"):
+        loaded = pretrained.load(path)
+        assert (loaded.model.width, loaded.num_classes) == (0.5, CLASSES)
+        assert loaded.class_names[:2] == ("background", "tench")
+    logits = jax.jit(loaded.model.apply)(loaded.variables, loaded.preprocess(images))
+    expected = np.log(expected)
+    np.testing.assert_allclose(
+        jax.nn.log_softmax(logits), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max()
+    )
+    dropped = pretrained.load(folder, drop_background=True)
+    assert dropped.num_classes == 1000
+    assert dropped.class_names[0] == "tench"
+    without = jax.jit(dropped.model.apply)(dropped.variables, dropped.preprocess(images))
+    np.testing.assert_allclose(without, logits[:, 1:], rtol=1e-5, atol=1e-5)
+
+
+def test_a_checkpoint_that_is_off_is_refused_in_one_line(checkpoints, tmp_path):
+    variables = dict(checkpoints["MobileNetV2"][3])
+    kernel = variables.pop("MobilenetV2/expanded_conv_3/expand/weights")
+    write_checkpoint(tmp_path / "lacking", variables, averages=False)
+    with pytest.raises(UserError, match=r"lacks MobilenetV2/expanded_conv_3/expand/weights$"):
+        pretrained.load(tmp_path / "lacking")
+    write_checkpoint(tmp_path / "other", {"resnet/weights": kernel}, averages=False)
+    with pytest.raises(UserError, match="holds no MobileNet or MobileNetV2 of slim"):
+        pretrained.load(tmp_path / "other")
+    for data in tmp_path.glob("lacking.data*"):
+        data.write_bytes(data.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"cannot read .*lacking"):
+        pretrained.load(tmp_path / "lacking")
