@@ -109,7 +109,9 @@ def _draw_band(axis: Axes, sweep: "Sweep") -> None:
 
 
 def _value(sweep: "Sweep", arm: str, field: str) -> Any:
-    """What `field` is in an arm: what the arm sets, or else the shared config."""
+    """What `field` is in an arm, what it sets or else the shared config; its name for `arm`."""
+    if field == "arm":
+        return arm
     value: Any = sweep.arms[arm].get(field)
     if value is None:
         value = sweep.config

@@ -48,7 +48,24 @@ def create_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTra
 
     rmsprop is TensorFlow's: epsilon inside the root, squares starting from 1, and the learning rate
     inside the momentum buffer. With epsilon = 1, as in the authors' runs, all three matter.
+
+    Where the config has a `backbone_rate`, that is the learning rate of all parameters but the
+    classifier's, relative to it; 0 leaves them as they are.
     """
+    update = _update(config, schedule)
+    rate = config.get("backbone_rate", 1.0)
+    if rate == 1:
+        return update
+    backbone = optax.chain(update, optax.scale(rate)) if rate else optax.set_to_zero()
+    return optax.multi_transform(
+        {"classifier": update, "backbone": backbone},
+        lambda params: {
+            name: "classifier" if name == "classifier" else "backbone" for name in params
+        },
+    )
+
+
+def _update(config: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
     check_choice(config.optimizer, OPTIMIZERS, "optimizer")
 
     def decayed(params: Any) -> Any:

@@ -17,14 +17,15 @@ import optax
 from clu import metric_writers
 from flax.traverse_util import flatten_dict
 
-from mnv2 import data, metrics
+from mnv2 import data, metrics, pretrained
 from mnv2.analysis import complexity
 from mnv2.checkpoint import Checkpoints
 from mnv2.durations import to_steps
 from mnv2.errors import UserError, check_choice, check_positive
 from mnv2.files import append_line, keep_lines, write_json
-from mnv2.models import create_model
+from mnv2.models import create_model, describe
 from mnv2.optimizer import create_optimizer, create_schedule
+from mnv2.pretrained import native
 from mnv2.progress import Progress
 from mnv2.state import TrainState, create_state
 
@@ -41,12 +42,24 @@ def train_and_evaluate(
     Looks at the validation split on the way and at the test split once, at the end. Writes
     TensorBoard's events, metrics.jsonl, checkpoints, and at last result.json, which it returns.
     """
-    dataset, model, shape, durations, on_devices = build(config)
+    dataset, model, shape, pixels, durations, on_devices = build(config)
     total_steps, eval_every, checkpoint_every = durations
     batch_size = config.batch_size
 
     state = create_state(
         model, on_devices.optimizer, shape, seed=config.seed, ema=config.ema_decay > 0
+    )
+    if starts_from_weights(config):
+        state = adopt(state, load_backbone(config.weights))
+    native.write_description(
+        workdir,
+        native.describe(
+            model,
+            shape[2],
+            pretrained.Preprocessing(mean=pixels.mean, std=pixels.std),
+            shape[:2],
+            dataset.class_names,
+        ),
     )
     # Closed whatever happens, so that a checkpoint on its way to the disk arrives.
     with (
@@ -67,7 +80,9 @@ def train_and_evaluate(
             size=shape[:2],
             augmentation=config.data.augmentation,
             pad=config.data.pad,
+            pixels=pixels,
         )
+        view = functools.partial(data.eval_image, size=shape[:2], pixels=pixels)
 
         def report(step: int, values: dict[str, float]) -> None:
             scalars = {name: x for name, x in values.items() if not name.endswith("/examples")}
@@ -76,7 +91,7 @@ def train_and_evaluate(
 
         def validate(split: str, step: int) -> dict[str, float]:
             summary = evaluate(
-                on_devices.evaluate, state, dataset, split, config.eval_batch_size, shape[:2]
+                on_devices.evaluate, state, dataset, split, config.eval_batch_size, view
             )
             report(step, {f"{split}/{name}": value for name, value in summary.items()})
             writer.flush()
@@ -88,7 +103,7 @@ def train_and_evaluate(
         window: list[metrics.Sums] = []
         for step, batch in zip(range(first_step + 1, total_steps + 1), batches, strict=False):
             if step == first_step + 1:
-                writer.write_images(step, {"train/input": (batch["image"][:8] + 1) / 2})
+                writer.write_images(step, {"train/input": _picture(batch["image"][:8], pixels)})
             state, sums = on_devices.train(state, shard(batch), key)
             window.append(sums)
             if step == first_step + 1:
@@ -138,11 +153,18 @@ def train_step(
     optimizer: optax.GradientTransformation,
     label_smoothing: float,
     ema_decay: float,
+    frozen: bool = False,
 ) -> tuple[TrainState, metrics.Sums]:
-    """One update from one device's share of a batch; gradients are averaged over devices."""
+    """One update from one device's share of a batch; gradients are averaged over devices.
+
+    Where the backbone is `frozen`, nothing is computed for its gradients.
+    """
     key = jax.random.fold_in(jax.random.fold_in(key, state.step), jax.lax.axis_index(AXIS))
 
     def loss_of(params: Any) -> tuple[jax.Array, tuple[Any, metrics.Sums]]:
+        if frozen:
+            held = jax.lax.stop_gradient(params)
+            params = {**held, "classifier": params["classifier"]}
         logits: Any
         logits, changed = model.apply(
             {"params": params, "batch_stats": state.batch_stats},
@@ -153,7 +175,7 @@ def train_step(
         )
         losses = metrics.cross_entropy(logits, batch["label"], label_smoothing)
         sums = metrics.count(logits, batch["label"], losses)
-        return jnp.mean(losses), (changed["batch_stats"], sums)
+        return jnp.mean(losses), (changed.get("batch_stats", state.batch_stats), sums)
 
     gradients, (batch_stats, sums) = jax.grad(loss_of, has_aux=True)(state.params)
     gradients = jax.lax.pmean(gradients, AXIS)
@@ -184,14 +206,14 @@ def evaluate(
     dataset: data.Dataset,
     split: str,
     batch_size: int,
-    size: tuple[int, int],
+    view: Callable[..., Any],
 ) -> dict[str, float]:
-    """Loss and accuracies over every example of `split`, each counted once.
+    """Loss and accuracies over every example of `split` as `view` shows it, each counted once.
 
     `batch_size` is rounded up to a multiple of the devices; what a batch lacks is masked.
     """
     devices = jax.local_device_count()
-    batches = data.eval_batches(dataset, split, -(-batch_size // devices) * devices, size=size)
+    batches = data.eval_batches(dataset, split, -(-batch_size // devices) * devices, view=view)
     return metrics.summarize(eval_step(state, shard(batch)) for batch in batches)
 
 
@@ -211,6 +233,7 @@ class Parts(NamedTuple):
     dataset: data.Dataset
     model: nn.Module
     image_shape: tuple[int, int, int]
+    pixels: data.Pixels
     durations: tuple[int, int, int]  # steps: in all, between evaluations, between checkpoints
     on_devices: Steps
 
@@ -227,7 +250,11 @@ def build(config: ml_collections.ConfigDict) -> Parts:
     )
     check_positive(total, "duration")
     on_devices = compile_steps(model, step_settings(config), total, examples)
-    return Parts(dataset, model, shape, (total, evaluation, checkpoint), on_devices)
+    pixels = data.Pixels()
+    if config.get("weights"):
+        preprocess = load_backbone(config.weights).preprocess
+        pixels = data.Pixels(shape[2], preprocess.mean, preprocess.std)
+    return Parts(dataset, model, shape, pixels, (total, evaluation, checkpoint), on_devices)
 
 
 def open_data(config: ml_collections.ConfigDict) -> data.Dataset:
@@ -241,14 +268,58 @@ def open_data(config: ml_collections.ConfigDict) -> data.Dataset:
 
 
 def build_model(config: ml_collections.ConfigDict) -> nn.Module:
-    """The network of a config, for the data set's classes, synchronised over devices."""
+    """The network of a config, for the data set's classes, synchronised over devices.
+
+    Where the config names weights, the network is theirs, changed where config.model says so.
+    """
+    starts_from_weights(config)
     fields = {**config.model, "num_classes": open_data(config).num_classes, "axis_name": AXIS}
-    return create_model(fields.pop("name"), **fields)
+    if not config.get("weights"):
+        return create_model(fields.pop("name"), **fields)
+    name, theirs = describe(load_backbone(config.weights).model)
+    return create_model(name, **{**theirs, **fields, "bn_frozen": _frozen(config.optimization)})
+
+
+def starts_from_weights(config: ml_collections.ConfigDict) -> bool:
+    """True unless a config names no weights, or only their network."""
+    if "weights" not in config:
+        return False
+    if not config.weights:
+        raise UserError("no weights given: set config.weights to a file, as --config.weights FILE")
+    check_choice(config.start, ("weights", "scratch"), "start")
+    return config.start == "weights"
+
+
+@functools.cache
+def load_backbone(weights: str) -> pretrained.Pretrained:
+    """What a file or a hub's repository holds, without its classifier."""
+    return pretrained.load(weights).backbone()
+
+
+def adopt(state: TrainState, backbone: pretrained.Pretrained) -> TrainState:
+    """A fresh state with the parameters and statistics of `backbone`; the classifier stays new."""
+
+    def taken(fresh: Any, given: Any) -> Any:
+        # Copies, since a step overwrites the state's arrays.
+        return {**fresh, **jax.tree.map(jnp.copy, given)}
+
+    theirs = backbone.variables
+    return state.replace(  # type: ignore[attr-defined]
+        params=taken(state.params, theirs["params"]),
+        batch_stats=taken(state.batch_stats, theirs["batch_stats"]),
+        ema=None if state.ema is None else taken(state.ema, theirs["params"]),
+    )
+
+
+def _frozen(optimization: Any) -> bool:
+    return optimization.get("backbone_rate", 1.0) == 0
 
 
 def image_shape(config: ml_collections.ConfigDict, dataset: data.Dataset) -> tuple[int, int, int]:
     """(height, width, channels) of what the network sees."""
     height, width, channels = dataset.image_shape
+    if config.get("weights"):
+        channels = load_backbone(config.weights).channels
     if config.data.image_size:
         height = width = config.data.image_size
     if height is None or width is None:
@@ -284,6 +355,7 @@ def compile_steps(
         optimizer=optimizer,
         label_smoothing=settings.label_smoothing,
         ema_decay=settings.ema_decay,
+        frozen=_frozen(settings.optimization),
     )
     mesh = jax.sharding.Mesh(np.array(devices or jax.devices()), AXIS)
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -310,11 +382,18 @@ def compile_steps(
 def _hparams(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """What TensorBoard's HParams tab tells runs apart by: numbers, truth values and strings."""
     names = ("model", "optimization", "duration", "batch_size", "label_smoothing", "seed")
-    flat = flatten_dict({name: config.to_dict()[name] for name in names}, sep=".")
+    values = config.to_dict()
+    values = {name: values[name] for name in (*names, "weights", "start") if name in values}
+    flat = flatten_dict(values, sep=".")
     return {
         name: value if isinstance(value, int | float | str) else str(value)
         for name, value in flat.items()
     }
+
+
+def _picture(images: np.ndarray, pixels: data.Pixels) -> np.ndarray:
+    """What a network sees, back in [0, 1]."""
+    return np.clip(images * np.asarray(pixels.std) + np.asarray(pixels.mean), 0, 1)
 
 
 def _stop_if_not_finite(loss: float, step: int, learning_rate: float) -> None:

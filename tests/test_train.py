@@ -1,4 +1,5 @@
 import json
+from functools import partial
 
 import jax
 import numpy as np
@@ -57,8 +58,9 @@ def test_an_evaluation_counts_all_test_images_once_whatever_the_batch_size(
     tiny_config, fashion_mnist
 ):
     on_devices, state = steps_and_state(tiny_config)
+    view = partial(data.eval_image, size=SHAPE[:2])
     summaries = [
-        train.evaluate(on_devices.evaluate, state, fashion_mnist, "test", batch_size, SHAPE[:2])
+        train.evaluate(on_devices.evaluate, state, fashion_mnist, "test", batch_size, view)
         for batch_size in (96, 999, 4096)
     ]
     assert [summary["examples"] for summary in summaries] == [10_000] * 3

@@ -10,3 +10,5 @@ from mnv2.data.pipeline import Batch as Batch  # noqa: E402
 from mnv2.data.pipeline import eval_batches as eval_batches  # noqa: E402
 from mnv2.data.pipeline import train_batches as train_batches  # noqa: E402
 from mnv2.data.preprocess import AUGMENTATIONS as AUGMENTATIONS  # noqa: E402
+from mnv2.data.preprocess import Pixels as Pixels  # noqa: E402
+from mnv2.data.preprocess import eval_image as eval_image  # noqa: E402

@@ -38,6 +38,7 @@ def train_batches(
     size: tuple[int, int],
     augmentation: str = "none",
     pad: int = 4,
+    pixels: preprocess.Pixels = preprocess.UNIT_RANGE,
 ) -> Iterator[Batch]:
     """Yields batches for ever, from the `first_step`-th on.
 
@@ -49,7 +50,9 @@ def train_batches(
             f"batch_size {batch_size} is larger than the {dataset.num_examples('train')} "
             f"training examples of {dataset.name}"
         )
-    view = functools.partial(preprocess.train_image, augmentation=augmentation, size=size, pad=pad)
+    view = functools.partial(
+        preprocess.train_image, augmentation=augmentation, size=size, pad=pad, pixels=pixels
+    )
     make = _epoch_in_memory if dataset.fits_in_memory() else _epoch_from_disk
     epoch, step = divmod(first_step, steps_per_epoch)
     while True:
@@ -59,10 +62,12 @@ def train_batches(
 
 
 def eval_batches(
-    dataset: Dataset, split: str, batch_size: int, *, size: tuple[int, int]
+    dataset: Dataset, split: str, batch_size: int, *, view: Callable[[tf.Tensor], tf.Tensor]
 ) -> Iterator[Batch]:
-    """Yields every example of `split` exactly once; the last batch is padded, with mask 0."""
-    view = functools.partial(preprocess.eval_image, size=size)
+    """Yields every example of `split` exactly once; the last batch is padded, with mask 0.
+
+    `view` takes pictures (... h w c, uint8), as `preprocess.eval_image` does.
+    """
     if dataset.fits_in_memory():
         examples = tf.data.Dataset.from_tensor_slices(dataset.arrays(split))
         batches = examples.batch(batch_size).map(lambda x, y: _batch(view(x), y))

@@ -61,6 +61,20 @@ def create_model(name: str, **fields: Any) -> nn.Module:
     return network(**fields)
 
 
+def describe(model: nn.Module) -> tuple[str, dict[str, Any]]:
+    """A network's name and the fields that differ from its defaults: create_model's arguments.
+
+    Not among them is the device axis, which is no property of the network.
+    """
+    name = next(name for name, network in NETWORKS.items() if network is type(model))
+    fields = {}
+    for field in dataclasses.fields(model):
+        value = getattr(model, field.name)
+        if field.name not in ("parent", "name", "axis_name") and value != field.default:
+            fields[field.name] = str(jnp.dtype(value)) if field.name == "dtype" else value
+    return name, fields
+
+
 def features(model: nn.Module, variables: Any, images: jax.Array) -> dict[str, jax.Array]:
     """A network's tensors by name, in evaluation: stem, block_0 ..., pooled, logits.
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 from safetensors import SafetensorError, safe_open
@@ -19,7 +18,8 @@ from safetensors.numpy import save_file
 from mnv2.checkpoint import restore_variables
 from mnv2.errors import UserError
 from mnv2.files import write_json
-from mnv2.models import NETWORKS, create_model
+from mnv2.models import create_model
+from mnv2.models import describe as describe_model
 from mnv2.pretrained.network import DenseHead, Pretrained, check, shapes_of, to_variables
 from mnv2.pretrained.preprocessing import Preprocessing
 
@@ -38,9 +38,10 @@ def describe(
     """All that a file says beside the arrays."""
     head = model.layers if isinstance(model, DenseHead) else ()
     backbone = model.backbone if head else model
+    network, fields = describe_model(backbone)
     return {
-        "network": next(name for name, kind in NETWORKS.items() if kind is type(backbone)),
-        "fields": _fields(backbone),
+        "network": network,
+        "fields": fields,
         "head": head,
         "channels": channels,
         "preprocess": dataclasses.asdict(preprocess),
@@ -104,16 +105,6 @@ def write(path: Path, pretrained: Pretrained) -> None:
         for name, array in flatten_dict(pretrained.variables, sep="/").items()
     }
     save_file(arrays, path, metadata={METADATA: json.dumps(description)})
-
-
-def _fields(model: Any) -> dict[str, Any]:
-    """The fields of a network that differ from its defaults, as JSON has them."""
-    fields = {}
-    for field in dataclasses.fields(model):
-        value = getattr(model, field.name)
-        if field.name not in ("parent", "name", "axis_name") and value != field.default:
-            fields[field.name] = str(jnp.dtype(value)) if field.name == "dtype" else value
-    return fields
 
 
 def _build(description: dict[str, Any], arrays: dict[str, Any], source: str) -> Pretrained:

@@ -91,6 +91,17 @@ class Pretrained:
         params = self.variables["params"]
         return params.get("backbone", params)["stem"]["kernel"].shape[2]
 
+    def backbone(self) -> "Pretrained":
+        """Without classifier or dense layers: what remains gives the pooled features."""
+        model: Any = self.model
+        if isinstance(model, DenseHead):
+            variables = {kind: values["backbone"] for kind, values in self.variables.items()}
+            model = model.backbone
+        else:
+            params = {k: v for k, v in self.variables["params"].items() if k != "classifier"}
+            variables, model = {**self.variables, "params": params}, model.clone(num_classes=0)
+        return dataclasses.replace(self, model=model, variables=variables, class_names=None)
+
     def without_background(self) -> "Pretrained":
         """A network of 1001 classes without the first, slim's background; others unchanged."""
         if self.num_classes != 1001 or isinstance(self.model, DenseHead):

@@ -1,10 +1,11 @@
 import collections
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
 
-from mnv2.data import eval_batches, open_dataset, train_batches
+from mnv2.data import eval_batches, eval_image, open_dataset, train_batches
 from mnv2.data.pipeline import Batch
 from mnv2.errors import UserError
 from tests.data.test_datasets import folder  # noqa: F401
@@ -94,7 +95,9 @@ def test_crops_are_shifts_of_the_padded_image_by_at_most_the_padding(small):
 @pytest.mark.parametrize("batch_size", [1, 7, 64, 300, 499, 500, 512])
 def test_evaluation_sees_every_example_once_in_order(small, batch_size):
     small = open_dataset("fashion_mnist", None, 500)
-    batches = list(eval_batches(small, "validation", batch_size, size=SIZE))
+    batches = list(
+        eval_batches(small, "validation", batch_size, view=partial(eval_image, size=SIZE))
+    )
     assert all(len(batch["mask"]) == batch_size for batch in batches)
     labels = np.concatenate([batch["label"][batch["mask"] == 1] for batch in batches])
     np.testing.assert_array_equal(labels, small.arrays("validation")[1])
