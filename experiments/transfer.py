@@ -30,7 +30,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--workdir", type=Path, default=Path("runs/transfer"))
-    parser.add_argument("--steps", type=int, default=100, help="of each run on the few pictures")
+    parser.add_argument("--steps", type=int, default=50, help="of each run on the few pictures")
     parser.add_argument("--source_steps", type=int, default=500, help="of the run that makes them")
     arguments = parser.parse_args()
     workdir: Path = arguments.workdir
@@ -57,6 +57,7 @@ def main() -> None:
     config.data.pad = 2
     config.eval_batch_size = 500
     config.duration = f"{arguments.steps} steps"
+    config.optimization.backbone_rate = 0.5  # the weights know few pictures: they may move
     config.eval_every = config.checkpoint_every = "0 steps"
     sweep.run(config, workdir / "target")
 

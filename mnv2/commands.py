@@ -4,11 +4,14 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from absl import logging
+
 from mnv2.errors import UserError
 
 
 def run(main: Callable[[], None]) -> None:
     """Runs a command's main function: a UserError is one line and exit code 2."""
+    logging.set_verbosity(logging.ERROR)  # TensorFlow and Orbax have much to say
     try:
         main()
     except UserError as error:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from mnv2.allocator import restart_with_huge_pages
@@ -35,7 +35,6 @@ def main(argv: Sequence[str]) -> None:
         fail(f"unexpected argument {argv[1]!r}: see --help")
     if _CONFIG.value is None:
         fail("no --config given: try --config configs/v2_ablation.py, or --help")
-    logging.set_verbosity(logging.ERROR)  # TensorFlow and Orbax have much to say
     from mnv2 import sweep  # imports JAX and TensorFlow, which --help need not wait for
 
     workdir = Path(

@@ -88,6 +88,11 @@ def save(pretrained: Pretrained, path: str | Path, *, names: str = "mnv2") -> No
         keras.write(path, arrays, "mobilenet_v1" if v1 else "mobilenet_v2")
 
 
+def resized(pretrained: Pretrained, size: int) -> Pretrained:
+    """The same network for square images of another size."""
+    return dataclasses.replace(pretrained, image_size=(size, size))
+
+
 def _read(source: Path, prefix: Path | None, format: str | None) -> Pretrained:
     if format == "mnv2" or native.is_run(source) or native.is_export(source):
         return native.read_run(source) if source.is_dir() else native.read(source)

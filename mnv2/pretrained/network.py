@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from mnv2.errors import UserError
@@ -90,6 +91,25 @@ class Pretrained:
         """Of the images that the network takes: 3, or 1 for gray ones."""
         params = self.variables["params"]
         return params.get("backbone", params)["stem"]["kernel"].shape[2]
+
+    def logits(self, variables: Any, images: ArrayLike) -> Float[Array, "n classes"]:
+        """Of images in [0, 255]; one logit that tells two classes apart becomes two, 0 and it."""
+        logits: Any = self.model.apply(variables, self.preprocess(images), train=False)
+        if self.num_classes == 1:
+            return jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
+        return logits
+
+    def probabilities(self, images: ArrayLike) -> Float[Array, "n classes"]:
+        """Of each class, of images in [0, 255]."""
+        logits = jax.jit(self.logits)(self.variables, images)
+        exclusive = self.output == "softmax" or self.num_classes == 1
+        return jax.nn.softmax(logits) if exclusive else jax.nn.sigmoid(logits)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The classes' names; class 0, class 1, ... where they are not known."""
+        count = 2 if self.num_classes == 1 else self.num_classes
+        return self.class_names or tuple(f"class {i}" for i in range(count))
 
     def backbone(self) -> "Pretrained":
         """Without classifier or dense layers: what remains gives the pooled features."""

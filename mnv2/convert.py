@@ -1,0 +1,38 @@
+"""From one file of weights to another: python -m mnv2.convert FILE OUT [--names keras]
+
+FILE is anything that mnv2.pretrained.load reads, such as a run's folder.
+
+    python -m mnv2.convert runs/v2_ablation/linear/0 linear.safetensors      for this package
+    python -m mnv2.convert timm/mobilenetv2_100.ra_in1k v2.safetensors --names torchvision
+    python -m mnv2.convert model.ckpt-1450000 v2.h5 --names keras --drop_background
+"""
+
+import argparse
+
+from mnv2 import pretrained
+from mnv2.commands import run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m mnv2.convert",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", metavar="FILE")
+    parser.add_argument(
+        "out", metavar="OUT", help=".safetensors; .h5 for keras; .pth too for torch"
+    )
+    parser.add_argument("--names", default="mnv2", help=f"{', '.join(pretrained.NAMES)}")
+    parser.add_argument(
+        "--drop_background", action="store_true", help="leave out the first of 1001 classes"
+    )
+    arguments = parser.parse_args()
+    loaded = pretrained.load(arguments.file, drop_background=arguments.drop_background)
+    pretrained.save(loaded, arguments.out, names=arguments.names)
+    classes = f"{loaded.num_classes} classes" if loaded.num_classes else "no classifier"
+    print(f"{type(loaded.model).__name__}, {classes}, in {arguments.out}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,124 @@
+"""What is in these pictures? python -m mnv2.predict PICTURE... --weights FILE
+
+FILE is anything that mnv2.pretrained.load reads: weights of Keras, torchvision, timm or slim, a
+run's folder, a .safetensors file of this package, or a name on the Hugging Face hub.
+
+    python -m mnv2.predict cat.jpg dog.png --weights mobilenet_v2-7ebf99e0.safetensors
+    python -m mnv2.predict photos/*.jpg --weights runs/finetune/finetune/0 --plot seen.png
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from mnv2 import pretrained
+from mnv2.commands import run
+from mnv2.errors import UserError, check_positive
+from mnv2.pretrained import Pretrained
+
+BAR = 20  # characters of a certain class
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m mnv2.predict",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("pictures", metavar="PICTURE", nargs="+", type=Path)
+    parser.add_argument("--weights", required=True, metavar="FILE")
+    parser.add_argument("--top", type=int, default=5, help="classes a picture (default: 5)")
+    parser.add_argument("--image_size", type=int, help="pixels (default: as the weights expect)")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw pictures and classes here")
+    arguments = parser.parse_args()
+    check_positive(arguments.top, "--top")
+    loaded = load_classifier(arguments.weights, arguments.image_size)
+    pictures = [read_picture(path, loaded.channels) for path in arguments.pictures]
+    probabilities = predict(loaded, pictures)
+    for path, row in zip(arguments.pictures, probabilities, strict=True):
+        print(f"{path}\n{table(row, loaded.labels, arguments.top)}")
+    if arguments.plot:
+        titles = [path.name for path in arguments.pictures]
+        draw(titles, pictures, probabilities, loaded.labels, arguments.top, arguments.plot)
+        print(f"drawn in {arguments.plot}")
+
+
+def load_classifier(weights: str, image_size: int | None) -> Pretrained:
+    """Loads weights that have classes. Raises UserError if they have none."""
+    loaded = pretrained.load(weights)
+    if not loaded.num_classes:
+        raise UserError(
+            f"{weights} holds no classifier, so it knows no classes: fine-tune it first"
+        )
+    if image_size is None:
+        return loaded
+    check_positive(image_size, "--image_size")
+    return pretrained.resized(loaded, image_size)
+
+
+def read_picture(path: Path, channels: int) -> np.ndarray:
+    """A picture file as h w c, uint8, turned as its camera was held."""
+    try:
+        with Image.open(path) as picture:
+            upright = ImageOps.exif_transpose(picture)
+            array = np.asarray(upright.convert("L" if channels == 1 else "RGB"))
+    except FileNotFoundError:
+        raise UserError(f"no such picture: {path}") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"cannot read picture {path}: {error}") from None
+    return array.reshape(*array.shape[:2], channels)
+
+
+def predict(loaded: Pretrained, pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Probabilities of each picture's classes: n classes."""
+    views = [np.asarray(loaded.preprocess.view(x, loaded.image_size)) for x in pictures]
+    return np.stack([loaded.probabilities(view[None])[0] for view in views])
+
+
+def table(probabilities: np.ndarray, labels: Sequence[str], top: int) -> str:
+    """The most probable classes, one a line, with bars."""
+    best = np.argsort(-probabilities)[:top]
+    width = min(40, max(len(labels[i]) for i in best))
+    return "\n".join(
+        f"  {rank:2}  {labels[i][:40]:{width}}  {100 * probabilities[i]:6.2f} %  "
+        f"{'#' * round(BAR * float(probabilities[i]))}".rstrip()
+        for rank, i in enumerate(best, start=1)
+    )
+
+
+def draw(
+    titles: Sequence[str],
+    pictures: Sequence[np.ndarray],
+    probabilities: np.ndarray,
+    labels: Sequence[str],
+    top: int,
+    path: Path,
+) -> None:
+    """Draws each picture with bars of its most probable classes beside it."""
+    import matplotlib.figure
+
+    count = len(pictures)
+    figure = matplotlib.figure.Figure(figsize=(9, 2.6 * count), layout="constrained")
+    axes = figure.subplots(count, 2, squeeze=False, width_ratios=(1, 2))
+    for (left, right), title, picture, row in zip(
+        axes, titles, pictures, probabilities, strict=True
+    ):
+        left.imshow(picture.squeeze(), cmap="gray")
+        left.set_title(title, fontsize="medium")
+        left.axis("off")
+        best = np.argsort(-row)[:top][::-1]
+        bars = right.barh([labels[i] for i in best], 100 * row[best], color="0.6")
+        right.bar_label(bars, fmt="%.1f %%", padding=3)
+        right.set_xlim(0, 115)
+        right.set_xticks((0, 25, 50, 75, 100))
+        right.spines[["top", "right"]].set_visible(False)
+    axes[-1][1].set_xlabel("probability, %")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    run(main)
