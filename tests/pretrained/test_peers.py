@@ -1,0 +1,131 @@
+"""The other frameworks live, where they are installed: pip install -r requirements-peers.txt"""
+
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from mnv2 import pretrained
+from mnv2.errors import UserError
+from mnv2.pretrained.torch import TIMM_V2, TORCHVISION
+from tests.pretrained import reference
+from tests.pretrained.test_torch import WIDTHS, Bomb, load
+
+
+def build(name):
+    family, variant = name.split()
+    if family == "timm":
+        timm = pytest.importorskip("timm")
+        return timm.create_model(variant, num_classes=reference.CLASSES)
+    torchvision = pytest.importorskip("torchvision")
+    return torchvision.models.mobilenet_v2(width_mult=float(variant), num_classes=reference.CLASSES)
+
+
+def compare(network, loaded):
+    torch = pytest.importorskip("torch")
+    images = loaded.preprocess(reference.draw_images())
+    with torch.no_grad():
+        inputs = torch.from_numpy(np.asarray(images).transpose(0, 3, 1, 2).copy())
+        theirs = network.eval()(inputs).numpy()
+    ours = jax.jit(loaded.model.apply)(loaded.variables, images)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("name", WIDTHS)
+def test_pytorch_computes_the_same_logits_live(name, tmp_path):
+    network = build(name)
+    torch = pytest.importorskip("torch")
+    shapes = {key: list(tensor.shape) for key, tensor in network.state_dict().items()}
+    state = reference.draw_weights(shapes)
+    network.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()})
+    compare(network, load(state, tmp_path))
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    compare(network, pretrained.load(tmp_path / "weights.pth"))
+
+
+def test_torchvision_takes_what_is_saved_under_its_names(tmp_path):
+    torch = pytest.importorskip("torch")
+    network = build("torchvision 0.35")
+    shapes = {key: list(tensor.shape) for key, tensor in network.state_dict().items()}
+    loaded = load(reference.draw_weights(shapes), tmp_path)
+    pretrained.save(loaded, tmp_path / "saved.pth", names="torchvision")
+    network.load_state_dict(torch.load(tmp_path / "saved.pth", weights_only=True))
+    compare(network, loaded)
+
+
+def test_a_pth_file_that_does_more_than_hold_tensors_is_refused_and_not_run(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({"state_dict": Bomb(str(tmp_path / "crater"))}, tmp_path / "bomb.pth")
+    torch.save(build("torchvision 0.35"), tmp_path / "whole.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:9999])
+    for name, message in (
+        ("bomb", "holds more than tensors"),
+        ("whole", "holds more than tensors"),
+        ("cut", r"cannot read .*cut.pth"),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            pretrained.load(tmp_path / f"{name}.pth")
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "crater").exists()
+
+
+@pytest.mark.parametrize("size", [(301, 256), (180, 333), (224, 224)])
+def test_pictures_are_seen_as_torchvision_shows_them(size):
+    transforms = pytest.importorskip("torchvision.transforms")
+    import tensorflow as tf
+
+    smooth = tf.image.resize(np.random.default_rng(0).uniform(0, 255, (12, 12, 3)), size)
+    picture = np.asarray(tf.cast(smooth, tf.uint8))
+    for preprocess, mode in (
+        (TORCHVISION, transforms.InterpolationMode.BILINEAR),
+        (TIMM_V2, transforms.InterpolationMode.BICUBIC),
+    ):
+        theirs = transforms.Compose(
+            [transforms.Resize(256, mode), transforms.CenterCrop(224)]
+        )(Image.fromarray(picture))  # fmt: skip
+        ours = preprocess.view(picture, (224, 224))
+        assert np.abs(np.asarray(theirs, np.float32) - ours).max() <= 1  # of 255: 8-bit rounding
+
+
+KERAS_2 = """
+import sys
+import numpy as np
+import tf_keras as keras
+backbone = keras.applications.MobileNetV2(
+    alpha=0.35, include_top=False, weights=None, input_shape=(96, 96, 3))
+random = np.random.default_rng(0)
+for layer in backbone.layers:
+    if isinstance(layer, keras.layers.BatchNormalization):
+        size = layer.gamma.shape[0]
+        gamma, beta, mean = random.normal([1, 0, 0], [0.1, 0.1, 0.2], (size, 3)).T
+        layer.set_weights([gamma, beta, mean, random.uniform(0.5, 2, size)])
+inputs = keras.Input((96, 96, 3))
+x = keras.layers.RandomFlip("horizontal")(inputs)
+x = keras.applications.mobilenet_v2.preprocess_input(x)
+x = keras.layers.GlobalAveragePooling2D()(backbone(x, training=False))
+x = keras.layers.Dense(3, "softmax")(keras.layers.Dropout(0.2)(keras.layers.Dense(8, "relu")(x)))
+model = keras.Model(inputs, x)
+model.save(sys.argv[1] + "/model.h5")
+model.save(sys.argv[1] + "/model.keras")
+images = np.random.default_rng(1).uniform(0, 255, (2, 96, 96, 3)).astype(np.float32)
+np.save(sys.argv[1] + "/probabilities.npy", model.predict(images, verbose=0))
+"""
+
+
+def test_a_users_model_of_keras_2_predicts_the_same(tmp_path):
+    pytest.importorskip("tf_keras")
+    subprocess.run(
+        [sys.executable, "-c", KERAS_2, str(tmp_path)],
+        check=True,
+        capture_output=True,
+        env={**os.environ, "TF_USE_LEGACY_KERAS": "1"},
+    )
+    images = np.random.default_rng(1).uniform(0, 255, (2, 96, 96, 3)).astype(np.float32)
+    expected = np.load(tmp_path / "probabilities.npy")
+    for name in ("model.h5", "model.keras"):
+        loaded = pretrained.load(tmp_path / name)
+        np.testing.assert_allclose(loaded.probabilities(images), expected, rtol=1e-4, atol=1e-6)
