@@ -110,10 +110,11 @@ def evaluate(loaded: Pretrained, dataset: data.Dataset, split: str, batch_size: 
     progress = Progress("evaluating", -(-dataset.num_examples(split) // batch_size), batch_size)
     progress.say("compiling")
     for number, batch in enumerate(data.eval_batches(dataset, split, batch_size, view=view), 1):
-        counts, predicted = jax.device_get(run_step(loaded.variables, shard(batch)))
+        counts, predictions = run_step(loaded.variables, shard(batch))
         sums.append(counts)
+        predicted = np.asarray(predictions).reshape(-1)
         counted = batch["mask"] > 0
-        np.add.at(confusion, (batch["label"][counted], predicted.reshape(-1)[counted]), 1)
+        np.add.at(confusion, (batch["label"][counted], predicted[counted]), 1)
         progress.stop(number)
         if number > 1:
             progress.show(number, metrics.summarize(sums[-1:])["loss"])

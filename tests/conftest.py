@@ -1,6 +1,10 @@
 """Eight simulated devices for every test, and Fashion-MNIST for those that train."""
 
+import contextlib
 import os
+
+with contextlib.suppress(ImportError):
+    import torchvision  # noqa: F401  loaded after TensorFlow, it brings the process down
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
 

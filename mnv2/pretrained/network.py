@@ -240,7 +240,7 @@ def assemble(tensors: Tensors, source: str) -> Pretrained:
     )
 
 
-def to_variables(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def to_variables(arrays: Mapping[str, ArrayLike]) -> dict[str, Any]:
     """A network's variables from arrays by path, in float32."""
     return unflatten_dict(
         {name: jnp.asarray(array, jnp.float32) for name, array in arrays.items()}, sep="/"
@@ -255,7 +255,7 @@ def shapes_of(model: nn.Module, channels: int) -> dict[str, tuple[int, ...]]:
 
 
 def check(
-    arrays: Mapping[str, np.ndarray],
+    arrays: Mapping[str, Any],
     expected: Mapping[str, tuple[int, ...]],
     source: str,
     names: Mapping[str, str],

@@ -1,0 +1,136 @@
+"""Training that starts from weights."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import finetune
+from mnv2 import data, pretrained, train
+from mnv2.errors import UserError
+from mnv2.models import create_model
+from mnv2.state import create_state
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Of a narrow network for coloured pictures of 7 classes."""
+    model = create_model("mobilenet_v2", width=0.1, num_classes=7, strides="small", bn_momentum=0.5)
+    init = jax.jit(model.init, compiler_options={"xla_backend_optimization_level": 0})
+    variables = init(jax.random.key(5), jax.numpy.zeros((1, 28, 28, 3)))
+    # Statistics that are not those of a new network, so that a test can tell.
+    statistics = jax.tree.map(lambda x: x + 0.25, variables["batch_stats"])
+    path = tmp_path_factory.mktemp("weights") / "weights.safetensors"
+    pretrained.save(
+        pretrained.Pretrained(
+            model,
+            {**variables, "batch_stats": statistics},
+            pretrained.Preprocessing(mean=MEAN, std=STD),
+        ),
+        path,
+    )
+    return str(path)
+
+
+def config_for(weights, rate, start="weights"):
+    config = finetune.get_config()
+    config.weights, config.start = weights, start
+    config.optimization.backbone_rate = rate
+    config.optimization.weight_decay = 0.0
+    config.data.image_size = 28
+    config.data.augmentation = "none"
+    config.data.validation = 59_000
+    config.model.dropout = 0.0
+    config.batch_size = 16
+    return config
+
+
+def after_a_step(config):
+    """The state before and after one step on a batch of the data set."""
+    dataset, model, shape, pixels, _, on_devices = train.build(config)
+    state = create_state(model, on_devices.optimizer, shape, seed=0, ema=False)
+    if train.starts_from_weights(config):
+        state = train.adopt(state, train.load_backbone(config.weights))
+    before = jax.device_get(state)
+    batch = next(
+        data.train_batches(dataset, config.batch_size, seed=0, size=shape[:2], pixels=pixels)
+    )
+    state, _ = on_devices.train(on_devices.place(state), train.shard(batch), jax.random.key(0))
+    return before, jax.device_get(state), batch
+
+
+def changes(before, after):
+    return jax.tree.map(lambda a, b: b - a, before.params, after.params)
+
+
+def test_it_starts_from_the_weights_with_a_new_classifier(weights, fashion_mnist):
+    before, _, batch = after_a_step(config_for(weights, 0.1))
+    theirs = pretrained.load(weights).variables
+    assert before.params["classifier"]["kernel"].shape == (1280, 10)
+    ours = {k: v for k, v in before.params.items() if k != "classifier"}
+    given = {k: v for k, v in theirs["params"].items() if k != "classifier"}
+    jax.tree.map(np.testing.assert_array_equal, ours, given)
+    jax.tree.map(np.testing.assert_array_equal, before.batch_stats, theirs["batch_stats"])
+    # Gray pictures in three channels, normalised as the weights expect.
+    assert batch["image"].shape == (16, 28, 28, 3)
+    black = -np.array(MEAN) / np.array(STD)
+    np.testing.assert_allclose(batch["image"].min(axis=(0, 1, 2)), black, rtol=1e-5)
+
+
+def test_a_frozen_backbone_stays_exactly_as_it_was(weights, fashion_mnist):
+    before, after, _ = after_a_step(config_for(weights, 0.0))
+    moved = changes(before, after)
+    assert np.abs(moved.pop("classifier")["kernel"]).max() > 0
+    assert all(np.all(change == 0) for change in jax.tree.leaves(moved))
+    jax.tree.map(np.testing.assert_array_equal, before.batch_stats, after.batch_stats)
+
+
+def test_the_backbone_moves_at_its_own_rate(weights, fashion_mnist):
+    slow, fast = (changes(*after_a_step(config_for(weights, rate))[:2]) for rate in (0.25, 1.0))
+    assert np.abs(fast["stem"]["kernel"]).max() > 1e-4
+    for name in fast:
+        factor = 1.0 if name == "classifier" else 0.25
+        jax.tree.map(
+            lambda a, b, factor=factor: np.testing.assert_allclose(
+                a, factor * b, rtol=1e-3, atol=1e-6
+            ),
+            slow[name],
+            fast[name],
+        )
+
+
+def test_from_scratch_the_network_is_the_same_but_its_weights_are_new(weights, fashion_mnist):
+    given, _, _ = after_a_step(config_for(weights, 1.0))
+    scratch, _, _ = after_a_step(config_for(weights, 1.0, "scratch"))
+    assert jax.tree.map(np.shape, given.params) == jax.tree.map(np.shape, scratch.params)
+    assert np.abs(given.params["stem"]["kernel"] - scratch.params["stem"]["kernel"]).max() > 0.01
+
+
+def test_a_finetuned_run_is_loaded_from_its_folder(weights, fashion_mnist, tmp_path):
+    config = config_for(weights, 0.0)
+    config.duration = "2 steps"
+    config.eval_every = config.checkpoint_every = "0 steps"
+    config.eval_batch_size = 1000
+    result = train.train_and_evaluate(config, tmp_path)
+    loaded = pretrained.load(tmp_path)
+    assert loaded.class_names == tuple(fashion_mnist.class_names)
+    assert (loaded.image_size, loaded.preprocess.mean) == ((28, 28), MEAN)
+    from mnv2.evaluate import evaluate
+
+    again = evaluate(loaded, fashion_mnist, "test", 1000)
+    assert again.summary == pytest.approx(result["test"], rel=1e-4)
+    assert again.confusion.sum() == 10_000
+    assert np.trace(again.confusion) == 10_000 * again.summary["accuracy"]
+
+
+def test_what_is_wrong_with_the_weights_is_one_clear_line(weights, fashion_mnist):
+    for changed, message in (
+        ({"weights": None}, "no weights given: set config.weights"),
+        ({"weights": "none.h5"}, r"no such file: none.h5"),
+        ({"start": "wieghts"}, "unknown start 'wieghts': did you mean 'weights'"),
+    ):
+        config = config_for(weights, 0.1)
+        config.update(changed)
+        with pytest.raises(UserError, match=message):
+            train.build(config)
