@@ -1,6 +1,6 @@
 import pytest
 
-from configs import v2_ablation
+from configs import finetune, v2_ablation
 from mnv2.analysis import complexity
 from mnv2.models import create_model
 from mnv2.optimizer import create_optimizer, create_schedule
@@ -46,3 +46,14 @@ def test_linear_and_relu6_have_at_least_five_seeds_by_default():
 def test_an_unknown_preset_is_refused():
     with pytest.raises(ValueError, match="unknown preset 'ful': choose one of quick, full"):
         v2_ablation.get_config("ful")
+    with pytest.raises(ValueError, match="unknown preset 'x': choose one of frozen, compare"):
+        finetune.get_config("x")
+
+
+@pytest.mark.parametrize("preset", finetune.PRESETS)
+def test_fine_tuning_presets_resolve(preset):
+    config = finetune.get_config(preset)
+    rates = {arm: resolve(config, arm).optimization.backbone_rate for arm in dict(config.arms)}
+    expected = {"finetune": 0.1, "frozen": 0.0, "scratch": 1.0}
+    assert rates.items() <= expected.items()
+    assert config.baseline in rates

@@ -24,6 +24,11 @@ BAD_INPUT = {
     "indivisible batch": ([CONFIG, "--config.batch_size=100"], "of the 8 devices, got 100"),
     "no width": ([CONFIG, "--config.model.width=0."], "width must be greater than 0, got 0.0"),
     "bad duration": ([CONFIG, "--config.duration=soon"], "duration must be like '2 epochs'"),
+    "no weights": (["--config=configs/finetune.py"], "no weights given: set config.weights"),
+    "wrong weights": (
+        ["--config=configs/finetune.py", "--config.weights=README.md"],
+        "unknown format '.md' of README.md: known are .h5",
+    ),
     "stray argument": ([CONFIG, "run"], "unexpected argument 'run'"),
 }  # fmt: skip
 

@@ -10,6 +10,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from mnv2 import sweep
+from tests.test_finetune import weights as weights
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -36,13 +37,16 @@ def test_every_command_exists(command):
 @pytest.mark.parametrize(
     "command", [c for c in COMMANDS if "mnv2.main" in c], ids=lambda command: " ".join(command[3:])
 )
-def test_every_run_can_start(command, tmp_path, fashion_mnist, monkeypatch):
+def test_every_run_can_start(command, tmp_path, fashion_mnist, weights, monkeypatch):
     monkeypatch.setattr("sys.argv", command[2:])  # where ml_collections looks for overrides
     values = flags.FlagValues()
     config = config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values)
     flags.DEFINE_list("only", [], "", flag_values=values)
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     values(command[2:])
+    if "weights" in config.value:  # FILE and PATH stand for a reader's own
+        assert (config.value.weights, config.value.data.name) == ("FILE", "folder:PATH")
+        config.value.weights, config.value.data.name = str(weights), "fashion_mnist"
     assert sweep.plan(config.value, tmp_path, values.only)
 
 
