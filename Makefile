@@ -23,7 +23,7 @@ ablation: .venv/ready
 	$(BIN)/python -m mnv2.main --config configs/v2_ablation.py --workdir $(WORKDIR)
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
 
 check: .venv/ready
 	$(BIN)/ruff format --check .

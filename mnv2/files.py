@@ -1,8 +1,10 @@
 """Writing small files so that a kill at any moment leaves the old one or the new one, whole."""
 
+import contextlib
+import fcntl
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,3 +33,12 @@ def keep_lines(path: Path, wanted: Callable[[str], bool]) -> None:
     if path.exists():
         lines = path.read_text().splitlines(keepends=True)
         write_text(path, "".join(line for line in lines if line.endswith("\n") and wanted(line)))
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the lock of that name, waiting for whoever holds it; it ends with the process."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from mnv2.data import fashion_mnist
 from mnv2.data.download import reachable
 from mnv2.errors import UserError, check_choice
+from mnv2.files import locked
 
 # Sets whose decoded images are smaller than this are kept in memory as one array.
 IN_MEMORY_BYTES = 1 << 30
@@ -106,8 +107,10 @@ def open_dataset(name: str, data_dir: str | None = None, validation: int = 0) ->
     features = builder.info.features
     if not {"image", "label"} <= set(features) or not hasattr(features["label"], "num_classes"):
         raise UserError(f"data set {name!r} is not one for classification: {sorted(features)}")
-    if not name.startswith(FOLDER_PREFIX) and not Path(builder.data_dir).exists():
-        _prepare(name, builder)
+    if not name.startswith(FOLDER_PREFIX) and not builder.data_path.exists():
+        with locked(Path(builder.data_dir).parents[1] / f".{builder.name}.lock"):
+            if not builder.data_path.exists():  # no other process was faster
+                _prepare(name, builder)
     train = builder.info.splits["train"].num_examples
     if not 0 <= validation < train:
         raise UserError(
