@@ -1,6 +1,5 @@
 """The command line: bad input ends in one line, exit code 2, and nothing written."""
 
-import concurrent.futures
 import os
 import subprocess
 import sys
@@ -52,23 +51,11 @@ def assert_one_line(done, message):
     assert "Traceback" not in done.stderr
 
 
-@pytest.fixture(scope="module")
-def attempts(tmp_path_factory, fashion_mnist):
-    """All of them, two at a time."""
-    workdir = tmp_path_factory.mktemp("never") / "runs"
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        futures = {
-            name: pool.submit(main, *arguments, f"--workdir={workdir}")
-            for name, (arguments, _) in BAD_INPUT.items()
-        }
-        return workdir, {name: future.result() for name, future in futures.items()}
-
-
 @pytest.mark.parametrize("name", BAD_INPUT)
-def test_bad_input_is_one_clear_line(attempts, name):
-    workdir, done = attempts
-    assert_one_line(done[name], BAD_INPUT[name][1])
-    assert not workdir.exists()
+def test_bad_input_is_one_clear_line(tmp_path, fashion_mnist, name):
+    arguments, message = BAD_INPUT[name]
+    assert_one_line(main(*arguments, f"--workdir={tmp_path}/never"), message)
+    assert not (tmp_path / "never").exists()
 
 
 def test_a_workdir_that_cannot_be_written_is_one_clear_line(tmp_path, fashion_mnist):

@@ -29,7 +29,7 @@ def layers(model: nn.Module, image: tuple[int, int, int]) -> tuple[Layer, ...]:
     Multiply-adds (MAdds) are those of convolutions and matrix products in the traced program, as
     the papers count: nothing for batch norm, activations, additions or pooling.
     """
-    variables = _variables(model, image)
+    variables = _variables(model, image[2])
     program = jax.make_jaxpr(lambda variables, x: model.apply(variables, x, train=False))(
         variables, _images(image)
     )
@@ -48,12 +48,12 @@ def layers(model: nn.Module, image: tuple[int, int, int]) -> tuple[Layer, ...]:
 
 def parameters(model: nn.Module, image: tuple[int, int, int]) -> int:
     """Number of trainable parameters: weights, biases, and batch norm's scale and shift."""
-    return _size(_variables(model, image)["params"])
+    return _size(_variables(model, image[2])["params"])
 
 
 def weights(model: nn.Module, image: tuple[int, int, int]) -> int:
     """Number of weights of convolutions and classifier alone: what slim's tables count."""
-    flat = flatten_dict(_variables(model, image)["params"])
+    flat = flatten_dict(_variables(model, image[2])["params"])
     return _size([leaf for path, leaf in flat.items() if path[-1] == "kernel"])
 
 
@@ -63,8 +63,9 @@ def multiply_adds(model: nn.Module, image: tuple[int, int, int]) -> int:
 
 
 @functools.cache
-def _variables(model: nn.Module, image: tuple[int, int, int]) -> Any:
-    return jax.eval_shape(model.init, jax.random.key(0), _images(image))
+def _variables(model: nn.Module, channels: int) -> Any:
+    # They are the same for every size of image.
+    return jax.eval_shape(model.init, jax.random.key(0), _images((32, 32, channels)))
 
 
 def _size(tree: Any) -> int:
