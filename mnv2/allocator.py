@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 VARIABLE = "GLIBC_TUNABLES"
-SETTINGS = {"hugetlb": 1, "mmap_threshold": 1 << 34, "trim_threshold": 1 << 34}
+SETTINGS = {"arena_max": 1, "hugetlb": 1, "mmap_threshold": 1 << 34, "trim_threshold": 1 << 34}
+TUNABLES = ":".join(f"glibc.malloc.{name}={n}" for name, n in SETTINGS.items())
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
@@ -24,7 +25,7 @@ def restart_with_huge_pages(module: str) -> None:
     """
     if VARIABLE in os.environ or not _helps():
         return
-    os.environ[VARIABLE] = ":".join(f"glibc.malloc.{name}={n}" for name, n in SETTINGS.items())
+    os.environ[VARIABLE] = TUNABLES
     print(f"allocating in huge pages (set {VARIABLE}= to switch off)", flush=True)
     os.execv(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]])
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mnv2.ops import BatchNorm, depthwise_conv, explicit_padding
+from mnv2.ops import BatchNorm, depthwise_conv, explicit_padding, pointwise_conv
 
 Activation = Callable[[Array], Array]
 ConvBNFactory = Callable[..., nn.Module]
@@ -96,9 +96,7 @@ class ConvBN(nn.Module):
         if self.depthwise:
             return depthwise_conv(x, kernel, self.stride, padding)
         if self.kernel == 1 and self.stride == 1:
-            # A matrix product. As a convolution, XLA's CPU backend transposes the images to
-            # compute the kernel's gradient, which costs a quarter of a training step.
-            return jnp.einsum("nhwc,cd->nhwd", x, kernel[0, 0])
+            return pointwise_conv(x, kernel)
         return lax.conv_general_dilated(
             x,
             kernel,

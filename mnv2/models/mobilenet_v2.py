@@ -139,8 +139,8 @@ class MobileNetV2(nn.Module):
         x = conv_bn(channels.stem, 3, stem_stride, name="stem")(images, train)
 
         expanded = None
-        blocks = _blocks(channels.rows, self.repeats, row_strides)
-        for i, (features, stride) in enumerate(blocks):
+        rows = blocks(channels.rows, self.repeats, row_strides)
+        for i, (features, stride) in enumerate(rows):
             name = f"block_{i}"
             if self.block == "inverted_residual":
                 x, expanded = InvertedResidual(
@@ -165,7 +165,7 @@ class MobileNetV2(nn.Module):
         return nn.Dense(self.num_classes, kernel_init=CLASSIFIER_INIT, name="classifier")(x)
 
 
-def _blocks(
+def blocks(
     rows: Sequence[int], repeats: Sequence[int], row_strides: Sequence[int]
 ) -> Iterator[tuple[int, int]]:
     """Yields channels and stride of every block of table 2."""

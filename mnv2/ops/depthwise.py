@@ -6,7 +6,10 @@ the full C x C convolution only to keep the diagonal. On CPU, therefore:
 
   forward    the sum of k*k shifted products, which XLA fuses into one pass over the image;
   backward   one scan over the batch, so that a few images' planes are still in cache when the
-             second of the two gradients reads them.
+             second of the two gradients reads them. The kernel's gradient adds up rows
+             element by element, which XLA vectorises over channels; a product that contracts the
+             whole image makes it copy each of the k*k windows first (training MobileNetV2 at 224
+             pixels, batch 32: 1.23 s a step with it, 0.98 s without).
 
 The choice is made when the program is lowered, not when it is traced, so a program exported for
 a TPU from a machine with a CPU gets the convolution.
@@ -27,6 +30,10 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 # What one iteration of the backward scan reads: small enough for a core's L2 cache with the
 # padded copy and the gradients beside it, large enough to hide an iteration's overhead.
 CACHED_BYTES = 128 * 1024
+
+# Rows of an image that are added up in one pass of the kernel's gradient, before the sums are kept
+# from chunk to chunk. At 224 pixels 4 and 8 are equally fast, 64 costs 15 % of a training step.
+ROWS_AT_ONCE = 8
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -102,12 +109,12 @@ def _gradients_by_scan(images, kernel, gradient, *, stride, padding):
     rows = spread(height, gradient.shape[1], padding[0][0])
     columns = spread(width, gradient.shape[2], padding[1][0])
 
-    def one_chunk(kernel_gradient, images_and_gradients):
+    def one_chunk(sums, images_and_gradients):
         chunk, out = images_and_gradients
         padded = jnp.pad(chunk, ((0, 0), *padding, (0, 0)))
-        products = [
-            jnp.einsum("nhwc,nhwc->c", window, out, preferred_element_type=dtype)
-            for _, _, window in _windows(padded, size, stride)
+        sums = [
+            total + _add_rows(window.astype(dtype) * out)
+            for total, (_, _, window) in zip(sums, _windows(padded, size, stride), strict=True)
         ]
         zero = jnp.zeros((), out.dtype)
         dilated = lax.pad(out, zero, ((0, 0, 0), rows, columns, (0, 0, 0)))
@@ -115,14 +122,27 @@ def _gradients_by_scan(images, kernel, gradient, *, stride, padding):
             window * taps[size - 1 - i, size - 1 - j]
             for i, j, window in _windows(dilated, size, stride=1)
         )
-        kernel_gradient += jnp.stack(products).reshape(taps.shape)
-        return kernel_gradient, image_gradient.astype(images.dtype)
+        return sums, image_gradient.astype(images.dtype)
 
-    chunks = _images_at_once(images)
-    kernel_gradient, image_gradient = lax.scan(
-        one_chunk, jnp.zeros_like(taps), (_split(images, chunks), _split(gradient, chunks))
+    at_once = _images_at_once(images)
+    parts = _split(images, at_once), _split(gradient, at_once)
+    zeros = jnp.zeros_like(_add_rows(jnp.zeros_like(parts[1][0], dtype)))
+    sums, image_gradient = lax.scan(one_chunk, [zeros] * size**2, parts)
+    kernel_gradient = jnp.stack([jnp.sum(total, (0, 1, 2)) for total in sums])
+    return (
+        image_gradient.reshape(images.shape),
+        kernel_gradient.reshape(kernel.shape).astype(kernel.dtype),
     )
-    return image_gradient.reshape(images.shape), kernel_gradient[:, :, None].astype(kernel.dtype)
+
+
+def _add_rows(products: Array) -> Array:
+    """(n, h, w, c) -> (n, h / m, w, c): sums of m rows, m as large as ROWS_AT_ONCE allows."""
+    height = products.shape[1]
+    at_once = max(m for m in range(1, ROWS_AT_ONCE + 1) if height % m == 0)
+    left = height // at_once
+    total = sum(products[:, i * left : (i + 1) * left] for i in range(at_once))
+    assert isinstance(total, Array)
+    return total
 
 
 def _images_at_once(images: Array) -> int:
