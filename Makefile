@@ -10,17 +10,21 @@ PYTHON_FOUND := $(shell for python in $(CANDIDATES); do \
 WORKDIR ?= runs/v2_ablation
 BIN := .venv/bin
 
-.PHONY: help ablation test check tensorboard clean
+.PHONY: help ablation throughput test check tensorboard clean
 
 help:
 	@echo 'make ablation     train the ablations on Fashion-MNIST, print the table, draw the figure'
+	@echo 'make throughput   measure the speed here beside PyTorch, Keras, ONNX Runtime and others'
 	@echo 'make test         run the tests'
 	@echo 'make check        format, lint, types'
 	@echo 'make tensorboard  look at the curves of make ablation'
-	@echo 'make clean        remove the environment; runs stay'
+	@echo 'make clean        remove the environments; runs stay'
 
 ablation: .venv/ready
 	$(BIN)/python -m mnv2.main --config configs/v2_ablation.py --workdir $(WORKDIR)
+
+throughput: .venv-peers/ready
+	.venv-peers/bin/python -m experiments.throughput
 
 test: .venv/ready
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
@@ -34,7 +38,7 @@ tensorboard: .venv/ready
 	$(BIN)/tensorboard --logdir $(WORKDIR)
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-peers
 
 # Exactly the locked versions, where the lock has them for this platform.
 .venv/ready: requirements.txt requirements-dev.txt requirements.lock
@@ -44,4 +48,11 @@ clean:
 	$(PYTHON_FOUND) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		-r requirements.txt -r requirements-dev.txt -c requirements.lock
+	@touch $@
+
+# The other frameworks beside it, 3 GB, in an environment of their own.
+.venv-peers/ready: .venv/ready requirements-peers.txt
+	$(PYTHON_FOUND) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --disable-pip-version-check -r requirements.txt \
+		-r requirements-dev.txt -r requirements-peers.txt -c requirements.lock
 	@touch $@

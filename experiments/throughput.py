@@ -108,12 +108,16 @@ def _environment(threads: int, pages: bool) -> dict[str, str]:
 
 def measure(task: Task, names: Sequence[str], rounds: int, seconds: float) -> list[Row]:
     """Every contender at one task, in turns."""
+
+    def say(what: str) -> None:
+        print(f"\r{f'{task}: {what}':79}", end="", file=sys.stderr, flush=True)
+
     contenders = []
     with tempfile.TemporaryFile("w+") as log:
         try:
             for name in names:
                 for pages in (False, True) if task.mode == "train" else (False,):
-                    print(f"\r{task}: starting {name:20}", end="", file=sys.stderr, flush=True)
+                    say(f"starting {name}")
                     contenders.append(Contender(name, task, pages, log))
                     if not contenders[-1].ready():
                         log.seek(0)
@@ -122,9 +126,7 @@ def measure(task: Task, names: Sequence[str], rounds: int, seconds: float) -> li
                         contenders.pop().end()
             turns: list[list[tuple[float, int]]] = [[] for _ in contenders]
             for i in range(rounds):
-                print(
-                    f"\r{task}: round {i + 1} of {rounds:20}", end="", file=sys.stderr, flush=True
-                )
+                say(f"round {i + 1} of {rounds}")
                 for contender, answers in zip(contenders, turns, strict=True):
                     answers.append(contender.time(seconds))
         finally:
@@ -148,12 +150,13 @@ def print_rows(rows: Sequence[Row]) -> None:
     )
     for row in sorted(rows, key=lambda row: -row.median):
         low, high = min(row.images_per_second), max(row.images_per_second)
+        memory = row.peak_memory / 2**20
         # With pages, against the best that the others reach with the same or without.
         against = best_pages if row.pages else best
         ratio = f"{row.median / against:.2f}" if against else ""
         print(
             f"  {row.label:20} {row.median:9,.1f} {f'{low:,.1f}-{high:,.1f}':>15} "
-            f"{1000 * row.task.batch / row.median:9.2f} {ratio:>6} {row.peak_memory / 2**20:8,.0f} MiB",
+            f"{1000 * row.task.batch / row.median:9.2f} {ratio:>6} {memory:8,.0f} MiB",
             flush=True,
         )
 

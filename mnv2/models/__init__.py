@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from mnv2.errors import UserError, check_choice
 from mnv2.models import mobilenet_v1, mobilenet_v2, resnet
 from mnv2.models.blocks import make_divisible as make_divisible
+from mnv2.models.inference import fold_batch_norm as fold_batch_norm
+from mnv2.models.inference import for_inference as for_inference
 from mnv2.models.mobilenet_v1 import MobileNetV1 as MobileNetV1
 from mnv2.models.mobilenet_v2 import MobileNetV2 as MobileNetV2
 from mnv2.models.resnet import ResNet50 as ResNet50

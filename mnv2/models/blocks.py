@@ -56,7 +56,8 @@ class ConvBN(nn.Module):
 
     `depthwise` gives every channel its own filter, and `features` must equal the input's
     channels. With `axis_name`, batch statistics are those of all devices on that axis together;
-    with `bn_frozen`, training uses the running ones and leaves them alone.
+    with `bn_frozen`, training uses the running ones and leaves them alone. Parameters in which
+    batch norm is folded (`mnv2.models.inference`) have a bias in its place.
     """
 
     features: int
@@ -84,7 +85,9 @@ class ConvBN(nn.Module):
             jnp.float32,
         )
         x = self._convolve(x.astype(self.dtype), kernel.astype(self.dtype))
-        if self.batch_norm:
+        if self.has_variable("params", "bias"):  # batch norm is folded into these
+            x = x + self.get_variable("params", "bias").astype(self.dtype)
+        elif self.batch_norm:
             x = BatchNorm(self.bn_momentum, self.bn_epsilon, self.axis_name, self.dtype, name="bn")(
                 x, train and not self.bn_frozen
             )

@@ -2,7 +2,8 @@
 
 On GPU and TPU this is XLA's convolution. XLA's CPU backend transposes the images to compute that
 one's kernel gradient, and those of an einsum over four axes too: a third of a training step of
-MobileNetV2 at 224 pixels, batch 32. On CPU it is a product of two matrices, and so are its gradients.
+MobileNetV2 at 224 pixels, batch 32. On CPU it is a product of two matrices, and so are its
+gradients.
 """
 
 import functools

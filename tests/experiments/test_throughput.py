@@ -1,0 +1,45 @@
+import csv
+import sys
+
+import pytest
+
+from experiments import contenders, throughput
+from mnv2.errors import UserError
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["throughput", *map(str, arguments)])
+    throughput.main()
+
+
+def test_frameworks_take_turns_and_are_written_down(monkeypatch, tmp_path, capsys):
+    few = "--rounds 2 --seconds 0 --mode infer --size 32 --batch 3 --width 0.35 --threads 1"
+    run(monkeypatch, *few.split(), "--only", "mnv2", "--out", tmp_path)
+    assert "infer V2 0.35, 32 px, batch 3, 1 threads" in capsys.readouterr().out
+    with (tmp_path / "throughput.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["framework"] for row in rows] == ["mnv2"]
+    for row in rows:
+        assert 0 < float(row["lowest"]) <= float(row["images_per_second"]) <= float(row["highest"])
+        assert int(row["peak_mib"]) > 50
+    assert (tmp_path / "throughput.png").stat().st_size > 5_000
+
+
+def test_what_is_not_installed_is_left_out(monkeypatch):
+    monkeypatch.setitem(contenders.CONTENDERS, "PyTorch", (None, ("no_such_package",), ("train",)))
+    assert contenders.missing("PyTorch") == ["no_such_package"]
+    assert contenders.missing("mnv2") == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--only", "PyTroch"), "did you mean 'PyTorch'"),
+        (("--threads", "0"), "threads must be 1 to"),
+        (("--network", "mobilenet_v3"), "did you mean 'mobilenet_v2'"),
+    ],
+)
+def test_bad_input_is_refused(monkeypatch, tmp_path, arguments, message):
+    with pytest.raises(UserError, match=message):
+        run(monkeypatch, *arguments, "--out", tmp_path / "never")
+    assert not (tmp_path / "never").exists()

@@ -1,0 +1,53 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mnv2 import models
+from mnv2.models import inference
+
+
+def random_variables(model, images):
+    """Statistics, scales and shifts unlike those of a new network."""
+    random = np.random.default_rng(0)
+    init = jax.jit(model.init, compiler_options={"xla_backend_optimization_level": 0})
+    variables = init(jax.random.key(0), images)
+    return {
+        "params": jax.tree.map(
+            lambda x: (
+                x + random.normal(scale=0.1, size=x.shape).astype(np.float32) * x.std()
+                if x.ndim > 1
+                else x + random.uniform(-0.2, 0.2, x.shape).astype(np.float32)
+            ),
+            variables["params"],
+        ),
+        "batch_stats": jax.tree.map(
+            lambda x: random.uniform(0.5, 1.5, x.shape).astype(np.float32),
+            variables["batch_stats"],
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", models.NETWORKS)
+def test_the_logits_are_those_of_an_evaluation_also_of_a_slice_cut_short(name):
+    model = models.create_model(name, width=0.25, num_classes=7)
+    shape = (2 * inference.IMAGES_AT_ONCE + 1, 37, 32, 3)
+    images = jax.random.normal(jax.random.key(1), shape)
+    variables = random_variables(model, images[:1])
+    expected = jax.jit(lambda x: model.apply(variables, x, train=False))(images)
+    scale = float(jnp.abs(expected).max())
+    logits = models.for_inference(model, variables)(images)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5 * scale)
+
+
+def test_nothing_of_batch_norm_is_left_when_it_is_folded():
+    model = models.create_model("mobilenet_v2", width=0.1, num_classes=7)
+    images = jnp.zeros((1, 32, 32, 3))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    ones = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
+    folded = models.fold_batch_norm(model, ones)
+    assert set(folded) == {"params"}
+    assert set(folded["params"]["stem"]) == {"kernel", "bias"}
+    assert set(folded["params"]["block_1"]["depthwise"]) == {"kernel", "bias"}
+    program = str(jax.make_jaxpr(lambda x: model.apply(folded, x, train=False))(images))
+    assert "rsqrt" not in program
