@@ -17,6 +17,11 @@ keras = pytest.importorskip("keras")  # comes with TensorFlow
 SIZE = 96
 
 
+@pytest.fixture(autouse=True)
+def the_same_weights_every_time():
+    keras.utils.set_random_seed(0)
+
+
 def randomized(model, shift=0.0):
     """Batch norm's variables anew, its statistics too, which Keras leaves at 0 and 1."""
     random = np.random.default_rng(0)
