@@ -108,9 +108,7 @@ def open_dataset(name: str, data_dir: str | None = None, validation: int = 0) ->
     if not {"image", "label"} <= set(features) or not hasattr(features["label"], "num_classes"):
         raise UserError(f"data set {name!r} is not one for classification: {sorted(features)}")
     if not name.startswith(FOLDER_PREFIX) and not builder.data_path.exists():
-        with locked(Path(builder.data_dir).parents[1] / f".{builder.name}.lock"):
-            if not builder.data_path.exists():  # no other process was faster
-                _prepare(name, builder)
+        builder = _prepare(name, data_dir)
     train = builder.info.splits["train"].num_examples
     if not 0 <= validation < train:
         raise UserError(
@@ -136,18 +134,15 @@ def _folder_builder(name: str) -> tfds.core.DatasetBuilder:
     return tfds.ImageFolder(str(root))
 
 
-def _prepare(name: str, builder: tfds.core.DatasetBuilder) -> None:
-    print(f"preparing {name} in {builder.data_dir}", flush=True)
+def _prepare(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    """A builder whose set is prepared, here or by another process while this one waited."""
+    builder = _builder(name, data_dir)
     try:
-        if name == "fashion_mnist":
-            fashion_mnist.prepare(builder)
-        else:
-            url = next(iter(builder.url_infos), None)
-            if url and not reachable(url):
-                raise UserError(
-                    f"cannot download {name}: {url} is out of reach; is there a network?"
-                )
-            builder.download_and_prepare()
+        with locked(Path(builder.data_dir).parents[1] / f".{builder.name}.lock"):
+            builder = _builder(name, data_dir)  # it looks at what is there when it is made
+            if not builder.data_path.exists():
+                _download_and_prepare(name, builder)
+        return builder
     except UserError:
         raise
     except AssertionError as error:  # TFDS's way to say: download this one by hand
@@ -158,6 +153,17 @@ def _prepare(name: str, builder: tfds.core.DatasetBuilder) -> None:
         raise UserError(
             f"cannot prepare {name} in {builder.data_dir}: {_first_line(error)}"
         ) from error
+
+
+def _download_and_prepare(name: str, builder: tfds.core.DatasetBuilder) -> None:
+    print(f"preparing {name} in {builder.data_dir}", flush=True)
+    if name == "fashion_mnist":
+        fashion_mnist.prepare(builder)
+        return
+    url = next(iter(builder.url_infos), None)
+    if url and not reachable(url):
+        raise UserError(f"cannot download {name}: {url} is out of reach; is there a network?")
+    builder.download_and_prepare()
 
 
 @functools.cache  # runs of one process share them

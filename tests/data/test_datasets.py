@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import shutil
 
@@ -42,6 +43,27 @@ def test_without_a_network_fashion_mnist_comes_from_debians_package(
     dataset = open_dataset("fashion_mnist", str(tmp_path), 0)
     for ours, theirs in zip(dataset.arrays("test"), fashion_mnist.arrays("test"), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_set_that_another_process_prepares_meanwhile_is_opened_as_it_left_it(
+    fashion_mnist, tmp_path, monkeypatch
+):
+    @contextlib.contextmanager
+    def waiting(path):
+        assert path == tmp_path / ".fashion_mnist.lock"
+        shutil.copytree(fashion_mnist.builder.data_dir, tmp_path / "fashion_mnist" / "3.0.1")
+        yield
+
+    monkeypatch.setattr(datasets, "locked", waiting)
+    monkeypatch.setattr(source, "prepare", None)  # calling it would fail
+    dataset = open_dataset("fashion_mnist", str(tmp_path), 0)
+    assert dataset.num_examples("train") == 60_000
+
+
+def test_a_data_dir_that_cannot_be_written_is_one_clear_line(fashion_mnist, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot prepare fashion_mnist in .*: .*File exists"):
+        open_dataset("fashion_mnist", str(tmp_path / "file"), 0)
 
 
 def test_a_set_that_cannot_be_downloaded_is_refused_at_once(tmp_path, monkeypatch):
