@@ -75,8 +75,7 @@ def mnv2(task: Task) -> Step:
     def step() -> None:
         nonlocal state
         state, sums = steps.train(state, batch, key)
-        jax.block_until_ready(sums)
-        jax.block_until_ready(state)
+        jax.block_until_ready((state, sums))
 
     return step
 

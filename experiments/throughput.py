@@ -29,6 +29,7 @@ from experiments.contenders import CONTENDERS, Task, missing
 from mnv2 import allocator
 from mnv2.commands import run
 from mnv2.errors import UserError, check_choice
+from mnv2.progress import Progress
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -100,39 +101,35 @@ class Contender:
 
 def _environment(threads: int, pages: bool) -> dict[str, str]:
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    # PyTorch's and TensorFlow's threads would otherwise spin beside whoever has the turn.
-    environment["KMP_BLOCKTIME"] = "0"
     environment[allocator.VARIABLE] = allocator.TUNABLES if pages else ""
     return environment
 
 
 def measure(task: Task, names: Sequence[str], rounds: int, seconds: float) -> list[Row]:
     """Every contender at one task, in turns."""
-
-    def say(what: str) -> None:
-        print(f"\r{f'{task}: {what}':79}", end="", file=sys.stderr, flush=True)
-
+    progress = Progress(str(task), rounds, task.batch)
     contenders = []
     with tempfile.TemporaryFile("w+") as log:
         try:
             for name in names:
                 for pages in (False, True) if task.mode == "train" else (False,):
-                    say(f"starting {name}")
+                    progress.say(f"starting {name}")
                     contenders.append(Contender(name, task, pages, log))
                     if not contenders[-1].ready():
                         log.seek(0)
                         reason = (log.read().strip().splitlines() or ["no reason given"])[-1]
-                        print(f"\n{name} is left out: {reason}", file=sys.stderr)
+                        progress.clear()
+                        print(f"{name} is left out: {reason}", file=sys.stderr)
                         contenders.pop().end()
             turns: list[list[tuple[float, int]]] = [[] for _ in contenders]
             for i in range(rounds):
-                say(f"round {i + 1} of {rounds}")
+                progress.say(f"round {i + 1} of {rounds}")
                 for contender, answers in zip(contenders, turns, strict=True):
                     answers.append(contender.time(seconds))
         finally:
             for contender in contenders:
                 contender.end()
-            print(f"\r{'':79}\r", end="", file=sys.stderr, flush=True)
+            progress.clear()
     return [
         Row(task, contender.name, contender.pages, speeds, max(memory))
         for contender, answers in zip(contenders, turns, strict=True)

@@ -17,10 +17,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
-from mnv2.ops import BatchNorm, depthwise_conv, explicit_padding, pointwise_conv
+from mnv2.ops import BatchNorm, conv, depthwise_conv, explicit_padding, pointwise_conv
 
 Activation = Callable[[Array], Array]
 ConvBNFactory = Callable[..., nn.Module]
@@ -100,13 +99,7 @@ class ConvBN(nn.Module):
             return depthwise_conv(x, kernel, self.stride, padding)
         if self.kernel == 1 and self.stride == 1:
             return pointwise_conv(x, kernel)
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            (self.stride, self.stride),
-            padding,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        return conv(x, kernel, self.stride, padding)
 
 
 class SeparableBlock(nn.Module):

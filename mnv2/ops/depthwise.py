@@ -23,9 +23,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from mnv2.ops.conv import conv
 from mnv2.ops.padding import Padding
-
-_NHWC = ("NHWC", "HWIO", "NHWC")
 
 # What one iteration of the backward scan reads: small enough for a core's L2 cache with the
 # padded copy and the gradients beside it, large enough to hide an iteration's overhead.
@@ -72,19 +71,12 @@ depthwise_conv.defvjp(_forward, _backward)
 
 
 def _grouped_conv(images, kernel, *, stride, padding):
-    return lax.conv_general_dilated(
-        images,
-        kernel,
-        (stride, stride),
-        padding,
-        dimension_numbers=_NHWC,
-        feature_group_count=images.shape[-1],
-    )
+    return conv(images, kernel, stride, padding, groups=images.shape[-1])
 
 
 def _gradients_of_grouped_conv(images, kernel, gradient, *, stride, padding):
-    conv = functools.partial(_grouped_conv, stride=stride, padding=padding)
-    return jax.vjp(conv, images, kernel)[1](gradient)
+    convolve = functools.partial(_grouped_conv, stride=stride, padding=padding)
+    return jax.vjp(convolve, images, kernel)[1](gradient)
 
 
 def _shifted_products(images, kernel, *, stride, padding):
@@ -140,9 +132,9 @@ def _add_rows(products: Array) -> Array:
     height = products.shape[1]
     at_once = max(m for m in range(1, ROWS_AT_ONCE + 1) if height % m == 0)
     left = height // at_once
-    total = sum(products[:, i * left : (i + 1) * left] for i in range(at_once))
-    assert isinstance(total, Array)
-    return total
+    return functools.reduce(
+        jnp.add, (products[:, i * left : (i + 1) * left] for i in range(at_once))
+    )
 
 
 def _images_at_once(images: Array) -> int:

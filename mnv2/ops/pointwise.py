@@ -12,7 +12,7 @@ import jax
 from jax import lax
 from jaxtyping import Array, Float
 
-_NHWC = ("NHWC", "HWIO", "NHWC")
+from mnv2.ops.conv import conv
 
 
 @jax.custom_vjp
@@ -37,7 +37,7 @@ pointwise_conv.defvjp(_forward, _backward)
 
 
 def _conv(images, kernel):
-    return lax.conv_general_dilated(images, kernel, (1, 1), "VALID", dimension_numbers=_NHWC)
+    return conv(images, kernel, 1, ((0, 0), (0, 0)))
 
 
 def _gradients_of_conv(images, kernel, gradient):

@@ -11,12 +11,6 @@ from mnv2.ops import depthwise, depthwise_conv, explicit_padding
 SIZES = [(6, 6), (7, 5), (1, 4), (9, 8)]
 
 
-@pytest.fixture
-def float64():
-    with jax.enable_x64(True):
-        yield
-
-
 def random_inputs(size, stride, convention, batch=3, channels=4):
     random = np.random.default_rng(0)
     images = jnp.asarray(random.normal(size=(batch, *size, channels)))

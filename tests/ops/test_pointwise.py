@@ -13,12 +13,6 @@ def random_inputs(dtype=np.float64):
     return images, jnp.asarray(random.normal(size=(1, 1, 6, 8)), dtype)
 
 
-@pytest.fixture
-def float64():
-    with jax.enable_x64(True):
-        yield
-
-
 def test_the_result_and_its_gradients_are_the_convolutions(float64):
     inputs = random_inputs()
     for run in (pointwise_conv, jax.jit(pointwise_conv)):
