@@ -25,6 +25,7 @@ from jaxtyping import Array, Float
 
 from mnv2.ops.conv import conv
 from mnv2.ops.padding import Padding
+from mnv2.ops.relu6 import relu6
 
 # What one iteration of the backward scan reads: small enough for a core's L2 cache with the
 # padded copy and the gradients beside it, large enough to hide an iteration's overhead.
@@ -35,58 +36,64 @@ CACHED_BYTES = 128 * 1024
 ROWS_AT_ONCE = 8
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def depthwise_conv(
     images: Float[Array, "n h w c"],
     kernel: Float[Array, "k k 1 c"],
     stride: int,
     padding: Padding,
+    of_relu6: bool = False,
 ) -> Float[Array, "n h2 w2 c"]:
     """Convolves every channel with its own filter (MobileNetV1 equation 3).
 
-    Sums are kept in float32 where the images are of half precision; the result has their type.
+    With `of_relu6`, of relu6(images): in one pass with it, forward and backward. Sums are kept in
+    float32 where the images are of half precision; the result has their type.
     """
+    settings = {"stride": stride, "padding": padding, "of_relu6": of_relu6}
     return lax.platform_dependent(
         images,
         kernel,
-        cpu=functools.partial(_shifted_products, stride=stride, padding=padding),
-        default=functools.partial(_grouped_conv, stride=stride, padding=padding),
+        cpu=functools.partial(_shifted_products, **settings),
+        default=functools.partial(_grouped_conv, **settings),
     )
 
 
-def _forward(images, kernel, stride, padding):
-    return depthwise_conv(images, kernel, stride, padding), (images, kernel)
+def _forward(images, kernel, *settings):
+    return depthwise_conv(images, kernel, *settings), (images, kernel)
 
 
-def _backward(stride, padding, saved, gradient):
+def _backward(stride, padding, of_relu6, saved, gradient):
+    settings = {"stride": stride, "padding": padding, "of_relu6": of_relu6}
     return lax.platform_dependent(
         *saved,
         gradient,
-        cpu=functools.partial(_gradients_by_scan, stride=stride, padding=padding),
-        default=functools.partial(_gradients_of_grouped_conv, stride=stride, padding=padding),
+        cpu=functools.partial(_gradients_by_scan, **settings),
+        default=functools.partial(_gradients_of_grouped_conv, **settings),
     )
 
 
 depthwise_conv.defvjp(_forward, _backward)
 
 
-def _grouped_conv(images, kernel, *, stride, padding):
+def _grouped_conv(images, kernel, *, stride, padding, of_relu6):
+    images = relu6(images) if of_relu6 else images
     return conv(images, kernel, stride, padding, groups=images.shape[-1])
 
 
-def _gradients_of_grouped_conv(images, kernel, gradient, *, stride, padding):
-    convolve = functools.partial(_grouped_conv, stride=stride, padding=padding)
+def _gradients_of_grouped_conv(images, kernel, gradient, **settings):
+    convolve = functools.partial(_grouped_conv, **settings)
     return jax.vjp(convolve, images, kernel)[1](gradient)
 
 
-def _shifted_products(images, kernel, *, stride, padding):
+def _shifted_products(images, kernel, *, stride, padding, of_relu6):
     taps = kernel[:, :, 0].astype(_accumulator(images.dtype))
+    images = relu6(images) if of_relu6 else images
     padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
     out = sum(window * taps[i, j] for i, j, window in _windows(padded, kernel.shape[0], stride))
     return out.astype(images.dtype)
 
 
-def _gradients_by_scan(images, kernel, gradient, *, stride, padding):
+def _gradients_by_scan(images, kernel, gradient, *, stride, padding, of_relu6):
     size, (height, width) = kernel.shape[0], images.shape[1:3]
     dtype = _accumulator(images.dtype)
     taps = kernel[:, :, 0].astype(dtype)
@@ -103,23 +110,27 @@ def _gradients_by_scan(images, kernel, gradient, *, stride, padding):
 
     def one_chunk(sums, images_and_gradients):
         chunk, out = images_and_gradients
-        padded = jnp.pad(chunk, ((0, 0), *padding, (0, 0)))
+        seen = relu6(chunk) if of_relu6 else chunk
+        padded = jnp.pad(seen, ((0, 0), *padding, (0, 0)))
         sums = [
             total + _add_rows(window.astype(dtype) * out)
             for total, (_, _, window) in zip(sums, _windows(padded, size, stride), strict=True)
         ]
-        zero = jnp.zeros((), out.dtype)
-        dilated = lax.pad(out, zero, ((0, 0, 0), rows, columns, (0, 0, 0)))
-        image_gradient = sum(
-            window * taps[size - 1 - i, size - 1 - j]
-            for i, j, window in _windows(dilated, size, stride=1)
-        )
-        return sums, image_gradient.astype(images.dtype)
+        return sums, None
 
     at_once = _images_at_once(images)
     parts = _split(images, at_once), _split(gradient, at_once)
     zeros = jnp.zeros_like(_add_rows(jnp.zeros_like(parts[1][0], dtype)))
-    sums, image_gradient = lax.scan(one_chunk, [zeros] * size**2, parts)
+    sums, _ = lax.scan(one_chunk, [zeros] * size**2, parts)
+    zero = jnp.zeros((), gradient.dtype)
+    dilated = lax.pad(gradient, zero, ((0, 0, 0), rows, columns, (0, 0, 0)))
+    image_gradient = sum(
+        window * taps[size - 1 - i, size - 1 - j]
+        for i, j, window in _windows(dilated, size, stride=1)
+    )
+    if of_relu6:
+        image_gradient = jnp.where((images > 0) & (images < 6), image_gradient, 0)
+    image_gradient = image_gradient.astype(images.dtype)
     kernel_gradient = jnp.stack([jnp.sum(total, (0, 1, 2)) for total in sums])
     return (
         image_gradient.reshape(images.shape),

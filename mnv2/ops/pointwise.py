@@ -29,7 +29,7 @@ def _forward(images, kernel):
 
 def _backward(saved, gradient):
     return lax.platform_dependent(
-        *saved, gradient, cpu=_gradients_of_product, default=_gradients_of_conv
+        *saved, gradient, cpu=_gradients_of_product, default=gradients_of_conv
     )
 
 
@@ -40,7 +40,7 @@ def _conv(images, kernel):
     return conv(images, kernel, 1, ((0, 0), (0, 0)))
 
 
-def _gradients_of_conv(images, kernel, gradient):
+def gradients_of_conv(images, kernel, gradient):
     return jax.vjp(_conv, images, kernel)[1](gradient)
 
 
