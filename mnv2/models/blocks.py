@@ -50,9 +50,10 @@ class ConvBN(nn.Module):
     """Convolution without bias, batch norm, activation.
 
     `depthwise` gives every channel its own filter, and `features` must equal the input's
-    channels; `of_relu6`, then, is to convolve relu6(x) (faster than that in two steps). With `axis_name`, batch statistics are those of all devices on that axis together;
-    with `bn_frozen`, training uses the running ones and leaves them alone. Parameters in which
-    batch norm is folded (`mnv2.models.inference`) have a bias in its place.
+    channels; it may convolve relu6(x), with `of_relu6`, faster than in two steps. With
+    `axis_name`, batch statistics are those of all devices on that axis together; with
+    `bn_frozen`, training uses the running ones and leaves them alone. Parameters in which batch
+    norm is folded (`mnv2.models.inference`) have a bias in its place.
     """
 
     features: int
@@ -163,17 +164,19 @@ class InvertedResidual(nn.Module):
         previous: Float[Array, "n h0 w0 tk0"] | None = None,
     ) -> tuple[Float[Array, "n h2 w2 k2"], Float[Array, "n h w tk"]]:
         channels = x.shape[-1]
-        expanded = x
-        if self.expansion != 1:
+        expanded, expands = x, self.expansion != 1
+        if expands:
             width = make_divisible(channels * self.expansion)
             expanded = self.conv_bn(width, 1, activation=linear, name="expand")(x, train)
             if self.shortcut == "expansion" and previous is not None:
                 if previous.shape == expanded.shape:
                     expanded = expanded + previous
+        # With the ReLU6 of the expanded tensor, unless it is the input itself.
         y = self.conv_bn(
-            expanded.shape[-1], 3, self.stride, depthwise=True, of_relu6=True, name="depthwise"
+            expanded.shape[-1], 3, self.stride, depthwise=True, of_relu6=expands, name="depthwise"
         )(expanded, train)
-        expanded = relu6(expanded)
+        if expands:
+            expanded = relu6(expanded)
         narrow = {"linear": linear, "relu6": relu6}[self.bottleneck]
         y = self.conv_bn(self.features, 1, activation=narrow, name="project")(y, train)
         if self.shortcut == "bottleneck" and y.shape == x.shape:

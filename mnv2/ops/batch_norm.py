@@ -47,9 +47,7 @@ def backward(epsilon, axis_name, saved, gradients):
     local_gx = _sum_of_products(g, x)
     sum_g = sum_over_devices(local_g, axis_name)
     sum_gx = sum_over_devices(local_gx, axis_name)
-    factor, slope, offset = coefficients(
-        scale, mean, inverse, sum_g, sum_gx, count(x, axis_name)
-    )
+    factor, slope, offset = coefficients(scale, mean, inverse, sum_g, sum_gx, count(x, axis_name))
     g_x = (factor * g + slope * x + offset).astype(x.dtype)
     # Parameters' gradients are each device's own: whoever averages gradients adds them up.
     return g_x, (local_gx - mean * local_g) * inverse, local_g

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from mnv2.ops import BatchNorm
+from mnv2.models.batch_norm import BatchNorm
 from mnv2.ops.batch_norm import normalize_batch
 
 

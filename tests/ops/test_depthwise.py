@@ -13,30 +13,44 @@ SIZES = [(6, 6), (7, 5), (1, 4), (9, 8)]
 
 def random_inputs(size, stride, convention, batch=3, channels=4):
     random = np.random.default_rng(0)
-    images = jnp.asarray(random.normal(size=(batch, *size, channels)))
+    # A third below 0 and some above 6, where ReLU6 is flat, and none at its kinks.
+    images = 3 * (1 + 2 * random.normal(size=(batch, *size, channels)))
+    for kink in (0, 6):
+        images = np.where(abs(images - kink) < 0.1, kink + 0.2, images)
+    images = jnp.asarray(images)
     kernel = jnp.asarray(random.normal(size=(3, 3, 1, channels)))
     return images, kernel, stride, explicit_padding(size, 3, stride, convention)
 
 
+def grouped(images, kernel, stride, padding, of_relu6=False):
+    return depthwise._grouped_conv(
+        images, kernel, stride=stride, padding=padding, of_relu6=of_relu6
+    )
+
+
+@pytest.mark.parametrize("of_relu6", [False, True])
 @pytest.mark.parametrize("convention", ["same", "symmetric"])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", SIZES)
-def test_the_result_equals_the_grouped_convolution_in_float64(float64, size, stride, convention):
+def test_the_result_equals_the_grouped_convolution_in_float64(
+    float64, size, stride, convention, of_relu6
+):
     images, kernel, stride, padding = random_inputs(size, stride, convention)
-    expected = depthwise._grouped_conv(images, kernel, stride=stride, padding=padding)
-    for run in (depthwise_conv, jax.jit(depthwise_conv, static_argnums=(2, 3))):
-        result = run(images, kernel, stride, padding)
+    expected = grouped(jnp.clip(images, 0, 6) if of_relu6 else images, kernel, stride, padding)
+    for run in (depthwise_conv, jax.jit(depthwise_conv, static_argnums=(2, 3, 4))):
+        result = run(images, kernel, stride, padding, of_relu6)
         assert result.dtype == jnp.float64
         np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("of_relu6", [False, True])
 @pytest.mark.parametrize("convention", ["same", "symmetric"])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("size", SIZES)
-def test_gradients_equal_finite_differences_in_float64(float64, size, stride, convention):
+def test_gradients_equal_finite_differences_in_float64(float64, size, stride, convention, of_relu6):
     images, kernel, stride, padding = random_inputs(size, stride, convention)
     check_grads(
-        jax.jit(lambda x, w: depthwise_conv(x, w, stride, padding)),
+        jax.jit(lambda x, w: depthwise_conv(x, w, stride, padding, of_relu6)),
         (images, kernel),
         order=1,
         modes=["rev"],
@@ -44,14 +58,17 @@ def test_gradients_equal_finite_differences_in_float64(float64, size, stride, co
     )
 
 
+@pytest.mark.parametrize("of_relu6", [False, True])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("batch", [1, 7, 64])
-def test_gradients_do_not_depend_on_how_many_images_are_taken_at_once(float64, batch, stride):
+def test_gradients_do_not_depend_on_how_many_images_are_taken_at_once(
+    float64, batch, stride, of_relu6
+):
     images, kernel, stride, padding = random_inputs((12, 12), stride, "same", batch, channels=32)
     assert depthwise._images_at_once(images) < batch or batch in (1, 7)
     convs = (
-        functools.partial(depthwise_conv, stride=stride, padding=padding),
-        functools.partial(depthwise._grouped_conv, stride=stride, padding=padding),
+        functools.partial(conv, stride=stride, padding=padding, of_relu6=of_relu6)
+        for conv in (depthwise_conv, grouped)
     )
     (ours, back), (expected, expected_back) = (jax.vjp(conv, images, kernel) for conv in convs)
     gradient = jnp.cos(jnp.arange(ours.size, dtype=ours.dtype)).reshape(ours.shape)
