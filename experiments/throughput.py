@@ -2,10 +2,15 @@
 
 Every framework runs in a process of its own, on the same processors, with the same number of
 threads, and the processes take turns, so that a machine whose speed wavers is unfair to none: while
-one is timed the others are stopped. Prints images/s (median of the rounds, and their range), the
-ratio to the best of PyTorch and Keras, and each process's peak memory; writes throughput.csv and
-throughput.png to --out. A framework that is not installed is left out. `pages` is memory in huge
-pages, as `mnv2.main` sets it for itself; the others get it here to tell what it is worth to them.
+one is timed the others are stopped. Training is measured twice: as users run each framework, which
+for mnv2 means memory in huge pages, as `mnv2.main` sets it for itself, and with that memory for
+all. Prints images/s (median of the rounds, and their range), the ratio to the best of PyTorch and
+Keras, and each process's peak memory; writes throughput.csv and throughput.png to --out. A
+framework that is not installed, or that dies, is left out.
+
+Several values of --size, --batch, --width or --threads make a series, drawn as a curve:
+
+    python -m experiments.throughput --only mnv2 PyTorch --size 96 --batch 1 4 16 64
 
 `make throughput` installs the other frameworks into an environment of its own, and runs this.
 """
@@ -33,6 +38,7 @@ from mnv2.progress import Progress
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib import ticker
 
 TABLE = (
     Task("train", size=224, batch=32),
@@ -44,12 +50,15 @@ PEERS = ("PyTorch", "torch.compile", "Keras")  # the best of them is what ratios
 OURS = "mnv2"
 
 
+AS_RUN, PAGES = "as users run them", "huge pages for all"
+
+
 class Row(NamedTuple):
     """One framework at one task."""
 
     task: Task
+    settings: str  # AS_RUN or PAGES
     name: str
-    pages: bool
     images_per_second: tuple[float, ...]  # of each round
     peak_memory: int  # bytes
 
@@ -58,15 +67,15 @@ class Row(NamedTuple):
         return statistics.median(self.images_per_second)
 
     @property
-    def label(self) -> str:
-        return f"{self.name}, pages" if self.pages else self.name
+    def panel(self) -> str:
+        return f"{self.task}\n{self.settings}"
 
 
 class Contender:
     """A framework's process, stopped except while it is asked."""
 
     def __init__(self, name: str, task: Task, pages: bool, log: IO[str]) -> None:
-        self.name, self.task, self.pages = name, task, pages
+        self.name, self.task = name, task
         self.process = subprocess.Popen(
             [sys.executable, "-m", "experiments.contenders", name, json.dumps(vars(task))],
             stdin=subprocess.PIPE,
@@ -83,14 +92,17 @@ class Contender:
             self.process.send_signal(signal.SIGSTOP)
         return answered
 
-    def time(self, seconds: float) -> tuple[float, int]:
-        """Images per second of one turn, and bytes of memory at their peak."""
+    def time(self, seconds: float) -> tuple[float, int] | None:
+        """Images per second of one turn, and bytes of memory at their peak; None if it is dead."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.send_signal(signal.SIGCONT)
-        self.process.stdin.write(f"{seconds}\n")
-        self.process.stdin.flush()
-        answer = json.loads(self.process.stdout.readline())
+        try:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.stdin.write(f"{seconds}\n")
+            self.process.stdin.flush()
+            answer = json.loads(self.process.stdout.readline())
+        except (BrokenPipeError, json.JSONDecodeError):
+            return None
         self.process.send_signal(signal.SIGSTOP)
         return self.task.batch / statistics.median(answer["seconds"]), answer["peak_memory"]
 
@@ -105,96 +117,156 @@ def _environment(threads: int, pages: bool) -> dict[str, str]:
     return environment
 
 
-def measure(task: Task, names: Sequence[str], rounds: int, seconds: float) -> list[Row]:
+def measure(
+    task: Task, settings: str, names: Sequence[str], rounds: int, seconds: float
+) -> list[Row]:
     """Every contender at one task, in turns."""
     progress = Progress(str(task), rounds, task.batch)
-    contenders = []
+    contenders: list[Contender] = []
+    turns: dict[str, list[tuple[float, int]]] = {}
+
+    def leave_out(contender: Contender, reason: str) -> None:
+        progress.clear()
+        print(f"{contender.name} is left out: {reason}", file=sys.stderr)
+        contenders.remove(contender)
+        turns.pop(contender.name, None)
+        contender.end()
+
     with tempfile.TemporaryFile("w+") as log:
         try:
             for name in names:
-                for pages in (False, True) if task.mode == "train" else (False,):
-                    progress.say(f"starting {name}")
-                    contenders.append(Contender(name, task, pages, log))
-                    if not contenders[-1].ready():
-                        log.seek(0)
-                        reason = (log.read().strip().splitlines() or ["no reason given"])[-1]
-                        progress.clear()
-                        print(f"{name} is left out: {reason}", file=sys.stderr)
-                        contenders.pop().end()
-            turns: list[list[tuple[float, int]]] = [[] for _ in contenders]
+                progress.say(f"starting {name}")
+                pages = settings == PAGES or (name == OURS and task.mode == "train")
+                contenders.append(Contender(name, task, pages, log))
+                turns[name] = []
+                if not contenders[-1].ready():
+                    log.seek(0)
+                    reason = (log.read().strip().splitlines() or ["no reason given"])[-1]
+                    leave_out(contenders[-1], reason)
             for i in range(rounds):
                 progress.say(f"round {i + 1} of {rounds}")
-                for contender, answers in zip(contenders, turns, strict=True):
-                    answers.append(contender.time(seconds))
+                for contender in list(contenders):
+                    answer = contender.time(seconds)
+                    if answer:
+                        turns[contender.name].append(answer)
+                    else:
+                        leave_out(contender, "it died; for want of memory, if it was killed")
         finally:
             for contender in contenders:
                 contender.end()
             progress.clear()
     return [
-        Row(task, contender.name, contender.pages, speeds, max(memory))
-        for contender, answers in zip(contenders, turns, strict=True)
+        Row(task, settings, name, speeds, max(memory))
+        for name, answers in turns.items()
         for speeds, memory in [tuple(zip(*answers, strict=True))]
     ]
 
 
 def print_rows(rows: Sequence[Row]) -> None:
     """One task's table."""
-    best = max((row.median for row in rows if row.name in PEERS and not row.pages), default=None)
-    best_pages = max((row.median for row in rows if row.name in PEERS), default=None)
-    print(f"\n{rows[0].task}, {rows[0].task.threads} threads")
+    if not rows:
+        return
+    best = max((row.median for row in rows if row.name in PEERS), default=None)
+    task, settings = rows[0].task, rows[0].settings
+    print(f"\n{task}, {task.threads} threads, {settings}")
     print(
-        f"  {'':20} {'images/s':>9} {'range':>15} {'ms/batch':>9} {'ratio':>6} {'peak memory':>12}"
+        f"  {'':14} {'images/s':>9} {'range':>15} {'ms/batch':>9} {'ratio':>6} {'peak memory':>12}"
     )
     for row in sorted(rows, key=lambda row: -row.median):
         low, high = min(row.images_per_second), max(row.images_per_second)
-        memory = row.peak_memory / 2**20
-        # With pages, against the best that the others reach with the same or without.
-        against = best_pages if row.pages else best
-        ratio = f"{row.median / against:.2f}" if against else ""
+        ratio = f"{row.median / best:.2f}" if best else ""
         print(
-            f"  {row.label:20} {row.median:9,.1f} {f'{low:,.1f}-{high:,.1f}':>15} "
-            f"{1000 * row.task.batch / row.median:9.2f} {ratio:>6} {memory:8,.0f} MiB",
+            f"  {row.name:14} {row.median:9,.1f} {f'{low:,.1f}-{high:,.1f}':>15} "
+            f"{1000 * task.batch / row.median:9.2f} {ratio:>6} "
+            f"{row.peak_memory / 2**20:8,.0f} MiB",
             flush=True,
         )
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
     with path.open("w", newline="") as file:
-        fields = ("framework", "pages", "images_per_second", "lowest", "highest", "peak_mib")
+        fields = ("settings", "framework", "images_per_second", "lowest", "highest", "peak_mib")
         writer = csv.writer(file)
         writer.writerow([*vars(rows[0].task), *fields])
         for row in rows:
             speeds = (row.median, min(row.images_per_second), max(row.images_per_second))
             numbers = [f"{speed:.4g}" for speed in speeds]
             memory = round(row.peak_memory / 2**20)
-            writer.writerow([*vars(row.task).values(), row.name, row.pages, *numbers, memory])
+            writer.writerow([*vars(row.task).values(), row.settings, row.name, *numbers, memory])
 
 
-def draw(rows: Sequence[Row], path: Path) -> None:
-    """Bars of images/s, a panel a task."""
-    tasks = list(dict.fromkeys(row.task for row in rows))
+def draw_bars(rows: Sequence[Row], path: Path) -> None:
+    """Bars of images/s, a panel for each task and setting."""
+    titles = list(dict.fromkeys(row.panel for row in rows))
+    columns = min(3, len(titles))
     figure, panels = plt.subplots(
-        1, len(tasks), figsize=(3.4 * len(tasks), 3.6), squeeze=False, layout="constrained"
+        -(-len(titles) // columns),
+        columns,
+        figsize=(3.6 * columns, 3 * -(-len(titles) // columns)),
+        squeeze=False,
+        layout="constrained",
     )
-    for task, axes in zip(tasks, panels[0], strict=True):
-        here = sorted((row for row in rows if row.task == task), key=lambda row: row.median)
-        speeds = [row.median for row in here]
-        below = [row.median - min(row.images_per_second) for row in here]
-        above = [max(row.images_per_second) - row.median for row in here]
+    for axes in panels.flat[len(titles) :]:
+        axes.remove()
+    for title, axes in zip(titles, panels.flat, strict=False):
+        here = sorted((row for row in rows if row.panel == title), key=lambda row: row.median)
         axes.barh(
-            [row.label for row in here],
-            speeds,
-            xerr=(below, above),
+            [row.name for row in here],
+            [row.median for row in here],
+            xerr=_ranges(here),
             color=["black" if row.name == OURS else "silver" for row in here],
             ecolor="dimgray",
             capsize=2,
         )
         axes.set_xlabel("images/s")
-        axes.set_title(str(task), fontsize=9)
+        axes.set_title(title, fontsize=9)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def draw_curves(rows: Sequence[Row], varied: str, path: Path) -> None:
+    """images/s against one field of the task, a panel for each setting, both axes logarithmic."""
+    settings = list(dict.fromkeys((row.task.mode, row.settings) for row in rows))
+    figure, panels = plt.subplots(
+        1, len(settings), figsize=(4.5 * len(settings), 3.4), squeeze=False, layout="constrained"
+    )
+    for (mode, setting), axes in zip(settings, panels[0], strict=True):
+        here = [row for row in rows if (row.task.mode, row.settings) == (mode, setting)]
+        for i, name in enumerate(dict.fromkeys(row.name for row in here)):
+            curve = [row for row in here if row.name == name]
+            axes.errorbar(
+                [getattr(row.task, varied) for row in curve],
+                [row.median for row in curve],
+                yerr=_ranges(curve),
+                color="black" if name == OURS else "gray",
+                marker="osD^vX*P"[i],
+                linestyle=("-", "--", ":", "-.")[i % 4],
+                capsize=2,
+                label=name,
+            )
+        values = sorted({getattr(row.task, varied) for row in here})
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xticks(values, [f"{x:g}" for x in values])
+        axes.minorticks_off()
+        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+        axes.set_xlabel(
+            {"size": "pixels of a side", "width": "width multiplier"}.get(varied, varied)
+        )
+        axes.set_ylabel("images/s")
+        axes.set_title(f"{mode}, {setting}", fontsize=9)
+        axes.legend(fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _ranges(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
+    below = [row.median - min(row.images_per_second) for row in rows]
+    return below, [max(row.images_per_second) - row.median for row in rows]
 
 
 def _tasks(arguments: argparse.Namespace) -> Iterator[Task]:
@@ -245,13 +317,26 @@ def main() -> None:
         else:
             names.append(name)
     arguments.out.mkdir(parents=True, exist_ok=True)
+    tasks = list(_tasks(arguments))
+    series = [
+        field for field in ("size", "batch", "width", "threads")
+        if len(getattr(arguments, field) or ()) > 1
+    ]  # fmt: skip
     rows: list[Row] = []
-    for task in _tasks(arguments):
+    for task in tasks:
         able = [name for name in names if task.mode in CONTENDERS[name][2]]
-        rows += (measured := measure(task, able, arguments.rounds, arguments.seconds))
-        print_rows(measured)
-        write_csv(rows, arguments.out / "throughput.csv")
-        draw(rows, arguments.out / "throughput.png")
+        for settings in (AS_RUN, PAGES) if task.mode == "train" else (AS_RUN,):
+            rows += (new := measure(task, settings, able, arguments.rounds, arguments.seconds))
+            print_rows(new)
+            if not rows:
+                continue
+            write_csv(rows, arguments.out / "throughput.csv")
+            if len(series) == 1:
+                draw_curves(rows, series[0], arguments.out / "throughput.png")
+            else:
+                draw_bars(rows, arguments.out / "throughput.png")
+    if not rows:
+        raise UserError("no framework could be measured")
     print(f"\nwritten: {arguments.out}/throughput.csv, throughput.png")
 
 

@@ -12,17 +12,30 @@ def run(monkeypatch, *arguments):
     throughput.main()
 
 
+FEW = "--rounds 2 --seconds 0 --mode infer --size 32 --width 0.35 --threads 1 --only mnv2".split()
+
+
 def test_frameworks_take_turns_and_are_written_down(monkeypatch, tmp_path, capsys):
-    few = "--rounds 2 --seconds 0 --mode infer --size 32 --batch 3 --width 0.35 --threads 1"
-    run(monkeypatch, *few.split(), "--only", "mnv2", "--out", tmp_path)
-    assert "infer V2 0.35, 32 px, batch 3, 1 threads" in capsys.readouterr().out
+    run(monkeypatch, *FEW, "--batch", "3", "5", "--out", tmp_path)
+    assert "infer V2 0.35, 32 px, batch 3, 1 threads, as users run them" in capsys.readouterr().out
     with (tmp_path / "throughput.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["framework"] for row in rows] == ["mnv2"]
+    assert [(row["framework"], row["batch"]) for row in rows] == [("mnv2", "3"), ("mnv2", "5")]
     for row in rows:
         assert 0 < float(row["lowest"]) <= float(row["images_per_second"]) <= float(row["highest"])
         assert int(row["peak_mib"]) > 50
     assert (tmp_path / "throughput.png").stat().st_size > 5_000
+
+
+def test_a_framework_that_dies_is_left_out(monkeypatch, tmp_path, capsys):
+    def ready_and_killed(contender):
+        contender.process.kill()
+        return True
+
+    monkeypatch.setattr(throughput.Contender, "ready", ready_and_killed)
+    with pytest.raises(UserError, match="no framework could be measured"):
+        run(monkeypatch, *FEW, "--batch", "3", "--out", tmp_path)
+    assert "mnv2 is left out: it died" in capsys.readouterr().err
 
 
 def test_what_is_not_installed_is_left_out(monkeypatch):
