@@ -24,18 +24,26 @@ Step = Callable[[], Any]  # does the work of one batch, and waits for its end
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """Train or infer with one network on batches of random square images of 1000 classes."""
+    """What is timed, on batches of square images of 1000 classes.
 
-    mode: str = "train"  # or infer
+    train   training steps on random images
+    infer   inference on random images
+    load    reading pictures: JPEG decoding, Inception's crop, flip
+    feed    training steps on what is read
+    """
+
+    mode: str = "train"
     network: str = "mobilenet_v2"  # or mobilenet_v1
     width: float = 1.0
     size: int = 224
     batch: int = 32
     threads: int = 2
+    pictures: str = ""  # folder with train/CLASS/*.jpg, for load and feed
 
     def __str__(self) -> str:
         network = {"mobilenet_v1": "V1", "mobilenet_v2": "V2"}[self.network]
-        return f"{self.mode} {network} {self.width:g}, {self.size} px, batch {self.batch}"
+        what = self.mode if self.mode == "load" else f"{self.mode} {network} {self.width:g}"
+        return f"{what}, {self.size} px, batch {self.batch}"
 
     def images(self) -> np.ndarray:
         shape = (self.batch, self.size, self.size, 3)
@@ -49,7 +57,19 @@ def mnv2(task: Task) -> Step:
     """This package: the training step of `mnv2.main`, or a network ready for inference."""
     import jax
 
-    from mnv2 import models, train
+    from mnv2 import data, models, train
+
+    if task.mode in ("load", "feed"):
+        dataset = data.open_dataset(f"folder:{task.pictures}", None)
+        batches = data.train_batches(
+            dataset,
+            task.batch,
+            seed=0,
+            size=(task.size, task.size),
+            augmentation="inception",
+        )
+    if task.mode == "load":
+        return lambda: next(batches)
 
     model: Any
     one_image = task.images()[:1]
@@ -69,11 +89,12 @@ def mnv2(task: Task) -> Step:
     steps = train.compile_steps(model, train.step_settings(config), 10_000, 1_000_000)
     shape = (task.size, task.size, 3)
     state = steps.place(create_state(model, steps.optimizer, shape, seed=0, ema=False))
-    batch = train.shard({"image": task.images(), "label": task.labels()})
+    random_batch = train.shard({"image": task.images(), "label": task.labels()})
     key = jax.random.key(0)
 
     def step() -> None:
         nonlocal state
+        batch = train.shard(next(batches)) if task.mode == "feed" else random_batch
         state, sums = steps.train(state, batch, key)
         jax.block_until_ready((state, sums))
 
@@ -132,6 +153,10 @@ def pytorch(task: Task, compiled: bool = False) -> Step:
     import torch
 
     torch.set_num_threads(task.threads)
+    if task.mode in ("load", "feed"):
+        batches = _torch_batches(task)
+    if task.mode == "load":
+        return lambda: next(batches)
     model = _torch_model(task).to(memory_format=torch.channels_last)
     images = torch.from_numpy(task.images()).permute(0, 3, 1, 2)
     images = images.contiguous(memory_format=torch.channels_last)
@@ -150,8 +175,9 @@ def pytorch(task: Task, compiled: bool = False) -> Step:
     forward = torch.compile(model) if compiled else model
 
     def step() -> None:
+        x, y = next(batches) if task.mode == "feed" else (images, labels)
         optimizer.zero_grad(set_to_none=True)
-        loss_of(forward(images), labels).backward()
+        loss_of(forward(x.contiguous(memory_format=torch.channels_last)), y).backward()
         optimizer.step()
 
     return step
@@ -225,9 +251,9 @@ def litert(task: Task) -> Step:
 
 # What each needs, and the modes it can do.
 CONTENDERS: dict[str, tuple[Callable[[Task], Step], tuple[str, ...], tuple[str, ...]]] = {
-    "mnv2": (mnv2, (), ("train", "infer")),
+    "mnv2": (mnv2, (), ("train", "infer", "load", "feed")),
     "Flax": (flax, (), ("train", "infer")),
-    "PyTorch": (pytorch, ("torchvision", "timm"), ("train", "infer")),
+    "PyTorch": (pytorch, ("torchvision", "timm"), ("train", "infer", "load", "feed")),
     "torch.compile": (pytorch_compiled, ("torchvision", "timm"), ("train", "infer")),
     "Keras": (keras, ("keras",), ("train", "infer")),
     "ONNX Runtime": (onnxruntime, ("onnxruntime", "onnxscript", "torchvision", "timm"), ("infer",)),
@@ -249,6 +275,31 @@ def _torch_model(task: Task) -> Any:
     import timm
 
     return timm.create_model("mobilenetv1_100", channel_multiplier=task.width)
+
+
+def _torch_batches(task: Task) -> Iterator[Any]:
+    """Batches for ever, as torchvision's users read them: a worker process a thread."""
+    import torch
+    from torchvision import datasets, transforms
+
+    view = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(task.size, scale=(0.05, 1)),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize((0.5,), (0.5,)),
+        ]
+    )
+    loader = torch.utils.data.DataLoader(
+        datasets.ImageFolder(f"{task.pictures}/train", view),
+        task.batch,
+        shuffle=True,
+        drop_last=True,
+        num_workers=task.threads,
+        persistent_workers=True,
+    )
+    while True:
+        yield from loader
 
 
 def _keras_model(task: Task) -> Any:

@@ -12,10 +12,14 @@ Several values of --size, --batch, --width or --threads make a series, drawn as 
 
     python -m experiments.throughput --only mnv2 PyTorch --size 96 --batch 1 4 16 64
 
+--mode load times reading pictures (JPEG decoding, Inception's crop, flip; torchvision's loader
+beside it), --mode feed training on them: crops of ImageNet's usual sizes from a photograph.
+
 `make throughput` installs the other frameworks into an environment of its own, and runs this.
 """
 
 import argparse
+import contextlib
 import csv
 import json
 import os
@@ -30,6 +34,7 @@ from typing import IO, NamedTuple
 
 import matplotlib
 
+from experiments import photographs
 from experiments.contenders import CONTENDERS, Task, missing
 from mnv2 import allocator
 from mnv2.commands import run
@@ -45,7 +50,11 @@ TABLE = (
     Task("train", size=32, batch=128),
     Task("infer", size=224, batch=32),
     Task("infer", size=224, batch=1),
+    Task("load", size=224, batch=32),
+    Task("feed", size=224, batch=32),
 )
+MODES = ("train", "infer", "load", "feed")
+TRAINING = ("train", "feed")
 PEERS = ("PyTorch", "torch.compile", "Keras")  # the best of them is what ratios are to
 OURS = "mnv2"
 
@@ -83,13 +92,14 @@ class Contender:
             stderr=log,
             text=True,
             env=_environment(task.threads, pages),
+            start_new_session=True,  # with its workers it is a group, stopped and ended together
         )
 
     def ready(self) -> bool:
         assert self.process.stdout is not None
         answered = self.process.stdout.readline().strip() == "ready"
         if answered:
-            self.process.send_signal(signal.SIGSTOP)
+            self._signal(signal.SIGSTOP)
         return answered
 
     def time(self, seconds: float) -> tuple[float, int] | None:
@@ -97,18 +107,22 @@ class Contender:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:
-            self.process.send_signal(signal.SIGCONT)
+            self._signal(signal.SIGCONT)
             self.process.stdin.write(f"{seconds}\n")
             self.process.stdin.flush()
             answer = json.loads(self.process.stdout.readline())
         except (BrokenPipeError, json.JSONDecodeError):
             return None
-        self.process.send_signal(signal.SIGSTOP)
+        self._signal(signal.SIGSTOP)
         return self.task.batch / statistics.median(answer["seconds"]), answer["peak_memory"]
 
     def end(self) -> None:
-        self.process.kill()
+        self._signal(signal.SIGKILL)
         self.process.wait()
+
+    def _signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
 
 
 def _environment(threads: int, pages: bool) -> dict[str, str]:
@@ -136,7 +150,7 @@ def measure(
         try:
             for name in names:
                 progress.say(f"starting {name}")
-                pages = settings == PAGES or (name == OURS and task.mode == "train")
+                pages = settings == PAGES or (name == OURS and task.mode in TRAINING)
                 contenders.append(Contender(name, task, pages, log))
                 turns[name] = []
                 if not contenders[-1].ready():
@@ -283,7 +297,8 @@ def _tasks(arguments: argparse.Namespace) -> Iterator[Task]:
     ):
         for width in arguments.width:
             for threads in arguments.threads:
-                yield Task(mode, arguments.network, width, size, batch, threads)
+                pictures = str(arguments.out / "pictures") if mode in ("load", "feed") else ""
+                yield Task(mode, arguments.network, width, size, batch, threads, pictures)
 
 
 def main() -> None:
@@ -294,7 +309,7 @@ def main() -> None:
     )
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--network", default="mobilenet_v2", help="or mobilenet_v1")
-    parser.add_argument("--mode", nargs="+", choices=("train", "infer"))
+    parser.add_argument("--mode", nargs="+", choices=MODES)
     parser.add_argument("--size", nargs="+", type=int, help="pixels; several make a series")
     parser.add_argument("--batch", nargs="+", type=int)
     parser.add_argument("--width", nargs="+", type=float, default=[1.0])
@@ -318,6 +333,8 @@ def main() -> None:
             names.append(name)
     arguments.out.mkdir(parents=True, exist_ok=True)
     tasks = list(_tasks(arguments))
+    for folder in {task.pictures for task in tasks if task.pictures}:
+        photographs.write(Path(folder))
     series = [
         field for field in ("size", "batch", "width", "threads")
         if len(getattr(arguments, field) or ()) > 1
@@ -325,7 +342,7 @@ def main() -> None:
     rows: list[Row] = []
     for task in tasks:
         able = [name for name in names if task.mode in CONTENDERS[name][2]]
-        for settings in (AS_RUN, PAGES) if task.mode == "train" else (AS_RUN,):
+        for settings in (AS_RUN, PAGES) if task.mode in TRAINING else (AS_RUN,):
             rows += (new := measure(task, settings, able, arguments.rounds, arguments.seconds))
             print_rows(new)
             if not rows:

@@ -14,10 +14,10 @@ import jax
 import ml_collections
 from flax.traverse_util import flatten_dict
 
-from mnv2 import report
+from mnv2 import compiled, report
 from mnv2.errors import UserError, check_choice, check_positive
 from mnv2.files import write_json
-from mnv2.progress import format_seconds
+from mnv2.progress import format_seconds, waiting_for_input
 from mnv2.train import RESULT, build, train_and_evaluate
 
 SWEEP = "sweep.json"
@@ -84,25 +84,33 @@ def resolve(config: ml_collections.ConfigDict, arm: str) -> ml_collections.Confi
 
 def run(config: ml_collections.ConfigDict, workdir: Path, only: Sequence[str] = ()) -> None:
     """Does every run that is not finished, one after another, then writes the report."""
+    cache = compiled.remember()
     runs = plan(config, workdir, only)
     _claim(workdir, config, runs)
     waiting = [one for one in runs if not one.finished]
     if done := len(runs) - len(waiting):
         print(f"{done} of {len(runs)} runs in {workdir} are finished already")
-    began = time.perf_counter()
+    began, compiling = time.perf_counter(), 0.0
     for number, one in enumerate(waiting, start=done + 1):
         write_json(one.folder / CONFIG, one.config.to_dict())
         write_json(one.folder / ENVIRONMENT, environment())
         started = time.perf_counter()
         label = f"[{number}/{len(runs)}] {one.arm}/{one.seed}"
         result = train_and_evaluate(one.config, one.folder, label=label)
+        compiling += result["first_step_seconds"]
         spent = time.perf_counter() - began
         left = spent / (number - done) * (len(runs) - number)
         print(
             f"{label:28} test {100 * result['test']['accuracy']:5.2f} %  "
             f"{result['images_per_second']:6,.0f} images/s  "
-            f"{format_seconds(time.perf_counter() - started):>6}  {format_seconds(left)} left",
+            f"{format_seconds(time.perf_counter() - started):>6}  {format_seconds(left)} left"
+            f"{waiting_for_input(result['waiting_for_input'])}",
             flush=True,
+        )
+    if waiting:
+        print(
+            f"{format_seconds(compiling)} of {format_seconds(time.perf_counter() - began)} were "
+            f"first steps, with compilation; what was compiled is kept in {cache}"
         )
     report.write(workdir)
 

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,7 +101,9 @@ def train_and_evaluate(
         key = jax.random.key(config.seed)
         progress = Progress(label, total_steps, batch_size, seconds)
         progress.say("compiling")
+        began, compiled_in = time.perf_counter(), 0.0
         window: list[metrics.Sums] = []
+        batches = progress.watch(batches, idle=lambda: _finished(window))
         for step, batch in zip(range(first_step + 1, total_steps + 1), batches, strict=False):
             if step == first_step + 1:
                 writer.write_images(step, {"train/input": _picture(batch["image"][:8], pixels)})
@@ -108,6 +111,7 @@ def train_and_evaluate(
             window.append(sums)
             if step == first_step + 1:
                 jax.block_until_ready(state)  # compiled: from here on steps are timed
+                compiled_in = time.perf_counter() - began
                 progress.start(step)
 
             last = step == total_steps
@@ -122,6 +126,7 @@ def train_and_evaluate(
                 values = {f"train/{name}": summary[name] for name in ("loss", "accuracy")}
                 values["train/learning_rate"] = learning_rate
                 values["train/images_per_second"] = progress.images_per_second
+                values["train/waiting_for_input"] = progress.waiting
                 report(step, values)
                 progress.show(step, summary["loss"])
                 if evaluates and dataset.validation:
@@ -139,6 +144,8 @@ def train_and_evaluate(
         "steps": total_steps,
         "images_per_second": total_steps * batch_size / progress.seconds,
         "train_seconds": progress.seconds,
+        "waiting_for_input": progress.waiting,
+        "first_step_seconds": compiled_in,  # compilation, where it is not remembered
     }
     write_json(workdir / RESULT, result)
     return result
@@ -394,6 +401,11 @@ def _hparams(config: ml_collections.ConfigDict) -> dict[str, Any]:
 def _picture(images: np.ndarray, pixels: data.Pixels) -> np.ndarray:
     """What a network sees, back in [0, 1]."""
     return np.clip(images * np.asarray(pixels.std) + np.asarray(pixels.mean), 0, 1)
+
+
+def _finished(window: list[metrics.Sums]) -> bool:
+    """Whether the devices have done the last step of `window`."""
+    return all(x.is_ready() for x in jax.tree.leaves(window[-1:]))
 
 
 def _stop_if_not_finite(loss: float, step: int, learning_rate: float) -> None:

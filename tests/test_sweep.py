@@ -27,6 +27,8 @@ def trained(monkeypatch):
             "multiply_adds": 5000,
             "images_per_second": 100.0,
             "train_seconds": 30.0,
+            "waiting_for_input": 0.2,
+            "first_step_seconds": 9.0,
         }
         write_json(workdir / RESULT, result)
         return result

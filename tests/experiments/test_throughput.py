@@ -1,9 +1,11 @@
 import csv
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from experiments import contenders, throughput
+from experiments import contenders, photographs, throughput
 from mnv2.errors import UserError
 
 
@@ -12,7 +14,8 @@ def run(monkeypatch, *arguments):
     throughput.main()
 
 
-FEW = "--rounds 2 --seconds 0 --mode infer --size 32 --width 0.35 --threads 1 --only mnv2".split()
+FEW = ("--rounds", "2", "--seconds", "0", "--mode", "infer", "--size", "32", "--width", "0.35",
+       "--threads", "1", "--only", "mnv2")  # fmt: skip
 
 
 def test_frameworks_take_turns_and_are_written_down(monkeypatch, tmp_path, capsys):
@@ -56,3 +59,27 @@ def test_bad_input_is_refused(monkeypatch, tmp_path, arguments, message):
     with pytest.raises(UserError, match=message):
         run(monkeypatch, *arguments, "--out", tmp_path / "never")
     assert not (tmp_path / "never").exists()
+
+
+def test_pictures_are_crops_of_a_photograph_of_imagenets_sizes(tmp_path):
+    photographs.write(tmp_path, count=3)
+    first = (tmp_path / "train" / "photographs" / "0.jpg").read_bytes()
+    photographs.write(tmp_path, count=5)  # they are there already
+    pictures = sorted(tmp_path.glob("train/*/*.jpg"))
+    assert len(pictures) == 3
+    assert pictures[0].read_bytes() == first
+    for path in pictures:
+        with Image.open(path) as picture:
+            assert picture.size in photographs.SIZES
+            assert np.std(np.asarray(picture)) > 20
+
+
+@pytest.mark.parametrize("mode", ["load", "feed"])
+def test_pictures_are_read_and_trained_on(tmp_path, mode):
+    photographs.write(tmp_path, count=8)
+    task = contenders.Task(mode, width=0.1, size=32, batch=8, pictures=str(tmp_path))
+    step = contenders.mnv2(task)
+    for _ in range(2):
+        result = step()
+    if mode == "load":
+        assert result["image"].shape == (8, 32, 32, 3)

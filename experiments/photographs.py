@@ -1,0 +1,41 @@
+"""Pictures like ImageNet's where that is not at hand: to time reading, not to learn from."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image
+
+PHOTOGRAPH = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+
+# Most of ImageNet's pictures are 500 x 375 or 375 x 500 pixels, in JPEG files of about 110 kB.
+SIZES = ((500, 375), (375, 500), (500, 333), (500, 500))
+COUNT = 512
+QUALITY = 95
+
+
+def write(folder: Path, count: int = COUNT) -> None:
+    """Writes `count` training pictures and a test picture to FOLDER/SPLIT/CLASS, if none are there.
+
+    Each is another crop, at another scale, of the photograph that comes with matplotlib.
+    """
+    finished = folder / "test" / "photographs" / "0.jpg"
+    if finished.exists():
+        return
+    random = np.random.default_rng(0)
+    photograph = Image.open(PHOTOGRAPH).convert("RGB")
+    for number in range(count):
+        target = folder / "train" / "photographs" / f"{number}.jpg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _crop(photograph, random).save(target, quality=QUALITY)
+    finished.parent.mkdir(parents=True)
+    _crop(photograph, random).save(finished, quality=QUALITY)
+
+
+def _crop(photograph: Image.Image, random: np.random.Generator) -> Image.Image:
+    width, height = SIZES[random.integers(len(SIZES))]
+    scale = random.uniform(0.6, 1) * min(photograph.width / width, photograph.height / height)
+    left = random.uniform(0, photograph.width - width * scale)
+    top = random.uniform(0, photograph.height - height * scale)
+    box = (left, top, left + width * scale, top + height * scale)
+    return photograph.resize((width, height), Image.Resampling.BICUBIC, box=box)

@@ -1,0 +1,32 @@
+import time
+
+from mnv2.progress import Progress, waiting_for_input
+
+
+def slow(seconds):
+    for _ in range(4):
+        time.sleep(seconds)
+        yield "batch"
+
+
+def run(idle):
+    progress = Progress("run", 4, batch_size=8)
+    for step, _ in enumerate(progress.watch(slow(0.01), idle), start=1):
+        progress.stop(step)
+        progress.start(step)
+    progress.stop(5)
+    return progress
+
+
+def test_waiting_counts_while_the_devices_are_idle_and_the_clock_runs():
+    # The first batch comes before the clock is started, and after the last there is nothing.
+    assert 0.03 / 0.04 * 0.5 < run(idle=lambda: True).waiting <= 1
+
+
+def test_a_batch_that_comes_while_the_devices_work_is_not_waited_for():
+    assert run(idle=lambda: False).waiting == 0
+
+
+def test_waiting_is_worth_a_word_where_it_is_noticeable():
+    assert waiting_for_input(0.31) == "  31% waiting for input"
+    assert waiting_for_input(0.01) == ""
