@@ -10,11 +10,12 @@ PYTHON_FOUND := $(shell for python in $(CANDIDATES); do \
 WORKDIR ?= runs/v2_ablation
 BIN := .venv/bin
 
-.PHONY: help ablation throughput test check tensorboard clean
+.PHONY: help ablation throughput scaling test check tensorboard clean
 
 help:
 	@echo 'make ablation     train the ablations on Fashion-MNIST, print the table, draw the figure'
 	@echo 'make throughput   measure the speed here beside PyTorch, Keras, ONNX Runtime and others'
+	@echo 'make scaling      measure how speed changes with batch size, resolution, width and threads'
 	@echo 'make test         run the tests'
 	@echo 'make check        format, lint, types'
 	@echo 'make tensorboard  look at the curves of make ablation'
@@ -25,6 +26,9 @@ ablation: .venv/ready
 
 throughput: .venv-peers/ready
 	.venv-peers/bin/python -m experiments.throughput
+
+scaling: .venv-peers/ready
+	.venv-peers/bin/python -m experiments.scaling
 
 test: .venv/ready
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4

@@ -57,7 +57,7 @@ def mnv2(task: Task) -> Step:
     """This package: the training step of `mnv2.main`, or a network ready for inference."""
     import jax
 
-    from mnv2 import data, models, train
+    from mnv2 import data, models, steps
 
     if task.mode in ("load", "feed"):
         dataset = data.open_dataset(f"folder:{task.pictures}", None)
@@ -85,17 +85,17 @@ def mnv2(task: Task) -> Step:
 
     config = v2_ablation.get_config()
     config.batch_size, config.ema_decay = task.batch, 0.0
-    model = models.create_model(task.network, width=task.width, axis_name=train.AXIS)
-    steps = train.compile_steps(model, train.step_settings(config), 10_000, 1_000_000)
+    model = models.create_model(task.network, width=task.width, axis_name=steps.AXIS)
+    compiled = steps.compile_steps(model, steps.step_settings(config), 10_000, 1_000_000)
     shape = (task.size, task.size, 3)
-    state = steps.place(create_state(model, steps.optimizer, shape, seed=0, ema=False))
-    random_batch = train.shard({"image": task.images(), "label": task.labels()})
+    state = compiled.place(create_state(model, compiled.optimizer, shape, seed=0, ema=False))
+    random_batch = steps.shard({"image": task.images(), "label": task.labels()})
     key = jax.random.key(0)
 
     def step() -> None:
         nonlocal state
-        batch = train.shard(next(batches)) if task.mode == "feed" else random_batch
-        state, sums = steps.train(state, batch, key)
+        batch = steps.shard(next(batches)) if task.mode == "feed" else random_batch
+        state, sums = compiled.train(state, batch, key)
         jax.block_until_ready((state, sums))
 
     return step
@@ -346,12 +346,12 @@ def _random_statistics(variables: Any) -> Any:
     }
 
 
-def _reset_peak_memory() -> None:
+def reset_peak_memory() -> None:
     with contextlib.suppress(OSError):  # not on every kernel
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak_memory() -> int:
+def peak_memory() -> int:
     """Peak resident bytes since the reset."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
@@ -380,11 +380,11 @@ def main() -> None:
     step = CONTENDERS[name][0](task)
     for _ in range(3):
         step()
-    _reset_peak_memory()
+    reset_peak_memory()
     answers.write("ready\n")
     for line in sys.stdin:
         seconds = list(_time(step, float(line)))
-        answers.write(json.dumps({"seconds": seconds, "peak_memory": _peak_memory()}) + "\n")
+        answers.write(json.dumps({"seconds": seconds, "peak_memory": peak_memory()}) + "\n")
 
 
 if __name__ == "__main__":

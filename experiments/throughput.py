@@ -8,10 +8,6 @@ all. Prints images/s (median of the rounds, and their range), the ratio to the b
 Keras, and each process's peak memory; writes throughput.csv and throughput.png to --out. A
 framework that is not installed, or that dies, is left out.
 
-Several values of --size, --batch, --width or --threads make a series, drawn as a curve:
-
-    python -m experiments.throughput --only mnv2 PyTorch --size 96 --batch 1 4 16 64
-
 --mode load times reading pictures (JPEG decoding, Inception's crop, flip; torchvision's loader
 beside it), --mode feed training on them: crops of ImageNet's usual sizes from a photograph.
 
@@ -28,7 +24,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -43,7 +39,6 @@ from mnv2.progress import Progress
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from matplotlib import ticker
 
 TABLE = (
     Task("train", size=224, batch=32),
@@ -227,7 +222,7 @@ def draw_bars(rows: Sequence[Row], path: Path) -> None:
         axes.barh(
             [row.name for row in here],
             [row.median for row in here],
-            xerr=_ranges(here),
+            xerr=ranges(here),
             color=["black" if row.name == OURS else "silver" for row in here],
             ecolor="dimgray",
             capsize=2,
@@ -240,47 +235,21 @@ def draw_bars(rows: Sequence[Row], path: Path) -> None:
     plt.close(figure)
 
 
-def draw_curves(rows: Sequence[Row], varied: str, path: Path) -> None:
-    """images/s against one field of the task, a panel for each setting, both axes logarithmic."""
-    settings = list(dict.fromkeys((row.task.mode, row.settings) for row in rows))
-    figure, panels = plt.subplots(
-        1, len(settings), figsize=(4.5 * len(settings), 3.4), squeeze=False, layout="constrained"
-    )
-    for (mode, setting), axes in zip(settings, panels[0], strict=True):
-        here = [row for row in rows if (row.task.mode, row.settings) == (mode, setting)]
-        for i, name in enumerate(dict.fromkeys(row.name for row in here)):
-            curve = [row for row in here if row.name == name]
-            axes.errorbar(
-                [getattr(row.task, varied) for row in curve],
-                [row.median for row in curve],
-                yerr=_ranges(curve),
-                color="black" if name == OURS else "gray",
-                marker="osD^vX*P"[i],
-                linestyle=("-", "--", ":", "-.")[i % 4],
-                capsize=2,
-                label=name,
-            )
-        values = sorted({getattr(row.task, varied) for row in here})
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.set_xticks(values, [f"{x:g}" for x in values])
-        axes.minorticks_off()
-        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
-        axes.set_xlabel(
-            {"size": "pixels of a side", "width": "width multiplier"}.get(varied, varied)
-        )
-        axes.set_ylabel("images/s")
-        axes.set_title(f"{mode}, {setting}", fontsize=9)
-        axes.legend(fontsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-
-
-def _ranges(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
+def ranges(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
+    """How far the rounds reach below and above their median."""
     below = [row.median - min(row.images_per_second) for row in rows]
     return below, [max(row.images_per_second) - row.median for row in rows]
+
+
+def installed(names: Iterable[str]) -> list[str]:
+    """Those of the frameworks that are here; says of the others what they lack."""
+    found = []
+    for name in names:
+        if lacking := missing(name):
+            print(f"{name} is left out: {', '.join(lacking)} not installed (make throughput)")
+        else:
+            found.append(name)
+    return found
 
 
 def _tasks(arguments: argparse.Namespace) -> Iterator[Task]:
@@ -310,7 +279,7 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--network", default="mobilenet_v2", help="or mobilenet_v1")
     parser.add_argument("--mode", nargs="+", choices=MODES)
-    parser.add_argument("--size", nargs="+", type=int, help="pixels; several make a series")
+    parser.add_argument("--size", nargs="+", type=int, help="pixels of a side")
     parser.add_argument("--batch", nargs="+", type=int)
     parser.add_argument("--width", nargs="+", type=float, default=[1.0])
     parser.add_argument("--threads", nargs="+", type=int, default=[cores])
@@ -325,32 +294,19 @@ def main() -> None:
             raise UserError(f"threads must be 1 to the {cores} processors here, got {threads}")
     for name in arguments.only or ():
         check_choice(name, CONTENDERS, "framework")
-    names = []
-    for name in arguments.only or CONTENDERS:
-        if lacking := missing(name):
-            print(f"{name} is left out: {', '.join(lacking)} not installed (make throughput)")
-        else:
-            names.append(name)
+    names = installed(arguments.only or CONTENDERS)
     arguments.out.mkdir(parents=True, exist_ok=True)
     tasks = list(_tasks(arguments))
     for folder in {task.pictures for task in tasks if task.pictures}:
         photographs.write(Path(folder))
-    series = [
-        field for field in ("size", "batch", "width", "threads")
-        if len(getattr(arguments, field) or ()) > 1
-    ]  # fmt: skip
     rows: list[Row] = []
     for task in tasks:
         able = [name for name in names if task.mode in CONTENDERS[name][2]]
         for settings in (AS_RUN, PAGES) if task.mode in TRAINING else (AS_RUN,):
             rows += (new := measure(task, settings, able, arguments.rounds, arguments.seconds))
             print_rows(new)
-            if not rows:
-                continue
-            write_csv(rows, arguments.out / "throughput.csv")
-            if len(series) == 1:
-                draw_curves(rows, series[0], arguments.out / "throughput.png")
-            else:
+            if rows:
+                write_csv(rows, arguments.out / "throughput.csv")
                 draw_bars(rows, arguments.out / "throughput.png")
     if not rows:
         raise UserError("no framework could be measured")

@@ -32,7 +32,7 @@ from mnv2.files import write_json, write_text
 from mnv2.predict import load_classifier
 from mnv2.pretrained import Pretrained, imagenet
 from mnv2.progress import Progress
-from mnv2.train import shard
+from mnv2.steps import shard
 
 SPLITS = ("train", "validation", "test")
 WRITTEN = 20  # classes up to which the confusion picture has numbers

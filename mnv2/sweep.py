@@ -15,10 +15,11 @@ import ml_collections
 from flax.traverse_util import flatten_dict
 
 from mnv2 import compiled, report
+from mnv2.build import build
 from mnv2.errors import UserError, check_choice, check_positive
 from mnv2.files import write_json
 from mnv2.progress import format_seconds, waiting_for_input
-from mnv2.train import RESULT, build, train_and_evaluate
+from mnv2.train import RESULT, train_and_evaluate
 
 SWEEP = "sweep.json"
 CONFIG = "config.json"

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from configs import finetune
-from mnv2 import data, pretrained, train
+from mnv2 import build, data, pretrained, steps, train
 from mnv2.errors import UserError
 from mnv2.evaluate import evaluate
 from mnv2.models import create_model
@@ -50,15 +50,15 @@ def config_for(weights, rate, start="weights"):
 
 def after_a_step(config):
     """The state before and after one step on a batch of the data set."""
-    dataset, model, shape, pixels, _, on_devices = train.build(config)
+    dataset, model, shape, pixels, _, on_devices = build.build(config)
     state = create_state(model, on_devices.optimizer, shape, seed=0, ema=False)
-    if train.starts_from_weights(config):
-        state = train.adopt(state, train.load_backbone(config.weights))
+    if build.starts_from_weights(config):
+        state = build.adopt(state, build.load_backbone(config.weights))
     before = jax.device_get(state)
     batch = next(
         data.train_batches(dataset, config.batch_size, seed=0, size=shape[:2], pixels=pixels)
     )
-    state, _ = on_devices.train(on_devices.place(state), train.shard(batch), jax.random.key(0))
+    state, _ = on_devices.train(on_devices.place(state), steps.shard(batch), jax.random.key(0))
     return before, jax.device_get(state), batch
 
 
@@ -148,4 +148,4 @@ def test_what_is_wrong_with_the_weights_is_one_clear_line(weights, fashion_mnist
         config = config_for(weights, 0.1)
         config.update(changed)
         with pytest.raises(UserError, match=message):
-            train.build(config)
+            build.build(config)

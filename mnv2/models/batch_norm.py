@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mnv2.ops import expand_and_normalize, normalize_batch, pointwise_conv
+from mnv2.ops import expand_and_normalize, normalize_batch
 
 
 class BatchNorm(nn.Module):
@@ -16,8 +16,8 @@ class BatchNorm(nn.Module):
     In training by the statistics of the batch, over all devices of `axis_name` together, and keeps
     running averages of them, `new = momentum * old + (1 - momentum) * batch` with the biased
     variance; in evaluation by the running averages. Parameters and statistics are float32, the
-    result has type `dtype`. With a `kernel`, of the 1x1 convolution of x with it, which can be
-    faster than both one by one.
+    result has type `dtype`. In training, with a `kernel`, of the 1x1 convolution of x with
+    it, which can be faster than both one by one.
     """
 
     momentum: float = 0.99
@@ -38,7 +38,6 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         if not train:
-            x = x if kernel is None else pointwise_conv(x, kernel)
             factor = scale * lax.rsqrt(running_var.value + self.epsilon)
             return (x * factor + (bias - running_mean.value * factor)).astype(self.dtype)
         # No device axis is bound while the parameters are made.

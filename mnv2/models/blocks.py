@@ -19,7 +19,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mnv2.errors import UserError
 from mnv2.models.batch_norm import BatchNorm
+from mnv2.models.split import inverted_residual_by_slices
 from mnv2.ops import conv, depthwise_conv, expands, explicit_padding, pointwise_conv, relu6
 
 Activation = Callable[[Array], Array]
@@ -89,8 +91,8 @@ class ConvBN(nn.Module):
             x = self._convolve(x, kernel) + self.get_variable("params", "bias").astype(self.dtype)
         elif not self.batch_norm:
             x = self._convolve(x, kernel)
-        elif self._pointwise and expands(inputs, self.features):
-            x = batch_norm(x, train and not self.bn_frozen, kernel)
+        elif train and not self.bn_frozen and self._pointwise and expands(inputs, self.features):
+            x = batch_norm(x, True, kernel)
         else:
             x = batch_norm(self._convolve(x, kernel), train and not self.bn_frozen)
         return self.activation(x)
@@ -146,7 +148,10 @@ class InvertedResidual(nn.Module):
     block before, to this block's expanded tensor before its ReLU6 (`expansion`), or nothing
     (`none`). The first two add in the same places of a network.
 
-    Returns the output and the expanded tensor.
+    With `splits` above 1 the block is computed as so many partial sums over slices of its expanded
+    channels (section 5.1, `mnv2.models.split`): in inference with batch norm folded only.
+
+    Returns the output and the expanded tensor, which does not exist where there are splits.
     """
 
     features: int
@@ -154,6 +159,8 @@ class InvertedResidual(nn.Module):
     expansion: float = 6
     bottleneck: str = "linear"
     shortcut: str = "bottleneck"
+    splits: int = 1
+    padding: str = "same"
     conv_bn: ConvBNFactory = ConvBN
 
     @nn.compact
@@ -162,7 +169,11 @@ class InvertedResidual(nn.Module):
         x: Float[Array, "n h w k"],
         train: bool = False,
         previous: Float[Array, "n h0 w0 tk0"] | None = None,
-    ) -> tuple[Float[Array, "n h2 w2 k2"], Float[Array, "n h w tk"]]:
+    ) -> tuple[Float[Array, "n h2 w2 k2"], Float[Array, "n h w tk"] | None]:
+        narrow = {"linear": linear, "relu6": relu6}[self.bottleneck]
+        if self.splits > 1 and not self.is_initializing():
+            y = narrow(self._by_slices(x))
+            return (y + x if self.shortcut == "bottleneck" and y.shape == x.shape else y), None
         channels = x.shape[-1]
         expanded, expands = x, self.expansion != 1
         if expands:
@@ -177,11 +188,20 @@ class InvertedResidual(nn.Module):
         )(expanded, train)
         if expands:
             expanded = relu6(expanded)
-        narrow = {"linear": linear, "relu6": relu6}[self.bottleneck]
         y = self.conv_bn(self.features, 1, activation=narrow, name="project")(y, train)
         if self.shortcut == "bottleneck" and y.shape == x.shape:
             y = y + x
         return y, expanded
+
+    def _by_slices(self, x: Float[Array, "n h w k"]) -> Float[Array, "n h2 w2 k2"]:
+        params = self.variables["params"]
+        if "bias" not in params["depthwise"] or self.shortcut == "expansion":
+            raise UserError(
+                "splits are for inference with batch norm folded (mnv2.models.for_inference), "
+                "without shortcuts between expansions"
+            )
+        padding = explicit_padding((x.shape[1], x.shape[2]), 3, self.stride, self.padding)
+        return inverted_residual_by_slices(x, params, self.splits, self.stride, padding)
 
 
 class Hourglass(nn.Module):

@@ -77,6 +77,8 @@ class MobileNetV2(nn.Module):
     block         what stands in table 2's rows: the paper's inverted_residual, MobileNetV1's
                   separable or ResNet's hourglass, to compare blocks in one and the same network
     repeats       blocks in each row (n)
+    splits        partial sums that each block is computed as (section 5.1), one number for each
+                  of the blocks; () for 1 everywhere. For inference with batch norm folded only
     strides       of the stem and of each row's first block: IMAGENET_STRIDES for 96 to 224
                   pixels, SMALL_STRIDES for 28 to 64
     dropout       rate before the classifier
@@ -97,6 +99,7 @@ class MobileNetV2(nn.Module):
     shortcut: str = "bottleneck"
     block: str = "inverted_residual"
     repeats: tuple[int, ...] = REPEATS
+    splits: tuple[int, ...] = ()
     strides: tuple[int, ...] = IMAGENET_STRIDES
     dropout: float = 0.2
     padding: str = "same"
@@ -119,6 +122,8 @@ class MobileNetV2(nn.Module):
             raise UserError(f"repeats must be {len(CHANNELS)} numbers, got {self.repeats}")
         if len(self.strides) != 1 + len(CHANNELS):
             raise UserError(f"strides must be {1 + len(CHANNELS)} numbers, got {self.strides}")
+        if self.splits and len(self.splits) != sum(self.repeats):
+            raise UserError(f"splits must be {sum(self.repeats)} numbers, got {self.splits}")
         super().__post_init__()
 
     @nn.compact
@@ -149,6 +154,8 @@ class MobileNetV2(nn.Module):
                     expansion=1 if i == 0 else self.expansion,
                     bottleneck=self.bottleneck,
                     shortcut=self.shortcut,
+                    splits=self.splits[i] if self.splits else 1,
+                    padding=self.padding,
                     conv_bn=conv_bn,
                     name=name,
                 )(x, train, expanded)

@@ -1,0 +1,150 @@
+"""What does ReLU destroy of a curve in a plane? Figure 1 of the MobileNetV2 paper, and theorem 1.
+
+    python -m experiments.manifold
+
+A spiral is embedded in n dimensions by a random matrix T, goes through ReLU, and is brought back
+by T's pseudo-inverse, for n = 2, 3, 5, 15, 30. Beside a picture of one draw each, over many draws:
+
+    collapsed    share of points with fewer than two positive channels: of these the position in
+                 the plane can no longer be told (the paper's lemma 2). Theorem 1 gives its mean,
+                 1 - N/2^n with N the sum of binomials (n over k) for k = 0 ... n - 2
+    error        of what comes back by the pseudo-inverse, in % of the spiral's size (RMS)
+    best error   the same, with the best linear map in place of the pseudo-inverse
+
+Prints the table; writes manifold.csv and manifold.png to --out.
+"""
+
+import argparse
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib.figure
+import numpy as np
+from jaxtyping import Float
+
+from mnv2.commands import run
+from mnv2.errors import check_positive
+
+PLANE = 2  # dimensions of what is embedded
+DIMENSIONS = (2, 3, 5, 15, 30)
+
+
+class Row(NamedTuple):
+    """Means over draws, and the standard deviation between draws of the first."""
+
+    dimensions: int
+    collapsed: float
+    collapsed_deviation: float
+    theorem: float
+    error: float
+    best_error: float
+
+
+def spiral(points: int = 1000, turns: float = 2.5) -> Float[np.ndarray, "2 points"]:
+    """A curve from the middle outwards, of root mean square radius 1."""
+    radius = np.sqrt(np.linspace(0.002, 1, points))
+    angle = 2 * np.pi * turns * radius
+    curve = radius * np.stack([np.cos(angle), np.sin(angle)])
+    return curve / np.sqrt(np.mean(np.sum(curve**2, axis=0)))
+
+
+def embed(
+    curve: Float[np.ndarray, "2 points"], dimensions: int, random: np.random.Generator
+) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, "n points"]]:
+    """(T, ReLU(T curve)) for a T of independent normal numbers."""
+    matrix = random.normal(size=(dimensions, PLANE))
+    return matrix, np.maximum(matrix @ curve, 0)
+
+
+def collapsed_by_theorem(dimensions: int) -> float:
+    """Theorem 1: the average share of a plane's area that ReLU collapses in n dimensions."""
+    kept = sum(math.comb(dimensions, k) for k in range(dimensions - PLANE + 1))
+    return 1 - kept / 2**dimensions
+
+
+def measure(curve: Float[np.ndarray, "2 points"], dimensions: int, draws: int) -> Row:
+    """Collapse and errors over `draws` random matrices."""
+    random = np.random.default_rng(dimensions)
+    collapsed, errors, best_errors = [], [], []
+    for _ in range(draws):
+        matrix, wide = embed(curve, dimensions, random)
+        collapsed.append(np.mean(np.count_nonzero(wide, axis=0) < PLANE))
+        errors.append(_error(curve, np.linalg.pinv(matrix) @ wide))
+        best = np.linalg.lstsq(wide.T, curve.T, rcond=None)[0].T
+        best_errors.append(_error(curve, best @ wide))
+    return Row(
+        dimensions,
+        float(np.mean(collapsed)),
+        float(np.std(collapsed, ddof=1)) if draws > 1 else 0.0,
+        collapsed_by_theorem(dimensions),
+        float(np.mean(errors)),
+        float(np.mean(best_errors)),
+    )
+
+
+def _error(curve: np.ndarray, back: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.sum((back - curve) ** 2, axis=0))))
+
+
+def print_rows(rows: Sequence[Row], draws: int) -> None:
+    print(f"mean of {draws} draws, %")
+    print(
+        f"  {'n':>3} {'collapsed':>10} {'+-':>6} {'theorem 1':>10} {'error':>7} {'best error':>11}"
+    )
+    for row in rows:
+        share, deviation, theorem, error, best = (100 * value for value in row[1:])
+        print(
+            f"  {row.dimensions:3} {share:10.3f} {deviation:6.2f} {theorem:10.3f} {error:7.1f} "
+            f"{best:11.1f}"
+        )
+
+
+def draw(curve: np.ndarray, rows: Sequence[Row], seed: int, path: Path) -> None:
+    """The spiral, and one draw for each number of dimensions; dark to light from its middle."""
+    figure = matplotlib.figure.Figure(figsize=(3 * (len(rows) + 1), 3.5), layout="constrained")
+    axes = figure.subplots(1, len(rows) + 1)
+    _scatter(axes[0], curve, "input", "")
+    for axis, row in zip(axes[1:], rows, strict=True):
+        matrix, wide = embed(curve, row.dimensions, np.random.default_rng(seed))
+        below = f"collapsed {100 * row.collapsed:.2g} %, error {100 * row.error:.0f} %"
+        _scatter(axis, np.linalg.pinv(matrix) @ wide, f"n = {row.dimensions}", below)
+    figure.savefig(path, dpi=110)
+
+
+def _scatter(axis: matplotlib.axes.Axes, curve: np.ndarray, title: str, below: str) -> None:
+    axis.scatter(curve[0], curve[1], c=np.arange(curve.shape[1]), cmap="viridis", s=3)
+    axis.set_aspect("equal", adjustable="datalim")
+    axis.set_title(title)
+    axis.set_xlabel(below)
+    axis.set_xticks([])
+    axis.set_yticks([])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.manifold",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--draws", type=int, default=1000, help="random matrices for each n")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw in the pictures")
+    parser.add_argument("--out", type=Path, default=Path("runs/manifold"))
+    arguments = parser.parse_args()
+    check_positive(arguments.draws, "--draws")
+    curve = spiral()
+    rows = [measure(curve, dimensions, arguments.draws) for dimensions in DIMENSIONS]
+    print_rows(rows, arguments.draws)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    with (arguments.out / "manifold.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([*Row._fields, "draws"])
+        writer.writerows([*(f"{value:.6g}" for value in row), arguments.draws] for row in rows)
+    draw(curve, rows, arguments.seed, arguments.out / "manifold.png")
+    print(f"written: {arguments.out}/manifold.csv, manifold.png")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,249 @@
+"""What does it buy to compute a block in slices? MobileNetV2, section 5.1, equation 2, table 3.
+
+    python -m experiments.memory
+    python -m experiments.memory --budget 3000000     splits that hold no more than 3 MB a block
+
+Between its two 1x1 convolutions a block works channel by channel, so it can be computed as t
+partial sums over slices of its expanded channels, with one slice in memory at a time. Shown are
+
+    table 3      the paper's sizes of tensors, as printed, and counted from the network
+    blocks       memory of a block by equation 2 with t = 1, and what XLA plans to use for its
+                 temporaries, for several t, with the time it takes
+    network      MobileNetV2 1.0, 224 pixels, one image, all blocks in t slices: planned
+                 temporaries, resident memory of a process at its peak above what it held before,
+                 milliseconds an image
+
+all in float32, with batch norm folded. Prints tables; writes memory.csv and memory.png to --out.
+"""
+
+import argparse
+import csv
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib.figure
+import numpy as np
+
+from experiments.contenders import peak_memory, reset_peak_memory
+from mnv2.analysis.memory import BlockSize, block_sizes, splits_within
+from mnv2.commands import run
+from mnv2.errors import check_positive
+from mnv2.models import create_model, fold_batch_norm
+from mnv2.models.split import inverted_residual_by_slices
+from mnv2.ops import explicit_padding
+from mnv2.progress import Progress
+
+SIZE = 224
+SPLITS = (1, 2, 3, 4, 5, 6, 7, 8)
+BLOCK_SPLITS = (1, 2, 3, 5, 8)
+BYTES = 4  # of a float32
+# Table 3, in 16 bits: at each resolution, channels and kB as printed, and the channels that the
+# network of table 2 has there at its widest bottleneck.
+TABLE_3 = (
+    (112, 16, 400, 16),
+    (56, 32, 200, 24),
+    (28, 64, 100, 32),
+    (14, 160, 62, 96),
+    (7, 320, 32, 320),
+    (1, 1280, 2, 1280),
+)
+
+
+class Measured(NamedTuple):
+    """One block, or the network, in so many slices."""
+
+    name: str
+    splits: int
+    equation_2: int  # bytes
+    planned: int  # bytes of temporaries
+    milliseconds: float
+    resident: int | None = None  # bytes
+
+
+def folded_network(splits: tuple[int, ...] = ()) -> tuple[Any, Any]:
+    """MobileNetV2 1.0 with random weights, batch norm folded."""
+    model = create_model("mobilenet_v2", splits=splits)
+    init = jax.jit(model.init, compiler_options={"xla_backend_optimization_level": 0})
+    variables = init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    return model, fold_batch_norm(model, variables)
+
+
+def median_milliseconds(step: Callable[[], Any], seconds: float) -> float:
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(times) < 5 or time.perf_counter() < end:
+        began = time.perf_counter()
+        jax.block_until_ready(step())
+        times.append(time.perf_counter() - began)
+    return 1000 * statistics.median(times)
+
+
+def planned_bytes(compiled: Any) -> int:
+    """Bytes of temporaries that XLA planned for."""
+    return int(compiled.memory_analysis().temp_size_in_bytes)
+
+
+def measure_block(size: BlockSize, params: Any, splits: int, seconds: float) -> Measured:
+    """One block of the network, by itself, on one image."""
+    side = round(size.pixels_before**0.5)
+    stride = side // round(size.pixels_after**0.5)
+    padding = explicit_padding((side, side), 3, stride, "same")
+    shape = (1, side, side, size.inputs // size.pixels_before)
+    image = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+    block = jax.jit(
+        lambda x, params: inverted_residual_by_slices(x, params, splits, stride, padding)
+    )
+    compiled = block.lower(image, params).compile()
+    return Measured(
+        size.name,
+        splits,
+        BYTES * size.held(splits),
+        planned_bytes(compiled),
+        median_milliseconds(lambda: compiled(image, params), seconds),
+    )
+
+
+def measure_network(splits: tuple[int, ...], seconds: float) -> tuple[int, float, int]:
+    """(planned temporaries, milliseconds, peak resident memory) in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=_infer, args=(splits, seconds, sending))
+    process.start()
+    sending.close()
+    answer = json.loads(receiving.recv())
+    process.join()
+    return answer["planned"], answer["milliseconds"], answer["resident"]
+
+
+def _infer(splits: tuple[int, ...], seconds: float, sending: Any) -> None:
+    model, variables = folded_network(splits)
+    image = jnp.zeros((1, SIZE, SIZE, 3))
+    compiled = jax.jit(lambda x: model.apply(variables, x)).lower(image).compile()
+    reset_peak_memory()
+    before = peak_memory()
+    milliseconds = median_milliseconds(lambda: compiled(image), seconds)
+    sending.send(
+        json.dumps(
+            {
+                "planned": planned_bytes(compiled),
+                "milliseconds": milliseconds,
+                "resident": peak_memory() - before,
+            }
+        )
+    )
+
+
+def print_table_3() -> None:
+    print("table 3: the largest tensor between layers, 16 bits, kB")
+    print(f"  {'pixels':>9} {'printed':>12} {'its size':>9} {'in the network':>15} {'size':>6}")
+    for side, channels, printed, real in TABLE_3:
+        printed_size, size = (2 * side**2 * c / 1000 for c in (channels, real))
+        print(
+            f"  {f'{side} x {side}':>9} {f'{channels} / {printed}':>12} {printed_size:9.0f} "
+            f"{real:15} {size:6.0f}"
+        )
+
+
+def print_measured(title: str, rows: Sequence[Measured]) -> None:
+    print(f"\n{title}")
+    print(
+        f"  {'':10} {'t':>3} {'eq. 2, kB':>10} {'planned, kB':>12} {'resident, kB':>13} {'ms':>7}"
+    )
+    for row in rows:
+        resident = "" if row.resident is None else f"{row.resident / 1000:,.0f}"
+        print(
+            f"  {row.name:10} {row.splits:3} {row.equation_2 / 1000:10,.0f} "
+            f"{row.planned / 1000:12,.0f} {resident:>13} {row.milliseconds:7.2f}"
+        )
+
+
+def draw(blocks: Sequence[Measured], network: Sequence[Measured], path: Path) -> None:
+    figure = matplotlib.figure.Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    names = list(dict.fromkeys(row.name for row in blocks))
+    for i, splits in enumerate(BLOCK_SPLITS):
+        planned = [row.planned / 1e6 for row in blocks if row.splits == splits]
+        color, marker = str(0.75 * i / len(BLOCK_SPLITS)), "osD^v"[i]
+        left.plot(names, planned, color=color, marker=marker, label=f"t = {splits}")
+    left.set_yscale("log")
+    left.set_ylabel("planned temporaries, MB")
+    left.set_xticks(range(len(names)), [name.removeprefix("block_") for name in names])
+    left.set_xlabel("block")
+    left.legend()
+    of_network = [row.splits for row in network]
+    for field, label, style in (
+        ("equation_2", "largest block by equation 2", "k:"),
+        ("planned", "planned temporaries", "k-o"),
+        ("resident", "resident at its peak, above before", "k--s"),
+    ):
+        right.plot(of_network, [getattr(row, field) / 1e6 for row in network], style, label=label)
+    right.set_ylim(bottom=0)
+    right.set_ylabel("MB")
+    right.set_xlabel("slices t of every block")
+    time_axis = right.twinx()
+    time_axis.plot(
+        of_network, [row.milliseconds for row in network], "^-", color="0.6", label="time"
+    )
+    time_axis.set_ylim(bottom=0)
+    time_axis.set_ylabel("ms an image (grey)")
+    right.legend()
+    left.set_title("each block by itself")
+    right.set_title(f"MobileNetV2 1.0, {SIZE} pixels, one image")
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.memory",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--budget", type=int, help="bytes that a block may hold (equation 2)")
+    parser.add_argument("--seconds", type=float, default=0.3, help="of timing, for each row")
+    parser.add_argument("--out", type=Path, default=Path("runs/memory"))
+    arguments = parser.parse_args()
+    model, variables = folded_network()
+    sizes = block_sizes(model, (SIZE, SIZE))
+    if arguments.budget is not None:
+        check_positive(arguments.budget, "--budget")
+        splits = splits_within(model, (SIZE, SIZE), arguments.budget, BYTES)
+        print(f"splits of the blocks: {', '.join(map(str, splits))}")
+        held = max(BYTES * size.held(t) for size, t in zip(sizes, splits, strict=True))
+        planned, milliseconds, resident = measure_network(splits, arguments.seconds)
+        print_measured(
+            "network", [Measured("", max(splits), held, planned, milliseconds, resident)]
+        )
+        return
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    progress = Progress("memory", len(sizes) + len(SPLITS), 1)
+    blocks, network = [], []
+    for size in sizes:
+        progress.say(size.name)
+        params = variables["params"][size.name]
+        blocks += [measure_block(size, params, t, arguments.seconds) for t in BLOCK_SPLITS]
+    for t in SPLITS:
+        progress.say(f"network in {t} slices")
+        held = max(BYTES * size.held(t) for size in sizes)
+        planned, milliseconds, resident = measure_network((t,) * len(sizes), arguments.seconds)
+        network.append(Measured("network", t, held, planned, milliseconds, resident))
+    progress.clear()
+    print_table_3()
+    print_measured("each block by itself", blocks)
+    print_measured("the network", network)
+    with (arguments.out / "memory.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(Measured._fields)
+        writer.writerows([*blocks, *network])
+    draw(blocks, network, arguments.out / "memory.png")
+    print(f"\nwritten: {arguments.out}/memory.csv, memory.png")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,70 @@
+"""The inverted residual in little memory: MobileNetV2, section 5.1.
+
+Between expansion and projection a block works channel by channel, so it is a sum over slices of its
+expanded channels,
+
+    F(x) = sum over i of  project_i(depthwise_i(expand_i(x)))
+
+and only one slice's expanded tensor need exist at a time. Multiply-adds and result stay the same.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from mnv2.ops import Padding, depthwise_conv, pointwise_conv, relu6
+
+
+def inverted_residual_by_slices(
+    x: Float[Array, "n h w k"],
+    params: Mapping[str, Any],
+    splits: int,
+    stride: int,
+    padding: Padding,
+) -> Float[Array, "n h2 w2 k2"]:
+    """The block before its shortcut and without activation of its output, as `splits` partial sums.
+
+    `params` are an InvertedResidual's with batch norm folded: kernel and bias of depthwise,
+    project and, where the block expands, expand. Where `splits` does not divide the expanded
+    channels, the last slice is filled up with zeros.
+    """
+    channels = params["depthwise"]["kernel"].shape[-1]
+    size = -(-channels // splits)
+    missing = splits * size - channels
+
+    def sliced(array: Array, axis: int) -> Array:
+        """... channels ... -> splits ... size ..."""
+        filled = jnp.pad(array, [(0, missing if i == axis else 0) for i in range(array.ndim)])
+        shape = (*array.shape[:axis], splits, size, *array.shape[axis + 1 :])
+        return jnp.moveaxis(filled.reshape(shape), axis, 0)
+
+    slices = {
+        name: {
+            key: sliced(value, 2 if (name, key) == ("project", "kernel") else value.ndim - 1)
+            for key, value in layer.items()
+            if (name, key) != ("project", "bias")
+        }
+        for name, layer in params.items()
+    }
+    slices = jax.tree.map(lambda value: value.astype(x.dtype), slices)
+    filled = x if "expand" in params else jnp.pad(x, ((0, 0),) * 3 + ((0, missing),))
+
+    def add_slice(total: Array, number_and_layers: tuple[Array, Any]) -> tuple[Array, None]:
+        number, layers = number_and_layers
+        if "expand" in layers:
+            wide = pointwise_conv(x, layers["expand"]["kernel"]) + layers["expand"]["bias"]
+        else:
+            wide = lax.dynamic_slice_in_dim(filled, number * size, size, axis=3)
+        depthwise = layers["depthwise"]
+        wide = depthwise_conv(wide, depthwise["kernel"], stride, padding, "expand" in layers)
+        wide = relu6(wide + depthwise["bias"])
+        return total + pointwise_conv(wide, layers["project"]["kernel"]), None
+
+    height, width = (-(-length // stride) for length in x.shape[1:3])
+    bias = params["project"]["bias"].astype(x.dtype)
+    total = jnp.broadcast_to(bias, (len(x), height, width, len(bias)))
+    return lax.scan(add_slice, total, (jnp.arange(splits), slices))[0]

@@ -1,0 +1,141 @@
+"""The compiled steps of a run: one update, one batch of an evaluation, over all devices."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+from mnv2 import data, metrics
+from mnv2.optimizer import create_optimizer, create_schedule
+from mnv2.state import TrainState
+
+AXIS = "devices"
+
+
+def train_step(
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    key: jax.Array,
+    *,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    label_smoothing: float,
+    ema_decay: float,
+    classifier_only: bool = False,
+) -> tuple[TrainState, metrics.Sums]:
+    """One update from one device's share of a batch; gradients are averaged over devices.
+
+    With `classifier_only`, nothing is computed for the gradients of the backbone.
+    """
+    key = jax.random.fold_in(jax.random.fold_in(key, state.step), jax.lax.axis_index(AXIS))
+
+    def loss_of(params: Any) -> tuple[jax.Array, tuple[Any, metrics.Sums]]:
+        if classifier_only:
+            held = jax.lax.stop_gradient(params)
+            params = {**held, "classifier": params["classifier"]}
+        logits: Any
+        logits, changed = model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            batch["image"],
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": key},
+        )
+        losses = metrics.cross_entropy(logits, batch["label"], label_smoothing)
+        sums = metrics.count(logits, batch["label"], losses)
+        return jnp.mean(losses), (changed.get("batch_stats", state.batch_stats), sums)
+
+    gradients, (batch_stats, sums) = jax.grad(loss_of, has_aux=True)(state.params)
+    gradients = jax.lax.pmean(gradients, AXIS)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = None
+    if state.ema is not None:
+        ema = optax.incremental_update(params, state.ema, 1 - ema_decay)
+    return TrainState(state.step + 1, params, batch_stats, opt_state, ema), sums
+
+
+def eval_step(state: TrainState, batch: dict[str, jax.Array], *, model: nn.Module) -> metrics.Sums:
+    """One device's share of a batch, counted by its mask."""
+    logits: Any = model.apply(state.variables(), batch["image"], train=False)
+    losses = metrics.cross_entropy(logits, batch["label"])
+    return metrics.count(logits, batch["label"], losses, batch["mask"])
+
+
+def shard(batch: data.Batch, devices: int | None = None) -> data.Batch:
+    """Splits each array's first axis over this process's devices: b ... -> devices b/devices ..."""
+    devices = devices or jax.local_device_count()
+    return jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch)
+
+
+class Steps(NamedTuple):
+    """What runs on the devices, and what it was made from."""
+
+    place: Callable[[TrainState], TrainState]
+    train: Callable[..., tuple[TrainState, metrics.Sums]]
+    evaluate: Callable[..., metrics.Sums]
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+
+
+def step_settings(config: ml_collections.ConfigDict) -> ml_collections.FrozenConfigDict:
+    """All of a config that the compiled steps depend on beside the network."""
+    names = ("optimization", "batch_size", "label_smoothing", "ema_decay")
+    return ml_collections.FrozenConfigDict({name: config[name] for name in names})
+
+
+@functools.cache  # runs that differ in their seed alone share what is compiled
+def compile_steps(
+    model: nn.Module,
+    settings: ml_collections.FrozenConfigDict,
+    total_steps: int,
+    examples: int,
+    devices: tuple[jax.Device, ...] | None = None,
+) -> Steps:
+    """train_step and eval_step over `devices` (all of them, if None)."""
+    schedule = create_schedule(
+        settings.optimization,
+        total_steps=total_steps,
+        examples=examples,
+        batch_size=settings.batch_size,
+    )
+    optimizer = create_optimizer(settings.optimization, schedule)
+    train = functools.partial(
+        train_step,
+        model=model,
+        optimizer=optimizer,
+        label_smoothing=settings.label_smoothing,
+        ema_decay=settings.ema_decay,
+        classifier_only=frozen(settings.optimization),
+    )
+    mesh = jax.sharding.Mesh(np.array(devices or jax.devices()), AXIS)
+    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    return Steps(
+        # As the steps return it, or the second step would be compiled anew.
+        place=functools.partial(jax.device_put, device=replicated),
+        # The state has no device axis: every device holds and updates the same one.
+        train=jax.pmap(
+            train,
+            AXIS,
+            in_axes=(None, 0, None),
+            out_axes=(None, 0),
+            devices=devices,
+            donate_argnums=(0,),
+        ),
+        evaluate=jax.pmap(
+            functools.partial(eval_step, model=model), AXIS, in_axes=(None, 0), devices=devices
+        ),
+        optimizer=optimizer,
+        schedule=schedule,
+    )
+
+
+def frozen(optimization: Any) -> bool:
+    """Whether a config trains the classifier alone."""
+    return optimization.get("backbone_rate", 1.0) == 0

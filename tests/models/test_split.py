@@ -1,0 +1,102 @@
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mnv2.errors import UserError
+from mnv2.models import create_model, fold_batch_norm, for_inference
+from mnv2.models.blocks import ConvBN, InvertedResidual
+from mnv2.models.split import inverted_residual_by_slices
+
+
+def folded(model, image):
+    """Variables as of a trained network, with batch norm folded."""
+    variables = model.init(jax.random.key(0), image)
+    random = np.random.default_rng(0)
+    statistics = jax.tree.map(
+        lambda x: jnp.asarray(random.uniform(0.5, 1.5, x.shape), x.dtype), variables["batch_stats"]
+    )
+    return {**variables, "batch_stats": statistics}
+
+
+class Block(nn.Module):
+    """A block by itself, with what `fold_batch_norm` asks of a network."""
+
+    features: int
+    stride: int
+    expansion: float
+    padding: str = "same"
+    splits: int = 1
+    bn_epsilon: float = 1e-3
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        conv_bn = functools.partial(ConvBN, padding=self.padding)
+        return InvertedResidual(
+            self.features,
+            self.stride,
+            expansion=self.expansion,
+            splits=self.splits,
+            padding=self.padding,
+            conv_bn=conv_bn,
+            name="block",
+        )(x, train)[0]
+
+
+BLOCKS = [
+    (16, 1, 1, "same"),  # as the first: no expansion
+    (8, 2, 6, "same"),
+    (16, 1, 6, "symmetric"),  # with a shortcut
+    (16, 2, 6, "symmetric"),
+]
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 5)])
+@pytest.mark.parametrize(("features", "stride", "expansion", "padding"), BLOCKS)
+def test_any_number_of_slices_gives_the_block(features, stride, expansion, padding, size):
+    x = jnp.asarray(np.random.default_rng(1).normal(size=(2, *size, 16)), jnp.float32)
+    whole = Block(features, stride, expansion, padding)
+    variables = fold_batch_norm(whole, folded(whole, x))
+    expected = whole.apply(variables, x)
+    channels = 16 * expansion
+    for splits in (2, 3, 5, 8, channels):
+        result = whole.clone(splits=splits).apply(variables, x)
+        error = np.abs(result - expected).max() / np.abs(expected).max()
+        assert error < 1e-5, splits
+
+
+def test_the_whole_network_by_slices_gives_the_same_logits():
+    images = jnp.asarray(np.random.default_rng(1).normal(size=(2, 37, 45, 3)), jnp.float32)
+    model = create_model("mobilenet_v2", width=0.35, num_classes=10)
+    variables = folded(model, images)
+    split = model.clone(splits=(3,) * 17)
+    ours, expected = (for_inference(m, variables)(images) for m in (split, model))
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+def test_only_one_slice_of_the_expanded_tensor_exists_at_a_time():
+    x = jax.ShapeDtypeStruct((1, 64, 64, 16), jnp.float32)
+    whole = Block(16, 1, 6)
+    variables = fold_batch_norm(whole, folded(whole, jnp.zeros((1, 8, 8, 16))))
+    params = variables["params"]["block"]
+
+    def temporary(splits):
+        by_slices = functools.partial(
+            inverted_residual_by_slices, splits=splits, stride=1, padding=((1, 1), (1, 1))
+        )
+        return jax.jit(by_slices).lower(x, params).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(6) < 0.5 * temporary(1)
+
+
+def test_splits_are_refused_in_training_and_with_another_number_of_blocks():
+    images = jnp.zeros((1, 32, 32, 3))
+    model = create_model("mobilenet_v2", width=0.35, splits=(2,) * 17)
+    variables = model.init(jax.random.key(0), images)
+    with pytest.raises(UserError, match="batch norm folded"):
+        model.apply(variables, images)
+    with pytest.raises(UserError, match="splits must be 17 numbers"):
+        create_model("mobilenet_v2", splits=(2, 2))
