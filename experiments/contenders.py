@@ -7,10 +7,12 @@ imported only by the contender that uses them, so each is optional.
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import importlib.util
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -370,8 +372,15 @@ def _time(step: Step, seconds: float) -> Iterator[float]:
             return
 
 
+def _end_with_parent() -> None:
+    """Has Linux kill this process when its parent ends: stopped, it would stay for ever."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def main() -> None:
     name, fields = sys.argv[1:]
+    _end_with_parent()
     task = Task(**json.loads(fields))
     # All frameworks see the same processors; XLA takes its number of threads from this.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: task.threads])
