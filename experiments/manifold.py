@@ -8,7 +8,8 @@ by T's pseudo-inverse, for n = 2, 3, 5, 15, 30. Beside a picture of one draw eac
     collapsed    share of points with fewer than two positive channels: of these the position in
                  the plane can no longer be told (the paper's lemma 2). Theorem 1 gives its mean,
                  1 - N/2^n with N the sum of binomials (n over k) for k = 0 ... n - 2
-    error        of what comes back by the pseudo-inverse, in % of the spiral's size (RMS)
+    error        of what comes back by the pseudo-inverse, in % of the spiral's size (RMS; median,
+                 since a T that is nearly singular errs without bound)
     best error   the same, with the best linear map in place of the pseudo-inverse
 
 Prints the table; writes manifold.csv and manifold.png to --out.
@@ -33,7 +34,7 @@ DIMENSIONS = (2, 3, 5, 15, 30)
 
 
 class Row(NamedTuple):
-    """Means over draws, and the standard deviation between draws of the first."""
+    """Collapse: its mean over draws and their standard deviation. Errors: medians over draws."""
 
     dimensions: int
     collapsed: float
@@ -80,8 +81,8 @@ def measure(curve: Float[np.ndarray, "2 points"], dimensions: int, draws: int) -
         float(np.mean(collapsed)),
         float(np.std(collapsed, ddof=1)) if draws > 1 else 0.0,
         collapsed_by_theorem(dimensions),
-        float(np.mean(errors)),
-        float(np.mean(best_errors)),
+        float(np.median(errors)),
+        float(np.median(best_errors)),
     )
 
 
@@ -90,7 +91,7 @@ def _error(curve: np.ndarray, back: np.ndarray) -> float:
 
 
 def print_rows(rows: Sequence[Row], draws: int) -> None:
-    print(f"mean of {draws} draws, %")
+    print(f"{draws} draws, %")
     print(
         f"  {'n':>3} {'collapsed':>10} {'+-':>6} {'theorem 1':>10} {'error':>7} {'best error':>11}"
     )
