@@ -8,7 +8,6 @@ last row takes k channels where the row before gives 1280; and no softmax is sho
 publishes about 300 M multiply-adds and 3.4 M parameters, which decides between the readings.
 """
 
-import argparse
 import math
 from typing import NamedTuple
 
@@ -16,7 +15,7 @@ import flax.linen as nn
 import jax
 
 from mnv2.analysis import complexity
-from mnv2.commands import run
+from mnv2.commands import command_parser, run
 from mnv2.models import create_model
 from mnv2.models.mobilenet_v2 import REPEATS
 
@@ -98,11 +97,7 @@ def fits(multiply_adds: float, weights: float) -> bool:
 
 
 def main() -> None:
-    argparse.ArgumentParser(
-        prog="python -m experiments.architecture",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    ).parse_args()
+    command_parser("experiments.architecture", __doc__).parse_args()
     print(f"published: {PUBLISHED[0]:g} M multiply-adds, {PUBLISHED[1]} M parameters\n")
     print(f"{'question':9} {'reading':45} {'MAdds, M':>9} {'weights, M':>10}  fits")
     for question, reading, model in readings():

@@ -8,7 +8,6 @@ Everything is counted from the traced networks of mnv2.models. Writes the rows a
 accuracy, as published, against multiply-adds (the shape of V2's figure 5).
 """
 
-import argparse
 import csv
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ import matplotlib.figure
 
 from experiments import published
 from mnv2.analysis import complexity
-from mnv2.commands import run
+from mnv2.commands import command_parser, run
 from mnv2.models import NETWORKS, create_model
 
 # V1's classifier has slim's 1001 classes in all of these; V2's counts are without the background.
@@ -161,11 +160,7 @@ def draw(path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.complexity",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("experiments.complexity", __doc__)
     parser.add_argument("--layers", metavar="NETWORK", help=", ".join(NETWORKS))
     parser.add_argument("--width", type=float, default=1.0, help="for --layers (default: 1.0)")
     parser.add_argument("--resolution", type=int, default=224, help="for --layers (default: 224)")

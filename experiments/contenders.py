@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+READING = ("load", "feed")  # modes that need pictures
 Step = Callable[[], Any]  # does the work of one batch, and waits for its end
 
 
@@ -61,7 +62,7 @@ def mnv2(task: Task) -> Step:
 
     from mnv2 import data, models, steps
 
-    if task.mode in ("load", "feed"):
+    if task.mode in READING:
         dataset = data.open_dataset(f"folder:{task.pictures}", None)
         batches = data.train_batches(
             dataset,
@@ -77,7 +78,7 @@ def mnv2(task: Task) -> Step:
     one_image = task.images()[:1]
     if task.mode == "infer":
         model = models.create_model(task.network, width=task.width)
-        variables = _random_statistics(_unoptimised(model.init)(jax.random.key(0), one_image))
+        variables = _random_statistics(unoptimised(model.init)(jax.random.key(0), one_image))
         infer = models.for_inference(model, variables)
         images = jax.device_put(task.images())
         return lambda: infer(images).block_until_ready()
@@ -111,7 +112,7 @@ def flax(task: Task) -> Step:
     from experiments import stock_flax
 
     model = stock_flax.MobileNet(task.network, task.width)
-    init = _unoptimised(lambda image: model.init(jax.random.key(0), image, train=False))
+    init = unoptimised(lambda image: model.init(jax.random.key(0), image, train=False))
     variables = init(task.images()[:1])
     images = jax.device_put(task.images())
     if task.mode == "infer":
@@ -155,7 +156,7 @@ def pytorch(task: Task, compiled: bool = False) -> Step:
     import torch
 
     torch.set_num_threads(task.threads)
-    if task.mode in ("load", "feed"):
+    if task.mode in READING:
         batches = _torch_batches(task)
     if task.mode == "load":
         return lambda: next(batches)
@@ -327,7 +328,7 @@ def _onnx_model(task: Task) -> bytes:
     return file.getvalue()
 
 
-def _unoptimised(init: Callable[..., Any]) -> Callable[..., Any]:
+def unoptimised(init: Callable[..., Any]) -> Callable[..., Any]:
     import jax
 
     # It runs once: compiled without optimisation, in a quarter of the time.

@@ -15,7 +15,6 @@ by T's pseudo-inverse, for n = 2, 3, 5, 15, 30. Beside a picture of one draw eac
 Prints the table; writes manifold.csv and manifold.png to --out.
 """
 
-import argparse
 import csv
 import math
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ import matplotlib.figure
 import numpy as np
 from jaxtyping import Float
 
-from mnv2.commands import run
+from mnv2.commands import command_parser, run
 from mnv2.errors import check_positive
 
 PLANE = 2  # dimensions of what is embedded
@@ -125,11 +124,7 @@ def _scatter(axis: matplotlib.axes.Axes, curve: np.ndarray, title: str, below: s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.manifold",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("experiments.manifold", __doc__)
     parser.add_argument("--draws", type=int, default=1000, help="random matrices for each n")
     parser.add_argument("--seed", type=int, default=0, help="of the draw in the pictures")
     parser.add_argument("--out", type=Path, default=Path("runs/manifold"))

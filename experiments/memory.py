@@ -16,7 +16,6 @@ partial sums over slices of its expanded channels, with one slice in memory at a
 all in float32, with batch norm folded. Prints tables; writes memory.csv and memory.png to --out.
 """
 
-import argparse
 import csv
 import json
 import multiprocessing
@@ -31,9 +30,9 @@ import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
 
-from experiments.contenders import peak_memory, reset_peak_memory
+from experiments.contenders import peak_memory, reset_peak_memory, unoptimised
 from mnv2.analysis.memory import BlockSize, block_sizes, splits_within
-from mnv2.commands import run
+from mnv2.commands import command_parser, run
 from mnv2.errors import check_positive
 from mnv2.models import create_model, fold_batch_norm
 from mnv2.models.split import inverted_residual_by_slices
@@ -70,8 +69,7 @@ class Measured(NamedTuple):
 def folded_network(splits: tuple[int, ...] = ()) -> tuple[Any, Any]:
     """MobileNetV2 1.0 with random weights, batch norm folded."""
     model = create_model("mobilenet_v2", splits=splits)
-    init = jax.jit(model.init, compiler_options={"xla_backend_optimization_level": 0})
-    variables = init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    variables = unoptimised(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     return model, fold_batch_norm(model, variables)
 
 
@@ -199,11 +197,7 @@ def draw(blocks: Sequence[Measured], network: Sequence[Measured], path: Path) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.memory",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("experiments.memory", __doc__)
     parser.add_argument("--budget", type=int, help="bytes that a block may hold (equation 2)")
     parser.add_argument("--seconds", type=float, default=0.3, help="of timing, for each row")
     parser.add_argument("--out", type=Path, default=Path("runs/memory"))

@@ -7,7 +7,6 @@ varied by itself, beside PyTorch where it is installed (`make scaling` installs 
 `experiments.throughput` does; writes scaling.csv and scaling.png to --out.
 """
 
-import argparse
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
@@ -27,7 +26,7 @@ from experiments.throughput import (
     ranges,
     write_csv,
 )
-from mnv2.commands import run
+from mnv2.commands import command_parser, run
 from mnv2.errors import UserError, check_choice
 
 matplotlib.use("Agg")
@@ -90,11 +89,7 @@ def draw(curves: Mapping[str, list[Task]], rows: Sequence[Row], title: str, path
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.scaling",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("experiments.scaling", __doc__)
     parser.add_argument("--only", nargs="+", metavar="FRAMEWORK", default=["mnv2", "PyTorch"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=1.5, help="of one turn, at least")

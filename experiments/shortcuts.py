@@ -6,7 +6,6 @@ what ReLU6 costs with shortcuts, without, and the difference between these, pair
 intervals). Writes runs, report.md and report.png to --workdir; a second call goes on.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 from configs import v2_ablation
 from mnv2 import report, sweep
 from mnv2.allocator import restart_with_huge_pages
-from mnv2.commands import run
+from mnv2.commands import command_parser, run
 
 ARMS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("linear", {}),
@@ -44,11 +43,7 @@ def effects(accuracies: dict[str, dict[int, float]]) -> list[tuple[str, report.E
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.shortcuts",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("experiments.shortcuts", __doc__)
     parser.add_argument("--workdir", type=Path, default=Path("runs/shortcuts"))
     parser.add_argument("--steps", type=int, default=200, help="of each run")
     parser.add_argument("--seeds", type=int, default=5)

@@ -31,9 +31,9 @@ from typing import IO, NamedTuple
 import matplotlib
 
 from experiments import photographs
-from experiments.contenders import CONTENDERS, Task, missing
+from experiments.contenders import CONTENDERS, READING, Task, missing
 from mnv2 import allocator
-from mnv2.commands import run
+from mnv2.commands import command_parser, run
 from mnv2.errors import UserError, check_choice
 from mnv2.progress import Progress
 
@@ -266,16 +266,12 @@ def _tasks(arguments: argparse.Namespace) -> Iterator[Task]:
     ):
         for width in arguments.width:
             for threads in arguments.threads:
-                pictures = str(arguments.out / "pictures") if mode in ("load", "feed") else ""
+                pictures = str(arguments.out / "pictures") if mode in READING else ""
                 yield Task(mode, arguments.network, width, size, batch, threads, pictures)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.throughput",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("experiments.throughput", __doc__)
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--network", default="mobilenet_v2", help="or mobilenet_v1")
     parser.add_argument("--mode", nargs="+", choices=MODES)

@@ -7,7 +7,6 @@ classifier alone over them, and the same network from scratch, five seeds each. 
 test pictures of those five classes. Writes everything to --workdir; a second call goes on.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import numpy as np
 from configs import finetune, v2_ablation
 from mnv2 import data, sweep
 from mnv2.allocator import restart_with_huge_pages
-from mnv2.commands import run
+from mnv2.commands import command_parser, run
 
 # Both halves have tops, shoes and others.
 SOURCE = ("T-shirt/top", "Trouser", "Coat", "Sandal", "Bag")
@@ -24,11 +23,7 @@ PICTURES = 20  # a class of TARGET to train on
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments.transfer",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("experiments.transfer", __doc__)
     parser.add_argument("--workdir", type=Path, default=Path("runs/transfer"))
     parser.add_argument("--steps", type=int, default=50, help="of each run on the few pictures")
     parser.add_argument("--source_steps", type=int, default=500, help="of the run that makes them")

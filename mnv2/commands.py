@@ -1,5 +1,6 @@
-"""How a command ends: in one line and exit code 2 for bad input."""
+"""How a command begins, and how it ends: in one line and exit code 2 for bad input."""
 
+import argparse
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -7,6 +8,15 @@ from typing import NoReturn
 from absl import logging
 
 from mnv2.errors import UserError
+
+
+def command_parser(module: str, description: str | None) -> argparse.ArgumentParser:
+    """The parser of `python -m module`; --help shows the module's docstring as it is written."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def run(main: Callable[[], None]) -> None:

@@ -7,18 +7,12 @@ FILE is anything that mnv2.pretrained.load reads, such as a run's folder.
     python -m mnv2.convert model.ckpt-1450000 v2.h5 --names keras --drop_background
 """
 
-import argparse
-
 from mnv2 import pretrained
-from mnv2.commands import run
+from mnv2.commands import command_parser, run
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m mnv2.convert",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("mnv2.convert", __doc__)
     parser.add_argument("file", metavar="FILE")
     parser.add_argument(
         "out", metavar="OUT", help=".safetensors; .h5 for keras; .pth too for torch"

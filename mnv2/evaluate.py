@@ -12,7 +12,6 @@ Prints top-1, top-5 and the commonest mistakes; writes result.json, confusion.cs
 confusion.png to --output.
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +24,7 @@ import numpy as np
 
 from mnv2 import data, metrics
 from mnv2.allocator import restart_with_huge_pages
-from mnv2.commands import run
+from mnv2.commands import command_parser, run
 from mnv2.data.preprocess import to_channels
 from mnv2.errors import UserError, check_choice, check_positive
 from mnv2.files import write_json, write_text
@@ -46,11 +45,7 @@ class Evaluation(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m mnv2.evaluate",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("mnv2.evaluate", __doc__)
     parser.add_argument("--weights", required=True, metavar="FILE")
     parser.add_argument("--dataset", required=True, metavar="NAME")
     parser.add_argument("--data_dir", help="where data sets lie (default: ~/tensorflow_datasets)")

@@ -7,7 +7,6 @@ run's folder, a .safetensors file of this package, or a name on the Hugging Face
     python -m mnv2.predict photos/*.jpg --weights runs/finetune/finetune/0 --plot seen.png
 """
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mnv2 import pretrained
-from mnv2.commands import run
+from mnv2.commands import command_parser, run
 from mnv2.errors import UserError, check_positive
 from mnv2.pretrained import Pretrained
 
@@ -23,11 +22,7 @@ BAR = 20  # characters of a certain class
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m mnv2.predict",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("mnv2.predict", __doc__)
     parser.add_argument("pictures", metavar="PICTURE", nargs="+", type=Path)
     parser.add_argument("--weights", required=True, metavar="FILE")
     parser.add_argument("--top", type=int, default=5, help="classes a picture (default: 5)")

@@ -4,7 +4,6 @@ Written to WORKDIR: report.md, report.csv, report.png, and the figure for Tensor
 can be made at any time; what is not finished yet is left out, and named.
 """
 
-import argparse
 import csv
 import dataclasses
 import io
@@ -17,6 +16,7 @@ import numpy as np
 from scipy import stats
 
 from mnv2 import figure
+from mnv2.commands import command_parser
 from mnv2.commands import run as run_command
 from mnv2.errors import UserError
 from mnv2.files import write_text
@@ -219,11 +219,7 @@ def _csv(rows: Sequence[Row]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m mnv2.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("mnv2.report", __doc__)
     parser.add_argument("workdir", metavar="WORKDIR", type=Path)
     write(parser.parse_args().workdir)
 

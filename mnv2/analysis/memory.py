@@ -63,9 +63,9 @@ def splits_within(
     Raises UserError, with what would be enough, if slices of one channel are too much.
     """
     sizes = block_sizes(model, image)
-    least = max(size.held(size.channels) for size in sizes) * bytes_per_element
+    worst = max(sizes, key=lambda size: size.held(size.channels))
+    least = worst.held(worst.channels) * bytes_per_element
     if least > budget:
-        worst = max(sizes, key=lambda size: size.held(size.channels))
         raise UserError(
             f"{budget:,} bytes are too few: {worst.name} holds {least:,} with one channel at a time"
         )

@@ -4,18 +4,12 @@ NAME is fashion_mnist, cifar10, cifar100, imagenet2012 or any other classificati
 Datasets; folder:PATH checks a folder of pictures, PATH/train/CLASS/PICTURE and PATH/test/...
 """
 
-import argparse
-
-from mnv2.commands import run
+from mnv2.commands import command_parser, run
 from mnv2.data import open_dataset
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m mnv2.data.prepare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_parser("mnv2.data.prepare", __doc__)
     parser.add_argument("name", metavar="NAME")
     parser.add_argument(
         "--data_dir", help="where data sets lie (default: $TFDS_DATA_DIR, or ~/tensorflow_datasets)"

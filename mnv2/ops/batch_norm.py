@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from mnv2.ops.precision import accumulator
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def normalize_batch(
@@ -29,7 +31,7 @@ def normalize_batch(
 
 
 def forward(x, scale, bias, epsilon, axis_name):
-    dtype = jnp.promote_types(x.dtype, jnp.float32)
+    dtype = accumulator(x.dtype)
     total = sum_over_devices(jnp.sum(x, (0, 1, 2), dtype=dtype), axis_name)
     squares = sum_over_devices(_sum_of_products(x, x), axis_name)
     pixels = count(x, axis_name)
@@ -75,7 +77,7 @@ def coefficients(
 
 
 def _sum_of_products(a: Array, b: Array) -> Array:
-    dtype = jnp.promote_types(a.dtype, jnp.float32)
+    dtype = accumulator(a.dtype)
     return jnp.einsum("nhwc,nhwc->c", a, b, preferred_element_type=dtype)
 
 

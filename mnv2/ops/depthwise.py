@@ -27,6 +27,7 @@ from jaxtyping import Array, Float
 
 from mnv2.ops.conv import conv
 from mnv2.ops.padding import Padding
+from mnv2.ops.precision import accumulator
 from mnv2.ops.relu6 import relu6
 
 # What one iteration of the backward scan reads: small enough for a core's L2 cache with the
@@ -88,7 +89,7 @@ def _gradients_of_grouped_conv(images, kernel, gradient, **settings):
 
 
 def _shifted_products(images, kernel, *, stride, padding, of_relu6):
-    taps = kernel[:, :, 0].astype(_accumulator(images.dtype))
+    taps = kernel[:, :, 0].astype(accumulator(images.dtype))
     images = relu6(images) if of_relu6 else images
     padded = jnp.pad(images, ((0, 0), *padding, (0, 0)))
     out = sum(window * taps[i, j] for i, j, window in _windows(padded, kernel.shape[0], stride))
@@ -100,7 +101,7 @@ def _gradients_on_cpu(images, kernel, gradient, *, stride, padding, of_relu6):
     if stride == 1:
         # Both gradients read it: without the barrier XLA would compute it twice (2 % of a step).
         spread = lax.optimization_barrier(spread)
-    turned = kernel[::-1, ::-1, 0].astype(_accumulator(images.dtype))
+    turned = kernel[::-1, ::-1, 0].astype(accumulator(images.dtype))
     image_gradient = sum(window * turned[i, j] for i, j, window in _windows(spread, len(kernel), 1))
     if of_relu6:
         image_gradient = jnp.where((images > 0) & (images < 6), image_gradient, 0)
@@ -128,7 +129,7 @@ def _spread(gradient, shape, size, stride, padding):
 
 
 def _kernel_gradient(images, kernel, gradient, spread, stride, padding, of_relu6):
-    size, dtype = len(kernel), _accumulator(images.dtype)
+    size, dtype = len(kernel), accumulator(images.dtype)
 
     def one_chunk(sums, images_and_gradients):
         chunk, out = images_and_gradients
@@ -180,7 +181,3 @@ def _windows(padded: Array, size: int, stride: int) -> Iterator[tuple[int, int, 
             # The last row and column that tap (i, j) reaches, for the last output.
             bottom, right = i + height - size + 1, j + width - size + 1
             yield i, j, padded[:, i:bottom:stride, j:right:stride]
-
-
-def _accumulator(dtype: jnp.dtype) -> jnp.dtype:
-    return jnp.promote_types(dtype, jnp.float32)

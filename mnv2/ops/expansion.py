@@ -29,6 +29,7 @@ from jaxtyping import Array, Float
 
 from mnv2.ops import batch_norm
 from mnv2.ops.pointwise import gradients_of_conv, pointwise_conv
+from mnv2.ops.precision import accumulator
 
 # inputs * inputs / features up to which the products of inputs cost less than what they save.
 WORTHWHILE = 48
@@ -56,23 +57,25 @@ def expands(inputs: int, features: int) -> bool:
 
 
 def _forward(images, kernel, scale, bias, epsilon, axis_name):
-    def of(function):
-        return functools.partial(function, epsilon=epsilon, axis_name=axis_name)
-
-    inputs = images, kernel, scale, bias
-    results, kept = lax.platform_dependent(*inputs, cpu=of(_by_moments), default=of(_one_by_one))
+    settings = {"epsilon": epsilon, "axis_name": axis_name}
+    results, kept = lax.platform_dependent(
+        images,
+        kernel,
+        scale,
+        bias,
+        cpu=functools.partial(_by_moments, **settings),
+        default=functools.partial(_one_by_one, **settings),
+    )
     return results, (images, kernel, scale, kept)
 
 
 def _backward(epsilon, axis_name, saved, gradients):
-    def of(function):
-        return functools.partial(function, epsilon=epsilon, axis_name=axis_name)
-
+    settings = {"epsilon": epsilon, "axis_name": axis_name}
     return lax.platform_dependent(
         *saved,
         gradients[0],
-        cpu=of(_gradients_by_moments),
-        default=of(_gradients_one_by_one),
+        cpu=functools.partial(_gradients_by_moments, **settings),
+        default=functools.partial(_gradients_one_by_one, **settings),
     )
 
 
@@ -98,7 +101,7 @@ def _gradients_one_by_one(images, kernel, scale, kept, gradient, *, epsilon, axi
 
 # Here it is batch norm's, which nothing uses: it is in memory anyway for the layer that follows.
 def _by_moments(images, kernel, scale, bias, *, epsilon, axis_name):
-    rows, weights = _rows_and_ones(images), kernel[0, 0].astype(_accumulator(images))
+    rows, weights = _rows_and_ones(images), kernel[0, 0].astype(accumulator(images.dtype))
     moments = _across(rows, rows)
     count = batch_norm.count(images, axis_name)
     averages = batch_norm.sum_over_devices(moments, axis_name) / count
@@ -149,8 +152,4 @@ def _rows_and_ones(images: Array) -> Array:
 def _across(a: Array, b: Array) -> Array:
     """(r, c), (r, d) -> (c, d): a' b."""
     dims = (((0,), (0,)), ((), ()))
-    return lax.dot_general(a, b, dims, preferred_element_type=_accumulator(a))
-
-
-def _accumulator(images: Array) -> jnp.dtype:
-    return jnp.promote_types(images.dtype, jnp.float32)
+    return lax.dot_general(a, b, dims, preferred_element_type=accumulator(a.dtype))
