@@ -10,10 +10,11 @@ PYTHON_FOUND := $(shell for python in $(CANDIDATES); do \
 WORKDIR ?= runs/v2_ablation
 BIN := .venv/bin
 
-.PHONY: help ablation throughput scaling test check tensorboard clean
+.PHONY: help ablation experiments throughput scaling test check tensorboard clean
 
 help:
 	@echo 'make ablation     train the ablations on Fashion-MNIST, print the table, draw the figure'
+	@echo 'make experiments  answer open questions about the papers by measuring; fill the tables'
 	@echo 'make throughput   measure the speed here beside PyTorch, Keras, ONNX Runtime and others'
 	@echo 'make scaling      measure how speed changes with batch size, resolution, width and threads'
 	@echo 'make test         run the tests'
@@ -23,6 +24,14 @@ help:
 
 ablation: .venv/ready
 	$(BIN)/python -m mnv2.main --config configs/v2_ablation.py --workdir $(WORKDIR)
+
+# Each ends within ten minutes on two cores, and goes on where it was stopped.
+EXPERIMENTS := complexity architecture manifold memory shortcuts activations expansion latency
+
+experiments: .venv/ready
+	@for name in $(EXPERIMENTS); do echo "== $$name"; \
+		$(BIN)/python -m experiments.$$name || exit 1; done
+	$(BIN)/python -m experiments.tables
 
 throughput: .venv-peers/ready
 	.venv-peers/bin/python -m experiments.throughput

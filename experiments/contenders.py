@@ -14,15 +14,15 @@ import json
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from experiments.timing import Step, times
+
 READING = ("load", "feed")  # modes that need pictures
-Step = Callable[[], Any]  # does the work of one batch, and waits for its end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ def mnv2(task: Task) -> Step:
     one_image = task.images()[:1]
     if task.mode == "infer":
         model = models.create_model(task.network, width=task.width)
-        variables = _random_statistics(unoptimised(model.init)(jax.random.key(0), one_image))
+        variables = random_statistics(unoptimised(model.init)(jax.random.key(0), one_image))
         infer = models.for_inference(model, variables)
         images = jax.device_put(task.images())
         return lambda: infer(images).block_until_ready()
@@ -116,7 +116,7 @@ def flax(task: Task) -> Step:
     variables = init(task.images()[:1])
     images = jax.device_put(task.images())
     if task.mode == "infer":
-        variables = _random_statistics(variables)
+        variables = random_statistics(variables)
         apply = jax.jit(lambda images: model.apply(variables, images, train=False))
         return lambda: apply(images).block_until_ready()
 
@@ -335,7 +335,7 @@ def unoptimised(init: Callable[..., Any]) -> Callable[..., Any]:
     return jax.jit(init, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def _random_statistics(variables: Any) -> Any:
+def random_statistics(variables: Any) -> Any:
     """Statistics as a trained network has them: with zeros and ones XLA could skip work."""
     import jax
 
@@ -362,17 +362,6 @@ def peak_memory() -> int:
     return 0
 
 
-def _time(step: Step, seconds: float) -> Iterator[float]:
-    end = time.perf_counter() + seconds
-    while True:
-        start = time.perf_counter()
-        step()
-        now = time.perf_counter()
-        yield now - start
-        if now >= end:
-            return
-
-
 def _end_with_parent() -> None:
     """Has Linux kill this process when its parent ends: stopped, it would stay for ever."""
     with contextlib.suppress(OSError, AttributeError):
@@ -393,7 +382,7 @@ def main() -> None:
     reset_peak_memory()
     answers.write("ready\n")
     for line in sys.stdin:
-        seconds = list(_time(step, float(line)))
+        seconds = list(times(step, float(line)))
         answers.write(json.dumps({"seconds": seconds, "peak_memory": peak_memory()}) + "\n")
 
 

@@ -15,7 +15,6 @@ by T's pseudo-inverse, for n = 2, 3, 5, 15, 30. Beside a picture of one draw eac
 Prints the table; writes manifold.csv and manifold.png to --out.
 """
 
-import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ import matplotlib.figure
 import numpy as np
 from jaxtyping import Float
 
+from experiments.tables import write_csv, write_markdown
 from mnv2.commands import command_parser, run
 from mnv2.errors import check_positive
 
@@ -102,6 +102,21 @@ def print_rows(rows: Sequence[Row], draws: int) -> None:
         )
 
 
+HEADER = (
+    "n",
+    "points that collapse, %",
+    "theorem 1, %",
+    "error by the pseudo-inverse, %",
+    "by the best linear map, %",
+)
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    shares = (100 * value for value in (row.collapsed, row.theorem))
+    errors = (100 * value for value in (row.error, row.best_error))
+    return str(row.dimensions), *(f"{x:.3f}" for x in shares), *(f"{x:.1f}" for x in errors)
+
+
 def draw(curve: np.ndarray, rows: Sequence[Row], seed: int, path: Path) -> None:
     """The spiral, and one draw for each number of dimensions; dark to light from its middle."""
     figure = matplotlib.figure.Figure(figsize=(3 * (len(rows) + 1), 3.5), layout="constrained")
@@ -134,10 +149,8 @@ def main() -> None:
     rows = [measure(curve, dimensions, arguments.draws) for dimensions in DIMENSIONS]
     print_rows(rows, arguments.draws)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    with (arguments.out / "manifold.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([*Row._fields, "draws"])
-        writer.writerows([*(f"{value:.6g}" for value in row), arguments.draws] for row in rows)
+    write_csv(rows, arguments.out / "manifold.csv")
+    write_markdown(arguments.out, "manifold", HEADER, [cells(row) for row in rows])
     draw(curve, rows, arguments.seed, arguments.out / "manifold.png")
     print(f"written: {arguments.out}/manifold.csv, manifold.png")
 

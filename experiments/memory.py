@@ -6,6 +6,7 @@
 Between its two 1x1 convolutions a block works channel by channel, so it can be computed as t
 partial sums over slices of its expanded channels, with one slice in memory at a time. Shown are
 
+    check        each block in slices against the block as it is, at two widths
     table 3      the paper's sizes of tensors, as printed, and counted from the network
     blocks       memory of a block by equation 2 with t = 1, and what XLA plans to use for its
                  temporaries, for several t, with the time it takes
@@ -16,11 +17,9 @@ partial sums over slices of its expanded channels, with one slice in memory at a
 all in float32, with batch norm folded. Prints tables; writes memory.csv and memory.png to --out.
 """
 
-import csv
 import json
 import multiprocessing
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,11 +29,20 @@ import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
 
-from experiments.contenders import peak_memory, reset_peak_memory, unoptimised
+from experiments.contenders import (
+    peak_memory,
+    random_statistics,
+    reset_peak_memory,
+    unoptimised,
+)
+from experiments.submodules import submodules
+from experiments.tables import write_csv, write_markdown
+from experiments.timing import times
 from mnv2.analysis.memory import BlockSize, block_sizes, splits_within
 from mnv2.commands import command_parser, run
 from mnv2.errors import check_positive
 from mnv2.models import create_model, fold_batch_norm
+from mnv2.models.blocks import InvertedResidual
 from mnv2.models.split import inverted_residual_by_slices
 from mnv2.ops import explicit_padding
 from mnv2.progress import Progress
@@ -42,7 +50,10 @@ from mnv2.progress import Progress
 SIZE = 224
 SPLITS = (1, 2, 3, 4, 5, 6, 7, 8)
 BLOCK_SPLITS = (1, 2, 3, 5, 8)
+PROCESSES = 3
 BYTES = 4  # of a float32
+CHECKED_WIDTHS = (1.0, 0.35)
+ODD_IMAGE = (101, 75)  # blocks see 51 x 38, 26 x 19, 13 x 10, 7 x 5, 4 x 3
 # Table 3, in 16 bits: at each resolution, channels and kB as printed, and the channels that the
 # network of table 2 has there at its widest bottleneck.
 TABLE_3 = (
@@ -66,21 +77,40 @@ class Measured(NamedTuple):
     resident: int | None = None  # bytes
 
 
-def folded_network(splits: tuple[int, ...] = ()) -> tuple[Any, Any]:
-    """MobileNetV2 1.0 with random weights, batch norm folded."""
-    model = create_model("mobilenet_v2", splits=splits)
+def folded_network(splits: tuple[int, ...] = (), width: float = 1.0) -> tuple[Any, Any]:
+    """MobileNetV2 with random weights and statistics, batch norm folded."""
+    model = create_model("mobilenet_v2", width=width, splits=splits)
     variables = unoptimised(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    return model, fold_batch_norm(model, variables)
+    return model, fold_batch_norm(model, random_statistics(variables))
+
+
+def largest_error(width: float, image: tuple[int, int], say: Callable[[str], None]) -> float:
+    """How far a block in slices is at most from the block as it is, of its largest value.
+
+    Over all blocks with t = 1 to 8 and t = the number of expanded channels, for images of
+    (height, width) pixels.
+    """
+    model, variables = folded_network(width=width)
+    random = np.random.default_rng(0)
+    largest = 0.0
+    blocks = submodules(model, variables, (1, *image, 3), InvertedResidual)
+    for path, block in blocks.items():
+        x = jnp.asarray(random.normal(size=block.input_shape), jnp.float32)
+        params = {"params": block.params}
+        expected, _ = jax.jit(block.module.apply)(params, x)
+        channels = block.params["depthwise"]["kernel"].shape[-1]
+        for splits in (*SPLITS, channels):
+            say(f"checking width {width:g}, {path}, t = {splits}")
+            result, _ = jax.jit(block.module.clone(splits=splits).apply)(params, x)
+            error = jnp.abs(result - expected).max() / jnp.abs(expected).max()
+            largest = max(largest, float(error))
+    return largest
 
 
 def median_milliseconds(step: Callable[[], Any], seconds: float) -> float:
-    times: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(times) < 5 or time.perf_counter() < end:
-        began = time.perf_counter()
-        jax.block_until_ready(step())
-        times.append(time.perf_counter() - began)
-    return 1000 * statistics.median(times)
+    """After a call that is not counted."""
+    step()
+    return 1000 * statistics.median(times(lambda: jax.block_until_ready(step()), seconds))
 
 
 def planned_bytes(compiled: Any) -> int:
@@ -108,7 +138,20 @@ def measure_block(size: BlockSize, params: Any, splits: int, seconds: float) -> 
 
 
 def measure_network(splits: tuple[int, ...], seconds: float) -> tuple[int, float, int]:
-    """(planned temporaries, milliseconds, peak resident memory) in a process of its own."""
+    """(planned temporaries, milliseconds, peak resident memory): medians of three processes.
+
+    glibc places what a process allocates now here, now there: one process says little of how
+    much is resident.
+    """
+    answers = [_in_a_process(splits, seconds) for _ in range(PROCESSES)]
+    planned, milliseconds, resident = (
+        statistics.median(answer[key] for answer in answers)
+        for key in ("planned", "milliseconds", "resident")
+    )
+    return int(planned), milliseconds, int(resident)
+
+
+def _in_a_process(splits: tuple[int, ...], seconds: float) -> dict[str, Any]:
     context = multiprocessing.get_context("spawn")
     receiving, sending = context.Pipe(duplex=False)
     process = context.Process(target=_infer, args=(splits, seconds, sending))
@@ -116,7 +159,7 @@ def measure_network(splits: tuple[int, ...], seconds: float) -> tuple[int, float
     sending.close()
     answer = json.loads(receiving.recv())
     process.join()
-    return answer["planned"], answer["milliseconds"], answer["resident"]
+    return answer
 
 
 def _infer(splits: tuple[int, ...], seconds: float, sending: Any) -> None:
@@ -135,6 +178,37 @@ def _infer(splits: tuple[int, ...], seconds: float, sending: Any) -> None:
             }
         )
     )
+
+
+BLOCK_HEADER = ("block", *(f"t = {t}" for t in BLOCK_SPLITS))
+NETWORK_HEADER = (
+    "slices of each block",
+    "largest block by equation 2, MB",
+    "planned temporaries, MB",
+    "resident at its peak, MB",
+    "ms an image",
+)
+
+
+def block_lines(rows: Sequence[Measured]) -> list[tuple[str, ...]]:
+    """A line a block: planned temporaries in MB for each t, and equation 2's in brackets."""
+    names = dict.fromkeys(row.name for row in rows)
+    return [
+        (
+            name.removeprefix("block_"),
+            *(
+                f"{row.planned / 1e6:.2f} ({row.equation_2 / 1e6:.2f})"
+                for row in rows
+                if row.name == name
+            ),
+        )
+        for name in names
+    ]
+
+
+def network_cells(row: Measured) -> tuple[str, ...]:
+    sizes = (row.equation_2, row.planned, row.resident or 0)
+    return str(row.splits), *(f"{size / 1e6:.1f}" for size in sizes), f"{row.milliseconds:.1f}"
 
 
 def print_table_3() -> None:
@@ -181,16 +255,16 @@ def draw(blocks: Sequence[Measured], network: Sequence[Measured], path: Path) ->
         ("resident", "resident at its peak, above before", "k--s"),
     ):
         right.plot(of_network, [getattr(row, field) / 1e6 for row in network], style, label=label)
-    right.set_ylim(bottom=0)
     right.set_ylabel("MB")
     right.set_xlabel("slices t of every block")
     time_axis = right.twinx()
     time_axis.plot(
         of_network, [row.milliseconds for row in network], "^-", color="0.6", label="time"
     )
-    time_axis.set_ylim(bottom=0)
+    time_axis.set_ylim(0, 1.9 * max(row.milliseconds for row in network))
     time_axis.set_ylabel("ms an image (grey)")
-    right.legend()
+    right.set_ylim(0, 1.45 * max(row.resident or row.planned for row in network) / 1e6)
+    right.legend(loc="upper right")
     left.set_title("each block by itself")
     right.set_title(f"MobileNetV2 1.0, {SIZE} pixels, one image")
     figure.savefig(path, dpi=110)
@@ -216,6 +290,14 @@ def main() -> None:
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
     progress = Progress("memory", len(sizes) + len(SPLITS), 1)
+    for width in CHECKED_WIDTHS:
+        error = largest_error(width, ODD_IMAGE, progress.say)
+        progress.clear()
+        height, breadth = ODD_IMAGE
+        print(
+            f"width {width:g}, {height} x {breadth} pixels: each block in t = 1 to 8 slices, and "
+            f"channel by channel, is the block as it is; largest error {error:.1e} of its values"
+        )
     blocks, network = [], []
     for size in sizes:
         progress.say(size.name)
@@ -230,10 +312,11 @@ def main() -> None:
     print_table_3()
     print_measured("each block by itself", blocks)
     print_measured("the network", network)
-    with (arguments.out / "memory.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(Measured._fields)
-        writer.writerows([*blocks, *network])
+    write_csv([*blocks, *network], arguments.out / "memory.csv")
+    write_markdown(arguments.out, "memory_blocks", BLOCK_HEADER, block_lines(blocks))
+    write_markdown(
+        arguments.out, "memory_network", NETWORK_HEADER, [network_cells(row) for row in network]
+    )
     draw(blocks, network, arguments.out / "memory.png")
     print(f"\nwritten: {arguments.out}/memory.csv, memory.png")
 

@@ -94,3 +94,59 @@ PAPERS = tuple(
         ("V1 table 9", "mobilenet_v1", 0.5, 160, 76, 1.32),
     )
 )
+
+
+class Latency(NamedTuple):
+    """MobileNetV1 1.0 and V2 1.0 on one machine, as someone measured them at 224 pixels.
+
+    Ceilings, in GFLOP/s and GB/s, are the vendor's: peak of the processors that were used, in
+    the arithmetic that was used, and bandwidth of memory. None where they are not published.
+    """
+
+    machine: str
+    framework: str
+    v1: float  # both in one unit of time
+    v2: float
+    batch: int
+    bytes_per_element: int
+    fused: bool  # batch norm and activation within the convolutions
+    ceilings: tuple[float, float] | None
+    source: str
+
+
+# Peaks of ARM cores: 8 FLOP a cycle in float32; of x86 cores: 16 with AVX, 32 with AVX2, 64 with
+# AVX-512. Rates of images a second stand here as their inverse.
+FUSED, SEPARATE = True, False
+LATENCIES = tuple(
+    Latency(*row)
+    for row in (
+        ("Pixel 1, one core", "TF-Lite", 113, 75, 1, 4, FUSED, (17.2, 29.8), "V2 paper, table 4"),
+        ("Pixel 2, one core", "TF-Lite", 160.1, 117, 1, 4, FUSED, (18.8, 29.8), "TF-Lite models"),
+        ("Pixel 2, uint8", "TF-Lite", 70.2, 80.3, 1, 1, FUSED, (75.2, 29.8), "TF-Lite models"),
+        ("Snapdragon 810, a core", "", 1 / 6.5, 1 / 8.9, 1, 4, FUSED, (16, 25.6), "ShuffleNetV2"),
+        ("Cortex-A53, one core", "ncnn", 558, 492, 1, 4, FUSED, (11.2, 6.4), "ncnn#273"),
+        ("Cortex-A53, four cores", "ncnn", 212, 215, 1, 4, FUSED, (44.8, 6.4), "ncnn#273"),
+        ("i7-3770K", "MXNet", 26, 37, 1, 4, SEPARATE, (224, 25.6), "gluon-cv#483"),
+        ("Xeon E5-2658 v2", "Caffe", 148, 185, 1, 4, SEPARATE, (384, 59.7), "MobileNet-Caffe#52"),
+        ("i9-10940X", "PyTorch dynamo", 4.013, 5.299, 1, 4, FUSED, (2957, 94), "timm"),
+        ("EPYC, 92 cores", "Keras", 22.6, 25.9, 32, 4, SEPARATE, (6624, 204.8), "keras.io"),
+        ("A100", "Keras (TF32)", 3.4, 3.8, 32, 4, SEPARATE, (156_000, 1555), "keras.io"),
+        ("GTX 1050", "Keras", 11, 14, 1, 4, SEPARATE, (1862, 112), "a reader's note"),
+        ("GTX 1070 Ti", "Caffe", 1 / 181, 1 / 100, 1, 4, SEPARATE, (8186, 256), "SSDLite#8"),
+        ("GTX 1080 Ti", "", 1 / 247, 1 / 180, 8, 4, SEPARATE, (11_340, 484), "ShuffleNetV2"),
+        ("RTX 3090", "PyTorch", 1 / 10_803, 1 / 8_630, 1024, 2, SEPARATE, (71_000, 936), "timm"),
+        ("RTX 4090", "PyTorch", 1 / 13_760, 1 / 10_810, 1024, 2, SEPARATE, (165_200, 1008), "timm"),
+        ("the same, NHWC", "", 1 / 14_689, 1 / 11_768, 512, 2, SEPARATE, (165_200, 1008), "timm"),
+        ("MacBook", "PyTorch", 247, 292, 1, 4, SEPARATE, None, "tonylins#6"),
+        ("iPhone 7", "Core ML", 35, 53, 1, 2, FUSED, None, "ImageClassification-CoreML"),
+        ("iPhone 12 Pro", "Core ML", 17, 15, 1, 2, FUSED, None, "ImageClassification-CoreML"),
+    )
+)
+
+# Where nobody's measurement of both is at hand: GFLOP/s in bfloat16, GB/s.
+ACCELERATORS = {
+    "A100": (312_000, 1555),
+    "H100": (989_000, 3352),
+    "TPU v4": (275_000, 1228),
+    "TPU v5e": (197_000, 819),
+}

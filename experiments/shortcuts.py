@@ -6,11 +6,13 @@ what ReLU6 costs with shortcuts, without, and the difference between these, pair
 intervals). Writes runs, report.md and report.png to --workdir; a second call goes on.
 """
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from configs import v2_ablation
+from experiments.tables import write_markdown
 from mnv2 import report, sweep
 from mnv2.allocator import restart_with_huge_pages
 from mnv2.commands import command_parser, run
@@ -21,6 +23,14 @@ ARMS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("linear_alone", {"model.shortcut": "none"}),
     ("relu6_alone", {"model.shortcut": "none", "model.bottleneck": "relu6"}),
 )
+
+
+TITLES = {
+    "linear": "linear, with shortcuts",
+    "relu6": "ReLU6, with shortcuts",
+    "linear_alone": "linear, without shortcuts",
+    "relu6_alone": "ReLU6, without shortcuts",
+}
 
 
 def effects(accuracies: dict[str, dict[int, float]]) -> list[tuple[str, report.Estimate]]:
@@ -42,27 +52,45 @@ def effects(accuracies: dict[str, dict[int, float]]) -> list[tuple[str, report.E
     return [(name, estimate) for name, estimate in estimates if estimate]
 
 
-def main() -> None:
-    parser = command_parser("experiments.shortcuts", __doc__)
-    parser.add_argument("--workdir", type=Path, default=Path("runs/shortcuts"))
-    parser.add_argument("--steps", type=int, default=200, help="of each run")
-    parser.add_argument("--seeds", type=int, default=5)
-    arguments = parser.parse_args()
+def train(workdir: Path, steps: int, seeds: int) -> report.Sweep:
+    """Does the runs that are not finished in `workdir`, and loads all."""
     config = v2_ablation.get_config()
     config.arms = ARMS
     config.panels = (
         ("with shortcuts", "model.bottleneck", ("linear", "relu6")),
         ("without shortcuts", "model.bottleneck", ("linear_alone", "relu6_alone")),
     )
-    config.seeds = arguments.seeds
-    config.duration = f"{arguments.steps} steps"
+    config.seeds = seeds
+    config.duration = f"{steps} steps"
     config.eval_every = config.checkpoint_every = "0 steps"
-    sweep.run(config, arguments.workdir)
-    results = report.load(arguments.workdir)
+    sweep.run(config, workdir)
+    return report.load(workdir)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the runs are told by."""
+    parser.add_argument("--workdir", type=Path, default=Path("runs/shortcuts"))
+    parser.add_argument("--steps", type=int, default=200, help="of each run")
+    parser.add_argument("--seeds", type=int, default=5)
+
+
+def main() -> None:
+    parser = command_parser("experiments.shortcuts", __doc__)
+    add_arguments(parser)
+    arguments = parser.parse_args()
+    results = train(arguments.workdir, arguments.steps, arguments.seeds)
+    found = effects({arm: results.accuracies(arm) for arm, _ in ARMS})
+    lines = [(name, report.plus_minus(estimate, "+")) for name, estimate in found]
     print()
-    for name, estimate in effects({arm: results.accuracies(arm) for arm, _ in ARMS}):
-        width = "" if estimate.half_width is None else f" ± {estimate.half_width:.2f}"
-        print(f"{name:32} {estimate.mean:+.2f}{width} points ({estimate.count} seeds)")
+    for name, estimate in lines:
+        print(f"{name:32} {estimate} points")
+    by_arm = {row.arm: row for row in results.rows()}
+    lines = [
+        *((title, report.plus_minus(by_arm[arm].accuracy)) for arm, title in TITLES.items()),
+        *lines,
+    ]
+    header = ("", f"test top-1, %, or points ({arguments.seeds} seeds)")
+    write_markdown(arguments.workdir, "shortcuts", header, lines)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ class Layer:
     output: tuple[int, ...]  # of one image: (height, width, channels) or (channels,)
     parameters: int
     multiply_adds: int
+    weights: int  # elements of its kernel
+    activations: int  # elements of its input and its output, for one image
 
 
 @functools.cache
@@ -40,9 +42,14 @@ def layers(model: nn.Module, image: tuple[int, int, int]) -> tuple[Layer, ...]:
             # MobileNetV2/block_3/expand/expand._convolve/... -> block_3/expand
             names = str(equation.source_info.name_stack).split("/")[1:]
             path = [name for name in names if name.isidentifier()]
-            weights = functools.reduce(operator.getitem, path, variables["params"])
+            params = functools.reduce(operator.getitem, path, variables["params"])
             output = equation.outvars[0].aval.shape[1:]
-            found.append(Layer("/".join(path), output, _size(weights), cost))
+            tensors = [x.aval.size for x in equation.invars if getattr(x.aval, "ndim", 0) > 1]
+            kernel = math.prod(params["kernel"].shape)
+            read_and_written = sum(tensors) - kernel + math.prod(output)
+            found.append(
+                Layer("/".join(path), output, _size(params), cost, kernel, read_and_written)
+            )
     return tuple(found)
 
 

@@ -80,14 +80,30 @@ def test_a_layer_says_its_output_and_its_cost():
     layers = complexity.layers(create_model("mobilenet_v2"), (224, 224, 3))
     assert len(layers) == 53
     expand, depthwise, project = (layer for layer in layers if layer.name.startswith("block_1/"))
+    wide, narrow = 112**2 * 96, 56**2 * 96
     assert expand == complexity.Layer(
-        "block_1/expand", (112, 112, 96), 16 * 96 + 2 * 96, 112**2 * 16 * 96
+        name="block_1/expand",
+        output=(112, 112, 96),
+        parameters=16 * 96 + 2 * 96,
+        multiply_adds=112**2 * 16 * 96,
+        weights=16 * 96,
+        activations=112**2 * 16 + wide,
     )
     assert depthwise == complexity.Layer(
-        "block_1/depthwise", (56, 56, 96), 9 * 96 + 2 * 96, 56**2 * 9 * 96
+        name="block_1/depthwise",
+        output=(56, 56, 96),
+        parameters=9 * 96 + 2 * 96,
+        multiply_adds=56**2 * 9 * 96,
+        weights=9 * 96,
+        activations=wide + narrow,
     )
     assert project == complexity.Layer(
-        "block_1/project", (56, 56, 24), 96 * 24 + 2 * 24, 56**2 * 96 * 24
+        name="block_1/project",
+        output=(56, 56, 24),
+        parameters=96 * 24 + 2 * 24,
+        multiply_adds=56**2 * 96 * 24,
+        weights=96 * 24,
+        activations=narrow + 56**2 * 24,
     )
 
 
