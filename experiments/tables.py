@@ -3,7 +3,7 @@
 Every experiment writes its tables as Markdown beside its CSV files. Here they are put into
 experiments/README.md, each between its two marks
 
-    <!-- NAME: written by make experiments -->
+    <!-- NAME: measured by a command -->
     <!-- end of NAME -->
 
 and the figures that the README shows are copied to docs/. What has no result in runs/ stays as
@@ -22,7 +22,7 @@ from mnv2.files import write_text
 
 README = Path(__file__).parent / "README.md"
 TABLE = re.compile(
-    r"(<!-- (?P<name>\w+): written by make experiments -->\n).*?(<!-- end of (?P=name) -->)",
+    r"(<!-- (?P<name>\w+): measured by a command -->\n).*?(<!-- end of (?P=name) -->)",
     re.DOTALL,
 )
 FIGURE = re.compile(r"!\[[^]]*\]\(\.\./docs/(\w+)\.png\)")

@@ -32,6 +32,7 @@ import matplotlib
 
 from experiments import photographs
 from experiments.contenders import CONTENDERS, READING, Task, missing
+from experiments.tables import write_markdown
 from mnv2 import allocator
 from mnv2.commands import command_parser, run
 from mnv2.errors import UserError, check_choice
@@ -204,6 +205,32 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
             writer.writerow([*vars(row.task).values(), row.settings, row.name, *numbers, memory])
 
 
+HEADER = ("", "images/s", "memory, MiB", "images/s, huge pages for all", "memory, MiB")
+
+
+def write_tables(rows: Sequence[Row], folder: Path) -> None:
+    """A Markdown table for each task, fastest first: FOLDER_train_224_32.md."""
+    for task in dict.fromkeys(row.task for row in rows):
+        here = [row for row in rows if row.task == task]
+        first = sorted((r for r in here if r.settings == AS_RUN), key=lambda row: -row.median)
+        settings = sorted({row.settings for row in here})
+        lines = [
+            [row.name, *(cell for of in settings for cell in _cells(here, row.name, of))]
+            for row in first
+        ]
+        name = f"{folder.name}_{task.mode}_{task.size}_{task.batch}"
+        write_markdown(folder, name, HEADER[: 1 + 2 * len(settings)], lines)
+
+
+def _cells(rows: Sequence[Row], name: str, settings: str) -> tuple[str, str]:
+    for row in rows:
+        if (row.name, row.settings) == (name, settings):
+            speeds = (row.median, min(row.images_per_second), max(row.images_per_second))
+            median, *ends = (f"{speed:,.{0 if speed >= 100 else 1}f}" for speed in speeds)
+            return f"{median} ({'-'.join(ends)})", f"{row.peak_memory / 2**20:,.0f}"
+    return "", ""
+
+
 def draw_bars(rows: Sequence[Row], path: Path) -> None:
     """Bars of images/s, a panel for each task and setting."""
     titles = list(dict.fromkeys(row.panel for row in rows))
@@ -303,6 +330,7 @@ def main() -> None:
             print_rows(new)
             if rows:
                 write_csv(rows, arguments.out / "throughput.csv")
+                write_tables(rows, arguments.out)
                 draw_bars(rows, arguments.out / "throughput.png")
     if not rows:
         raise UserError("no framework could be measured")

@@ -3,11 +3,11 @@ from typing import NamedTuple
 from experiments import tables
 
 README = """# Results
-<!-- found: written by make experiments -->
+<!-- found: measured by a command -->
 | old |
 <!-- end of found -->
 Text in between.
-<!-- other: written by make experiments -->
+<!-- other: measured by a command -->
 | kept |
 <!-- end of other -->
 ![a figure](../docs/found.png) ![another](../docs/other.png)
@@ -41,5 +41,5 @@ def test_csv_has_a_header_and_six_digits(tmp_path):
 
 def test_every_table_of_the_readme_has_both_its_marks():
     text = tables.README.read_text()
-    begun = text.count(": written by make experiments -->")
+    begun = text.count(": measured by a command -->")
     assert begun == len(tables.TABLE.findall(text)) > 0

@@ -1,4 +1,5 @@
 import csv
+import re
 import sys
 
 import numpy as np
@@ -28,6 +29,9 @@ def test_frameworks_take_turns_and_are_written_down(monkeypatch, tmp_path, capsy
         assert 0 < float(row["lowest"]) <= float(row["images_per_second"]) <= float(row["highest"])
         assert int(row["peak_mib"]) > 50
     assert (tmp_path / "throughput.png").stat().st_size > 5_000
+    table = (tmp_path / f"{tmp_path.name}_infer_32_5.md").read_text().splitlines()
+    assert table[0] == "|  | images/s | memory, MiB |"
+    assert re.fullmatch(r"\| mnv2 \| [\d.,]+ \([\d.,]+-[\d.,]+\) \| [\d,]+ \|", table[2])
 
 
 def test_a_framework_that_dies_is_left_out(monkeypatch, tmp_path, capsys):
