@@ -419,7 +419,7 @@ def draw(
                 alpha=0.7,
                 label=f"{TITLES[name]} {kind}",
             )
-    x = np.geomspace(1, 200, 100)
+    x = np.geomspace(0.7, 130, 100)
     roof = np.minimum(machine.flops, x * machine.bandwidth) / 1e9
     left.plot(x, roof, color="0.4", linestyle="--", label="ceilings, measured")
     left.set_xscale("log")
@@ -435,6 +435,7 @@ def draw(
         right.annotate(
             str(i), (row.predicted, row.published), xytext=(5, 2), textcoords="offset points"
         )
+    right.margins(0.08)
     right.axhline(1, color="0.6", linewidth=0.8)
     right.axvline(1, color="0.6", linewidth=0.8)
     right.set_xlabel("V2's time over V1's, predicted")

@@ -211,15 +211,27 @@ def network_cells(row: Measured) -> tuple[str, ...]:
     return str(row.splits), *(f"{size / 1e6:.1f}" for size in sizes), f"{row.milliseconds:.1f}"
 
 
-def print_table_3() -> None:
-    print("table 3: the largest tensor between layers, 16 bits, kB")
-    print(f"  {'pixels':>9} {'printed':>12} {'its size':>9} {'in the network':>15} {'size':>6}")
-    for side, channels, printed, real in TABLE_3:
-        printed_size, size = (2 * side**2 * c / 1000 for c in (channels, real))
-        print(
-            f"  {f'{side} x {side}':>9} {f'{channels} / {printed}':>12} {printed_size:9.0f} "
-            f"{real:15} {size:6.0f}"
+TABLE_3_HEADER = ("pixels", "channels / kB, printed", "counted, kB", "in the network", "kB")
+
+
+def table_3_lines() -> list[tuple[str, ...]]:
+    """A line a resolution: as printed, the size of that, the network's channels and their size."""
+    return [
+        (
+            f"{side} x {side}",
+            f"{channels} / {printed}",
+            f"{2 * side**2 * channels / 1000:.0f}",
+            str(real),
+            f"{2 * side**2 * real / 1000:.0f}",
         )
+        for side, channels, printed, real in TABLE_3
+    ]
+
+
+def print_table_3() -> None:
+    print("table 3: the largest tensor between layers, 16 bits")
+    for line in (TABLE_3_HEADER, *table_3_lines()):
+        print(f"  {line[0]:>9} {line[1]:>22} {line[2]:>12} {line[3]:>15} {line[4]:>6}")
 
 
 def print_measured(title: str, rows: Sequence[Measured]) -> None:
@@ -313,6 +325,7 @@ def main() -> None:
     print_measured("each block by itself", blocks)
     print_measured("the network", network)
     write_csv([*blocks, *network], arguments.out / "memory.csv")
+    write_markdown(arguments.out, "memory_table_3", TABLE_3_HEADER, table_3_lines())
     write_markdown(arguments.out, "memory_blocks", BLOCK_HEADER, block_lines(blocks))
     write_markdown(
         arguments.out, "memory_network", NETWORK_HEADER, [network_cells(row) for row in network]
