@@ -91,15 +91,23 @@ def look(folder: Path, images: np.ndarray, trained: bool = True) -> dict[str, An
     return apply(jnp.asarray(images))
 
 
+def block_number(path: str) -> int:
+    """block_12/expand -> 12"""
+    return int(path.split("/")[0].removeprefix("block_"))
+
+
+def of_blocks(tensors: Mapping[str, Any], layer: str) -> list[str]:
+    """The paths of one layer of every block, in the blocks' order."""
+    return sorted((path for path in tensors if path.endswith(layer)), key=block_number)
+
+
 def positive_channels(
     tensors: Mapping[str, Any], trained: bool, expansion: float
 ) -> list[Positive]:
     """Figure 7 of one network."""
     rows = []
-    for path, values in tensors.items():
-        if not path.endswith("expand"):
-            continue
-        found = activity(values)
+    for path in of_blocks(tensors, "expand"):
+        found = activity(tensors[path])
         numbers = (found.positive, found.deviation, found.fewest, found.most)
         shares = (100 * number / found.channels for number in numbers)
         rows.append(Positive(path, trained, found.channels, 100 / expansion, *shares))
@@ -111,7 +119,7 @@ def bottlenecks(
 ) -> list[Bottleneck]:
     """Each block's narrow output in networks of both kinds, one of each kind a seed."""
     rows = []
-    for path in (path for path in linear[0] if path.endswith("project")):
+    for path in of_blocks(linear[0], "project"):
         of_linear = _estimate(effective_rank(tensors[path]) for tensors in linear)
         before = _estimate(effective_rank(tensors[path]) for tensors in with_relu6)
         after = _estimate(effective_rank(relu6(tensors[path])) for tensors in with_relu6)
@@ -181,7 +189,7 @@ def draw(positive: Sequence[Positive], narrow: Sequence[Bottleneck], path: Path)
     *of_positive, right = figure.subplots(1, 3)
     for axis, trained in zip(of_positive, (False, True), strict=True):
         rows = [row for row in positive if row.trained == trained]
-        x = [int(row.layer.split("/")[0].removeprefix("block_")) for row in rows]
+        x = [block_number(row.layer) for row in rows]
         axis.fill_between(
             x, [r.fewest for r in rows], [r.most for r in rows], color="0.9", label="range"
         )
@@ -197,6 +205,7 @@ def draw(positive: Sequence[Positive], narrow: Sequence[Bottleneck], path: Path)
         axis.axhline(rows[0].threshold, color="k", linestyle=":", label="1/t: invertible above")
         axis.set_ylim(0, 100)
         axis.set_xlabel("block")
+        axis.set_xticks(range(0, 17, 2))
         axis.set_title(f"{'after' if trained else 'before'} training")
     of_positive[0].set_ylabel("positive channels after expansion, %")
     of_positive[0].legend(fontsize="small")
@@ -209,6 +218,8 @@ def draw(positive: Sequence[Positive], narrow: Sequence[Bottleneck], path: Path)
         right.plot(x, values, style, markerfacecolor="w" if "ReLU6" in label else "k", label=label)
     right.step(x, [r.channels for r in narrow], where="mid", color="0.6", label="channels")
     right.set_yscale("log")
+    right.set_yticks((2, 5, 10, 20, 50, 100), ("2", "5", "10", "20", "50", "100"))
+    right.set_xticks(range(0, 17, 2))
     right.set_xlabel("block")
     right.set_ylabel("effective rank of the bottleneck")
     right.legend(fontsize="small")
