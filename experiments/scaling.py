@@ -76,7 +76,7 @@ def draw(curves: Mapping[str, list[Task]], rows: Sequence[Row], title: str, path
         axes.set_yscale("log")
         axes.set_xticks(values, [f"{x:g}" for x in values])
         axes.xaxis.set_minor_locator(ticker.NullLocator())
-        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_locator(ticker.NullLocator())
         axes.set_xlabel(LABELS[field])
