@@ -12,8 +12,8 @@ Presets, with what they cost and what to expect:
 
     configs/v2_ablation.py            Fashion-MNIST, 500 steps, width 0.35; linear and relu6 with 5
                                       seeds, the shortcuts with 3, all others with one.
-                                      A quarter of an hour on two CPU cores. Expect 84 to 86 % from
-                                      linear, 79 to 83 % from relu6, 87 % from width_1.
+                                      20 minutes on two CPU cores. Expect 84 to 86 % from linear,
+                                      79 to 83 % from relu6, 87 % from width_1.
     configs/v2_ablation.py:quick      four arms for 30 steps: does everything work? A minute.
     configs/v2_ablation.py:full       Fashion-MNIST, 15 epochs with augmentation, 5 seeds of every
                                       arm: what one would publish. Days on two CPU cores.
