@@ -53,10 +53,12 @@ def train_batches(
     view = functools.partial(
         preprocess.train_image, augmentation=augmentation, size=size, pad=pad, pixels=pixels
     )
-    make = _epoch_in_memory if dataset.fits_in_memory() else _epoch_from_disk
+    if dataset.fits_in_memory():
+        batches = _epochs_in_memory(dataset, view, batch_size, seed, first_step)
+        yield from _numpy(dataset, batches.prefetch(tf.data.AUTOTUNE))
     epoch, step = divmod(first_step, steps_per_epoch)
     while True:
-        batches = make(dataset, view, batch_size, seed, epoch, step)
+        batches = _epoch_from_disk(dataset, view, batch_size, seed, epoch, step)
         yield from _numpy(dataset, batches.prefetch(tf.data.AUTOTUNE))
         epoch, step = epoch + 1, 0
 
@@ -80,19 +82,33 @@ def eval_batches(
         yield {name: _padded(value, batch_size) for name, value in batch.items()}  # type: ignore
 
 
-def _epoch_in_memory(
-    dataset: Dataset, view: View, batch_size: int, seed: int, epoch: int, first_step: int
+def _epochs_in_memory(
+    dataset: Dataset, view: View, batch_size: int, seed: int, first_step: int
 ) -> tf.data.Dataset:
+    """Epochs without end, as one pipeline: to build one anew takes seconds, now and then many."""
     images, labels = dataset.arrays("train")
-    order = tf.constant(np.random.default_rng((seed, epoch)).permutation(len(labels)))
 
-    def batch(positions: tf.Tensor) -> dict[str, tf.Tensor]:
-        chosen = tf.gather(order, positions)
-        seeds = _seeds(_epoch_seed(seed, epoch), positions)
+    def positions() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """For each batch, which examples, and the seeds of their augmentation."""
+        steps_per_epoch = len(labels) // batch_size
+        epoch, step = divmod(first_step, steps_per_epoch)
+        while True:
+            order = np.random.default_rng((seed, epoch)).permutation(len(labels))
+            epoch_seed = np.full(batch_size, _epoch_seed(seed, epoch))
+            for start in range(step * batch_size, steps_per_epoch * batch_size, batch_size):
+                here = np.arange(start, start + batch_size)
+                yield order[here], np.stack([epoch_seed, here], axis=-1)
+            epoch, step = epoch + 1, 0
+
+    def batch(chosen: tf.Tensor, seeds: tf.Tensor) -> dict[str, tf.Tensor]:
         return _batch(view(tf.gather(images, chosen), seeds), tf.gather(labels, chosen))
 
-    positions = tf.data.Dataset.range(first_step * batch_size, len(labels))
-    return positions.batch(batch_size, drop_remainder=True).map(batch, tf.data.AUTOTUNE)
+    signature = (
+        tf.TensorSpec((batch_size,), tf.int64),
+        tf.TensorSpec((batch_size, 2), tf.int64),
+    )
+    chosen_and_seeds = tf.data.Dataset.from_generator(positions, output_signature=signature)
+    return chosen_and_seeds.map(batch, tf.data.AUTOTUNE)
 
 
 def _epoch_from_disk(
