@@ -10,7 +10,7 @@ PYTHON_FOUND := $(shell for python in $(CANDIDATES); do \
 WORKDIR ?= runs/v2_ablation
 BIN := .venv/bin
 
-.PHONY: help ablation experiments throughput scaling test check tensorboard clean
+.PHONY: help ablation experiments throughput scaling test faults check tensorboard clean
 
 help:
 	@echo 'make ablation     train the ablations on Fashion-MNIST, print the table, draw the figure'
@@ -18,6 +18,7 @@ help:
 	@echo 'make throughput   measure the speed here beside PyTorch, Keras, ONNX Runtime and others'
 	@echo 'make scaling      measure how speed changes with batch size, resolution, width and threads'
 	@echo 'make test         run the tests'
+	@echo 'make faults       kill runs at random moments, a hundred times; nothing may be lost'
 	@echo 'make check        format, lint, types'
 	@echo 'make tensorboard  look at the curves of make ablation'
 	@echo 'make clean        remove the environments; runs stay'
@@ -41,6 +42,9 @@ scaling: .venv-peers/ready
 
 test: .venv/ready
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
+
+faults: .venv/ready
+	$(BIN)/python -m tests.faults.kills
 
 check: .venv/ready
 	$(BIN)/ruff format --check .

@@ -1,5 +1,7 @@
 """Saving a run and going on from where it was saved."""
 
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path):
+        self._folder = folder.absolute()
+        self._damaged = self._folder.with_name("damaged")
         self._manager = ocp.CheckpointManager(
-            folder.absolute(), options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
+            self._folder, options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
         )
 
     def save(self, step: int, state: TrainState, seconds: float) -> None:
@@ -34,10 +38,41 @@ class Checkpoints:
             )
 
     def restore(self, template: TrainState) -> tuple[TrainState, float]:
-        """The newest state and its seconds; `template` itself and 0 where none was saved."""
+        """The newest state that can be read, and its seconds; `template` and 0 if none was saved.
+
+        Newer ones that are damaged are moved to `damaged` beside the folder, with a warning.
+        Raises UserError if all are.
+        """
+        damaged: list[tuple[int, str]] = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                saved = self._restore(step, template)
+            except Exception as error:  # a damaged file makes Orbax fail in any of many ways
+                damaged.append((step, f"{type(error).__name__}: {error}".splitlines()[0]))
+                continue
+            for bad, reason in damaged:
+                self._set_aside(bad)
+                print(
+                    f"warning: the checkpoint of step {bad} is damaged and was moved to "
+                    f"{self._damaged}; going on from step {step} ({reason})",
+                    file=sys.stderr,
+                )
+            return saved
+        if damaged:
+            raise UserError(
+                f"no checkpoint in {self._folder} can be read ({damaged[0][1]}): "
+                "move that folder away to begin anew"
+            )
+        return template, 0.0
+
+    def newest(self) -> str:
+        """In words: which checkpoint is the newest."""
         step = self._manager.latest_step()
         if step is None:
-            return template, 0.0
+            return "there is no checkpoint"
+        return f"the newest checkpoint is that of step {step}, in {self._folder}"
+
+    def _restore(self, step: int, template: TrainState) -> tuple[TrainState, float]:
         shapes: Any = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
         saved = self._manager.restore(
             step,
@@ -47,6 +82,12 @@ class Checkpoints:
         )
         return saved["state"], saved["clock"]["seconds"]
 
+    def _set_aside(self, step: int) -> None:
+        self._damaged.mkdir(exist_ok=True)
+        place = self._damaged / f"{step}-{time.time_ns()}"  # it may be damaged again
+        (self._folder / str(step)).rename(place)
+        self._manager.reload()
+
     def close(self) -> None:
         """Waits until what was saved is on disk."""
         self._manager.wait_until_finished()
@@ -55,6 +96,15 @@ class Checkpoints:
 
 def restore_variables(folder: Path) -> dict[str, Any]:
     """What evaluation uses of the newest checkpoint in `folder`, whatever devices it is from.
+
+    Raises UserError if there is none.
+    """
+    state = restore_state(folder)
+    return {"params": state.get("ema") or state["params"], "batch_stats": state["batch_stats"]}
+
+
+def restore_state(folder: Path) -> dict[str, Any]:
+    """The newest state in `folder` by the names of its fields, on one device.
 
     Raises UserError if there is none.
     """
@@ -69,5 +119,4 @@ def restore_variables(folder: Path) -> dict[str, Any]:
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
             checkpointer.metadata(path).item_metadata.tree,
         )
-        state = checkpointer.restore(path, shapes)
-    return {"params": state.get("ema") or state["params"], "batch_stats": state["batch_stats"]}
+        return checkpointer.restore(path, shapes)

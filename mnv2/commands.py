@@ -8,6 +8,7 @@ from typing import NoReturn
 from absl import logging
 
 from mnv2.errors import UserError
+from mnv2.stopping import EXIT_CODE, Stopped
 
 
 def command_parser(module: str, description: str | None) -> argparse.ArgumentParser:
@@ -26,6 +27,9 @@ def run(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         fail(str(error))
+    except Stopped as stopped:
+        print(f"\nstopped by {stopped}: the same command goes on there", file=sys.stderr)
+        sys.exit(EXIT_CODE)
     except KeyboardInterrupt:
         print("\ninterrupted: the same command goes on where it stopped", file=sys.stderr)
         sys.exit(130)  # what a shell says of a process that SIGINT ended

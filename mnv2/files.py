@@ -4,9 +4,16 @@ import contextlib
 import fcntl
 import json
 import os
+import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+LOCK = ".lock"
+
+
+class Held(Exception):
+    """Another process, which the message names, is writing to a folder."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -42,3 +49,34 @@ def locked(path: Path) -> Iterator[None]:
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of a folder. Raises Held, saying by whom, if one is in it.
+
+    The system ends the lock with its process, however that ends: no lock outlives its holder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise Held(file.read().strip() or "another process") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}\n")
+        file.flush()
+        yield
+
+
+def holder(folder: Path) -> str | None:
+    """Which process is writing to a folder, if one is."""
+    try:
+        with (folder / LOCK).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return None
+    except BlockingIOError:
+        return (folder / LOCK).read_text().strip() or "another process"
+    except FileNotFoundError:
+        return None

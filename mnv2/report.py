@@ -86,12 +86,11 @@ class Sweep:
 
     def missing(self) -> list[str]:
         """The arms and seeds that the config names and that are not finished."""
-        return [
-            f"{arm}/{seed}"
-            for arm, changes in self.arms.items()
-            for seed in self._seeds(changes)
-            if seed not in self.results[arm]
-        ]
+        return [f"{arm}/{seed}" for arm, seed in self.runs() if seed not in self.results[arm]]
+
+    def runs(self) -> list[tuple[str, int]]:
+        """The arms and seeds that the config names."""
+        return [(arm, seed) for arm, changes in self.arms.items() for seed in self._seeds(changes)]
 
     def _seeds(self, changes: dict[str, Any]) -> range:
         first = self.config["seed"]

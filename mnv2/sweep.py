@@ -1,11 +1,13 @@
 """A config's arms and seeds as runs: which there are, which are still to do, and doing them."""
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
 import platform
 import subprocess
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,15 @@ from flax.traverse_util import flatten_dict
 from mnv2 import compiled, report
 from mnv2.build import build
 from mnv2.errors import UserError, check_choice, check_positive
-from mnv2.files import write_json
+from mnv2.files import Held, sole_writer, write_json, write_text
 from mnv2.progress import format_seconds, waiting_for_input
+from mnv2.stopping import Stopper
 from mnv2.train import RESULT, train_and_evaluate
 
 SWEEP = "sweep.json"
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
+FAILURE = "failure.txt"
 BETWEEN_ARMS = ("arms", "panels", "baseline")  # fields that say nothing of a single run
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 
@@ -36,6 +40,7 @@ class Run:
     seed: int
     folder: Path
     config: ml_collections.ConfigDict
+    steps: int
 
     @property
     def finished(self) -> bool:
@@ -58,12 +63,12 @@ def plan(config: ml_collections.ConfigDict, workdir: Path, only: Sequence[str] =
     runs = []
     for arm in only or arms:
         resolved = resolve(config, arm)
-        build(resolved)
+        steps, _, _ = build(resolved).durations
         check_positive(resolved.seeds, f"seeds of arm {arm}")
         for seed in range(resolved.seeds):
             one = resolved.copy_and_resolve_references()
             one.seed = config.seed + seed
-            runs.append(Run(arm, one.seed, workdir / arm / str(one.seed), one))
+            runs.append(Run(arm, one.seed, workdir / arm / str(one.seed), one, steps))
     return sorted(runs, key=lambda run: run.seed)
 
 
@@ -84,7 +89,27 @@ def resolve(config: ml_collections.ConfigDict, arm: str) -> ml_collections.Confi
 
 
 def run(config: ml_collections.ConfigDict, workdir: Path, only: Sequence[str] = ()) -> None:
-    """Does every run that is not finished, one after another, then writes the report."""
+    """Does every run that is not finished, one after another, then writes the report.
+
+    A run that fails does not keep the others from being done, nor does one that another process
+    is doing. Raises UserError at the end if any failed, Stopped if a signal came.
+    """
+    stopper = Stopper()
+    with stopper.listening():
+        failed = _do_all(config, workdir, only, stopper)
+    if report.load(workdir).rows():
+        report.write(workdir)
+    if failed:
+        raise UserError(
+            f"{len(failed)} of the runs failed: "
+            + "; ".join(f"{name}: {message}" for name, message in failed.items())
+        )
+
+
+def _do_all(
+    config: ml_collections.ConfigDict, workdir: Path, only: Sequence[str], stopper: Stopper
+) -> dict[str, str]:
+    """Does the runs; returns what failed, and why."""
     cache = compiled.remember()
     runs = plan(config, workdir, only)
     _claim(workdir, config, runs)
@@ -92,12 +117,24 @@ def run(config: ml_collections.ConfigDict, workdir: Path, only: Sequence[str] = 
     if done := len(runs) - len(waiting):
         print(f"{done} of {len(runs)} runs in {workdir} are finished already")
     began, compiling = time.perf_counter(), 0.0
+    failed: dict[str, str] = {}
     for number, one in enumerate(waiting, start=done + 1):
-        write_json(one.folder / CONFIG, one.config.to_dict())
-        write_json(one.folder / ENVIRONMENT, environment())
         started = time.perf_counter()
-        label = f"[{number}/{len(runs)}] {one.arm}/{one.seed}"
-        result = train_and_evaluate(one.config, one.folder, label=label)
+        name = f"{one.arm}/{one.seed}"
+        label = f"[{number}/{len(runs)}] {name}"
+        try:
+            with sole_writer(one.folder):
+                result = _do(one, label, stopper)
+        except Held as holder:
+            print(f"{label:28} is being done by {holder}", flush=True)
+            continue
+        except Exception as error:
+            failed[name] = _failure(error)
+            _note_failure(one.folder, error)
+            print(f"{label:28} failed: {failed[name]}", flush=True)
+            continue
+        if result is None:
+            continue
         compiling += result["first_step_seconds"]
         spent = time.perf_counter() - began
         left = spent / (number - done) * (len(runs) - number)
@@ -113,7 +150,30 @@ def run(config: ml_collections.ConfigDict, workdir: Path, only: Sequence[str] = 
             f"{format_seconds(compiling)} of {format_seconds(time.perf_counter() - began)} were "
             f"first steps, with compilation; what was compiled is kept in {cache}"
         )
-    report.write(workdir)
+    return failed
+
+
+def _do(one: Run, label: str, stopper: Stopper) -> dict[str, Any] | None:
+    """One run's result; None if another process has done it in the meantime."""
+    if one.finished:
+        return None
+    (one.folder / FAILURE).unlink(missing_ok=True)
+    write_json(one.folder / CONFIG, one.config.to_dict())
+    write_json(one.folder / ENVIRONMENT, environment())
+    return train_and_evaluate(one.config, one.folder, label=label, stopper=stopper)
+
+
+def _failure(error: Exception) -> str:
+    """In one line: what a user did, or what went wrong."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+
+
+def _note_failure(folder: Path, error: Exception) -> None:
+    """Leaves the traceback, and the message as its last line, in the run's folder if it can."""
+    lines = [] if isinstance(error, UserError) else traceback.format_exception(error)
+    with contextlib.suppress(OSError):  # a full disk may be what has failed
+        write_text(folder / FAILURE, "".join([*lines, _failure(error), "\n"]))
 
 
 def environment() -> dict[str, Any]:
@@ -145,7 +205,12 @@ def _claim(workdir: Path, config: ml_collections.ConfigDict, runs: Sequence[Run]
                     f"{path.parent} holds a run with {difference}; choose another --workdir"
                 )
     try:
-        write_json(workdir / SWEEP, {"config": config.to_dict(), "environment": environment()})
+        description = {
+            "config": config.to_dict(),
+            "environment": environment(),
+            "steps": {one.arm: one.steps for one in runs},
+        }
+        write_json(workdir / SWEEP, description)
     except OSError as error:
         raise UserError(f"cannot write to --workdir {workdir}: {error.strerror}") from error
 

@@ -1,11 +1,12 @@
 """One run: train a network on a data set, evaluate it, remember the result."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from flax.traverse_util import flatten_dict
 
 from mnv2 import data, metrics, pretrained
 from mnv2.analysis import complexity
-from mnv2.build import adopt, build, load_backbone, starts_from_weights
+from mnv2.build import Parts, adopt, build, load_backbone, starts_from_weights
 from mnv2.checkpoint import Checkpoints
 from mnv2.errors import UserError
 from mnv2.files import append_line, keep_lines, write_json
@@ -25,25 +26,29 @@ from mnv2.pretrained import native
 from mnv2.progress import Progress
 from mnv2.state import TrainState, create_state
 from mnv2.steps import shard
+from mnv2.stopping import Stopped, Stopper
 
 RESULT = "result.json"
 METRICS = "metrics.jsonl"
 
 
 def train_and_evaluate(
-    config: ml_collections.ConfigDict, workdir: Path, *, label: str = "run"
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    *,
+    label: str = "run",
+    stopper: Stopper | None = None,
 ) -> dict[str, Any]:
     """Trains as `config` says, going on from the newest checkpoint in `workdir`.
 
     Looks at the validation split on the way and at the test split once, at the end. Writes
     TensorBoard's events, metrics.jsonl, checkpoints, and at last result.json, which it returns.
+    Raises Stopped, with the last step saved, soon after `stopper` has noted a signal.
     """
-    dataset, model, shape, pixels, durations, on_devices = build(config)
-    total_steps, eval_every, checkpoint_every = durations
-    batch_size = config.batch_size
-
+    parts = build(config)
+    model, shape = parts.model, parts.image_shape
     state = create_state(
-        model, on_devices.optimizer, shape, seed=config.seed, ema=config.ema_decay > 0
+        model, parts.on_devices.optimizer, shape, seed=config.seed, ema=config.ema_decay > 0
     )
     if starts_from_weights(config):
         state = adopt(state, load_backbone(config.weights))
@@ -52,9 +57,9 @@ def train_and_evaluate(
         native.describe(
             model,
             shape[2],
-            pretrained.Preprocessing(mean=pixels.mean, std=pixels.std),
+            pretrained.Preprocessing(mean=parts.pixels.mean, std=parts.pixels.std),
             shape[:2],
-            dataset.class_names,
+            parts.dataset.class_names,
         ),
     )
     # Closed whatever happens, so that a checkpoint on its way to the disk arrives.
@@ -63,87 +68,155 @@ def train_and_evaluate(
         contextlib.closing(metric_writers.SummaryWriter(str(workdir))) as writer,
     ):
         state, seconds = checkpoints.restore(state)
-        state = on_devices.place(state)
+        state = parts.on_devices.place(state)
         first_step = int(state.step)
         keep_lines(workdir / METRICS, lambda line: json.loads(line)["step"] <= first_step)
         writer.write_hparams(_hparams(config))
-
-        batches = data.train_batches(
-            dataset,
-            batch_size,
-            seed=config.seed,
-            first_step=first_step,
-            size=shape[:2],
-            augmentation=config.data.augmentation,
-            pad=config.data.pad,
-            pixels=pixels,
+        progress = Progress(label, parts.durations[0], config.batch_size, seconds)
+        loop = _Loop(
+            config, workdir, parts, checkpoints, writer, progress, stopper or Stopper(), state
         )
-        view = functools.partial(data.eval_image, size=shape[:2], pixels=pixels)
-
-        def report(step: int, values: dict[str, float]) -> None:
-            scalars = {name: x for name, x in values.items() if not name.endswith("/examples")}
-            writer.write_scalars(step, scalars)
-            append_line(workdir / METRICS, json.dumps({"step": step, **values}))
-
-        def validate(split: str, step: int) -> dict[str, float]:
-            summary = evaluate(
-                on_devices.evaluate, state, dataset, split, config.eval_batch_size, view
-            )
-            report(step, {f"{split}/{name}": value for name, value in summary.items()})
-            writer.flush()
-            return summary
-
-        key = jax.random.key(config.seed)
-        progress = Progress(label, total_steps, batch_size, seconds)
-        progress.say("compiling")
-        began, compiled_in = time.perf_counter(), 0.0
-        window: list[metrics.Sums] = []
-        batches = progress.watch(batches, idle=lambda: _finished(window))
-        for step, batch in zip(range(first_step + 1, total_steps + 1), batches, strict=False):
-            if step == first_step + 1:
-                writer.write_images(step, {"train/input": _picture(batch["image"][:8], pixels)})
-            state, sums = on_devices.train(state, shard(batch), key)
-            window.append(sums)
-            if step == first_step + 1:
-                jax.block_until_ready(state)  # compiled: from here on steps are timed
-                compiled_in = time.perf_counter() - began
-                progress.start(step)
-
-            last = step == total_steps
-            evaluates = last or (eval_every and step % eval_every == 0)
-            saves = last or (checkpoint_every and step % checkpoint_every == 0)
-            if evaluates or saves or step % config.log_every == 0:
-                summary = metrics.summarize(window)
-                window.clear()
-                progress.stop(step)
-                learning_rate = float(on_devices.schedule(step - 1))
-                _stop_if_not_finite(summary["loss"], step, learning_rate)
-                values = {f"train/{name}": summary[name] for name in ("loss", "accuracy")}
-                values["train/learning_rate"] = learning_rate
-                values["train/images_per_second"] = progress.images_per_second
-                values["train/waiting_for_input"] = progress.waiting
-                report(step, values)
-                progress.show(step, summary["loss"])
-                if evaluates and dataset.validation:
-                    validate("validation", step)
-                if saves:
-                    checkpoints.save(step, state, progress.seconds)
-                progress.start(step)
-
-        test = validate("test", total_steps)
+        compiled_in = loop.train()
+        test = loop.evaluate("test")
     progress.clear()
+    total_steps = parts.durations[0]
     result = {
         "test": test,
         "parameters": complexity.parameters(model, shape),
         "multiply_adds": complexity.multiply_adds(model, shape),
         "steps": total_steps,
-        "images_per_second": total_steps * batch_size / progress.seconds,
+        "images_per_second": total_steps * config.batch_size / progress.seconds,
         "train_seconds": progress.seconds,
         "waiting_for_input": progress.waiting,
         "first_step_seconds": compiled_in,  # compilation, where it is not remembered
     }
     write_json(workdir / RESULT, result)
     return result
+
+
+@dataclasses.dataclass
+class _Loop:
+    """The steps of one run, and what happens between them."""
+
+    config: ml_collections.ConfigDict
+    workdir: Path
+    parts: Parts
+    checkpoints: Checkpoints
+    writer: metric_writers.SummaryWriter
+    progress: Progress
+    stopper: Stopper
+    state: TrainState
+
+    def __post_init__(self) -> None:
+        self._done = int(self.state.step)  # steps; the state itself may still be under way
+
+    def train(self) -> float:
+        """Does the steps that are left; returns the seconds that the first one took."""
+        try:
+            with self.stopper.deferred():
+                return self._train()
+        except Stopped as stopped:
+            self.progress.clear()
+            self.progress.stop(self._done)
+            if self._done == 0:
+                raise
+            self.checkpoints.save(self._done, self.state, self.progress.seconds)
+            raise Stopped(
+                f"{stopped}; step {self._done} of {self.progress.label} is saved in {self.workdir}"
+            ) from None
+
+    def _train(self) -> float:
+        total_steps, _, _ = self.parts.durations
+        if self._done and self._evaluates() and not _validated(self.workdir / METRICS, self._done):
+            self.evaluate("validation")  # it was stopped in the middle of this
+        key = jax.random.key(self.config.seed)
+        window: list[metrics.Sums] = []
+        self.progress.say("compiling")
+        began, compiled_in = time.perf_counter(), 0.0
+        batches = self.progress.watch(self._batches(), idle=lambda: _finished(window))
+        for done, batch in zip(range(self._done, total_steps), batches, strict=False):
+            first = not compiled_in
+            if first:
+                pictures = _picture(batch["image"][:8], self.parts.pixels)
+                self.writer.write_images(done + 1, {"train/input": pictures})
+            self.state, sums = self.parts.on_devices.train(self.state, shard(batch), key)
+            self._done = done + 1
+            window.append(sums)
+            if first:
+                jax.block_until_ready(self.state)  # compiled: from here on steps are timed
+                compiled_in = time.perf_counter() - began
+                self.progress.start(self._done)
+            self._after_step(window)
+            self.stopper.check()
+        return compiled_in
+
+    def _after_step(self, window: list[metrics.Sums]) -> None:
+        """Reports, saves and validates where the config says so; empties the window it reports."""
+        step = self._done
+        total_steps, _, checkpoint_every = self.parts.durations
+        saves = step == total_steps or (checkpoint_every and step % checkpoint_every == 0)
+        if not (saves or self._evaluates() or step % self.config.log_every == 0):
+            return
+        summary = metrics.summarize(window)
+        window.clear()
+        self.progress.stop(step)
+        learning_rate = float(self.parts.on_devices.schedule(step - 1))
+        if not math.isfinite(summary["loss"]):
+            raise UserError(
+                f"the loss is {summary['loss']} at step {step} (learning rate "
+                f"{learning_rate:.4g}): lower optimization.learning_rate or lengthen "
+                f"optimization.warmup; {self.checkpoints.newest()}"
+            )
+        values = {f"train/{name}": summary[name] for name in ("loss", "accuracy")}
+        values["train/learning_rate"] = learning_rate
+        values["train/images_per_second"] = self.progress.images_per_second
+        values["train/waiting_for_input"] = self.progress.waiting
+        self._report(values)
+        self.progress.show(step, summary["loss"])
+        if saves:
+            self.checkpoints.save(step, self.state, self.progress.seconds)
+        if self._evaluates():
+            self.evaluate("validation")
+        self.progress.start(step)
+
+    def evaluate(self, split: str) -> dict[str, float]:
+        """Evaluates the state as it is on a split, and reports it."""
+        size = self.parts.image_shape[:2]
+        summary = evaluate(
+            self.parts.on_devices.evaluate,
+            self.state,
+            self.parts.dataset,
+            split,
+            self.config.eval_batch_size,
+            functools.partial(data.eval_image, size=size, pixels=self.parts.pixels),
+            between=self.stopper.check,
+        )
+        self._report({f"{split}/{name}": value for name, value in summary.items()})
+        self.writer.flush()
+        return summary
+
+    def _evaluates(self) -> bool:
+        """Whether the validation split is looked at after the last step that was done."""
+        total_steps, eval_every, _ = self.parts.durations
+        due = self._done == total_steps or (eval_every and self._done % eval_every == 0)
+        return bool(due and self.parts.dataset.validation)
+
+    def _report(self, values: dict[str, float]) -> None:
+        scalars = {name: x for name, x in values.items() if not name.endswith("/examples")}
+        self.writer.write_scalars(self._done, scalars)
+        append_line(self.workdir / METRICS, json.dumps({"step": self._done, **values}))
+
+    def _batches(self) -> Iterator[data.Batch]:
+        return data.train_batches(
+            self.parts.dataset,
+            self.config.batch_size,
+            seed=self.config.seed,
+            first_step=self._done,
+            size=self.parts.image_shape[:2],
+            augmentation=self.config.data.augmentation,
+            pad=self.config.data.pad,
+            pixels=self.parts.pixels,
+        )
 
 
 def evaluate(
@@ -153,14 +226,19 @@ def evaluate(
     split: str,
     batch_size: int,
     view: Callable[..., Any],
+    between: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Loss and accuracies over every example of `split` as `view` shows it, each counted once.
 
     `batch_size` is rounded up to a multiple of the devices; what a batch lacks is masked.
+    `between()` is called after each batch.
     """
     devices = jax.local_device_count()
-    batches = data.eval_batches(dataset, split, -(-batch_size // devices) * devices, view=view)
-    return metrics.summarize(eval_step(state, shard(batch)) for batch in batches)
+    window = []
+    for batch in data.eval_batches(dataset, split, -(-batch_size // devices) * devices, view=view):
+        window.append(eval_step(state, shard(batch)))
+        between()
+    return metrics.summarize(window)
 
 
 def _hparams(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -180,14 +258,12 @@ def _picture(images: np.ndarray, pixels: data.Pixels) -> np.ndarray:
     return np.clip(images * np.asarray(pixels.std) + np.asarray(pixels.mean), 0, 1)
 
 
+def _validated(path: Path, step: int) -> bool:
+    """Whether metrics.jsonl has the validation of a step."""
+    lines = map(json.loads, path.read_text().splitlines())
+    return any(line["step"] == step and "validation/loss" in line for line in lines)
+
+
 def _finished(window: list[metrics.Sums]) -> bool:
     """Whether the devices have done the last step of `window`."""
     return all(x.is_ready() for x in jax.tree.leaves(window[-1:]))
-
-
-def _stop_if_not_finite(loss: float, step: int, learning_rate: float) -> None:
-    if not math.isfinite(loss):
-        raise UserError(
-            f"the loss is {loss} at step {step} (learning rate {learning_rate:.4g}): "
-            "lower optimization.learning_rate or lengthen optimization.warmup"
-        )

@@ -5,7 +5,7 @@ import pytest
 from configs import v2_ablation
 from mnv2 import sweep
 from mnv2.errors import UserError
-from mnv2.files import write_json
+from mnv2.files import sole_writer, write_json
 from mnv2.train import RESULT
 
 
@@ -19,7 +19,7 @@ def trained(monkeypatch):
     """Replaces training by writing a made-up result; returns the runs that were trained."""
     runs = []
 
-    def train(config, workdir, *, label):
+    def train(config, workdir, *, label, stopper):
         runs.append(f"{workdir.parent.name}/{workdir.name}")
         result = {
             "test": {"accuracy": 0.9 + 0.001 * config.seed - 0.02 * (config.model.width < 0.3)},
@@ -128,3 +128,47 @@ def test_what_was_run_is_recorded(config, tmp_path, trained):
     assert len(environment["devices"]) == 8
     one = json.loads((tmp_path / "relu6" / "1" / "config.json").read_text())
     assert (one["model"]["bottleneck"], one["seed"]) == ("relu6", 1)
+
+
+def test_a_run_that_fails_does_not_keep_the_others_from_being_done(
+    tiny_config, tmp_path, monkeypatch, capsys
+):
+    def training(config, folder, *, label, stopper):
+        if config.model.bottleneck == "relu6":
+            raise OSError(28, "No space left on device")
+        if config.model.expansion == 1:
+            raise UserError("broken picture")
+        result = {"test": {"accuracy": 0.5}, "images_per_second": 1.0, "first_step_seconds": 1.0,
+                  "waiting_for_input": 0.0, "parameters": 1, "multiply_adds": 1,
+                  "train_seconds": 1.0}  # fmt: skip
+        write_json(folder / "result.json", result)
+        return result
+
+    monkeypatch.setattr(sweep, "train_and_evaluate", training)
+    tiny_config.seeds = 1
+    tiny_config.arms = tuple((arm, {k: v for k, v in changes.items() if k != "seeds"})
+                             for arm, changes in tiny_config.arms)  # fmt: skip
+    with pytest.raises(UserError) as error:
+        sweep.run(tiny_config, tmp_path)
+    assert str(error.value) == (
+        "2 of the runs failed: relu6/0: OSError: [Errno 28] No space left on device; "
+        "t_1/0: broken picture"
+    )
+    failure = (tmp_path / "relu6/0/failure.txt").read_text()
+    assert failure.startswith("Traceback")
+    assert failure.endswith("OSError: [Errno 28] No space left on device\n")
+    assert (tmp_path / "t_1/0/failure.txt").read_text() == "broken picture\n"
+    assert (tmp_path / "width_0.25/0/result.json").exists()
+    assert (tmp_path / "report.md").exists()
+
+
+def test_a_run_that_another_process_is_doing_is_left_to_it(
+    tiny_config, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(sweep, "train_and_evaluate", None)  # would fail if it were called
+    tiny_config.arms = (("linear", {}),)
+    tiny_config.seeds = 1
+    with sole_writer(tmp_path / "linear/0"):
+        sweep.run(tiny_config, tmp_path)
+    assert "linear/0" in (printed := capsys.readouterr().out)
+    assert "is being done by process" in printed

@@ -1,5 +1,7 @@
 import itertools
 import json
+import os
+import signal
 from functools import partial
 
 import jax
@@ -12,6 +14,7 @@ from mnv2.checkpoint import Checkpoints
 from mnv2.errors import UserError
 from mnv2.models import create_model
 from mnv2.state import create_state
+from mnv2.stopping import Stopped, Stopper
 
 SHAPE = (28, 28, 1)
 
@@ -160,7 +163,7 @@ def test_a_resumed_run_ends_exactly_as_an_uninterrupted_one(tiny_config, tmp_pat
 
 
 def test_a_checkpoint_on_its_way_arrives_although_the_run_fails(tiny_config, tmp_path, monkeypatch):
-    def failing(*_):
+    def failing(*_, **__):
         raise UserError("broken picture")
 
     tiny_config.checkpoint_every = "2 steps"  # and the evaluation fails after the fourth
@@ -190,7 +193,8 @@ def test_a_short_run_learns_and_leaves_its_result(tiny_config, tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tiny_config, tmp_path):
     tiny_config.optimization.learning_rate = 1e30
     tiny_config.optimization.warmup = "0 steps"
-    with pytest.raises(UserError, match=r"the loss is nan at step \d \(learning rate .*: lower"):
+    message = r"the loss is nan at step \d \(learning rate .*: lower .*; there is no checkpoint"
+    with pytest.raises(UserError, match=message):
         train.train_and_evaluate(tiny_config, tmp_path)
 
 
@@ -209,3 +213,39 @@ def test_images_of_any_size_need_a_size(tiny_config, fashion_mnist):
         build.image_shape(tiny_config, pictures)
     tiny_config.data.image_size = 96
     assert build.image_shape(tiny_config, pictures) == (96, 96, 3)
+
+
+def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_exactly(
+    tiny_config, tmp_path, monkeypatch
+):
+    tiny_config.duration = "4 steps"
+    tiny_config.eval_every = "2 steps"
+    tiny_config.checkpoint_every = "0 steps"
+    whole = train.train_and_evaluate(tiny_config, tmp_path / "whole")
+
+    evaluations = []
+
+    def evaluate(*arguments, between):
+        evaluations.append(1)
+        if len(evaluations) == 1:  # the validation after step 2
+            os.kill(os.getpid(), signal.SIGTERM)
+        between()
+        return plain(*arguments)
+
+    plain = train.evaluate
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    stopper = Stopper()
+    with (
+        pytest.raises(Stopped, match=rf"SIGTERM; step 2 of run is saved in {tmp_path}/stopped"),
+        stopper.listening(),
+    ):
+        train.train_and_evaluate(tiny_config, tmp_path / "stopped", stopper=stopper)
+    resumed = train.train_and_evaluate(tiny_config, tmp_path / "stopped")
+    assert resumed["test"] == whole["test"]
+
+    def validated(name):
+        lines = map(json.loads, (tmp_path / name / train.METRICS).read_text().splitlines())
+        return [(x["step"], x["validation/loss"]) for x in lines if "validation/loss" in x]
+
+    assert validated("stopped") == validated("whole")
+    assert [step for step, _ in validated("whole")] == [2, 4]

@@ -1,0 +1,62 @@
+"""SIGTERM and SIGINT: the step is finished, the state saved, and the same command goes on later.
+
+What SLURM and clouds send before they take a machine away is SIGTERM, too.
+"""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: not done, to be tried again
+
+
+class Stopped(BaseException):
+    """A signal asked the process to stop. Not an Exception: no handler of errors may keep it."""
+
+
+class Stopper:
+    """What a signal does depends on where it comes.
+
+    Within `deferred()` it is only noted, for the loop to look at between steps, and a second SIGINT
+    raises KeyboardInterrupt. Anywhere else within `listening()` it raises Stopped.
+    """
+
+    def __init__(self) -> None:
+        self._noted: str | None = None
+        self._deferring = False
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Takes both signals over; must be entered in the main thread."""
+        before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Within, signals wait until `check` is called."""
+        self._deferring = True
+        try:
+            yield
+        finally:
+            self._deferring = False
+        self.check()
+
+    def check(self) -> None:
+        """Raises Stopped if a signal has come."""
+        if self._noted:
+            raise Stopped(self._noted)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._noted and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._noted = signal.Signals(number).name
+        if not self._deferring:
+            raise Stopped(self._noted)
+
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)

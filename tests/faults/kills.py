@@ -1,0 +1,120 @@
+"""Kills runs at random moments and looks at what is left: python -m tests.faults.kills
+
+A small network with augmentation, dropout and averaged parameters is trained once undisturbed.
+Then the same runs again, in processes that SIGKILL ends after a random time and that are started
+again, until there were --kills of them. Every finished run must have the undisturbed one's
+parameters, statistics and averages to the last bit, and no kill may lose a finished checkpoint.
+Moments are drawn from --seed, which is printed.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mnv2.checkpoint import restore_state
+from mnv2.commands import command_parser, run
+from mnv2.errors import UserError
+from mnv2.progress import Progress
+from mnv2.train import RESULT
+
+STEPS, EVERY = 3000, 100
+COMMAND = (
+    *(sys.executable, "-m", "mnv2.main", "--config=configs/v2_ablation.py:quick"),
+    "--only=linear",
+    "--config.seeds=1",
+    "--config.model.width=0.1",
+    "--config.model.dropout=0.3",
+    "--config.ema_decay=0.9",
+    "--config.data.augmentation=crop_flip",
+    "--config.data.validation=59000",
+    "--config.batch_size=16",
+    f"--config.duration={STEPS} steps",
+    f"--config.checkpoint_every={EVERY} steps",
+    "--config.eval_every=0 steps",
+)
+FOLDER = "linear/0"  # of the run in its workdir
+
+
+def start(workdir: Path) -> subprocess.Popen[bytes]:
+    with (workdir.parent / "log.txt").open("ab") as log:
+        return subprocess.Popen(
+            [*COMMAND, f"--workdir={workdir}"], stdout=log, stderr=log, start_new_session=True
+        )
+
+
+def newest(workdir: Path) -> int:
+    """The step of the newest finished checkpoint; 0 if there is none."""
+    folder = workdir / FOLDER / "checkpoints"
+    return max((int(p.name) for p in folder.glob("*") if p.name.isdigit()), default=0)
+
+
+def final_state(workdir: Path) -> Any:
+    return restore_state(workdir / FOLDER / "checkpoints")
+
+
+def check_equal(state: Any, expected: Any, workdir: Path) -> None:
+    """Raises UserError unless two states are the same to the last bit."""
+    import jax
+
+    for (path, ours), theirs in zip(
+        jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(expected), strict=True
+    ):
+        if not np.array_equal(ours, theirs):
+            raise UserError(f"{workdir}: {jax.tree_util.keystr(path)} is not what it should be")
+
+
+def main() -> None:
+    parser = command_parser("tests.faults.kills", __doc__)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--longest", type=float, default=20, help="seconds until a kill, at most")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    arguments = parser.parse_args()
+    print(f"seed {arguments.seed}", flush=True)
+    moments = random.Random(arguments.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        here = Path(folder)
+        began = time.perf_counter()
+        if start(here / "undisturbed").wait():
+            raise UserError((here / "log.txt").read_text())
+        alone = time.perf_counter() - began
+        expected = final_state(here / "undisturbed")
+        progress = Progress("kills", arguments.kills, 1)
+        kills, finished = 0, 0
+        while kills < arguments.kills:
+            workdir = here / f"run_{finished}"
+            before = newest(workdir)
+            process = start(workdir)
+            try:
+                process.wait(moments.uniform(0, arguments.longest))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                kills += 1
+                process.wait()
+                if newest(workdir) < before:
+                    raise UserError(f"{workdir}: the checkpoint of step {before} is lost") from None
+                progress.say(f"{kills}/{arguments.kills}, {finished} runs finished")
+                continue
+            if process.returncode or not (workdir / FOLDER / RESULT).exists():
+                raise UserError((here / "log.txt").read_text())
+            check_equal(final_state(workdir), expected, workdir)
+            finished += 1
+    progress.clear()
+    print(
+        f"{kills} kills; {finished} runs of {STEPS} steps finished in spite of them, each with the "
+        f"parameters of the undisturbed run to the last bit; no checkpoint was lost "
+        f"(undisturbed a run takes {alone:.0f} s, kills came after 0 to {arguments.longest:g} s)"
+    )
+    if not finished:
+        raise UserError("no run finished: give more --kills, or a longer time between them")
+
+
+if __name__ == "__main__":
+    run(main)

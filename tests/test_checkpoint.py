@@ -1,0 +1,90 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mnv2.checkpoint import Checkpoints
+from mnv2.errors import UserError
+from mnv2.state import TrainState
+
+
+def state_of(step):
+    params = {"kernel": jnp.full((64, 64), float(step)), "bias": jnp.arange(5.0) * step}
+    return TrainState(
+        jnp.asarray(step), params, {"mean": jnp.ones(3) * step}, optax.sgd(0.1).init(params), None
+    )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Checkpoints of steps 10 and 20."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    for step in (10, 20):
+        checkpoints.save(step, state_of(step), seconds=step / 2)
+    checkpoints.close()
+    return tmp_path / "checkpoints"
+
+
+def files_of(folder, step):
+    return sorted((p for p in (folder / str(step)).rglob("*") if p.is_file()), key=str)
+
+
+def truncate(paths):
+    for path in paths:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def delete(paths):
+    for path in paths:
+        path.unlink()
+
+
+def garble(paths):
+    for path in paths:
+        path.write_bytes(bytes(255 - byte for byte in path.read_bytes()))
+
+
+@pytest.mark.parametrize("damage", [truncate, delete, garble])
+def test_a_damaged_checkpoint_is_kept_aside_and_the_one_before_it_used(folder, damage, capsys):
+    damage(files_of(folder, 20))
+    checkpoints = Checkpoints(folder)
+    state, seconds = checkpoints.restore(state_of(0))
+    jax.tree.map(np.testing.assert_array_equal, state, state_of(10))
+    assert seconds == 5.0
+    assert "warning: the checkpoint of step 20 is damaged" in capsys.readouterr().err
+    assert len(list((folder.parent / "damaged").glob("20-*"))) == 1
+    # Training goes on, and saves that step anew.
+    checkpoints.save(20, state_of(20), seconds=10.0)
+    checkpoints.close()
+    state, _ = Checkpoints(folder).restore(state_of(0))
+    jax.tree.map(np.testing.assert_array_equal, state, state_of(20))
+
+
+def test_where_every_checkpoint_is_damaged_none_is_touched(folder):
+    for step in (10, 20):
+        delete(files_of(folder, step))
+    with pytest.raises(
+        UserError, match=r"no checkpoint in .* can be read .* move that folder away"
+    ):
+        Checkpoints(folder).restore(state_of(0))
+    assert not (folder.parent / "damaged").exists()
+
+
+def test_each_file_of_a_checkpoint_matters_or_is_restored_without(folder):
+    """Whichever one file is lost, the state is that of step 20 or of step 10, never a mixture."""
+    for lost in files_of(folder, 20):
+        content = lost.read_bytes()
+        lost.unlink()
+        checkpoints = Checkpoints(folder)
+        state, _ = checkpoints.restore(state_of(0))
+        step = int(state.step)
+        assert step in (10, 20)
+        jax.tree.map(np.testing.assert_array_equal, state, state_of(step))
+        checkpoints.close()
+        if step == 20:
+            lost.write_bytes(content)
+        else:
+            aside = next((folder.parent / "damaged").glob("20-*"))
+            (aside / lost.relative_to(folder / "20")).write_bytes(content)
+            aside.rename(folder / "20")

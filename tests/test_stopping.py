@@ -1,0 +1,55 @@
+import contextlib
+import os
+import signal
+
+import pytest
+
+from mnv2.stopping import Stopped, Stopper
+
+
+@pytest.fixture
+def stopper():
+    stopper = Stopper()
+    with stopper.listening():
+        yield stopper
+
+
+def send(number):
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_at_once_where_nothing_is_to_be_saved(stopper, number):
+    with pytest.raises(Stopped, match=signal.Signals(number).name):
+        send(number)
+
+
+def test_within_a_loop_a_signal_waits_until_it_is_asked_for(stopper):
+    with contextlib.suppress(Stopped), stopper.deferred():
+        stopper.check()  # nothing has come yet
+        send(signal.SIGTERM)
+        with pytest.raises(Stopped, match="SIGTERM"):
+            stopper.check()
+
+
+def test_a_signal_of_the_last_step_is_not_lost(stopper):
+    with pytest.raises(Stopped), stopper.deferred():
+        send(signal.SIGTERM)
+
+
+def test_a_second_interrupt_does_not_wait(stopper):
+    with contextlib.suppress(Stopped), stopper.deferred():
+        send(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            send(signal.SIGINT)
+
+
+def test_afterwards_signals_are_what_they_were():
+    before = signal.getsignal(signal.SIGTERM)
+    with Stopper().listening():
+        assert signal.getsignal(signal.SIGTERM) != before
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_stopped_is_not_taken_for_an_error():
+    assert not issubclass(Stopped, Exception)
