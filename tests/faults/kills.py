@@ -25,7 +25,7 @@ from mnv2.errors import UserError
 from mnv2.progress import Progress
 from mnv2.train import RESULT
 
-STEPS, EVERY = 3000, 100
+STEPS, EVERY = 400, 20
 COMMAND = (
     *(sys.executable, "-m", "mnv2.main", "--config=configs/v2_ablation.py:quick"),
     "--only=linear",
@@ -107,13 +107,13 @@ def main() -> None:
             check_equal(final_state(workdir), expected, workdir)
             finished += 1
     progress.clear()
+    if not finished:
+        raise UserError("no run finished: give more --kills, or a longer time between them")
     print(
         f"{kills} kills; {finished} runs of {STEPS} steps finished in spite of them, each with the "
         f"parameters of the undisturbed run to the last bit; no checkpoint was lost "
         f"(undisturbed a run takes {alone:.0f} s, kills came after 0 to {arguments.longest:g} s)"
     )
-    if not finished:
-        raise UserError("no run finished: give more --kills, or a longer time between them")
 
 
 if __name__ == "__main__":
