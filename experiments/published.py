@@ -115,8 +115,8 @@ class Latency(NamedTuple):
 
 
 # Peaks of ARM cores: 8 FLOP a cycle in float32; of x86 cores: 16 with AVX, 32 with AVX2, 64 with
-# AVX-512. Of the Cortex-A53, whose device is not named, a clock of 1.4 GHz and 6.4 GB/s are assumed.
-# Rates of images a second stand here as their inverse.
+# AVX-512. Of the Cortex-A53, whose device is not named, 1.4 GHz and 6.4 GB/s are assumed. Rates of
+# images a second stand here as their inverse.
 FUSED, SEPARATE = True, False
 LATENCIES = tuple(
     Latency(*row)
