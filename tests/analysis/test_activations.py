@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.contenders import unoptimised
 from mnv2.analysis import activations
 from mnv2.models import create_model
 
@@ -33,8 +34,10 @@ def test_what_relu6_would_see_is_found_in_every_layer():
         "mobilenet_v2", width=0.1, repeats=(1,) * 7, num_classes=3, bottleneck="relu6"
     )
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), jnp.float32)
-    variables = model.init(jax.random.key(0), images)
-    found = activations.before_activation(model, variables, images, train=True)
+    variables = unoptimised(model.init)(jax.random.key(0), images)
+    found = unoptimised(lambda x: activations.before_activation(model, variables, x, train=True))(
+        images
+    )
     assert len(found) == 1 + 2 + 6 * 3 + 1
     for path in ("stem", "block_0/depthwise", "block_5/expand", "block_5/project", "last_conv"):
         # Normalised by the batch's own statistics, and not yet cut.

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from experiments import latency, published
+from experiments.contenders import unoptimised
 from experiments.submodules import submodules
 from experiments.timing import in_turns, times
 from mnv2.models import create_model, features, fold_batch_norm
@@ -27,11 +28,11 @@ def test_published_rates_are_compared_as_times():
 
 
 def test_layers_by_themselves_are_the_networks():
-    model = create_model("mobilenet_v2", width=0.35, num_classes=3)
-    variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    model = create_model("mobilenet_v2", width=0.35, repeats=(1,) * 7, num_classes=3)
+    variables = unoptimised(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     folded = fold_batch_norm(model, variables)
     found = submodules(model, folded, (2, 32, 32, 3), ConvBN)
-    assert len(found) == 52
+    assert len(found) == 1 + 2 + 6 * 3 + 1
     # The stem and the first depthwise convolution, one after the other, give what they give inside.
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), jnp.float32)
     assert found["stem"].input_shape == images.shape
