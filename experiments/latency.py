@@ -28,7 +28,14 @@ import matplotlib.figure
 import numpy as np
 
 from experiments.contenders import random_statistics, unoptimised
-from experiments.published import ACCELERATORS, LATENCIES, Latency
+from experiments.machines import (
+    MACHINE_HEADER,
+    SIZE,
+    Ratio,
+    machine_cells,
+    machines,
+    print_machines,
+)
 from experiments.submodules import Submodule, at, submodules
 from experiments.tables import write_csv, write_markdown
 from experiments.timing import Step, in_turns
@@ -41,7 +48,6 @@ from mnv2.models import create_model, fold_batch_norm, for_inference
 from mnv2.models.blocks import ConvBN
 from mnv2.progress import Progress
 
-SIZE = 224
 NETWORKS = (
     ("mobilenet_v1", 1.0),
     ("mobilenet_v2", 0.5),
@@ -80,22 +86,6 @@ class LayerTime(NamedTuple):
     gflops: float  # a second, reached
     measured: float
     roofline: float
-
-
-class Ratio(NamedTuple):
-    """V2's time over V1's."""
-
-    machine: str
-    framework: str
-    ridge: float  # FLOP per byte
-    predicted: float
-    published: float | None
-    source: str
-
-    @property
-    def agrees(self) -> bool:
-        """Whether the prediction is on the right side of 1."""
-        return self.published is not None and (self.predicted > 1) == (self.published > 1)
 
 
 def random_network(name: str, width: float) -> tuple[nn.Module, Any]:
@@ -235,37 +225,6 @@ def time_layers(
     return rows, times["network"]
 
 
-def predict(machine: Machine, batch: int, bytes_per_element: int, fused: bool) -> float:
-    """V2's time over V1's by the roofline model, at 224 pixels."""
-    v1, v2 = (
-        sum(
-            layer_seconds(layer, machine, batch, bytes_per_element, fused)
-            for layer in complexity.layers(create_model(name), (SIZE, SIZE, 3))
-        )
-        for name in ("mobilenet_v1", "mobilenet_v2")
-    )
-    return v2 / v1
-
-
-def machines() -> list[Ratio]:
-    """The prediction beside each published pair; then others, by 128 images in bfloat16."""
-    return [_ratio(row, row.ceilings) for row in LATENCIES if row.ceilings] + [
-        Ratio(name, "", machine.ridge, predict(machine, 128, 2, fused=True), None, "")
-        for name, machine in ((name, _machine(of)) for name, of in ACCELERATORS.items())
-    ]
-
-
-def _ratio(row: Latency, ceilings: tuple[float, float]) -> Ratio:
-    machine = _machine(ceilings)
-    predicted = predict(machine, row.batch, row.bytes_per_element, row.fused)
-    return Ratio(row.machine, row.framework, machine.ridge, predicted, row.v2 / row.v1, row.source)
-
-
-def _machine(ceilings: tuple[float, float]) -> Machine:
-    gflops, gigabytes = ceilings
-    return Machine(1e9 * gflops, 1e9 * gigabytes)
-
-
 NETWORK_HEADER = ("network", "batch", "threads", "batch norm", "ms an image")
 
 
@@ -359,41 +318,6 @@ def print_layers(sums: Sequence[Sum], of_kinds: Sequence[Share]) -> None:
     print()
     for line in (SHARE_HEADER, *(share_cells(row) for row in of_kinds)):
         print(f"  {line[0]:22} {line[1]:>16} {line[2]:>22} {line[3]:>26}")
-
-
-def print_machines(rows: Sequence[Ratio]) -> None:
-    known = [row for row in rows if row.published is not None]
-    print("\nV2's time over V1's, from the vendors' ceilings and as published")
-    print(f"  {'machine':24} {'framework':14} {'ridge':>6} {'predicted':>9} {'published':>9}")
-    for row in rows:
-        published = "" if row.published is None else f"{row.published:.2f}"
-        mark = "  <- wrong" if row in known and not row.agrees else ""
-        print(
-            f"  {row.machine:24} {row.framework:14} {row.ridge:6.1f} {row.predicted:9.2f} "
-            f"{published:>9}{mark}"
-        )
-    right = sum(row.agrees for row in known)
-    print(f"  faster or slower: right for {right} of {len(known)}")
-    unknown = ", ".join(row.machine for row in LATENCIES if row.ceilings is None)
-    print(f"  no ceilings are published for {unknown}")
-
-
-MACHINE_HEADER = (
-    "machine",
-    "framework",
-    "FLOP per byte at the ridge",
-    "predicted",
-    "published",
-    "source of the published",
-)
-
-
-def machine_cells(row: Ratio) -> tuple[str, ...]:
-    if row.published is None:
-        return row.machine, "", f"{row.ridge:.1f}", f"{row.predicted:.2f}", "", ""
-    mark = "" if row.agrees else " ✗"
-    ratios = (f"{row.predicted:.2f}{mark}", f"{row.published:.2f}")
-    return row.machine, row.framework, f"{row.ridge:.1f}", *ratios, row.source
 
 
 def draw(

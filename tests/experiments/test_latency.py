@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import latency, published
+from experiments import latency, machines, published
 from experiments.contenders import unoptimised
 from experiments.submodules import submodules
 from experiments.timing import in_turns, times
@@ -12,7 +12,7 @@ from mnv2.models.blocks import ConvBN
 
 
 def test_the_sign_is_predicted_for_at_least_twelve_published_machines():
-    known = [row for row in latency.machines() if row.published is not None]
+    known = [row for row in machines.machines() if row.published is not None]
     assert len(known) == 17
     assert sum(row.agrees for row in known) >= 12
     # The two ends of the scale: a phone's core, and a large GPU.
