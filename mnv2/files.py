@@ -5,11 +5,13 @@ import fcntl
 import json
 import os
 import platform
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 LOCK = ".lock"
+GLANCE = 0.1  # seconds
 
 
 class Held(Exception):
@@ -59,15 +61,23 @@ def sole_writer(folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise Held(file.read().strip() or "another process") from None
+        if not _lock(file):
+            time.sleep(GLANCE)  # unless it was only `holder`, which looks for an instant
+            if not _lock(file):
+                file.seek(0)
+                raise Held(file.read().strip() or "another process")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}\n")
         file.flush()
         yield
+
+
+def _lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def holder(folder: Path) -> str | None:

@@ -56,6 +56,7 @@ def train_batches(
     if dataset.fits_in_memory():
         batches = _epochs_in_memory(dataset, view, batch_size, seed, first_step)
         yield from _numpy(dataset, batches.prefetch(tf.data.AUTOTUNE))
+        return
     epoch, step = divmod(first_step, steps_per_epoch)
     while True:
         batches = _epoch_from_disk(dataset, view, batch_size, seed, epoch, step)
