@@ -82,11 +82,12 @@ def write_table(results: report.Sweep) -> None:
                 f"{changes['model.expansion']:g}",
                 f"{changes['model.width']:g}",
                 f"{row.multiply_adds / 1e6:.2f} M",
+                len(theirs),
                 report.plus_minus(row.accuracy),
                 "" if theirs is usual or theirs == usual else report.plus_minus(difference, "+"),
             )
         )
-    header = ("network", "t", "width", "MAdds", "test top-1, %", "difference to t = 6")
+    header = ("network", "t", "width", "MAdds", "seeds", "test top-1, %", "difference to t = 6")
     write_markdown(results.workdir, "expansion", header, lines)
 
 

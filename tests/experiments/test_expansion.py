@@ -53,5 +53,5 @@ def test_differences_are_to_the_same_network_with_t_6(tmp_path):
     expansion.write_table(report.Sweep(tmp_path, config, {}, results))
     lines = (tmp_path / "expansion.md").read_text().splitlines()
     assert len(lines) == 12
-    assert "| wide, equal width | 10 | 0.75 | 2.00 M | 85.50 ± 6.35 | +5.00 ± 0.00 |" in lines
-    assert "| wide, equal width | 6 | 0.75 | 2.00 M | 80.50 ± 6.35 |  |" in lines
+    assert "| wide, equal width | 10 | 0.75 | 2.00 M | 2 | 85.50 ± 6.35 | +5.00 ± 0.00 |" in lines
+    assert "| wide, equal width | 6 | 0.75 | 2.00 M | 2 | 80.50 ± 6.35 |  |" in lines
