@@ -13,6 +13,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict()
     config.data.name = "fashion_mnist"  # or any TFDS classification set, or folder:PATH
     config.data.dir = config_dict.placeholder(str)  # TFDS's own: ~/tensorflow_datasets
+    config.data.on_broken = "stop"  # if pictures of a folder cannot be read; or skip them
     config.data.validation = 5000  # held out from the end of train
     config.data.image_size = config_dict.placeholder(int)  # as the data set has them
     config.data.augmentation = "none"  # none, flip, crop_flip, inception
@@ -38,6 +39,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.eval_batch_size = 500
     config.duration = "500 steps"  # a little more than an epoch
     config.label_smoothing = 0.0
+    config.on_nan = "stop"  # at a loss that is not finite; skip: leave that step out, and count it
     config.ema_decay = 0.0  # 0: no moving average of the parameters
     config.log_every = 50  # steps
     config.eval_every = "250 steps"

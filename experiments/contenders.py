@@ -84,20 +84,21 @@ def mnv2(task: Task) -> Step:
         return lambda: infer(images).block_until_ready()
 
     from configs import v2_ablation
+    from mnv2.devices import AXIS
     from mnv2.state import create_state
 
     config = v2_ablation.get_config()
     config.batch_size, config.ema_decay = task.batch, 0.0
-    model = models.create_model(task.network, width=task.width, axis_name=steps.AXIS)
+    model = models.create_model(task.network, width=task.width, axis_name=AXIS)
     compiled = steps.compile_steps(model, steps.step_settings(config), 10_000, 1_000_000)
     shape = (task.size, task.size, 3)
     state = compiled.place(create_state(model, compiled.optimizer, shape, seed=0, ema=False))
-    random_batch = steps.shard({"image": task.images(), "label": task.labels()})
+    random_batch = compiled.shard({"image": task.images(), "label": task.labels()})
     key = jax.random.key(0)
 
     def step() -> None:
         nonlocal state
-        batch = steps.shard(next(batches)) if task.mode == "feed" else random_batch
+        batch = compiled.shard(next(batches)) if task.mode == "feed" else random_batch
         state, sums = compiled.train(state, batch, key)
         jax.block_until_ready((state, sums))
 

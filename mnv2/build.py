@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import ml_collections
 
 from mnv2 import data, pretrained
+from mnv2.devices import AXIS
 from mnv2.durations import to_steps
 from mnv2.errors import UserError, check_choice, check_positive
 from mnv2.models import create_model, describe
 from mnv2.state import TrainState
-from mnv2.steps import AXIS, Steps, compile_steps, frozen, step_settings
+from mnv2.steps import Steps, compile_steps, frozen, step_settings
 
 
 class Parts(NamedTuple):
@@ -53,7 +54,8 @@ def open_data(config: ml_collections.ConfigDict) -> data.Dataset:
             f"batch_size must be a multiple of the {jax.device_count()} devices, "
             f"got {config.batch_size}"
         )
-    return data.open_dataset(config.data.name, config.data.dir, config.data.validation)
+    settings = config.data
+    return data.open_dataset(settings.name, settings.dir, settings.validation, settings.on_broken)
 
 
 def build_model(config: ml_collections.ConfigDict) -> nn.Module:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from mnv2.devices import writes
 from mnv2.errors import UserError
 from mnv2.state import TrainState
 
@@ -50,7 +51,7 @@ class Checkpoints:
             except Exception as error:  # a damaged file makes Orbax fail in any of many ways
                 damaged.append((step, f"{type(error).__name__}: {error}".splitlines()[0]))
                 continue
-            for bad, reason in damaged:
+            for bad, reason in damaged if writes() else ():
                 self._set_aside(bad)
                 print(
                     f"warning: the checkpoint of step {bad} is damaged and was moved to "

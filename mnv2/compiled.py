@@ -5,11 +5,12 @@ own.
 """
 
 import hashlib
-import os
 import platform
 from pathlib import Path
 
 import jax
+
+from mnv2.files import caches
 
 CPU_INFO = Path("/proc/cpuinfo")
 
@@ -22,8 +23,7 @@ def remember() -> Path:
     chosen = jax.config.jax_compilation_cache_dir
     if chosen:
         return Path(chosen)
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = caches / "mnv2" / "compiled" / _processor()
+    folder = caches() / "compiled" / _processor()
     jax.config.update("jax_compilation_cache_dir", str(folder))
     return folder
 

@@ -26,12 +26,12 @@ from mnv2 import data, metrics
 from mnv2.allocator import restart_with_huge_pages
 from mnv2.commands import command_parser, run
 from mnv2.data.preprocess import to_channels
+from mnv2.devices import AXIS, SPLIT, WHOLE, all_devices, on_each, replicate, shard
 from mnv2.errors import UserError, check_choice, check_positive
 from mnv2.files import write_json, write_text
 from mnv2.predict import load_classifier
 from mnv2.pretrained import Pretrained, imagenet
 from mnv2.progress import Progress
-from mnv2.steps import shard
 
 SPLITS = ("train", "validation", "test")
 WRITTEN = 20  # classes up to which the confusion picture has numbers
@@ -86,28 +86,29 @@ def match_classes(loaded: Pretrained, dataset: data.Dataset, weights: str) -> Pr
 
 def evaluate(loaded: Pretrained, dataset: data.Dataset, split: str, batch_size: int) -> Evaluation:
     """Every example of `split` once, over all devices."""
-    devices = jax.local_device_count()
-    batch_size = -(-batch_size // devices) * devices
+    mesh = all_devices()
+    batch_size += -batch_size % mesh.size
 
     def step(variables: Any, batch: dict[str, jax.Array]) -> tuple[metrics.Sums, jax.Array]:
         logits = loaded.logits(variables, batch["image"])
         losses = metrics.cross_entropy(logits, batch["label"])
         counts = metrics.count(logits, batch["label"], losses, batch["mask"])
-        return counts, jnp.argmax(logits, axis=-1)
+        return jax.lax.psum(counts, AXIS), jnp.argmax(logits, axis=-1)
 
     def view(pictures: Any) -> Any:
         return to_channels(loaded.preprocess.view(pictures, loaded.image_size), loaded.channels)
 
-    run_step = jax.pmap(step, in_axes=(None, 0))
+    run_step = on_each(step, mesh, (WHOLE, SPLIT), (WHOLE, SPLIT))
+    variables = replicate(loaded.variables, mesh)
     classes = len(loaded.labels)
     confusion = np.zeros((classes, classes), np.int64)
     sums = []
     progress = Progress("evaluating", -(-dataset.num_examples(split) // batch_size), batch_size)
     progress.say("compiling")
     for number, batch in enumerate(data.eval_batches(dataset, split, batch_size, view=view), 1):
-        counts, predictions = run_step(loaded.variables, shard(batch))
+        counts, predictions = run_step(variables, shard(batch, mesh))
         sums.append(counts)
-        predicted = np.asarray(predictions).reshape(-1)
+        predicted = np.asarray(predictions)
         counted = batch["mask"] > 0
         np.add.at(confusion, (batch["label"][counted], predicted[counted]), 1)
         progress.stop(number)

@@ -18,6 +18,11 @@ class Held(Exception):
     """Another process, which the message names, is writing to a folder."""
 
 
+def caches() -> Path:
+    """The folder of what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mnv2"
+
+
 def write_text(path: Path, text: str) -> None:
     """Replaces a file at once."""
     path.parent.mkdir(parents=True, exist_ok=True)

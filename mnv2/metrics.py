@@ -1,6 +1,6 @@
 """What is counted: sums over examples, divided once at the end, never means of means."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -8,16 +8,18 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from mnv2.ops.precision import accumulator
+
 Sums = dict[str, Array]
 
 
 def cross_entropy(
     logits: Float[Array, "b classes"], labels: Int[Array, " b"], smoothing: float = 0.0
 ) -> Float[Array, " b"]:
-    """Each example's loss, in float32; `smoothing` spreads that much over all classes evenly."""
+    """Each example's loss, in float32 at least; `smoothing` is spread over all classes evenly."""
     targets = jax.nn.one_hot(labels, logits.shape[-1])
     targets = optax.smooth_labels(targets, smoothing)
-    return optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
+    return optax.softmax_cross_entropy(logits.astype(accumulator(logits.dtype)), targets)
 
 
 def count(
@@ -41,10 +43,10 @@ def count(
 
 
 def summarize(batches: Iterable[Sums]) -> dict[str, float]:
-    """Adds up sums of batches and devices: mean loss, accuracies in [0, 1], examples."""
+    """Adds up sums of batches: mean loss, accuracies in [0, 1], examples."""
     batches = jax.device_get(list(batches))
     total = {
-        name: float(sum(np.sum(sums[name], dtype=np.float64) for sums in batches))
+        name: float(sum(np.float64(sums[name]) for sums in batches))
         for name in ("loss", "top1", "top5", "examples")
     }
     examples = max(total["examples"], 1.0)
@@ -54,3 +56,14 @@ def summarize(batches: Iterable[Sums]) -> dict[str, float]:
         "top5_accuracy": total["top5"] / examples,
         "examples": total["examples"],
     }
+
+
+def first_not_finite(batches: Sequence[Sums]) -> int | None:
+    """The first batch whose loss is not finite; None if there is none."""
+    losses = jax.device_get([sums["loss"] for sums in batches])
+    return next((i for i, loss in enumerate(losses) if not np.isfinite(loss)), None)
+
+
+def skipped(batches: Sequence[Sums]) -> int:
+    """How many of the steps were skipped."""
+    return sum(int(sums.get("skipped", 0)) for sums in jax.device_get(list(batches)))

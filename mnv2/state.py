@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mnv2.ops.precision import accumulator
+
 
 @flax.struct.dataclass
 class TrainState:
@@ -35,7 +37,7 @@ def create_state(
     seed: int,
     ema: bool,
 ) -> TrainState:
-    """A fresh state; the parameters are a function of `seed`."""
+    """A fresh state; the parameters are a function of `seed`, and float64 where the network is."""
     return _initializer(model, optimizer, image_shape, ema)(jax.random.key(seed))
 
 
@@ -49,7 +51,9 @@ def _initializer(
     # Unoptimised, the program that draws the parameters compiles in 2 s instead of 10.
     @jax.jit(compiler_options={"xla_backend_optimization_level": 0})
     def initial(key: jax.Array) -> TrainState:
+        dtype = accumulator(model.dtype) 
         variables = model.init(key, jnp.zeros((1, *image_shape)))
+        variables = jax.tree.map(lambda x: x.astype(dtype), variables)
         params = variables["params"]
         return TrainState(
             step=jnp.zeros((), jnp.int32),

@@ -8,14 +8,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 import optax
 
 from mnv2 import data, metrics
+from mnv2.devices import AXIS, SPLIT, WHOLE, all_devices, on_each, replicate, shard
+from mnv2.errors import check_choice
 from mnv2.optimizer import create_optimizer, create_schedule
 from mnv2.state import TrainState
 
-AXIS = "devices"
+ON_NAN = ("stop", "skip")
 
 
 def train_step(
@@ -28,10 +29,13 @@ def train_step(
     label_smoothing: float,
     ema_decay: float,
     classifier_only: bool = False,
+    skip_nan: bool = False,
 ) -> tuple[TrainState, metrics.Sums]:
-    """One update from one device's share of a batch; gradients are averaged over devices.
+    """One update from one device's share of a batch, and the sums over all devices.
 
-    With `classifier_only`, nothing is computed for the gradients of the backbone.
+    Gradients are averaged over devices. With `classifier_only`, nothing is computed for the
+    gradients of the backbone. With `skip_nan`, a step whose loss or gradients are not finite
+    changes nothing but the counts of steps; its sums are 0, and `skipped` is 1.
     """
     key = jax.random.fold_in(jax.random.fold_in(key, state.step), jax.lax.axis_index(AXIS))
 
@@ -58,26 +62,34 @@ def train_step(
     ema = None
     if state.ema is not None:
         ema = optax.incremental_update(params, state.ema, 1 - ema_decay)
-    return TrainState(state.step + 1, params, batch_stats, opt_state, ema), sums
+    after = TrainState(state.step + 1, params, batch_stats, opt_state, ema)
+    sums = jax.lax.psum(sums, AXIS)
+    if not skip_nan:
+        return after, sums
+    finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(optax.global_norm(gradients))
+
+    def unless_nan(new: jax.Array, old: jax.Array) -> jax.Array:
+        # Counts go on, so that the schedule stays in step.
+        counts = jnp.issubdtype(new.dtype, jnp.integer)
+        return new if counts else jnp.where(finite, new, old)
+
+    sums = {name: jnp.where(finite, value, 0) for name, value in sums.items()}
+    return jax.tree.map(unless_nan, after, state), {**sums, "skipped": 1.0 - finite}
 
 
 def eval_step(state: TrainState, batch: dict[str, jax.Array], *, model: nn.Module) -> metrics.Sums:
-    """One device's share of a batch, counted by its mask."""
+    """The sums over all devices from one device's share of a batch, counted by its mask."""
     logits: Any = model.apply(state.variables(), batch["image"], train=False)
     losses = metrics.cross_entropy(logits, batch["label"])
-    return metrics.count(logits, batch["label"], losses, batch["mask"])
-
-
-def shard(batch: data.Batch, devices: int | None = None) -> data.Batch:
-    """Splits each array's first axis over this process's devices: b ... -> devices b/devices ..."""
-    devices = devices or jax.local_device_count()
-    return jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch)
+    counts = metrics.count(logits, batch["label"], losses, batch["mask"])
+    return jax.lax.psum(counts, AXIS)
 
 
 class Steps(NamedTuple):
     """What runs on the devices, and what it was made from."""
 
-    place: Callable[[TrainState], TrainState]
+    place: Callable[[Any], Any]  # a state or a key, the same for all devices
+    shard: Callable[[data.Batch], data.Batch]
     train: Callable[..., tuple[TrainState, metrics.Sums]]
     evaluate: Callable[..., metrics.Sums]
     optimizer: optax.GradientTransformation
@@ -86,7 +98,8 @@ class Steps(NamedTuple):
 
 def step_settings(config: ml_collections.ConfigDict) -> ml_collections.FrozenConfigDict:
     """All of a config that the compiled steps depend on beside the network."""
-    names = ("optimization", "batch_size", "label_smoothing", "ema_decay")
+    check_choice(config.on_nan, ON_NAN, "on_nan")
+    names = ("optimization", "batch_size", "label_smoothing", "ema_decay", "on_nan")
     return ml_collections.FrozenConfigDict({name: config[name] for name in names})
 
 
@@ -113,24 +126,16 @@ def compile_steps(
         label_smoothing=settings.label_smoothing,
         ema_decay=settings.ema_decay,
         classifier_only=frozen(settings.optimization),
+        skip_nan=settings.on_nan == "skip",
     )
-    mesh = jax.sharding.Mesh(np.array(devices or jax.devices()), AXIS)
-    replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    mesh = all_devices(devices)
+    evaluate = functools.partial(eval_step, model=model)
     return Steps(
         # As the steps return it, or the second step would be compiled anew.
-        place=functools.partial(jax.device_put, device=replicated),
-        # The state has no device axis: every device holds and updates the same one.
-        train=jax.pmap(
-            train,
-            AXIS,
-            in_axes=(None, 0, None),
-            out_axes=(None, 0),
-            devices=devices,
-            donate_argnums=(0,),
-        ),
-        evaluate=jax.pmap(
-            functools.partial(eval_step, model=model), AXIS, in_axes=(None, 0), devices=devices
-        ),
+        place=functools.partial(replicate, mesh=mesh),
+        shard=functools.partial(shard, mesh=mesh),
+        train=on_each(train, mesh, (WHOLE, SPLIT, WHOLE), (WHOLE, WHOLE), donate=(0,)),
+        evaluate=on_each(evaluate, mesh, (WHOLE, SPLIT), WHOLE),
         optimizer=optimizer,
         schedule=schedule,
     )

@@ -5,10 +5,11 @@ What SLURM and clouds send before they take a machine away is SIGTERM, too.
 
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: not done, to be tried again
+BETWEEN_TALKS = 10  # checks: to ask the other processes is to wait for every device
 
 
 class Stopped(BaseException):
@@ -20,11 +21,15 @@ class Stopper:
 
     Within `deferred()` it is only noted, for the loop to look at between steps, and a second SIGINT
     raises KeyboardInterrupt. Anywhere else within `listening()` it raises Stopped.
+
+    With `any_of`, which tells whether something is true in any process, all stop at one `check`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, any_of: Callable[[bool], bool] | None = None) -> None:
         self._noted: str | None = None
         self._deferring = False
+        self._any_of = any_of
+        self._checks = 0
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -47,7 +52,12 @@ class Stopper:
         self.check()
 
     def check(self) -> None:
-        """Raises Stopped if a signal has come."""
+        """Raises Stopped if a signal has come, or was found to have come to another process."""
+        if self._any_of is not None:
+            self._checks += 1
+            if self._checks % BETWEEN_TALKS or not self._any_of(self._noted is not None):
+                return
+            raise Stopped(self._noted or "a signal to another process")
         if self._noted:
             raise Stopped(self._noted)
 

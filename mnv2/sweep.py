@@ -18,8 +18,10 @@ from flax.traverse_util import flatten_dict
 
 from mnv2 import compiled, report
 from mnv2.build import build
+from mnv2.devices import writes
 from mnv2.errors import UserError, check_choice, check_positive
 from mnv2.files import Held, sole_writer, write_json, write_text
+from mnv2.processes import any_of, of_first
 from mnv2.progress import format_seconds, waiting_for_input
 from mnv2.stopping import Stopper
 from mnv2.train import RESULT, train_and_evaluate
@@ -43,12 +45,16 @@ class Run:
     steps: int
 
     @property
+    def name(self) -> str:
+        return f"{self.arm}/{self.seed}"
+
+    @property
     def finished(self) -> bool:
         return (self.folder / RESULT).exists()
 
 
-def plan(config: ml_collections.ConfigDict, workdir: Path, only: Sequence[str] = ()) -> list[Run]:
-    """The runs of `config`, or of the arms in `only`: the first seed of every arm, then the second.
+def plan(config: ml_collections.ConfigDict, workdir: Path) -> list[Run]:
+    """The runs of `config`: the first seed of every arm, then the second.
 
     Raises UserError if any of them could not start, before the first has.
     """
@@ -58,10 +64,8 @@ def plan(config: ml_collections.ConfigDict, workdir: Path, only: Sequence[str] =
         raise UserError(
             f"arms must be pairs of a name and its changes, got {config.arms!r}"
         ) from None
-    for arm in only:
-        check_choice(arm, arms, "arm")
     runs = []
-    for arm in only or arms:
+    for arm in arms:
         resolved = resolve(config, arm)
         steps, _, _ = build(resolved).durations
         check_positive(resolved.seeds, f"seeds of arm {arm}")
@@ -70,6 +74,17 @@ def plan(config: ml_collections.ConfigDict, workdir: Path, only: Sequence[str] =
             one.seed = config.seed + seed
             runs.append(Run(arm, one.seed, workdir / arm / str(one.seed), one, steps))
     return sorted(runs, key=lambda run: run.seed)
+
+
+def chosen(runs: Sequence[Run], only: Sequence[str]) -> list[Run]:
+    """All of `runs`, or those that `only` names by their arms or as arm/seed.
+
+    Raises UserError if it names what is not there.
+    """
+    arms, names = {one.arm for one in runs}, {one.name for one in runs}
+    for name in only:
+        check_choice(name, names if "/" in name else arms, "run" if "/" in name else "arm")
+    return [one for one in runs if not only or one.arm in only or one.name in only]
 
 
 def resolve(config: ml_collections.ConfigDict, arm: str) -> ml_collections.ConfigDict:
@@ -88,17 +103,29 @@ def resolve(config: ml_collections.ConfigDict, arm: str) -> ml_collections.Confi
     return resolved
 
 
-def run(config: ml_collections.ConfigDict, workdir: Path, only: Sequence[str] = ()) -> None:
+def run(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    only: Sequence[str] = (),
+    *,
+    reports: bool = True,
+) -> None:
     """Does every run that is not finished, one after another, then writes the report.
 
     A run that fails does not keep the others from being done, nor does one that another process
     is doing. Raises UserError at the end if any failed, Stopped if a signal came.
     """
-    stopper = Stopper()
+    several = jax.process_count() > 1
+    stopper = Stopper(any_of if several else None)
     with stopper.listening():
         failed = _do_all(config, workdir, only, stopper)
-    if report.load(workdir).rows():
+    if reports and writes() and report.load(workdir).rows():
         report.write(workdir)
+    raise_if_failed(failed)
+
+
+def raise_if_failed(failed: dict[str, str]) -> None:
+    """Raises UserError if any run failed: the names of those that did, and why."""
     if failed:
         raise UserError(
             f"{len(failed)} of the runs failed: "
@@ -106,60 +133,113 @@ def run(config: ml_collections.ConfigDict, workdir: Path, only: Sequence[str] = 
         )
 
 
+def claim(config: ml_collections.ConfigDict, workdir: Path, only: Sequence[str]) -> list[Run]:
+    """The runs to be done in `workdir`, which is made this config's.
+
+    Raises UserError if it is another's, cannot be written to, or a run could not start.
+    """
+    everything = plan(config, workdir)
+    runs = chosen(everything, only)
+    _check_same(workdir, config, runs)
+    if writes():
+        try:
+            description = {
+                "config": config.to_dict(),
+                "environment": environment(),
+                "steps": {one.arm: one.steps for one in everything},
+            }
+            write_json(workdir / SWEEP, description)
+        except OSError as error:
+            raise UserError(f"cannot write to --workdir {workdir}: {error.strerror}") from error
+    return runs
+
+
 def _do_all(
     config: ml_collections.ConfigDict, workdir: Path, only: Sequence[str], stopper: Stopper
 ) -> dict[str, str]:
     """Does the runs; returns what failed, and why."""
     cache = compiled.remember()
-    runs = plan(config, workdir, only)
-    _claim(workdir, config, runs)
-    waiting = [one for one in runs if not one.finished]
+    runs = claim(config, workdir, only)
+    waiting = [one for one in runs if not of_first(one.finished)]
     if done := len(runs) - len(waiting):
-        print(f"{done} of {len(runs)} runs in {workdir} are finished already")
+        say(f"{done} of {len(runs)} runs in {workdir} are finished already")
     began, compiling = time.perf_counter(), 0.0
     failed: dict[str, str] = {}
     for number, one in enumerate(waiting, start=done + 1):
         started = time.perf_counter()
-        name = f"{one.arm}/{one.seed}"
-        label = f"[{number}/{len(runs)}] {name}"
-        try:
-            with sole_writer(one.folder):
+        label = f"[{number}/{len(runs)}] {one.name}"
+        with contextlib.ExitStack() as held:
+            if holder := _hold(one, held):
+                say(f"{label:28} is being done by {holder}")
+                continue
+            try:
                 result = _do(one, label, stopper)
-        except Held as holder:
-            print(f"{label:28} is being done by {holder}", flush=True)
-            continue
-        except Exception as error:
-            failed[name] = _failure(error)
-            _note_failure(one.folder, error)
-            print(f"{label:28} failed: {failed[name]}", flush=True)
-            continue
+            except Exception as error:
+                failed[one.name] = _failure(error)
+                _note_failure(one.folder, error)
+                if jax.process_count() > 1:
+                    raise  # the others are still at it, and would wait for this one
+                say(f"{label:28} failed: {failed[one.name]}")
+                continue
         if result is None:
             continue
         compiling += result["first_step_seconds"]
         spent = time.perf_counter() - began
         left = spent / (number - done) * (len(runs) - number)
-        print(
-            f"{label:28} test {100 * result['test']['accuracy']:5.2f} %  "
-            f"{result['images_per_second']:6,.0f} images/s  "
-            f"{format_seconds(time.perf_counter() - started):>6}  {format_seconds(left)} left"
-            f"{waiting_for_input(result['waiting_for_input'])}",
-            flush=True,
-        )
+        say(f"{outcome(label, result, time.perf_counter() - started)}  {format_seconds(left)} left")
     if waiting:
-        print(
+        say(
             f"{format_seconds(compiling)} of {format_seconds(time.perf_counter() - began)} were "
             f"first steps, with compilation; what was compiled is kept in {cache}"
         )
     return failed
 
 
+def outcome(label: str, result: dict[str, Any], seconds: float) -> str:
+    """A finished run in one line."""
+    return (
+        f"{label:28} test {100 * result['test']['accuracy']:5.2f} %  "
+        f"{result['images_per_second']:6,.0f} images/s  {format_seconds(seconds):>6}"
+        f"{waiting_for_input(result['waiting_for_input'])}"
+    )
+
+
+def say(line: str) -> None:
+    """Prints a line at once, in one of the processes."""
+    if writes():
+        print(line, flush=True)
+
+
+def _hold(one: Run, until: contextlib.ExitStack) -> str | None:
+    """Keeps other processes out of a run's folder; who is in it, if one is."""
+    holder = None
+    if writes():
+        try:
+            until.enter_context(sole_writer(one.folder))
+        except Held as held:
+            holder = str(held)
+    return (holder or "another process") if of_first(holder is not None) else None
+
+
+def result(one: Run) -> dict[str, Any]:
+    """Of a finished run."""
+    return json.loads((one.folder / RESULT).read_text())
+
+
+def last_words(one: Run) -> str | None:
+    """The last line of a failed run's error."""
+    path = one.folder / FAILURE
+    return path.read_text().splitlines()[-1] if path.exists() else None
+
+
 def _do(one: Run, label: str, stopper: Stopper) -> dict[str, Any] | None:
     """One run's result; None if another process has done it in the meantime."""
-    if one.finished:
+    if of_first(one.finished):
         return None
-    (one.folder / FAILURE).unlink(missing_ok=True)
-    write_json(one.folder / CONFIG, one.config.to_dict())
-    write_json(one.folder / ENVIRONMENT, environment())
+    if writes():
+        (one.folder / FAILURE).unlink(missing_ok=True)
+        write_json(one.folder / CONFIG, one.config.to_dict())
+        write_json(one.folder / ENVIRONMENT, environment())
     return train_and_evaluate(one.config, one.folder, label=label, stopper=stopper)
 
 
@@ -187,8 +267,8 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _claim(workdir: Path, config: ml_collections.ConfigDict, runs: Sequence[Run]) -> None:
-    """Makes `workdir` this config's, or raises UserError if it cannot be or is another's."""
+def _check_same(workdir: Path, config: ml_collections.ConfigDict, runs: Sequence[Run]) -> None:
+    """Raises UserError if `workdir` is another config's."""
     path = workdir / SWEEP
     if path.exists():
         old = json.loads(path.read_text())["config"]
@@ -204,15 +284,6 @@ def _claim(workdir: Path, config: ml_collections.ConfigDict, runs: Sequence[Run]
                 raise UserError(
                     f"{path.parent} holds a run with {difference}; choose another --workdir"
                 )
-    try:
-        description = {
-            "config": config.to_dict(),
-            "environment": environment(),
-            "steps": {one.arm: one.steps for one in runs},
-        }
-        write_json(workdir / SWEEP, description)
-    except OSError as error:
-        raise UserError(f"cannot write to --workdir {workdir}: {error.strerror}") from error
 
 
 def _difference(old: dict[str, Any], new: ml_collections.ConfigDict, ignored: Sequence[str]) -> str:

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,12 +19,14 @@ from mnv2 import data, metrics, pretrained
 from mnv2.analysis import complexity
 from mnv2.build import Parts, adopt, build, load_backbone, starts_from_weights
 from mnv2.checkpoint import Checkpoints
+from mnv2.devices import share, writes
 from mnv2.errors import UserError
 from mnv2.files import append_line, keep_lines, write_json
 from mnv2.pretrained import native
+from mnv2.processes import of_first
 from mnv2.progress import Progress
 from mnv2.state import TrainState, create_state
-from mnv2.steps import shard
+from mnv2.steps import Steps
 from mnv2.stopping import Stopped, Stopper
 
 RESULT = "result.json"
@@ -52,25 +53,18 @@ def train_and_evaluate(
     )
     if starts_from_weights(config):
         state = adopt(state, load_backbone(config.weights))
-    native.write_description(
-        workdir,
-        native.describe(
-            model,
-            shape[2],
-            pretrained.Preprocessing(mean=parts.pixels.mean, std=parts.pixels.std),
-            shape[:2],
-            parts.dataset.class_names,
-        ),
-    )
+    state = parts.on_devices.place(state)
+    if writes():
+        _write_description(workdir, parts)
     # Closed whatever happens, so that a checkpoint on its way to the disk arrives.
     with (
         contextlib.closing(Checkpoints(workdir / "checkpoints")) as checkpoints,
-        contextlib.closing(metric_writers.SummaryWriter(str(workdir))) as writer,
+        contextlib.closing(_writer(workdir)) as writer,
     ):
         state, seconds = checkpoints.restore(state)
-        state = parts.on_devices.place(state)
         first_step = int(state.step)
-        keep_lines(workdir / METRICS, lambda line: json.loads(line)["step"] <= first_step)
+        if writes():
+            keep_lines(workdir / METRICS, lambda line: json.loads(line)["step"] <= first_step)
         writer.write_hparams(_hparams(config))
         progress = Progress(label, parts.durations[0], config.batch_size, seconds)
         loop = _Loop(
@@ -90,7 +84,8 @@ def train_and_evaluate(
         "waiting_for_input": progress.waiting,
         "first_step_seconds": compiled_in,  # compilation, where it is not remembered
     }
-    write_json(workdir / RESULT, result)
+    if writes():
+        write_json(workdir / RESULT, result)
     return result
 
 
@@ -102,7 +97,7 @@ class _Loop:
     workdir: Path
     parts: Parts
     checkpoints: Checkpoints
-    writer: metric_writers.SummaryWriter
+    writer: metric_writers.MetricWriter
     progress: Progress
     stopper: Stopper
     state: TrainState
@@ -127,9 +122,13 @@ class _Loop:
 
     def _train(self) -> float:
         total_steps, _, _ = self.parts.durations
-        if self._done and self._evaluates() and not _validated(self.workdir / METRICS, self._done):
-            self.evaluate("validation")  # it was stopped in the middle of this
-        key = jax.random.key(self.config.seed)
+        if self._done and self._evaluates():
+            if not of_first(_validated(self.workdir / METRICS, self._done)):
+                self.evaluate("validation")  # it was stopped in the middle of this
+        on_devices = self.parts.on_devices
+        key = jax.random.wrap_key_data(
+            on_devices.place(jax.random.key_data(jax.random.key(self.config.seed)))
+        )
         window: list[metrics.Sums] = []
         self.progress.say("compiling")
         began, compiled_in = time.perf_counter(), 0.0
@@ -139,7 +138,7 @@ class _Loop:
             if first:
                 pictures = _picture(batch["image"][:8], self.parts.pixels)
                 self.writer.write_images(done + 1, {"train/input": pictures})
-            self.state, sums = self.parts.on_devices.train(self.state, shard(batch), key)
+            self.state, sums = on_devices.train(self.state, on_devices.shard(batch), key)
             self._done = done + 1
             window.append(sums)
             if first:
@@ -157,18 +156,14 @@ class _Loop:
         saves = step == total_steps or (checkpoint_every and step % checkpoint_every == 0)
         if not (saves or self._evaluates() or step % self.config.log_every == 0):
             return
-        summary = metrics.summarize(window)
+        self._check_finite(window)
+        summary, skipped = metrics.summarize(window), metrics.skipped(window)
         window.clear()
         self.progress.stop(step)
-        learning_rate = float(self.parts.on_devices.schedule(step - 1))
-        if not math.isfinite(summary["loss"]):
-            raise UserError(
-                f"the loss is {summary['loss']} at step {step} (learning rate "
-                f"{learning_rate:.4g}): lower optimization.learning_rate or lengthen "
-                f"optimization.warmup; {self.checkpoints.newest()}"
-            )
         values = {f"train/{name}": summary[name] for name in ("loss", "accuracy")}
-        values["train/learning_rate"] = learning_rate
+        values["train/learning_rate"] = float(self.parts.on_devices.schedule(step - 1))
+        if self.config.on_nan == "skip":
+            values["train/skipped_steps"] = skipped
         values["train/images_per_second"] = self.progress.images_per_second
         values["train/waiting_for_input"] = self.progress.waiting
         self._report(values)
@@ -179,11 +174,26 @@ class _Loop:
             self.evaluate("validation")
         self.progress.start(step)
 
+    def _check_finite(self, window: list[metrics.Sums]) -> None:
+        """Raises UserError if a loss is not finite, or if all of the steps were skipped for it."""
+        bad = metrics.first_not_finite(window)
+        if metrics.skipped(window) == len(window):
+            bad = 0
+        if bad is None:
+            return
+        step = self._done - len(window) + 1 + bad
+        raise UserError(
+            f"the loss is not finite {'from' if self.config.on_nan == 'skip' else 'at'} step {step}"
+            f" (learning rate {float(self.parts.on_devices.schedule(step - 1)):.4g}): lower "
+            "optimization.learning_rate or lengthen optimization.warmup; "
+            f"{self.checkpoints.newest()}"
+        )
+
     def evaluate(self, split: str) -> dict[str, float]:
         """Evaluates the state as it is on a split, and reports it."""
         size = self.parts.image_shape[:2]
         summary = evaluate(
-            self.parts.on_devices.evaluate,
+            self.parts.on_devices,
             self.state,
             self.parts.dataset,
             split,
@@ -204,7 +214,8 @@ class _Loop:
     def _report(self, values: dict[str, float]) -> None:
         scalars = {name: x for name, x in values.items() if not name.endswith("/examples")}
         self.writer.write_scalars(self._done, scalars)
-        append_line(self.workdir / METRICS, json.dumps({"step": self._done, **values}))
+        if writes():
+            append_line(self.workdir / METRICS, json.dumps({"step": self._done, **values}))
 
     def _batches(self) -> Iterator[data.Batch]:
         return data.train_batches(
@@ -216,11 +227,12 @@ class _Loop:
             augmentation=self.config.data.augmentation,
             pad=self.config.data.pad,
             pixels=self.parts.pixels,
+            share=share(),
         )
 
 
 def evaluate(
-    eval_step: Callable[..., metrics.Sums],
+    on_devices: Steps,
     state: TrainState,
     dataset: data.Dataset,
     split: str,
@@ -233,12 +245,28 @@ def evaluate(
     `batch_size` is rounded up to a multiple of the devices; what a batch lacks is masked.
     `between()` is called after each batch.
     """
-    devices = jax.local_device_count()
+    batch_size += -batch_size % jax.device_count()
     window = []
-    for batch in data.eval_batches(dataset, split, -(-batch_size // devices) * devices, view=view):
-        window.append(eval_step(state, shard(batch)))
+    for batch in data.eval_batches(dataset, split, batch_size, view=view, share=share()):
+        window.append(on_devices.evaluate(state, on_devices.shard(batch)))
         between()
     return metrics.summarize(window)
+
+
+def _write_description(workdir: Path, parts: Parts) -> None:
+    """Leaves what others need to use the network: pixels, sizes, names of classes."""
+    height, width, channels = parts.image_shape
+    seen = pretrained.Preprocessing(mean=parts.pixels.mean, std=parts.pixels.std)
+    names = parts.dataset.class_names
+    described = native.describe(parts.model, channels, seen, (height, width), names)
+    native.write_description(workdir, described)
+
+
+def _writer(workdir: Path) -> metric_writers.MetricWriter:
+    """TensorBoard's events, of the one process that writes them."""
+    if not writes():
+        return metric_writers.MultiWriter(())
+    return metric_writers.SummaryWriter(str(workdir))
 
 
 def _hparams(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from configs import finetune
-from mnv2 import build, data, pretrained, steps, train
+from mnv2 import build, data, pretrained, train
 from mnv2.errors import UserError
 from mnv2.evaluate import evaluate
 from mnv2.models import create_model
@@ -65,7 +65,7 @@ def after_a_step(config):
     batch = next(
         data.train_batches(dataset, config.batch_size, seed=0, size=shape[:2], pixels=pixels)
     )
-    state, _ = on_devices.train(on_devices.place(state), steps.shard(batch), jax.random.key(0))
+    state, _ = on_devices.train(on_devices.place(state), on_devices.shard(batch), jax.random.key(0))
     return before, jax.device_get(state), batch
 
 

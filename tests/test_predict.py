@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnv2 import commands, convert, data, evaluate, metrics, predict, pretrained
+from mnv2 import commands, convert, evaluate, metrics, predict, pretrained
+from mnv2.data.datasets import Prepared
 from mnv2.models import create_model
 
 
@@ -121,7 +122,7 @@ def test_the_commonest_mistakes_are_in_per_cent_of_their_class():
 
 
 def test_a_thousand_classes_match_imagenets_with_or_without_background(fashion_mnist):
-    class ImageNet(data.Dataset):
+    class ImageNet(Prepared):
         num_classes, class_names = 1000, pretrained.imagenet.synsets()
 
     imagenet = ImageNet("imagenet2012", fashion_mnist.builder, 0)

@@ -11,6 +11,7 @@ import pytest
 
 from mnv2 import build, data, steps, train
 from mnv2.checkpoint import Checkpoints
+from mnv2.data.datasets import Prepared
 from mnv2.errors import UserError
 from mnv2.models import create_model
 from mnv2.state import create_state
@@ -44,12 +45,10 @@ def test_a_step_on_eight_devices_equals_one_on_one_device(tiny_config):
     for count in (1, 8):
         on_devices, state = steps_and_state(tiny_config, tuple(jax.devices()[:count]))
         before = jax.device_get(state.params)
-        state, sums = on_devices.train(state, steps.shard(batch, count), key)
-        assert all(value.shape == (count,) for value in sums.values())
-        total = {name: float(value.sum()) for name, value in sums.items()}
+        state, sums = on_devices.train(state, on_devices.shard(batch), key)
         after[count] = jax.device_get(
             {"params": state.params, "ema": state.ema, "batch_stats": state.batch_stats,
-             "momentum": state.opt_state, "sums": total}
+             "momentum": state.opt_state, "sums": sums}
         )  # fmt: skip
         moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before, after[count]["params"])
         assert min(jax.tree.leaves(moved["classifier"])) > 0
@@ -109,7 +108,7 @@ def test_an_evaluation_counts_all_test_images_once_whatever_the_batch_size(
     on_devices, state = steps_and_state(tiny_config)
     view = partial(data.eval_image, size=SHAPE[:2])
     summaries = [
-        train.evaluate(on_devices.evaluate, state, fashion_mnist, "test", batch_size, view)
+        train.evaluate(on_devices, state, fashion_mnist, "test", batch_size, view)
         for batch_size in (96, 999, 4096)
     ]
     assert [summary["examples"] for summary in summaries] == [10_000] * 3
@@ -195,7 +194,7 @@ def test_a_short_run_learns_and_leaves_its_result(tiny_config, tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tiny_config, tmp_path):
     tiny_config.optimization.learning_rate = 1e30
     tiny_config.optimization.warmup = "0 steps"
-    message = r"the loss is nan at step \d \(learning rate .*: lower .*; there is no checkpoint"
+    message = r"the loss is not finite at step 2 \(learning rate .*: lower .*; there is no check"
     with pytest.raises(UserError, match=message):
         train.train_and_evaluate(tiny_config, tmp_path)
 
@@ -207,7 +206,7 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused(tiny_config):
 
 
 def test_images_of_any_size_need_a_size(tiny_config, fashion_mnist):
-    class Pictures(data.Dataset):
+    class Pictures(Prepared):
         image_shape = (None, None, 3)
 
     pictures = Pictures("pictures", fashion_mnist.builder, 0)

@@ -2,26 +2,72 @@
 
 import dataclasses
 import functools
-import os
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from mnv2.data import fashion_mnist
 from mnv2.data.download import reachable
+from mnv2.data.folder import open_folder
 from mnv2.errors import UserError, check_choice
 from mnv2.files import locked
 
 # Sets whose decoded images are smaller than this are kept in memory as one array.
 IN_MEMORY_BYTES = 1 << 30
 
+# Examples in the buffer that shuffles a set too large for memory. ImageNet: about 1.8 GB.
+SHUFFLE_BUFFER = 16 * 1024
+
 FOLDER_PREFIX = "folder:"
 
 
+@runtime_checkable
+class Dataset(Protocol):
+    """A classification data set with the splits `train`, `validation` and `test`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def validation(self) -> int:
+        """How many examples are held out from the end of train."""
+
+    @property
+    def place(self) -> Path:
+        """The folder in which it lies."""
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def class_names(self) -> list[str]: ...
+
+    @property
+    def image_shape(self) -> tuple[int | None, int | None, int]:
+        """(height, width, channels); None where it differs from image to image."""
+
+    def num_examples(self, split: str) -> int: ...
+
+    def fits_in_memory(self) -> bool: ...
+
+    def arrays(self, split: str) -> tuple[tf.Tensor, tf.Tensor]:
+        """All images (n h w c, uint8) and labels (n, int64), decoded once; for small sets."""
+
+    def encoded(self, split: str, shuffle_seed: int | None = None) -> tf.data.Dataset:
+        """Examples with `label`, their images still encoded, in an order that the seed sets."""
+
+    def decode(self, example: dict[str, tf.Tensor]) -> tf.Tensor:
+        """The image of an encoded example: h w c, uint8."""
+
+    def explain(self, error: Exception) -> str:
+        """Why reading has failed, in one line."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class Dataset:
-    """A classification data set, prepared on disk.
+class Prepared:
+    """A data set of TFDS's, prepared on disk.
 
     `validation` examples are held out from the end of its train split; `test` is its test split,
     or its validation split where that is all there is, as in ImageNet.
@@ -30,6 +76,10 @@ class Dataset:
     name: str
     builder: tfds.core.DatasetBuilder
     validation: int
+
+    @property
+    def place(self) -> Path:
+        return Path(self.builder.data_dir)
 
     @property
     def num_classes(self) -> int:
@@ -41,7 +91,6 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int | None, int | None, int]:
-        """(height, width, channels); None where it differs from image to image."""
         return self.builder.info.features["image"].shape
 
     def split(self, name: str) -> tuple[str, int, int]:
@@ -67,55 +116,69 @@ class Dataset:
         return train * height * width * channels < IN_MEMORY_BYTES
 
     def arrays(self, split: str) -> tuple[tf.Tensor, tf.Tensor]:
-        """All images (n h w c, uint8) and labels (n, int64), decoded once; for small sets."""
         whole, start, stop = self.split(split)
         return _decoded_arrays(self.builder, f"{whole}[{start}:{stop}]")
 
     def encoded(self, split: str, shuffle_seed: int | None = None) -> tf.data.Dataset:
-        """Examples with images still encoded; files in an order that `shuffle_seed` sets."""
+        """Examples, with files and then a buffer's worth of them in an order that the seed sets."""
         whole, start, stop = self.split(split)
-        decoders = {"image": tfds.decode.SkipDecoding()}
-        if isinstance(self.builder, tfds.ImageFolder):
-            # Its classes are mixed, in an order that never changes; it knows no parts of splits.
-            examples = self.builder.as_dataset(whole, shuffle_files=False, decoders=decoders)
-            return examples.skip(start).take(stop - start)
         read_config = tfds.ReadConfig(
             shuffle_seed=shuffle_seed, interleave_cycle_length=16, try_autocache=False
         )
-        return self.builder.as_dataset(
+        examples = self.builder.as_dataset(
             f"{whole}[{start}:{stop}]",
             shuffle_files=shuffle_seed is not None,
             read_config=read_config,
-            decoders=decoders,
+            decoders={"image": tfds.decode.SkipDecoding()},
         )
+        if shuffle_seed is None:
+            return examples
+        return examples.shuffle(SHUFFLE_BUFFER, shuffle_seed, reshuffle_each_iteration=False)
 
-    def decode(self, encoded: tf.Tensor) -> tf.Tensor:
-        return self.builder.info.features["image"].decode_example(encoded)
+    def decode(self, example: dict[str, tf.Tensor]) -> tf.Tensor:
+        return self.builder.info.features["image"].decode_example(example["image"])
+
+    def explain(self, error: Exception) -> str:
+        return (
+            f"data set {self.name} cannot be read, delete {self.place} to have it "
+            f"prepared again: {_first_line(error)}"
+        )
 
 
 @functools.cache
-def open_dataset(name: str, data_dir: str | None = None, validation: int = 0) -> Dataset:
+def open_dataset(
+    name: str, data_dir: str | None = None, validation: int = 0, on_broken: str = "stop"
+) -> Dataset:
     """Opens a TFDS classification set by name, preparing it first where it is missing.
 
     `folder:PATH` names a folder of pictures, PATH/SPLIT/CLASS/PICTURE, with the splits `train` and
-    `test`. `validation` examples are held out from the end of train.
+    `test`; `on_broken` says what is done if some cannot be read: stop, or skip them. `validation`
+    examples are held out from the end of train.
 
     Raises UserError for an unknown name, a set without images and labels, one that cannot be
     downloaded here, and a `validation` that leaves nothing to train on.
     """
-    builder = _folder_builder(name) if name.startswith(FOLDER_PREFIX) else _builder(name, data_dir)
-    features = builder.info.features
-    if not {"image", "label"} <= set(features) or not hasattr(features["label"], "num_classes"):
-        raise UserError(f"data set {name!r} is not one for classification: {sorted(features)}")
-    if not name.startswith(FOLDER_PREFIX) and not builder.data_path.exists():
-        builder = _prepare(name, data_dir)
-    train = builder.info.splits["train"].num_examples
+    dataset: Dataset
+    if name.startswith(FOLDER_PREFIX):
+        root = Path(name.removeprefix(FOLDER_PREFIX)).expanduser()
+        dataset = open_folder(name, root, validation, on_broken)
+    else:
+        dataset = Prepared(name, _prepared(name, data_dir), validation)
+    train = dataset.num_examples("train") + validation
     if not 0 <= validation < train:
         raise UserError(
             f"validation must be 0 to {train - 1} of the {train} training examples of {name}, "
             f"got {validation}"
         )
-    return Dataset(name, builder, validation)
+    return dataset
+
+
+def _prepared(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    builder = _builder(name, data_dir)
+    features = builder.info.features
+    if not {"image", "label"} <= set(features) or not hasattr(features["label"], "num_classes"):
+        raise UserError(f"data set {name!r} is not one for classification: {sorted(features)}")
+    return builder if builder.data_path.exists() else _prepare(name, data_dir)
 
 
 def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
@@ -124,14 +187,6 @@ def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
         return tfds.builder(name, data_dir=data_dir)
     except Exception as error:
         raise UserError(f"cannot open data set {name!r}: {_first_line(error)}") from error
-
-
-def _folder_builder(name: str) -> tfds.core.DatasetBuilder:
-    root = Path(name.removeprefix(FOLDER_PREFIX)).expanduser()
-    for split in ("train", "test"):
-        if not any((root / split).glob("*/*")):
-            raise UserError(f"no pictures in {root}: expected {root}/{split}/CLASS/PICTURE.jpg")
-    return tfds.ImageFolder(str(root))
 
 
 def _prepare(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
@@ -170,19 +225,6 @@ def _download_and_prepare(name: str, builder: tfds.core.DatasetBuilder) -> None:
 def _decoded_arrays(builder: tfds.core.DatasetBuilder, split: str) -> tuple[tf.Tensor, tf.Tensor]:
     whole = builder.as_dataset(split=split, batch_size=-1, shuffle_files=False)
     return whole["image"], whole["label"]
-
-
-def find_broken_picture(dataset: Dataset) -> str | None:
-    """The first picture of a folder that cannot be decoded; None for other data sets."""
-    if not dataset.name.startswith(FOLDER_PREFIX):
-        return None
-    root = Path(dataset.name.removeprefix(FOLDER_PREFIX)).expanduser()
-    for path in sorted(root.glob("*/*/*")):
-        try:
-            tf.io.decode_image(tf.io.read_file(os.fspath(path)), expand_animations=False)
-        except tf.errors.OpError:
-            return os.fspath(path)
-    return None
 
 
 def _first_line(error: Exception) -> str:

@@ -19,7 +19,7 @@ def main() -> None:
     print(f"{dataset.name}: {dataset.num_classes} classes, images {dataset.image_shape}")
     for split in ("train", "test"):
         print(f"  {split:5} {dataset.num_examples(split):>9,} images")
-    print(f"  in    {dataset.builder.data_dir}")
+    print(f"  in    {dataset.place}")
 
 
 if __name__ == "__main__":

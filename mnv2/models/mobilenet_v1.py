@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from mnv2.errors import UserError, check_positive
 from mnv2.models.blocks import CLASSIFIER_INIT, ConvBN, SeparableBlock
+from mnv2.ops.precision import accumulator
 
 # Channels of the 13 pointwise convolutions.
 CHANNELS = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
@@ -36,7 +37,7 @@ class MobileNetV1(nn.Module):
     padding       same (TensorFlow) or symmetric (PyTorch)
     bn_frozen     batch norm uses its running statistics in training too
     axis_name     device axis over which batch norm is synchronised
-    dtype         of the computation; parameters, statistics and logits are float32
+    dtype         of the computation; parameters, statistics and logits are float32 at least
 
     Features (`mnv2.models.features`): stem, block_0 ... block_12, pooled.
     """
@@ -81,7 +82,7 @@ class MobileNetV1(nn.Module):
             x = SeparableBlock(features, stride, self.xception, conv_bn, name=f"block_{i}")(
                 x, train
             )
-        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)  # n 1024
+        x = jnp.mean(x, axis=(1, 2), dtype=accumulator(self.dtype))  # n 1024
         self.sow("intermediates", "pooled", x)
         if not self.num_classes:
             return x

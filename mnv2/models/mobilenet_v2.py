@@ -18,6 +18,7 @@ from mnv2.models.blocks import (
     SeparableBlock,
     make_divisible,
 )
+from mnv2.ops.precision import accumulator
 
 # Table 2's rows of bottlenecks: channels c and repeats n. 17 blocks in all.
 CHANNELS = (16, 24, 32, 64, 96, 160, 320)
@@ -85,7 +86,7 @@ class MobileNetV2(nn.Module):
     padding       same (TensorFlow) or symmetric (PyTorch)
     bn_frozen     batch norm uses its running statistics in training too
     axis_name     device axis over which batch norm is synchronised
-    dtype         of the computation; parameters, statistics and logits are float32
+    dtype         of the computation; parameters, statistics and logits are float32 at least
 
     Features (`mnv2.models.features`): stem, block_0 ... block_16, block_i_expanded,
     last_conv, pooled.
@@ -164,7 +165,7 @@ class MobileNetV2(nn.Module):
                 x = block(features, stride, conv_bn=conv_bn, name=name)(x, train)
 
         x = conv_bn(channels.last, 1, name="last_conv")(x, train)  # n h/32 w/32 1280
-        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)  # n 1280
+        x = jnp.mean(x, axis=(1, 2), dtype=accumulator(self.dtype))  # n 1280
         self.sow("intermediates", "pooled", x)
         if not self.num_classes:
             return x

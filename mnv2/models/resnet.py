@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from mnv2.errors import UserError, check_positive
 from mnv2.models.blocks import CLASSIFIER_INIT, ConvBN, Hourglass, make_divisible
 from mnv2.ops import explicit_padding
+from mnv2.ops.precision import accumulator
 
 # Table 1's four stages: (channels, blocks).
 STAGES = ((256, 3), (512, 4), (1024, 6), (2048, 3))
@@ -33,7 +34,7 @@ class ResNet50(nn.Module):
     padding       same (TensorFlow) or symmetric (PyTorch)
     bn_frozen     batch norm uses its running statistics in training too
     axis_name     device axis over which batch norm is synchronised
-    dtype         of the computation; parameters, statistics and logits are float32
+    dtype         of the computation; parameters, statistics and logits are float32 at least
 
     Features (`mnv2.models.features`): stem, block_0 ... block_15, pooled.
     """
@@ -88,7 +89,7 @@ class ResNet50(nn.Module):
                 features = make_divisible(channels * self.width)
                 x = Hourglass(features, stride, conv_bn, name=f"block_{i}")(x, train)
                 i += 1
-        x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)  # n 2048
+        x = jnp.mean(x, axis=(1, 2), dtype=accumulator(self.dtype))  # n 2048
         self.sow("intermediates", "pooled", x)
         if not self.num_classes:
             return x

@@ -115,11 +115,41 @@ def test_a_batch_larger_than_the_set_is_refused(small):
         next(train_batches(small, 501, seed=0, size=SIZE))
 
 
-@pytest.mark.parametrize("damage", ["empty", "truncated", "text"])
-def test_a_broken_picture_is_named(folder, damage):  # noqa: F811
+def test_a_picture_that_breaks_while_it_is_in_use_is_named(folder):  # noqa: F811
+    dataset = open_dataset(f"folder:{folder}", None, 0)
     broken = folder / "train" / "dog" / "7.jpg"
-    content = {"empty": b"", "truncated": broken.read_bytes()[:200], "text": b"not a picture"}
-    broken.write_bytes(content[damage])
-    dataset = open_dataset.__wrapped__(f"folder:{folder}", None, 0)
-    with pytest.raises(UserError, match=f"broken picture {broken}"):
+    broken.write_bytes(b"")
+    with pytest.raises(UserError, match=f"broken picture {broken} .it is empty.: repair or remove"):
         take(train_batches(dataset, 8, seed=0, size=(16, 16)), 3)
+
+
+@pytest.mark.parametrize("from_disk", [False, True])
+def test_processes_share_every_batch(small, folder, from_disk):  # noqa: F811
+    dataset = open_dataset(f"folder:{folder}", None, 0) if from_disk else small
+    size = 4 if from_disk else 64
+    arguments = {"seed": 3, "size": (16, 16), "augmentation": "inception", "first_step": 2}
+    whole = take(train_batches(dataset, size, **arguments), 8)
+    halves = [
+        take(train_batches(dataset, size, share=(which, 2), **arguments), 8) for which in (0, 1)
+    ]
+    for batch, *parts in zip(whole, *halves, strict=True):
+        for name in ("image", "label"):
+            np.testing.assert_array_equal(np.concatenate([x[name] for x in parts]), batch[name])
+
+
+@pytest.mark.parametrize("from_disk", [False, True])
+def test_processes_evaluate_every_example_once(small, folder, from_disk):  # noqa: F811
+    dataset = open_dataset(f"folder:{folder}", None, 0) if from_disk else small
+    split, size = ("test", 8) if from_disk else ("train", 96)  # the last share of 10 has none
+    view = partial(eval_image, size=(16, 16))
+    shares = [
+        take(eval_batches(dataset, split, size, view=view, share=(which, 4)), 99)
+        for which in range(4)
+    ]
+    assert len({len(batches) for batches in shares}) == 1
+    whole = take(eval_batches(dataset, split, size, view=view), 99)
+    for batch, *parts in zip(whole, *shares, strict=True):
+        for name in ("image", "label", "mask"):
+            np.testing.assert_array_equal(np.concatenate([x[name] for x in parts]), batch[name])
+    counted = sum(part["mask"].sum() for batches in shares for part in batches)
+    assert counted == dataset.num_examples(split)

@@ -34,7 +34,7 @@ COMMAND = (
     "--config.model.dropout=0.3",
     "--config.ema_decay=0.9",
     "--config.data.augmentation=crop_flip",
-    "--config.data.validation=59000",
+    "--config.data.validation=0",
     "--config.batch_size=16",
     f"--config.duration={STEPS} steps",
     f"--config.checkpoint_every={EVERY} steps",
@@ -56,8 +56,8 @@ def newest(workdir: Path) -> int:
     return max((int(p.name) for p in folder.glob("*") if p.name.isdigit()), default=0)
 
 
-def final_state(workdir: Path) -> Any:
-    return restore_state(workdir / FOLDER / "checkpoints")
+def final_state(workdir: Path, folder: str = FOLDER) -> Any:
+    return restore_state(workdir / folder / "checkpoints")
 
 
 def check_equal(state: Any, expected: Any, workdir: Path) -> None:

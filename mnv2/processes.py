@@ -1,0 +1,90 @@
+"""Several processes of one run: how they meet, agree, and end together."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import NoReturn
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from mnv2.errors import UserError
+
+MEETING = 120  # seconds that the first process waits for the others
+SILENCE = 60  # seconds without a word after which a process is taken for dead
+LOST = 1  # exit code
+
+
+def meet(
+    coordinator: str | None = None, count: int | None = None, which: int | None = None
+) -> None:
+    """Joins the processes of this run; must come before anything else that JAX does.
+
+    What is None is what JAX finds out by itself, from SLURM, MPI, Kubernetes or a TPU pod. Raises
+    UserError where it finds nothing, and where the others do not come.
+    """
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            count,
+            which,
+            initialization_timeout=MEETING,
+            heartbeat_timeout_seconds=SILENCE,
+        )
+    except (ValueError, RuntimeError) as error:
+        found = "" if coordinator else "; JAX found no cluster here: "
+        hint = "" if coordinator else "give --coordinator_address, --num_processes, --process_id"
+        raise UserError(f"the processes cannot meet: {_line(error)}{found}{hint}") from error
+    if jax.device_count() != jax.process_count() * jax.local_device_count():
+        raise UserError(
+            f"process {jax.process_index()} has {jax.local_device_count()} of the "
+            f"{jax.device_count()} devices of {jax.process_count()} processes: give each as many"
+        )
+
+
+def any_of(value: bool) -> bool:
+    """Whether `value` is true in any process; all must ask."""
+    if jax.process_count() == 1:
+        return value
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(value))))
+
+
+def of_first(value: bool) -> bool:
+    """The first process's `value`; all must ask."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Ends this process at once where it, or one of the others, fails; the others notice.
+
+    An orderly end would wait for all to be ready for it.
+    """
+    try:
+        yield
+    except Exception as error:
+        if jax.process_count() == 1:
+            raise
+        if isinstance(error, UserError):
+            _leave(f"{error}", code=2)
+        _leave(
+            f"process {jax.process_index()} of {jax.process_count()} ended, or lost one of the "
+            f"others: {_line(error)}; started again, all go on from the newest checkpoint",
+            code=LOST,
+        )
+
+
+def _leave(message: str, code: int) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"

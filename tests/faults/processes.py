@@ -1,0 +1,175 @@
+"""One run in several processes: python -m tests.faults.processes
+
+Trains the same small network in one process on one device, in one on four, and in two on two each,
+which meet over gloo: 50 steps. The parameters must be the same, and every evaluation must count
+each example once. Then one of two processes is killed: the other must end, with a message, within
+two minutes, and both started again must go on and finish.
+
+In float64, where rounding has no say: in float32 the first steps of a freshly drawn network
+multiply any rounding error, on however many devices, until nothing is left to compare.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mnv2.checkpoint import restore_state
+from mnv2.commands import command_parser, run
+from mnv2.errors import UserError
+
+FOLDER = "linear/0"
+COMMAND = (
+    *(sys.executable, "-m", "mnv2.main", "--config=configs/v2_ablation.py:quick"),
+    "--only=linear",
+    "--config.seeds=1",
+    "--config.model.width=0.1",
+    "--config.model.dtype=float64",
+    "--config.optimization.learning_rate=5e-4",
+    "--config.ema_decay=0.9",
+    "--config.data.augmentation=crop_flip",
+    "--config.data.validation=1000",
+    "--config.batch_size=32",
+    "--config.eval_batch_size=999",
+    "--config.checkpoint_every=20 steps",
+    "--config.eval_every=25 steps",
+    "--noreport",
+)
+PATIENCE = 120  # seconds for a process to notice that another one has died
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def start(workdir: Path, processes: int, devices: int, steps: int) -> list[subprocess.Popen[str]]:
+    """Processes of one run, each with so many devices."""
+    environment = {
+        **os.environ,
+        "GLIBC_TUNABLES": "",
+        "JAX_ENABLE_X64": "1",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    command = [*COMMAND, f"--config.duration={steps} steps", f"--workdir={workdir}"]
+    address = f"--coordinator_address=127.0.0.1:{free_port()}"
+    together = [
+        [address, f"--num_processes={processes}", f"--process_id={which}"]
+        for which in range(processes)
+    ]
+    return [
+        subprocess.Popen(
+            [*command, *(flags if processes > 1 else ())],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for flags in together
+    ]
+
+
+def finish(processes: Sequence[subprocess.Popen[str]]) -> list[str]:
+    """What each process printed. Raises UserError if one has failed."""
+    printed = [process.communicate()[0] for process in processes]
+    for process, text in zip(processes, printed, strict=True):
+        if process.returncode:
+            raise UserError(f"exit code {process.returncode}: {text[-1000:]}")
+    return printed
+
+
+def result(workdir: Path) -> tuple[Any, str]:
+    """The parameters, statistics and averages at the end, and metrics.jsonl."""
+    state = restore_state(workdir / FOLDER / "checkpoints")
+    kept = {name: state[name] for name in ("params", "batch_stats", "ema")}
+    return jax.device_get(kept), (workdir / FOLDER / "metrics.jsonl").read_text()
+
+
+def difference(one: Any, other: Any) -> float:
+    """The largest difference of two trees' arrays, in parts of the array's largest value."""
+    return max(
+        float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-3))
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    )
+
+
+def check_layouts(folder: Path, steps: int) -> None:
+    """Raises UserError unless one device, four, and two in each of two processes agree."""
+    jax.config.update("jax_enable_x64", True)
+    expected, lines = None, 0
+    for processes, devices in ((1, 1), (1, 4), (2, 2)):
+        workdir = folder / f"{processes}x{devices}"
+        began = time.perf_counter()
+        finish(start(workdir, processes, devices, steps))
+        state, metrics = result(workdir)
+        if expected is None:
+            expected, lines = state, len(metrics.splitlines())
+        apart = difference(expected, state)
+        examples = {
+            int(value)
+            for line in map(json.loads, metrics.splitlines())
+            for name, value in line.items()
+            if name.endswith("/examples")
+        }
+        print(
+            f"{processes} process{'es' * (processes > 1)} x {devices} devices: {steps} steps, "
+            f"{apart:.1e} from 1 x 1, evaluations of {sorted(examples)} examples, "
+            f"{len(metrics.splitlines())} lines of metrics, {time.perf_counter() - began:.0f} s",
+            flush=True,
+        )
+        if apart > np.finfo(np.float32).eps or examples != {1000, 10000}:
+            raise UserError(f"{workdir} is not what one device computes")
+        if len(metrics.splitlines()) != lines:
+            raise UserError(f"{workdir}: metrics are not written once")
+
+
+def check_death(folder: Path, victim: int, steps: int) -> None:
+    """Kills one of two processes. Raises UserError unless the other ends and a restart finishes."""
+    workdir = folder / f"death_of_{victim}"
+    processes = start(workdir, 2, 1, steps)
+    while not list(workdir.glob(f"{FOLDER}/checkpoints/[0-9]*")):
+        if processes[0].poll() is not None:
+            raise UserError(processes[0].communicate()[0][-1000:])
+        time.sleep(0.2)
+    processes[victim].send_signal(signal.SIGKILL)
+    killed = time.perf_counter()
+    other = processes[1 - victim]
+    try:
+        text, _ = other.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        other.kill()
+        raise UserError(f"process {1 - victim} does not notice that the other one died") from None
+    processes[victim].communicate()
+    print(
+        f"process {victim} killed; the other ended {time.perf_counter() - killed:.1f} s later, "
+        f"exit code {other.returncode}: {text.strip().splitlines()[-1]}",
+        flush=True,
+    )
+    finish(start(workdir, 2, 1, steps))
+    _, metrics = result(workdir)
+    print(f"  started again they finish: {metrics.splitlines()[-1]}", flush=True)
+
+
+def main() -> None:
+    parser = command_parser("tests.faults.processes", __doc__)
+    parser.add_argument("--steps", type=int, default=50)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        check_layouts(Path(folder), arguments.steps)
+        for victim in (1, 0):
+            check_death(Path(folder), victim, steps=400)
+
+
+if __name__ == "__main__":
+    run(main)
