@@ -168,7 +168,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         check_layouts(Path(folder), arguments.steps)
         for victim in (1, 0):
-            check_death(Path(folder), victim, steps=400)
+            check_death(Path(folder), victim, steps=60)
 
 
 if __name__ == "__main__":
