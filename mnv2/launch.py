@@ -200,7 +200,9 @@ def slurm(
         executor = submitit.SlurmExecutor(folder=workdir / "slurm")
         executor.update_parameters(**_parameters(wanted))
         with executor.batch():
-            jobs = [executor.submit(_Job(config, workdir.absolute(), one.name)) for one in waiting]
+            jobs = [
+                executor.submit(_Job(config, workdir.absolute(), one.name, only)) for one in waiting
+            ]
     except (RuntimeError, submitit.core.utils.FailedJobError) as error:
         raise UserError(f"SLURM takes no jobs here: {error}") from error
     for one, job in zip(waiting, jobs, strict=True):
@@ -228,10 +230,12 @@ def _parameters(wanted: Slurm) -> dict[str, Any]:
 
 
 class _Job:
-    """One run, as it is sent to a node."""
+    """One run, as it is sent to a node; the last of those in `only` to end writes the report."""
 
-    def __init__(self, config: ml_collections.ConfigDict, workdir: Path, name: str):
-        self.config, self.workdir, self.name = config, workdir, name
+    def __init__(
+        self, config: ml_collections.ConfigDict, workdir: Path, name: str, only: Sequence[str]
+    ):
+        self.config, self.workdir, self.name, self.only = config, workdir, name, only
 
     def __call__(self) -> None:
         # What submitit has SLURM send before the time limit; SIGTERM is preemption, or scancel.
@@ -250,7 +254,8 @@ class _Job:
                 subprocess.run(["scontrol", "requeue", _job_id()], check=True)
             # SLURM queues a preempted job again when it has ended it, not when it ends by itself.
             signal.pause()
-        if all(one.finished for one in sweep.plan(self.config, self.workdir)):
+        runs = sweep.chosen(sweep.plan(self.config, self.workdir), self.only)
+        if all(one.finished for one in runs):
             report.write(self.workdir)
 
 

@@ -28,8 +28,7 @@ from mnv2.train import RESULT
 STEPS, EVERY = 400, 20
 COMMAND = (
     *(sys.executable, "-m", "mnv2.main", "--config=configs/v2_ablation.py:quick"),
-    "--only=linear",
-    "--config.seeds=1",
+    "--only=linear/0",
     "--config.model.width=0.1",
     "--config.model.dropout=0.3",
     "--config.ema_decay=0.9",

@@ -31,8 +31,7 @@ from mnv2.errors import UserError
 FOLDER = "linear/0"
 COMMAND = (
     *(sys.executable, "-m", "mnv2.main", "--config=configs/v2_ablation.py:quick"),
-    "--only=linear",
-    "--config.seeds=1",
+    "--only=linear/0",
     "--config.model.width=0.1",
     "--config.model.dtype=float64",
     "--config.optimization.learning_rate=5e-4",

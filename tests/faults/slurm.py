@@ -28,8 +28,7 @@ ARMS = ("linear", "relu6")
 STEPS = 1500
 COMMAND = (
     *(sys.executable, "-m", "mnv2.main", "--config=configs/v2_ablation.py:quick"),
-    f"--only={','.join(ARMS)}",
-    "--config.seeds=1",
+    f"--only={','.join(f'{arm}/0' for arm in ARMS)}",
     "--config.model.width=0.1",
     "--config.data.augmentation=crop_flip",
     "--config.data.validation=0",
@@ -44,6 +43,7 @@ SlurmctldHost={host}(127.0.0.1)
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
+AuthInfo=cred_expire=10
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -58,11 +58,11 @@ ReturnToService=2
 MpiDefault=none
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-SchedulerParameters=requeue_delay=1
 NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=4000 State=UNKNOWN
 PartitionName=low Nodes={host} Default=YES PriorityTier=1 PreemptMode=REQUEUE State=UP
 PartitionName=high Nodes={host} PriorityTier=10 PreemptMode=OFF State=UP
 """
+# A job is queued again when its credential has expired: after 10 s above, 120 usually.
 PATIENCE = 600  # seconds
 
 
