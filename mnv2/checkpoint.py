@@ -89,9 +89,13 @@ class Checkpoints:
         (self._folder / str(step)).rename(place)
         self._manager.reload()
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Waits until what was saved is on disk."""
         self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, and lets go."""
+        self.wait()
         self._manager.close()
 
 

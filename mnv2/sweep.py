@@ -5,6 +5,7 @@ import dataclasses
 import importlib.metadata
 import json
 import platform
+import shutil
 import subprocess
 import time
 import traceback
@@ -303,7 +304,9 @@ def _has_field(config: Any, dotted: str) -> bool:
 
 
 def _commit() -> str | None:
-    """The git commit of this code, with '+' if it was changed since; None outside a checkout."""
+    """The git commit of this code, with '+' if it was changed since; None without git."""
+    if not shutil.which("git"):
+        return None
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12"]
     done = subprocess.run([*command, "--dirty=+"], capture_output=True, text=True, check=False)
     return done.stdout.strip() or None

@@ -28,6 +28,13 @@ BAD_INPUT = {
         ["--config=configs/finetune.py", "--config.weights=README.md"],
         "unknown format '.md' of README.md: known are .h5",
     ),
+    "unknown launcher": ([CONFIG, "--launcher=slrm"], "launcher"),
+    "a launcher and processes": (
+        [CONFIG, "--launcher=local", "--distributed"], "leave out --distributed"
+    ),
+    "processes without an address": (
+        [CONFIG, "--num_processes=2"], "give --coordinator_address, --num_processes, --process_id"
+    ),
     "stray argument": ([CONFIG, "run"], "unexpected argument 'run'"),
 }  # fmt: skip
 

@@ -1,0 +1,122 @@
+import json
+import os
+import signal
+import sys
+import threading
+
+import pytest
+import submitit
+
+from mnv2 import launch, sweep
+from mnv2.errors import UserError
+from mnv2.launch import _shares
+from mnv2.stopping import Stopped
+
+# Stands for the command that does a run: it says on what cores, and leaves a result or an error.
+COMMAND = """
+import json, os, pathlib, signal, sys, time
+name = sys.argv[-1].removeprefix("--only=")
+folder = pathlib.Path(sys.argv[1]) / name
+folder.mkdir(parents=True, exist_ok=True)
+print("cores", sorted(os.sched_getaffinity(0)), flush=True)
+if name == sys.argv[2]:
+    (folder / "failure.txt").write_text("Traceback\\nValueError: no luck\\n")
+    sys.exit(1)
+if sys.argv[3] == "waits":
+    signal.signal(signal.SIGTERM, lambda *_: ((folder / "saved").touch(), sys.exit(75)))
+    (folder / "begun").touch()
+    time.sleep(60)
+result = {"test": {"accuracy": 0.5}, "parameters": 1, "multiply_adds": 1, "train_seconds": 1.0,
+          "images_per_second": 1.0, "waiting_for_input": 0.0}
+(folder / "result.json").write_text(json.dumps(result))
+"""
+
+
+@pytest.fixture
+def config(tiny_config, fashion_mnist):
+    tiny_config.arms = (("a", {}), ("b", {}), ("c", {}))
+    tiny_config.baseline = "a"
+    tiny_config.panels = ()
+    tiny_config.seeds = 1
+    return tiny_config
+
+
+def command(workdir, fails="nothing", then="ends"):
+    return [sys.executable, "-c", COMMAND, str(workdir), fails, then]
+
+
+def test_runs_are_done_in_processes_that_share_the_cores(config, tmp_path, capsys):
+    launch.local(config, tmp_path, (), 2, command(tmp_path))
+    printed = capsys.readouterr().out
+    assert "3 of 3 runs to do, 2 at a time, " in printed
+    assert "[3/3] " in printed
+    assert (tmp_path / "report.md").exists()
+    cores = {
+        tuple(json.loads((tmp_path / arm / "0" / launch.LOG).read_text().removeprefix("cores ")))
+        for arm in "abc"
+    }
+    available = sorted(os.sched_getaffinity(0))
+    assert len(cores) == min(2, len(available))
+    assert sorted(core for share in cores for core in share) == available
+    assert sorted(os.sched_getaffinity(0)) == available
+
+
+def test_a_run_that_fails_does_not_stop_the_others_and_is_named(config, tmp_path, capsys):
+    with pytest.raises(UserError, match="1 of the runs failed: b/0: ValueError: no luck"):
+        launch.local(config, tmp_path, (), 1, command(tmp_path, fails="b/0"))
+    assert "b/0                    failed: ValueError: no luck" in capsys.readouterr().out
+    assert (tmp_path / "c" / "0" / "result.json").exists()
+    with pytest.raises(UserError, match="no luck"):
+        launch.local(config, tmp_path, (), 1, command(tmp_path, fails="b/0"))
+    assert "1 of 3 runs to do" in capsys.readouterr().out
+
+
+def test_a_signal_is_passed_on_to_every_process(config, tmp_path):
+    def interrupt():
+        while not all((tmp_path / arm / "0" / "begun").exists() for arm in "ab"):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(Stopped, match="SIGTERM"):
+        launch.local(config, tmp_path, (), 2, command(tmp_path, then="waits"))
+    thread.join()
+    for arm in "ab":
+        assert (tmp_path / arm / "0" / "saved").exists()
+    assert not (tmp_path / "c").exists()
+
+
+def test_gpus_are_dealt_out(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    assert [share.gpus for share in _shares(2)] == [("0", "2"), ("1", "3")]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    assert [share.gpus for share in _shares(2)] == [("5",), ("5",)]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert [share.gpus for share in _shares(2)] == [None, None]
+
+
+def test_what_slurm_is_asked_for_is_what_was_given():
+    wanted = launch.Slurm("gpu", cores=3, gpus=1, hours=1.5, parallel=2)
+    script = submitit.slurm.slurm._make_sbatch_string(
+        command="x", folder="logs", map_count=4, **launch._parameters(wanted)
+    )
+    for line in ("partition=gpu", "cpus-per-task=3", "gpus-per-node=1", "time=90", "array=0-3%2"):
+        assert f"#SBATCH --{line}\n" in script
+    assert "#SBATCH --requeue\n" in script
+    without = launch._parameters(launch.Slurm(None, cores=1, gpus=0, hours=1, parallel=1))
+    assert not {"partition", "gpus_per_node"} & set(without)
+
+
+def test_without_slurm_it_says_so(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    wanted = launch.Slurm(None, cores=1, gpus=0, hours=1, parallel=1)
+    with pytest.raises(UserError, match=r'SLURM takes no jobs here: .*"srun"'):
+        launch.slurm(config, tmp_path, (), wanted)
+
+
+def test_single_runs_can_be_chosen(config, tmp_path):
+    runs = sweep.plan(config, tmp_path)
+    assert [one.name for one in sweep.chosen(runs, ["b", "c/0"])] == ["b/0", "c/0"]
+    with pytest.raises(UserError, match="unknown run 'c/1': did you mean 'c/0'"):
+        sweep.chosen(runs, ["c/1"])
