@@ -10,7 +10,7 @@ PYTHON_FOUND := $(shell for python in $(CANDIDATES); do \
 WORKDIR ?= runs/v2_ablation
 BIN := .venv/bin
 
-.PHONY: help ablation experiments throughput scaling test faults check tensorboard clean
+.PHONY: help ablation experiments throughput scaling test faults slurm-test check tensorboard clean
 
 help:
 	@echo 'make ablation     train the ablations on Fashion-MNIST, print the table, draw the figure'
@@ -18,7 +18,8 @@ help:
 	@echo 'make throughput   measure the speed here beside PyTorch, Keras, ONNX Runtime and others'
 	@echo 'make scaling      measure how speed changes with batch size, resolution, width and threads'
 	@echo 'make test         run the tests'
-	@echo 'make faults       kill runs at random moments, a hundred times; nothing may be lost'
+	@echo 'make faults       kill, signal, damage and starve runs at random; nothing may be lost'
+	@echo 'make slurm-test   preempt a sweep on a SLURM of one node, which is installed and started'
 	@echo 'make check        format, lint, types'
 	@echo 'make tensorboard  look at the curves of make ablation'
 	@echo 'make clean        remove the environments; runs stay'
@@ -44,7 +45,12 @@ test: .venv/ready
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
 
 faults: .venv/ready
+	$(BIN)/python -m tests.faults.damage
+	$(BIN)/python -m tests.faults.processes
 	$(BIN)/python -m tests.faults.kills
+
+slurm-test: .venv/ready
+	$(BIN)/python -m tests.faults.slurm
 
 check: .venv/ready
 	$(BIN)/ruff format --check .

@@ -1,7 +1,11 @@
 """Saving a run and going on from where it was saved."""
 
+import contextlib
+import os
+import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,8 @@ import orbax.checkpoint as ocp
 from mnv2.devices import writes
 from mnv2.errors import UserError
 from mnv2.state import TrainState
+
+MARGIN = 1 << 20  # bytes that a checkpoint takes beside its arrays
 
 
 class Checkpoints:
@@ -28,15 +34,49 @@ class Checkpoints:
         )
 
     def save(self, step: int, state: TrainState, seconds: float) -> None:
-        """Copies the state, which the next step overwrites, and writes in the background."""
-        if step != self._manager.latest_step():
-            self._manager.save(
+        """Copies the state, which the next step overwrites, and writes in the background.
+
+        Raises UserError where it cannot be written, or the one before could not.
+        """
+        if step == self._manager.latest_step():
+            return
+        self._check_room(step, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+        self._writing(
+            lambda: self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(jax.tree.map(jnp.copy, state)),
                     clock=ocp.args.JsonSave({"seconds": seconds}),
                 ),
             )
+        )
+
+    def _check_room(self, step: int, needed: int) -> None:
+        """Raises UserError where a checkpoint of so many bytes has no place.
+
+        Looked at before, since a write that fails in the background leaves many messages.
+        """
+        trouble = None
+        if not self._folder.is_dir():
+            trouble = "the folder is gone"
+        elif not os.access(self._folder, os.W_OK):
+            trouble = "writing there is not permitted"
+        elif (free := shutil.disk_usage(self._folder).free) < needed + MARGIN:
+            trouble = f"{free / 1e6:,.1f} MB are free, {(needed + MARGIN) / 1e6:,.1f} are needed"
+        if trouble:
+            with contextlib.suppress(UserError):
+                self.wait()  # the one before may be on its way
+            raise UserError(
+                f"cannot save step {step} in {self._folder}: {trouble}; {self.newest()}"
+            )
+
+    def _writing(self, action: Callable[[], Any]) -> None:
+        """Raises UserError where Orbax fails to write, now or with what it began before."""
+        try:
+            action()
+        except Exception as error:  # of many kinds, from a thread of Orbax's
+            reason = str(error).strip().splitlines()[0][:200]
+            raise UserError(f"cannot write to {self._folder}: {reason}; {self.newest()}") from error
 
     def restore(self, template: TrainState) -> tuple[TrainState, float]:
         """The newest state that can be read, and its seconds; `template` and 0 if none was saved.
@@ -68,7 +108,8 @@ class Checkpoints:
 
     def newest(self) -> str:
         """In words: which checkpoint is the newest."""
-        step = self._manager.latest_step()
+        # Orbax counts what it is still writing; a folder with that name is finished.
+        step = max((int(p.name) for p in self._folder.glob("*") if p.name.isdigit()), default=None)
         if step is None:
             return "there is no checkpoint"
         return f"the newest checkpoint is that of step {step}, in {self._folder}"
@@ -91,7 +132,7 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Waits until what was saved is on disk."""
-        self._manager.wait_until_finished()
+        self._writing(self._manager.wait_until_finished)
 
     def close(self) -> None:
         """Waits, and lets go."""

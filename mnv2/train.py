@@ -44,8 +44,21 @@ def train_and_evaluate(
 
     Looks at the validation split on the way and at the test split once, at the end. Writes
     TensorBoard's events, metrics.jsonl, checkpoints, and at last result.json, which it returns.
-    Raises Stopped, with the last step saved, soon after `stopper` has noted a signal.
+    Raises Stopped, with the last step saved, soon after `stopper` has noted a signal, and UserError
+    for a config that does not describe a run, a loss that is not finite, and a full disk.
     """
+    try:
+        return _train_and_evaluate(config, workdir, label, stopper or Stopper())
+    except OSError as error:
+        raise UserError(
+            f"cannot read or write {error.filename or workdir}: {error.strerror}; "
+            "the same command goes on from the newest checkpoint"
+        ) from error
+
+
+def _train_and_evaluate(
+    config: ml_collections.ConfigDict, workdir: Path, label: str, stopper: Stopper
+) -> dict[str, Any]:
     parts = build(config)
     model, shape = parts.model, parts.image_shape
     state = create_state(
@@ -67,9 +80,7 @@ def train_and_evaluate(
             keep_lines(workdir / METRICS, lambda line: json.loads(line)["step"] <= first_step)
         writer.write_hparams(_hparams(config))
         progress = Progress(label, parts.durations[0], config.batch_size, seconds)
-        loop = _Loop(
-            config, workdir, parts, checkpoints, writer, progress, stopper or Stopper(), state
-        )
+        loop = _Loop(config, workdir, parts, checkpoints, writer, progress, stopper, state)
         compiled_in = loop.train()
         test = loop.evaluate("test")
     progress.clear()

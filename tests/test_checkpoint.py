@@ -1,3 +1,5 @@
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,3 +90,23 @@ def test_each_file_of_a_checkpoint_matters_or_is_restored_without(folder):
             aside = next((folder.parent / "damaged").glob("20-*"))
             (aside / lost.relative_to(folder / "20")).write_bytes(content)
             aside.rename(folder / "20")
+
+
+def test_a_checkpoint_that_has_no_room_is_one_clear_line_and_the_one_before_stays(
+    folder, monkeypatch
+):
+    checkpoints = Checkpoints(folder)
+    usage = shutil.disk_usage(folder)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    message = r"cannot save step 30 in .*: 0.0 MB are free, 1\.1 are needed; .* of step 20, in "
+    with pytest.raises(UserError, match=message):
+        checkpoints.save(30, state_of(30), 0.0)
+    monkeypatch.undo()
+    folder.rename(folder.with_name("moved"))
+    with pytest.raises(UserError, match=r"cannot save step 30 in .*: the folder is gone"):
+        checkpoints.save(30, state_of(30), 0.0)
+    folder.with_name("moved").rename(folder)
+    checkpoints.save(30, state_of(30), 0.0)
+    checkpoints.close()
+    restored, _ = Checkpoints(folder).restore(state_of(0))
+    assert int(restored.step) == 30

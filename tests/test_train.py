@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnv2 import build, data, steps, train
+from mnv2 import build, data, metrics, steps, train
 from mnv2.checkpoint import Checkpoints
 from mnv2.data.datasets import Prepared
 from mnv2.errors import UserError
@@ -197,6 +197,46 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tiny_config, tmp
     message = r"the loss is not finite at step 2 \(learning rate .*: lower .*; there is no check"
     with pytest.raises(UserError, match=message):
         train.train_and_evaluate(tiny_config, tmp_path)
+
+
+def test_a_step_that_is_not_finite_can_be_skipped_and_changes_nothing(tiny_config):
+    tiny_config.on_nan = "skip"
+    tiny_config.ema_decay = 0.9
+    tiny_config.optimization.warmup = "0 steps"
+    on_devices, state = steps_and_state(tiny_config, tuple(jax.devices()[:2]))
+    good, bad, key = random_batch(16), random_batch(16), jax.random.key(0)
+    bad["image"][3, 5, 5] = np.nan
+    state, sums = on_devices.train(state, on_devices.shard(good), key)
+    assert metrics.skipped([sums]) == 0
+    before = jax.device_get(state)
+    state, sums = on_devices.train(state, on_devices.shard(bad), key)
+    assert metrics.skipped([sums]) == 1
+    assert sums["examples"] == 0
+    after = jax.device_get(state)
+    assert after.step == before.step + 1
+    for name in ("params", "batch_stats", "ema"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(after, name), getattr(before, name))
+    momentum = [x for x in jax.tree.leaves(after.opt_state) if x.ndim]
+    assert momentum
+    assert all(np.isfinite(x).all() for x in momentum)
+    state, sums = on_devices.train(state, on_devices.shard(good), key)
+    assert np.isfinite(sums["loss"])
+    assert sums["examples"] == 16
+
+
+@pytest.mark.parametrize(("before", "after"), [(4, 1), (1, 8)])
+def test_a_run_goes_on_with_another_number_of_devices(tiny_config, tmp_path, before, after):
+    """What steps compute does not depend on their number: see the test of eight against one."""
+    _, state = steps_and_state(tiny_config, tuple(jax.devices()[:before]))
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state, 0.0)
+    checkpoints.close()
+    tiny_config.seed = 1
+    _, template = steps_and_state(tiny_config, tuple(jax.devices()[:after]))
+    restored, _ = Checkpoints(tmp_path).restore(template)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(restored), jax.device_get(state))
+    for leaf in jax.tree.leaves(restored):
+        assert leaf.devices() == set(jax.devices()[:after])
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused(tiny_config):

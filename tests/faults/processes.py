@@ -53,15 +53,17 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def start(workdir: Path, processes: int, devices: int, steps: int) -> list[subprocess.Popen[str]]:
-    """Processes of one run, each with so many devices."""
+def start(
+    workdir: Path, processes: int, devices: int, steps: int, more: Sequence[str] = ()
+) -> list[subprocess.Popen[str]]:
+    """Processes of one run, each with so many devices and with `more` flags."""
     environment = {
         **os.environ,
         "GLIBC_TUNABLES": "",
         "JAX_ENABLE_X64": "1",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
-    command = [*COMMAND, f"--config.duration={steps} steps", f"--workdir={workdir}"]
+    command = [*COMMAND, f"--config.duration={steps} steps", f"--workdir={workdir}", *more]
     address = f"--coordinator_address=127.0.0.1:{free_port()}"
     together = [
         [address, f"--num_processes={processes}", f"--process_id={which}"]

@@ -1,0 +1,129 @@
+"""Signals runs, damages what they wrote and fills their disk: python -m tests.faults.damage
+
+Each round trains the small network of tests.faults.kills, at random moments, drawn from --seed
+which is printed, in one of these ways:
+
+signals     SIGTERM or SIGINT after a random time; it must save and exit with 75 within 30 s
+truncated   a SIGKILL, then a random file of the newest checkpoint is cut short, or removed
+full disk   a disk that has no room for a second checkpoint; it must end in one line, and the first
+            must be whole. Then room is made. (Needs root, for a file system in memory.)
+
+and starts it again until it finishes, with the undisturbed run's parameters to the last bit.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from mnv2.commands import command_parser, run
+from mnv2.errors import UserError
+from mnv2.stopping import EXIT_CODE
+from tests.faults.kills import FOLDER, check_equal, final_state, newest, start
+
+PATIENCE = 30  # seconds to save and exit after a signal
+EARLIEST, LATEST = 0.0, 25.0  # seconds until something happens
+
+
+def signals(workdir: Path, moments: random.Random) -> str:
+    """Up to three signals, each to a process of its own."""
+    happened = []
+    for _ in range(3):
+        process = start(workdir)
+        try:
+            process.wait(moments.uniform(EARLIEST, LATEST))
+            break
+        except subprocess.TimeoutExpired:
+            number = moments.choice((signal.SIGTERM, signal.SIGINT))
+        os.killpg(process.pid, number)
+        sent = time.perf_counter()
+        code = process.wait(PATIENCE)
+        if code not in (EXIT_CODE, 0, -number, 130):
+            raise UserError(f"exit code {code} after {number.name}")
+        seconds = time.perf_counter() - sent
+        happened.append(
+            f"{number.name} at step {newest(workdir)}: exit code {code} in {seconds:.1f} s"
+        )
+    return "; ".join(happened)
+
+
+def truncated(workdir: Path, moments: random.Random) -> str:
+    """Kills a run that has two checkpoints, and damages a file of the newer one."""
+    process = start(workdir)
+    checkpoints = workdir / FOLDER / "checkpoints"
+    while len([p for p in checkpoints.glob("*") if p.name.isdigit()]) < 2:
+        if process.poll() is not None:
+            raise UserError(f"{workdir} ended with {process.returncode}")
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    step = newest(workdir)
+    files = sorted(p for p in (checkpoints / str(step)).rglob("*") if p.is_file())
+    victim = moments.choice([p for p in files if p.stat().st_size])
+    name = victim.relative_to(checkpoints)
+    if moments.random() < 0.3:
+        victim.unlink()
+        return f"{name} removed"
+    size = victim.stat().st_size
+    left = moments.randrange(size)
+    with victim.open("r+b") as file:
+        file.truncate(left)
+    return f"{name} cut from {size} to {left} bytes"
+
+
+def full_disk(workdir: Path, moments: random.Random) -> str:
+    """A disk with room for one checkpoint and some; then with room for all."""
+    if os.geteuid() != 0:
+        return "skipped: mounting a disk needs root"
+    workdir.mkdir(parents=True)
+    size = moments.randrange(3000, 4500)
+    mounted = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(workdir)]
+    if subprocess.run(mounted, capture_output=True, check=False).returncode:
+        return "skipped: no disk can be mounted here"
+    process = start(workdir)
+    code = process.wait()
+    first = newest(workdir)
+    if code != 2 or not first:
+        raise UserError(f"exit code {code} on a full disk, newest checkpoint {first}")
+    subprocess.run(["mount", "-o", "remount,size=100m", str(workdir)], check=True)
+    return f"{size} kB: exit code {code}, checkpoint of step {first} kept"
+
+
+FAULTS: dict[str, Callable[[Path, random.Random], str]] = {
+    "signals": signals,
+    "truncated": truncated,
+    "full disk": full_disk,
+}
+
+
+def main() -> None:
+    parser = command_parser("tests.faults.damage", __doc__)
+    parser.add_argument("--rounds", type=int, default=3, help="of each fault")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    arguments = parser.parse_args()
+    print(f"seed {arguments.seed}", flush=True)
+    moments = random.Random(arguments.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        here = Path(folder)
+        if start(here / "undisturbed").wait():
+            raise UserError((here / "log.txt").read_text())
+        expected = final_state(here / "undisturbed")
+        for number in range(arguments.rounds):
+            for name, fault in FAULTS.items():
+                workdir = here / f"{name.replace(' ', '_')}_{number}"
+                try:
+                    happened = fault(workdir, moments)
+                    if start(workdir).wait():
+                        raise UserError(f"{name}, {happened}: {(here / 'log.txt').read_text()}")
+                    check_equal(final_state(workdir), expected, workdir)
+                finally:
+                    subprocess.run(["umount", str(workdir)], capture_output=True, check=False)
+                print(f"{name:9}  {happened}; finished as undisturbed", flush=True)
+
+
+if __name__ == "__main__":
+    run(main)

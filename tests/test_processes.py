@@ -1,0 +1,80 @@
+"""Two processes of two devices; whole runs are held against one by `make faults`."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from mnv2 import processes
+from mnv2.errors import UserError
+from tests.faults.processes import free_port, start
+
+TALK = """
+import sys
+from mnv2 import processes
+processes.meet(sys.argv[1], 2, int(sys.argv[2]))
+import jax, numpy as np
+from mnv2 import metrics
+from mnv2.devices import AXIS, SPLIT, WHOLE, all_devices, on_each, replicate, shard, share, writes
+from mnv2.stopping import Stopped, Stopper, BETWEEN_TALKS
+which, count = share()
+mesh = all_devices()
+state = replicate({"scale": np.float32(10)}, mesh)
+rows = shard({"x": np.arange(8, dtype=np.float32)[4 * which : 4 * which + 4]}, mesh)
+total = on_each(lambda s, b: jax.lax.psum(s["scale"] * b["x"].sum(), AXIS), mesh,
+                (WHOLE, SPLIT), WHOLE)
+print("sum", metrics.summarize([{name: total(state, rows) for name in
+                                 ("loss", "top1", "top5", "examples")}])["examples"])
+print("first", processes.of_first(which == 0), "any", processes.any_of(which == 1),
+      "none", processes.any_of(False), "writes", writes())
+stopper = Stopper(processes.any_of)
+if which == 1:
+    stopper._noted = "SIGTERM"
+for check in range(1, 99):
+    try:
+        stopper.check()
+    except Stopped as stopped:
+        print("stopped by", stopped, "at check", check, check == BETWEEN_TALKS)
+        break
+"""
+
+
+def test_two_processes_add_up_agree_and_stop_together():
+    address = f"127.0.0.1:{free_port()}"
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", TALK, address, str(which)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for which in (0, 1)
+    ]
+    printed = [process.communicate() for process in both]
+    for which, (out, errors) in enumerate(printed):
+        lines = [line for line in out.splitlines() if "Gloo" not in line]
+        assert lines[0] == "sum 280.0", errors
+        assert lines[1] == f"first True any True none False writes {which == 0}"
+    assert "stopped by a signal to another process at check 10 True" in printed[0][0]
+    assert "stopped by SIGTERM at check 10 True" in printed[1][0]
+
+
+def test_bad_input_is_one_clear_line_in_each_process(tmp_path, fashion_mnist):
+    both = start(tmp_path / "never", 2, 1, steps=4, more=["--config.batch_size=31"])
+    for process in both:
+        printed, _ = process.communicate()
+        assert process.returncode == 2, printed
+        errors = [line for line in printed.splitlines() if line.startswith("error: ")]
+        assert errors == ["error: batch_size must be a multiple of the 2 devices, got 31"]
+        assert "Traceback" not in printed
+    assert not (tmp_path / "never").exists()
+
+
+def test_a_single_process_asks_nobody():
+    assert processes.any_of(True)
+    assert not processes.of_first(False)
+    with pytest.raises(UserError, match=r"^no luck$"), processes.together():
+        raise UserError("no luck")
