@@ -1,17 +1,25 @@
-"""Saving a run and going on from where it was saved."""
+"""Saving a run and going on from where it was saved.
+
+A state has hundreds of small arrays, each of which would cost Orbax 2 ms of the processor that
+trains: a second for MobileNetV2. They are saved as one vector of each type, 50 ms, beside an index
+of their names, types and shapes, and a checksum.
+"""
 
 import contextlib
+import math
 import os
 import shutil
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
+from flax.traverse_util import unflatten_dict
 
 from mnv2.devices import writes
 from mnv2.errors import UserError
@@ -40,13 +48,14 @@ class Checkpoints:
         """
         if step == self._manager.latest_step():
             return
-        self._check_room(step, sum(leaf.nbytes for leaf in jax.tree.leaves(state)))
+        vectors, index = _pack(state)
+        self._check_room(step, sum(vector.nbytes for vector in vectors.values()))
         self._writing(
             lambda: self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(jax.tree.map(jnp.copy, state)),
-                    clock=ocp.args.JsonSave({"seconds": seconds}),
+                    state=ocp.args.StandardSave(vectors),
+                    index=ocp.args.JsonSave({"seconds": seconds, **index}),
                 ),
             )
         )
@@ -115,14 +124,15 @@ class Checkpoints:
         return f"the newest checkpoint is that of step {step}, in {self._folder}"
 
     def _restore(self, step: int, template: TrainState) -> tuple[TrainState, float]:
-        shapes: Any = jax.tree.map(ocp.utils.to_shape_dtype_struct, template)
-        saved = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(shapes), clock=ocp.args.JsonRestore()
-            ),
-        )
-        return saved["state"], saved["clock"]["seconds"]
+        arrays, seconds = _read(self._manager, step)
+        leaves, structure = jax.tree_util.tree_flatten_with_path(template)
+        restored = []
+        for path, leaf in leaves:
+            array = arrays[_name(path)]
+            if array.shape != leaf.shape or array.dtype != leaf.dtype:
+                raise ValueError(f"{_name(path)} is {array.shape} there and {leaf.shape} here")
+            restored.append(jax.make_array_from_process_local_data(leaf.sharding, array))
+        return jax.tree.unflatten(structure, restored), seconds
 
     def _set_aside(self, step: int) -> None:
         self._damaged.mkdir(exist_ok=True)
@@ -150,19 +160,48 @@ def restore_variables(folder: Path) -> dict[str, Any]:
 
 
 def restore_state(folder: Path) -> dict[str, Any]:
-    """The newest state in `folder` by the names of its fields, on one device.
+    """The newest state in `folder` by the names of its fields.
 
     Raises UserError if there is none.
     """
     with ocp.CheckpointManager(folder.absolute()) as manager:
         step = manager.latest_step()
-    if step is None:
-        raise UserError(f"{folder} holds no checkpoint yet")
-    path = folder.absolute() / str(step) / "state"
-    with ocp.StandardCheckpointer() as checkpointer:
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        shapes = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-            checkpointer.metadata(path).item_metadata.tree,
-        )
-        return checkpointer.restore(path, shapes)
+        if step is None:
+            raise UserError(f"{folder} holds no checkpoint yet")
+        arrays, _ = _read(manager, step)
+    return unflatten_dict(arrays, sep="/")
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _pack(state: TrainState) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """A vector of all arrays of each type, copied, and what it takes to find them in it."""
+    parts: dict[str, list[np.ndarray]] = {}
+    names = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(state)):
+        parts.setdefault(leaf.dtype.name, []).append(leaf.ravel())
+        names.append((_name(path), leaf.dtype.name, leaf.shape))
+    vectors = {dtype: np.concatenate(arrays) for dtype, arrays in parts.items()}
+    checksums = {dtype: zlib.crc32(vector.data) for dtype, vector in vectors.items()}
+    return vectors, {"arrays": names, "crc32": checksums}
+
+
+def _read(manager: ocp.CheckpointManager, step: int) -> tuple[dict[str, np.ndarray], float]:
+    """(arrays by name, seconds). Raises ValueError where they are not what was saved."""
+    saved = manager.restore(
+        step,
+        args=ocp.args.Composite(state=ocp.args.StandardRestore(), index=ocp.args.JsonRestore()),
+    )
+    index, arrays = saved["index"], {}
+    vectors = {dtype: np.asarray(vector) for dtype, vector in saved["state"].items()}
+    for dtype, checksum in index["crc32"].items():
+        if zlib.crc32(vectors[dtype].data) != checksum:
+            raise ValueError(f"the checksum of its {dtype} numbers is wrong")
+    begins = dict.fromkeys(vectors, 0)
+    for name, dtype, shape in index["arrays"]:
+        end = begins[dtype] + math.prod(shape)
+        arrays[name] = vectors[dtype][begins[dtype] : end].reshape(shape)
+        begins[dtype] = end
+    return arrays, index["seconds"]

@@ -21,7 +21,10 @@ def all_devices(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 def replicate[Tree](tree: Tree, mesh: Mesh) -> Tree:
     """Every array whole on every device; each process gives the same."""
-    return jax.device_put(tree, NamedSharding(mesh, WHOLE))
+    whole = NamedSharding(mesh, WHOLE)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(whole, np.asarray(x)), tree
+    )
 
 
 def shard[Tree](batch: Tree, mesh: Mesh) -> Tree:

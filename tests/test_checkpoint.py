@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from mnv2 import checkpoint
 from mnv2.checkpoint import Checkpoints
 from mnv2.errors import UserError
 from mnv2.state import TrainState
@@ -61,6 +62,26 @@ def test_a_damaged_checkpoint_is_kept_aside_and_the_one_before_it_used(folder, d
     checkpoints.close()
     state, _ = Checkpoints(folder).restore(state_of(0))
     jax.tree.map(np.testing.assert_array_equal, state, state_of(20))
+
+
+def test_a_bit_that_has_flipped_is_seen(folder, capsys, monkeypatch):
+    crc32 = checkpoint.zlib.crc32
+    flips = [1, 0, 0, 0]  # in what is read first, the newest
+
+    def flipped(data):
+        return crc32(data) ^ flips.pop(0)
+
+    monkeypatch.setattr(checkpoint.zlib, "crc32", flipped)
+    state, _ = Checkpoints(folder).restore(state_of(0))
+    jax.tree.map(np.testing.assert_array_equal, state, state_of(10))
+    assert "the checksum of its" in capsys.readouterr().err
+
+
+def test_a_state_of_another_network_is_refused(folder):
+    other = state_of(0)
+    other.params["kernel"] = jnp.zeros((3, 3))
+    with pytest.raises(UserError, match=r"params/kernel is \(64, 64\) there and \(3, 3\) here"):
+        Checkpoints(folder).restore(other)
 
 
 def test_where_every_checkpoint_is_damaged_none_is_touched(folder):

@@ -73,7 +73,7 @@ def check_equal(state: Any, expected: Any, workdir: Path) -> None:
 def main() -> None:
     parser = command_parser("tests.faults.kills", __doc__)
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--longest", type=float, default=40, help="seconds until a kill, at most")
+    parser.add_argument("--longest", type=float, default=25, help="seconds until a kill, at most")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
