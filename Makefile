@@ -28,7 +28,8 @@ ablation: .venv/ready
 	$(BIN)/python -m mnv2.main --config configs/v2_ablation.py --workdir $(WORKDIR)
 
 # Each ends within ten minutes on two cores, and goes on where it was stopped.
-EXPERIMENTS := complexity architecture manifold memory shortcuts activations expansion latency
+EXPERIMENTS := complexity architecture manifold memory shortcuts activations expansion latency \
+	checkpoints
 
 experiments: .venv/ready
 	@for name in $(EXPERIMENTS); do echo "== $$name"; \
