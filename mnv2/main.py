@@ -21,6 +21,7 @@ tensorboard --logdir WORKDIR.
 """
 
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -128,5 +129,7 @@ def _explain(error: Exception) -> str:
 
 
 if __name__ == "__main__":
+    # Until runs listen for it: a KeyboardInterrupt would get lost while TensorFlow is imported.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     restart_with_huge_pages("mnv2.main")
     app.run(main, argv=sys.argv, flags_parser=_parse)
