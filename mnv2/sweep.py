@@ -177,7 +177,8 @@ def _do_all(
                 result = _do(one, label, stopper)
             except Exception as error:
                 failed[one.name] = _failure(error)
-                _note_failure(one.folder, error)
+                if writes():
+                    _note_failure(one.folder, error)
                 if jax.process_count() > 1:
                     raise  # the others are still at it, and would wait for this one
                 say(f"{label:28} failed: {failed[one.name]}")

@@ -186,9 +186,9 @@ class _Loop:
         self.progress.start(step)
 
     def _check_finite(self, window: list[metrics.Sums]) -> None:
-        """Raises UserError if a loss is not finite, or if all of the steps were skipped for it."""
+        """Raises UserError if a loss is not finite, or if it was so for log_every steps on end."""
         bad = metrics.first_not_finite(window)
-        if metrics.skipped(window) == len(window):
+        if metrics.skipped(window) >= self.config.log_every:
             bad = 0
         if bad is None:
             return

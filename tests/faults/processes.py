@@ -2,8 +2,9 @@
 
 Trains the same small network in one process on one device, in one on four, and in two on two each,
 which meet over gloo: 50 steps. The parameters must be the same, and every evaluation must count
-each example once. Then one of two processes is killed: the other must end, with a message, within
-two minutes, and both started again must go on and finish.
+each example once. Then one of two processes is sent SIGTERM: both must save and exit with 75. Then
+one is killed: the other must end, with a message, within two minutes. Started again, both must go
+on and finish.
 
 In float64, where rounding has no say: in float32 the first steps of a freshly drawn network
 multiply any rounding error, on however many devices, until nothing is left to compare.
@@ -27,6 +28,7 @@ import numpy as np
 from mnv2.checkpoint import restore_state
 from mnv2.commands import command_parser, run
 from mnv2.errors import UserError
+from mnv2.stopping import EXIT_CODE
 
 FOLDER = "linear/0"
 COMMAND = (
@@ -135,14 +137,32 @@ def check_layouts(folder: Path, steps: int) -> None:
             raise UserError(f"{workdir}: metrics are not written once")
 
 
-def check_death(folder: Path, victim: int, steps: int) -> None:
-    """Kills one of two processes. Raises UserError unless the other ends and a restart finishes."""
-    workdir = folder / f"death_of_{victim}"
+def start_two(workdir: Path, steps: int) -> list[subprocess.Popen[str]]:
+    """Two processes of a run that has a checkpoint."""
     processes = start(workdir, 2, 1, steps)
     while not list(workdir.glob(f"{FOLDER}/checkpoints/[0-9]*")):
         if processes[0].poll() is not None:
             raise UserError(processes[0].communicate()[0][-1000:])
         time.sleep(0.2)
+    return processes
+
+
+def check_signal(workdir: Path, steps: int) -> None:
+    """Sends SIGTERM to the second of two processes. Raises UserError unless both save and end."""
+    processes = start_two(workdir, steps)
+    processes[1].send_signal(signal.SIGTERM)
+    sent = time.perf_counter()
+    for process in processes:
+        text, _ = process.communicate(timeout=PATIENCE)
+        print(f"exit code {process.returncode}: {text.strip().splitlines()[-1]}", flush=True)
+        if process.returncode != EXIT_CODE:
+            raise UserError(f"exit code {process.returncode} after SIGTERM to one of two processes")
+    print(f"  both {time.perf_counter() - sent:.1f} s after SIGTERM to one of them", flush=True)
+
+
+def check_death(workdir: Path, victim: int, steps: int) -> None:
+    """Kills one of two processes. Raises UserError unless the other ends and a restart finishes."""
+    processes = start_two(workdir, steps)
     processes[victim].send_signal(signal.SIGKILL)
     killed = time.perf_counter()
     other = processes[1 - victim]
@@ -168,8 +188,9 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         check_layouts(Path(folder), arguments.steps)
+        check_signal(Path(folder) / "signal", steps=200)
         for victim in (1, 0):
-            check_death(Path(folder), victim, steps=60)
+            check_death(Path(folder) / f"death_of_{victim}", victim, steps=60)
 
 
 if __name__ == "__main__":
