@@ -1,6 +1,7 @@
 """Several processes of one run: how they meet, agree, and end together."""
 
 import contextlib
+import faulthandler
 import os
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ def meet(
     What is None is what JAX finds out by itself, from SLURM, MPI, Kubernetes or a TPU pod. Raises
     UserError where it finds nothing, and where the others do not come.
     """
+    # JAX may end this process, with a line that says why; absl would add a hundred to that.
+    faulthandler.disable()
     try:
         jax.distributed.initialize(
             coordinator,

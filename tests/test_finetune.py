@@ -49,7 +49,7 @@ def config_for(weights, rate, start="weights"):
     config.optimization.weight_decay = 0.0
     config.data.image_size = 28
     config.data.augmentation = "none"
-    config.data.validation = 59_000
+    config.data.validation = 500
     config.model.dropout = 0.0
     config.batch_size = 16
     return config
