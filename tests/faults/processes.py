@@ -137,6 +137,13 @@ def check_layouts(folder: Path, steps: int) -> None:
             raise UserError(f"{workdir}: metrics are not written once")
 
 
+def last_words(text: str) -> str:
+    """The line that says why a process ended: ours, or JAX's."""
+    said = ("error: ", "stopped by ", "Terminating process")
+    lines = [line for line in text.splitlines() if any(words in line for words in said)]
+    return lines[-1] if lines else text.strip()[-300:]
+
+
 def start_two(workdir: Path, steps: int) -> list[subprocess.Popen[str]]:
     """Two processes of a run that has a checkpoint."""
     processes = start(workdir, 2, 1, steps)
@@ -154,7 +161,7 @@ def check_signal(workdir: Path, steps: int) -> None:
     sent = time.perf_counter()
     for process in processes:
         text, _ = process.communicate(timeout=PATIENCE)
-        print(f"exit code {process.returncode}: {text.strip().splitlines()[-1]}", flush=True)
+        print(f"exit code {process.returncode}: {last_words(text)}", flush=True)
         if process.returncode != EXIT_CODE:
             raise UserError(f"exit code {process.returncode} after SIGTERM to one of two processes")
     print(f"  both {time.perf_counter() - sent:.1f} s after SIGTERM to one of them", flush=True)
@@ -174,7 +181,7 @@ def check_death(workdir: Path, victim: int, steps: int) -> None:
     processes[victim].communicate()
     print(
         f"process {victim} killed; the other ended {time.perf_counter() - killed:.1f} s later, "
-        f"exit code {other.returncode}: {text.strip().splitlines()[-1]}",
+        f"exit code {other.returncode}: {last_words(text)}",
         flush=True,
     )
     finish(start(workdir, 2, 1, steps))
