@@ -131,7 +131,7 @@ class Checkpoints:
             array = arrays[_name(path)]
             if array.shape != leaf.shape or array.dtype != leaf.dtype:
                 raise ValueError(f"{_name(path)} is {array.shape} there and {leaf.shape} here")
-            restored.append(jax.make_array_from_process_local_data(leaf.sharding, array))
+            restored.append(jax.device_put(array, leaf.sharding))
         return jax.tree.unflatten(structure, restored), seconds
 
     def _set_aside(self, step: int) -> None:

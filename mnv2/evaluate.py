@@ -26,7 +26,7 @@ from mnv2 import data, metrics
 from mnv2.allocator import restart_with_huge_pages
 from mnv2.commands import command_parser, run
 from mnv2.data.preprocess import to_channels
-from mnv2.devices import AXIS, SPLIT, WHOLE, all_devices, on_each, replicate, shard
+from mnv2.devices import AXIS, place, shard
 from mnv2.errors import UserError, check_choice, check_positive
 from mnv2.files import write_json, write_text
 from mnv2.predict import load_classifier
@@ -86,8 +86,7 @@ def match_classes(loaded: Pretrained, dataset: data.Dataset, weights: str) -> Pr
 
 def evaluate(loaded: Pretrained, dataset: data.Dataset, split: str, batch_size: int) -> Evaluation:
     """Every example of `split` once, over all devices."""
-    mesh = all_devices()
-    batch_size += -batch_size % mesh.size
+    batch_size += -batch_size % jax.device_count()
 
     def step(variables: Any, batch: dict[str, jax.Array]) -> tuple[metrics.Sums, jax.Array]:
         logits = loaded.logits(variables, batch["image"])
@@ -98,17 +97,17 @@ def evaluate(loaded: Pretrained, dataset: data.Dataset, split: str, batch_size: 
     def view(pictures: Any) -> Any:
         return to_channels(loaded.preprocess.view(pictures, loaded.image_size), loaded.channels)
 
-    run_step = on_each(step, mesh, (WHOLE, SPLIT), (WHOLE, SPLIT))
-    variables = replicate(loaded.variables, mesh)
+    run_step = jax.pmap(step, AXIS, in_axes=(None, 0), out_axes=(None, 0))
+    variables = place(loaded.variables)
     classes = len(loaded.labels)
     confusion = np.zeros((classes, classes), np.int64)
     sums = []
     progress = Progress("evaluating", -(-dataset.num_examples(split) // batch_size), batch_size)
     progress.say("compiling")
     for number, batch in enumerate(data.eval_batches(dataset, split, batch_size, view=view), 1):
-        counts, predictions = run_step(variables, shard(batch, mesh))
+        counts, predictions = run_step(variables, shard(batch))
         sums.append(counts)
-        predicted = np.asarray(predictions)
+        predicted = np.asarray(predictions).reshape(-1)
         counted = batch["mask"] > 0
         np.add.at(confusion, (batch["label"][counted], predicted[counted]), 1)
         progress.stop(number)

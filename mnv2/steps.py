@@ -11,7 +11,7 @@ import ml_collections
 import optax
 
 from mnv2 import data, metrics
-from mnv2.devices import AXIS, SPLIT, WHOLE, all_devices, on_each, replicate, shard
+from mnv2.devices import AXIS, place, shard
 from mnv2.errors import check_choice
 from mnv2.optimizer import create_optimizer, create_schedule
 from mnv2.state import TrainState
@@ -88,7 +88,7 @@ def eval_step(state: TrainState, batch: dict[str, jax.Array], *, model: nn.Modul
 class Steps(NamedTuple):
     """What runs on the devices, and what it was made from."""
 
-    place: Callable[[Any], Any]  # a state or a key, the same for all devices
+    place: Callable[[TrainState], TrainState]
     shard: Callable[[data.Batch], data.Batch]
     train: Callable[..., tuple[TrainState, metrics.Sums]]
     evaluate: Callable[..., metrics.Sums]
@@ -128,14 +128,15 @@ def compile_steps(
         classifier_only=frozen(settings.optimization),
         skip_nan=settings.on_nan == "skip",
     )
-    mesh = all_devices(devices)
     evaluate = functools.partial(eval_step, model=model)
+    # State, key and sums have no device axis (None); a batch's first axis is that of devices (0).
+    on_each = functools.partial(jax.pmap, axis_name=AXIS, devices=devices, out_axes=None)
     return Steps(
         # As the steps return it, or the second step would be compiled anew.
-        place=functools.partial(replicate, mesh=mesh),
-        shard=functools.partial(shard, mesh=mesh),
-        train=on_each(train, mesh, (WHOLE, SPLIT, WHOLE), (WHOLE, WHOLE), donate=(0,)),
-        evaluate=on_each(evaluate, mesh, (WHOLE, SPLIT), WHOLE),
+        place=functools.partial(place, devices=devices),
+        shard=functools.partial(shard, devices=devices),
+        train=on_each(train, in_axes=(None, 0, None), donate_argnums=(0,)),
+        evaluate=on_each(evaluate, in_axes=(None, 0)),
         optimizer=optimizer,
         schedule=schedule,
     )

@@ -137,9 +137,7 @@ class _Loop:
             if not of_first(_validated(self.workdir / METRICS, self._done)):
                 self.evaluate("validation")  # it was stopped in the middle of this
         on_devices = self.parts.on_devices
-        key = jax.random.wrap_key_data(
-            on_devices.place(jax.random.key_data(jax.random.key(self.config.seed)))
-        )
+        key = jax.random.key(self.config.seed)
         window: list[metrics.Sums] = []
         self.progress.say("compiling")
         began, compiled_in = time.perf_counter(), 0.0
