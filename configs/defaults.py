@@ -13,7 +13,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict()
     config.data.name = "fashion_mnist"  # or any TFDS classification set, or folder:PATH
     config.data.dir = config_dict.placeholder(str)  # TFDS's own: ~/tensorflow_datasets
-    config.data.on_broken = "stop"  # if pictures of a folder cannot be read; or skip them
+    config.data.on_broken = "stop"  # if pictures cannot be read; or skip them
     config.data.validation = 5000  # held out from the end of train
     config.data.image_size = config_dict.placeholder(int)  # as the data set has them
     config.data.augmentation = "none"  # none, flip, crop_flip, inception

@@ -1,6 +1,7 @@
 """How a command begins, and how it ends: in one line and exit code 2 for bad input."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -8,7 +9,7 @@ from typing import NoReturn
 from absl import logging
 
 from mnv2.errors import UserError
-from mnv2.stopping import EXIT_CODE, Stopped
+from mnv2.stopping import EXIT_CODE, Stopped, compiling
 
 
 def command_parser(module: str, description: str | None) -> argparse.ArgumentParser:
@@ -29,6 +30,10 @@ def run(main: Callable[[], None]) -> None:
         fail(str(error))
     except Stopped as stopped:
         print(f"\nstopped by {stopped}: the same command goes on there", file=sys.stderr)
+        if compiling():
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(EXIT_CODE)
         sys.exit(EXIT_CODE)
     except KeyboardInterrupt:
         print("\ninterrupted: the same command goes on where it stopped", file=sys.stderr)

@@ -5,10 +5,13 @@ What SLURM and clouds send before they take a machine away is SIGTERM, too.
 
 import contextlib
 import signal
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from types import FrameType
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: not done, to be tried again
+COMPILING = "compiling"  # a thread
 BETWEEN_TALKS = 10  # checks: to ask the other processes is to wait for every device
 
 
@@ -20,7 +23,8 @@ class Stopper:
     """What a signal does depends on where it comes.
 
     Within `deferred()` it is only noted, for the loop to look at between steps, and a second SIGINT
-    raises KeyboardInterrupt. Anywhere else within `listening()` it raises Stopped.
+    raises KeyboardInterrupt. Anywhere else within `listening()` it raises Stopped, and so it does
+    while `compile` waits.
 
     With `any_of`, which tells whether something is true in any process, all stop at one `check`.
     """
@@ -51,6 +55,30 @@ class Stopper:
             self._deferring = False
         self.check()
 
+    def compile[Result](self, work: Callable[[], Result]) -> Result:
+        """The result of `work`, for which a signal need not wait: it may take minutes.
+
+        Python's handlers would only run when XLA returns, hence the thread. It is left to itself if
+        a signal comes; not so where several processes must stop together.
+        """
+        if self._any_of is not None:
+            return work()
+        done: Future[Result] = Future()
+
+        def in_a_thread() -> None:
+            try:
+                done.set_result(work())
+            except Exception as error:
+                done.set_exception(error)
+
+        threading.Thread(target=in_a_thread, name=COMPILING, daemon=True).start()
+        deferring, self._deferring = self._deferring, False
+        try:
+            self.check()
+            return done.result()
+        finally:
+            self._deferring = deferring
+
     def check(self) -> None:
         """Raises Stopped if a signal has come, or was found to have come to another process."""
         if self._any_of is not None:
@@ -67,6 +95,11 @@ class Stopper:
         self._noted = signal.Signals(number).name
         if not self._deferring:
             raise Stopped(self._noted)
+
+
+def compiling() -> bool:
+    """Whether what `compile` was to wait for is still under way: Python cannot end beside it."""
+    return any(thread.name == COMPILING for thread in threading.enumerate())
 
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)

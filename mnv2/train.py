@@ -147,7 +147,8 @@ class _Loop:
             if first:
                 pictures = _picture(batch["image"][:8], self.parts.pixels)
                 self.writer.write_images(done + 1, {"train/input": pictures})
-            self.state, sums = on_devices.train(self.state, on_devices.shard(batch), key)
+            step = functools.partial(on_devices.train, self.state, on_devices.shard(batch), key)
+            self.state, sums = self.stopper.compile(step) if first else step()
             self._done = done + 1
             window.append(sums)
             if first:

@@ -1,10 +1,11 @@
 import contextlib
 import os
 import signal
+import threading
 
 import pytest
 
-from mnv2.stopping import Stopped, Stopper
+from mnv2.stopping import Stopped, Stopper, compiling
 
 
 @pytest.fixture
@@ -42,6 +43,25 @@ def test_a_second_interrupt_does_not_wait(stopper):
         send(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
+
+
+def test_a_signal_does_not_wait_for_a_compilation(stopper):
+    never = threading.Event()
+    try:
+        with contextlib.suppress(Stopped), stopper.deferred():
+            threading.Timer(0.1, send, [signal.SIGTERM]).start()
+            with pytest.raises(Stopped, match="SIGTERM"):
+                stopper.compile(never.wait)
+            assert compiling()
+    finally:
+        never.set()
+
+
+def test_what_a_compilation_gives_and_raises_comes_through(stopper):
+    with stopper.deferred():
+        assert stopper.compile(lambda: 7) == 7
+        with pytest.raises(ZeroDivisionError):
+            stopper.compile(lambda: 1 / 0)
 
 
 def test_afterwards_signals_are_what_they_were():

@@ -1,7 +1,9 @@
 """Data sets by name: what they are called, where they come from, how they are split."""
 
+import contextlib
 import dataclasses
 import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -9,6 +11,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from mnv2.data import fashion_mnist
+from mnv2.data.broken import ON_BROKEN, Broken, complain, look_through
 from mnv2.data.download import reachable
 from mnv2.data.folder import open_folder
 from mnv2.errors import UserError, check_choice
@@ -70,12 +73,14 @@ class Prepared:
     """A data set of TFDS's, prepared on disk.
 
     `validation` examples are held out from the end of its train split; `test` is its test split,
-    or its validation split where that is all there is, as in ImageNet.
+    or its validation split where that is all there is, as in ImageNet. `broken` are left out, by
+    the names of TFDS's splits.
     """
 
     name: str
     builder: tfds.core.DatasetBuilder
     validation: int
+    broken: Mapping[str, Sequence[Broken]] = dataclasses.field(default_factory=dict)
 
     @property
     def place(self) -> Path:
@@ -106,7 +111,12 @@ class Prepared:
 
     def num_examples(self, split: str) -> int:
         _, start, stop = self.split(split)
-        return stop - start
+        return stop - start - len(self._left_out(split))
+
+    def _left_out(self, split: str) -> list[str]:
+        """The names of what is broken in `train`, `validation` or `test`."""
+        whole, start, stop = self.split(split)
+        return [x.name for x in self.broken.get(whole, ()) if start <= x.position < stop]
 
     def fits_in_memory(self) -> bool:
         height, width, channels = self.image_shape
@@ -116,14 +126,21 @@ class Prepared:
         return train * height * width * channels < IN_MEMORY_BYTES
 
     def arrays(self, split: str) -> tuple[tf.Tensor, tf.Tensor]:
+        if self._left_out(split):
+            decoded = self.encoded(split).map(lambda x: (self.decode(x), x["label"]))
+            return next(iter(decoded.batch(self.num_examples(split))))
         whole, start, stop = self.split(split)
         return _decoded_arrays(self.builder, f"{whole}[{start}:{stop}]")
 
     def encoded(self, split: str, shuffle_seed: int | None = None) -> tf.data.Dataset:
         """Examples, with files and then a buffer's worth of them in an order that the seed sets."""
         whole, start, stop = self.split(split)
+        left_out = self._left_out(split)
         read_config = tfds.ReadConfig(
-            shuffle_seed=shuffle_seed, interleave_cycle_length=16, try_autocache=False
+            shuffle_seed=shuffle_seed,
+            interleave_cycle_length=16,
+            try_autocache=False,
+            add_tfds_id=bool(left_out),
         )
         examples = self.builder.as_dataset(
             f"{whole}[{start}:{stop}]",
@@ -131,6 +148,8 @@ class Prepared:
             read_config=read_config,
             decoders={"image": tfds.decode.SkipDecoding()},
         )
+        if left_out:
+            examples = examples.filter(lambda x: tf.reduce_all(x["tfds_id"] != left_out))
         if shuffle_seed is None:
             return examples
         return examples.shuffle(SHUFFLE_BUFFER, shuffle_seed, reshuffle_each_iteration=False)
@@ -139,10 +158,22 @@ class Prepared:
         return self.builder.info.features["image"].decode_example(example["image"])
 
     def explain(self, error: Exception) -> str:
+        with contextlib.suppress(tf.errors.OpError):  # the files themselves may be damaged
+            self.without_broken("stop")
         return (
             f"data set {self.name} cannot be read, delete {self.place} to have it "
             f"prepared again: {_first_line(error)}"
         )
+
+    def without_broken(self, on_broken: str) -> "Prepared":
+        """Looks through all pictures. Raises UserError with `on_broken` stop if some are broken."""
+        wholes = [self.split(split)[0] for split in ("train", "test")]
+        found = look_through(self.builder, wholes)
+        broken = {x.name: x.error for whole in wholes for x in found[whole]}
+        if broken:
+            count = sum(self.builder.info.splits[whole].num_examples for whole in wholes)
+            complain(f"{count} examples of {self.name} in {self.place}", broken, on_broken)
+        return dataclasses.replace(self, broken=found)
 
 
 @functools.cache
@@ -152,18 +183,22 @@ def open_dataset(
     """Opens a TFDS classification set by name, preparing it first where it is missing.
 
     `folder:PATH` names a folder of pictures, PATH/SPLIT/CLASS/PICTURE, with the splits `train` and
-    `test`; `on_broken` says what is done if some cannot be read: stop, or skip them. `validation`
-    examples are held out from the end of train.
+    `test`. `on_broken` says what is done if pictures cannot be read: stop, or skip them. With skip
+    TFDS's sets, too, are looked through once, which takes as long as to read them once.
+    `validation` examples are held out from the end of train.
 
     Raises UserError for an unknown name, a set without images and labels, one that cannot be
     downloaded here, and a `validation` that leaves nothing to train on.
     """
+    check_choice(on_broken, ON_BROKEN, "data.on_broken")
     dataset: Dataset
     if name.startswith(FOLDER_PREFIX):
         root = Path(name.removeprefix(FOLDER_PREFIX)).expanduser()
         dataset = open_folder(name, root, validation, on_broken)
     else:
         dataset = Prepared(name, _prepared(name, data_dir), validation)
+        if on_broken == "skip":
+            dataset = dataset.without_broken(on_broken)
     train = dataset.num_examples("train") + validation
     if not 0 <= validation < train:
         raise UserError(

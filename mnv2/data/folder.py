@@ -5,7 +5,6 @@ not hours later. What was found is remembered, by size and time of change.
 """
 
 import dataclasses
-import hashlib
 import io
 import json
 import os
@@ -18,13 +17,12 @@ import numpy as np
 import tensorflow as tf
 from PIL import ExifTags, Image
 
+from mnv2.data.broken import complain, error_in, line, memory
 from mnv2.errors import UserError, check_choice
-from mnv2.files import caches, write_text
+from mnv2.files import write_text
 from mnv2.progress import Progress
 
 SPLITS = ("train", "test")
-ON_BROKEN = ("stop", "skip")
-NAMED = 10  # broken pictures in one message
 
 
 class Found(NamedTuple):
@@ -96,7 +94,7 @@ class Folder:
             for file, found in zip(files, _examined(files), strict=True)
             if found.error
         ]
-        return f"broken picture {broken[0]}: repair or remove it" if broken else _line(str(error))
+        return f"broken picture {broken[0]}: repair or remove it" if broken else line(str(error))
 
     def _pictures(self, split: str) -> list[tuple[str, int]]:
         check_choice(split, ("train", "validation", "test"), "split")
@@ -112,7 +110,6 @@ def open_folder(name: str, root: Path, validation: int, on_broken: str) -> Folde
     Raises UserError where a split is missing, and, with `on_broken` stop, if a picture cannot be
     read; with skip such are named, and left out.
     """
-    check_choice(on_broken, ON_BROKEN, "data.on_broken")
     files: list[Path] = []
     for split in SPLITS:
         here = sorted(path for path in (root / split).glob("*/[!.]*") if path.is_file())
@@ -122,7 +119,7 @@ def open_folder(name: str, root: Path, validation: int, on_broken: str) -> Folde
     looked_at = _look_through(root, files)
     broken = {path: found.error for path, found in looked_at.items() if found.error}
     if broken:
-        _complain(root, broken, len(files), on_broken)
+        complain(f"{len(files)} files in {root}", broken, on_broken)
     pictures: dict[str, list[tuple[str, int]]] = {split: [] for split in SPLITS}
     for path, found in looked_at.items():
         if not found.error:
@@ -133,23 +130,10 @@ def open_folder(name: str, root: Path, validation: int, on_broken: str) -> Folde
     return Folder(name, root, names, pictures, validation)
 
 
-def _complain(root: Path, broken: dict[str, str], count: int, on_broken: str) -> None:
-    """Names broken pictures: raises UserError with `on_broken` stop, prints a warning with skip."""
-    named = ", ".join(f"{path} ({error})" for path, error in list(broken.items())[:NAMED])
-    more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
-    problem = f"{len(broken)} of the {count} files in {root} cannot be read as pictures"
-    if on_broken == "stop":
-        raise UserError(
-            f"{problem}: {named}{more}; repair or remove them, or set data.on_broken to skip"
-        )
-    print(f"warning: {problem} and are left out: {named}{more}", flush=True)
-
-
 def _look_through(root: Path, files: Sequence[Path]) -> dict[str, Found]:
     """What each file is, by its path under `root`; from memory where it has not changed."""
-    key = hashlib.sha256(os.fspath(root.resolve()).encode()).hexdigest()[:16]
-    memory = caches() / "pictures" / f"{key}.json"
-    known = json.loads(memory.read_text()) if memory.exists() else {}
+    place = memory(os.fspath(root.resolve()))
+    known = json.loads(place.read_text()) if place.exists() else {}
     # What a file was when it was looked at: size, time of change.
     stamps = {path: [(stat := path.stat()).st_size, stat.st_mtime_ns] for path in files}
     names = {path: path.relative_to(root).as_posix() for path in files}
@@ -163,7 +147,7 @@ def _look_through(root: Path, files: Sequence[Path]) -> dict[str, Found]:
             progress.say(f"{number}/{len(unknown)}")
     progress.clear()
     known = {names[path]: known[names[path]] for path in files}
-    write_text(memory, json.dumps(known))
+    write_text(place, json.dumps(known))
     return {name: Found(*entry[2:]) for name, entry in known.items()}
 
 
@@ -177,13 +161,10 @@ def examine(path: Path) -> Found:
     """Decodes a file as training will."""
     try:
         content = path.read_bytes()
-        if not content:
-            return Found(error="it is empty")
-        decode(tf.constant(content))
-    except tf.errors.OpError as error:
-        return Found(error=_line(error.message))
     except OSError as error:
-        return Found(error=_line(str(error)))
+        return Found(error=line(str(error)))
+    if error_message := error_in(content, decode):
+        return Found(error=error_message)
     return Found(_orientation(content))
 
 
@@ -220,9 +201,3 @@ def upright(image: tf.Tensor, orientation: tf.Tensor) -> tf.Tensor:
         lambda: tf.transpose(image, (1, 0, 2))[::-1],
     )
     return tf.switch_case(orientation - 1, turned)
-
-
-def _line(message: str) -> str:
-    """An error in a few words, without TensorFlow's names of operations."""
-    lines = message.strip().splitlines() or ["no reason given"]
-    return lines[0].rpartition("}} ")[2].partition(" [Op:")[0]
