@@ -6,13 +6,17 @@ What SLURM and clouds send before they take a machine away is SIGTERM, too.
 import contextlib
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from types import FrameType
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: not done, to be tried again
 COMPILING = "compiling"  # a thread
-BETWEEN_TALKS = 10  # checks: to ask the other processes is to wait for every device
+# Checks between two talks of several processes, each of which waits for every device: a tenth of
+# the steps, unless a step takes so many seconds that ten would be too long for who sent the signal.
+BETWEEN_TALKS = 10
+SLOW = 1.0
 
 
 class Stopped(BaseException):
@@ -33,7 +37,8 @@ class Stopper:
         self._noted: str | None = None
         self._deferring = False
         self._any_of = any_of
-        self._checks = 0
+        self._silent, self._every = 0, 1  # checks since the last talk, and until the next
+        self._talked = time.monotonic()
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -81,13 +86,18 @@ class Stopper:
 
     def check(self) -> None:
         """Raises Stopped if a signal has come, or was found to have come to another process."""
-        if self._any_of is not None:
-            self._checks += 1
-            if self._checks % BETWEEN_TALKS or not self._any_of(self._noted is not None):
-                return
+        if self._any_of is None:
+            if self._noted:
+                raise Stopped(self._noted)
+            return
+        self._silent += 1
+        if self._silent < self._every:
+            return
+        if self._any_of(self._noted is not None):
             raise Stopped(self._noted or "a signal to another process")
-        if self._noted:
-            raise Stopped(self._noted)
+        now = time.monotonic()
+        slow = self._any_of((now - self._talked) / self._silent > SLOW)
+        self._silent, self._every, self._talked = 0, 1 if slow else BETWEEN_TALKS, now
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._noted and number == signal.SIGINT:

@@ -29,6 +29,7 @@ print("sum", metrics.summarize([{name: total(state, rows) for name in
 print("first", processes.of_first(which == 0), "any", processes.any_of(which == 1),
       "none", processes.any_of(False), "writes", writes())
 stopper = Stopper(processes.any_of)
+stopper.check()  # from here on it is known that checks follow each other at once
 if which == 1:
     stopper._noted = "SIGTERM"
 for check in range(1, 99):

@@ -64,6 +64,19 @@ def test_what_a_compilation_gives_and_raises_comes_through(stopper):
             stopper.compile(lambda: 1 / 0)
 
 
+def test_several_processes_talk_less_often_where_steps_are_short(monkeypatch):
+    now, talks = [0.0], []
+    monkeypatch.setattr("mnv2.stopping.time.monotonic", lambda: now[0])
+    stopper = Stopper(lambda value: talks.append(now[0]) or value)
+    for seconds, checks in ((3, 3), (0.1, 21), (3, 11)):
+        for _ in range(checks):
+            now[0] += seconds
+            stopper.check()
+    # Each talk asks twice. Short steps are noticed after one, long ones after ten at most.
+    of_slow, of_fast, slow_again = [3, 6, 9], [9.1, 10.1, 11.1], [14.1 + 3 * 9]
+    assert talks[::2] == pytest.approx([*of_slow, *of_fast, *slow_again, 44.1])
+
+
 def test_afterwards_signals_are_what_they_were():
     before = signal.getsignal(signal.SIGTERM)
     with Stopper().listening():
