@@ -13,10 +13,10 @@ from types import FrameType
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: not done, to be tried again
 COMPILING = "compiling"  # a thread
-# Checks between two talks of several processes, each of which waits for every device: a tenth of
-# the steps, unless a step takes so many seconds that ten would be too long for who sent the signal.
+# Several processes talk at every so many checks, since each talk waits for every device, and at each
+# check where one takes longer than SLOW: who sent the signal may not wait for ten of those.
 BETWEEN_TALKS = 10
-SLOW = 1.0
+SLOW = 1.0  # seconds
 
 
 class Stopped(BaseException):
