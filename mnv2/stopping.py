@@ -13,7 +13,7 @@ from types import FrameType
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: not done, to be tried again
 COMPILING = "compiling"  # a thread
-# Several processes talk at every so many checks, since each talk waits for every device, and at each
+# Several processes talk at every so many checks, since a talk waits for every device, and at each
 # check where one takes longer than SLOW: who sent the signal may not wait for ten of those.
 BETWEEN_TALKS = 10
 SLOW = 1.0  # seconds
