@@ -20,6 +20,7 @@ from mnv2.stopping import Stopped, Stopper
 
 LOG = "log.txt"
 GLANCE = 0.2  # seconds between looks at the processes
+SAVING = 90  # seconds before its time limit at which a job of SLURM's stops by itself
 
 
 def local(
@@ -178,6 +179,11 @@ class Slurm(NamedTuple):
     hours: float
     parallel: int  # jobs at a time
 
+    @property
+    def minutes(self) -> int:
+        """The time limit, as SLURM counts it."""
+        return max(1, round(60 * self.hours))
+
 
 def slurm(
     config: ml_collections.ConfigDict, workdir: Path, only: Sequence[str], wanted: Slurm
@@ -201,7 +207,8 @@ def slurm(
         executor.update_parameters(**_parameters(wanted))
         with executor.batch():
             jobs = [
-                executor.submit(_Job(config, workdir.absolute(), one.name, only)) for one in waiting
+                executor.submit(_Job(config, workdir.absolute(), one.name, only, wanted.minutes))
+                for one in waiting
             ]
     except (RuntimeError, submitit.core.utils.FailedJobError) as error:
         raise UserError(f"SLURM takes no jobs here: {error}") from error
@@ -216,7 +223,7 @@ def slurm(
 def _parameters(wanted: Slurm) -> dict[str, Any]:
     parameters: dict[str, Any] = {
         "job_name": "mnv2",
-        "time": max(1, round(60 * wanted.hours)),
+        "time": wanted.minutes,
         "cpus_per_task": wanted.cores,
         "array_parallelism": wanted.parallel,
         "use_srun": False,  # one process a job, which then gets its signals without a step between
@@ -233,19 +240,28 @@ class _Job:
     """One run, as it is sent to a node; the last of those in `only` to end writes the report."""
 
     def __init__(
-        self, config: ml_collections.ConfigDict, workdir: Path, name: str, only: Sequence[str]
+        self,
+        config: ml_collections.ConfigDict,
+        workdir: Path,
+        name: str,
+        only: Sequence[str],
+        minutes: int,
     ):
         self.config, self.workdir, self.name, self.only = config, workdir, name, only
+        self.minutes = minutes
 
     def __call__(self) -> None:
-        # What submitit has SLURM send before the time limit; SIGTERM is preemption, or scancel.
+        # By its own clock: what submitit has SLURM send before the time limit, SIGUSR2, reaches
+        # only what srun has started. SIGTERM is preemption, or scancel.
         timed_out = []
 
         def near_the_limit(*_: Any) -> None:
             timed_out.append(True)
             os.kill(os.getpid(), signal.SIGTERM)
 
-        signal.signal(signal.SIGUSR2, near_the_limit)
+        for number in (signal.SIGALRM, signal.SIGUSR2):
+            signal.signal(number, near_the_limit)
+        signal.alarm(max(SAVING // 3, 60 * self.minutes - SAVING))
         try:
             sweep.run(self.config, self.workdir, [self.name], reports=False)
         except Stopped as stopped:

@@ -120,3 +120,26 @@ def test_single_runs_can_be_chosen(config, tmp_path):
     assert [one.name for one in sweep.chosen(runs, ["b", "c/0"])] == ["b/0", "c/0"]
     with pytest.raises(UserError, match="unknown run 'c/1': did you mean 'c/0'"):
         sweep.chosen(runs, ["c/1"])
+
+
+def test_a_job_stops_by_itself_before_its_time_limit(config, tmp_path, monkeypatch):
+    """Is queued again, and waits for SLURM to end it."""
+    happened = []
+    monkeypatch.setattr(launch.sweep, "run", lambda *_, **__: signal.raise_signal(signal.SIGALRM))
+    monkeypatch.setattr(launch.signal, "alarm", lambda seconds: happened.append(seconds))
+    monkeypatch.setattr(launch.signal, "pause", lambda: happened.append("waits"))
+    monkeypatch.setattr(launch.subprocess, "run", lambda args, **_: happened.append(args))
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGALRM, signal.SIGUSR2, signal.SIGTERM)}
+
+    def stopped(*_):
+        raise Stopped("SIGTERM")
+
+    try:
+        signal.signal(signal.SIGTERM, stopped)  # as within a run
+        launch._Job(config, tmp_path, "a/0", ["a/0"], minutes=10)()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert happened == [510, ["scontrol", "requeue", "7_1"], "waits"]

@@ -2,8 +2,9 @@
 
 Starts munge and SLURM on the loopback interface, in a temporary folder, with two partitions of
 which one takes machines away from the other. Submits a sweep of two arms to the lower one, and
-while it trains a job to the upper one: the run that is preempted must be queued again, and both
-must finish with what they would have had undisturbed. Stops it all.
+while it trains a job to the upper one: the runs that are preempted must be queued again, and both
+must finish with what they would have had undisturbed. Then one arm again, with a time limit that it
+does not keep: it must save, be queued again and finish. Stops it all.
 
 Needs root and Debian's packages slurm-wlm and munge, which it installs where they are missing;
 where that is not possible it says why, and ends with exit code 0.
@@ -25,7 +26,7 @@ from mnv2.errors import UserError
 from tests.faults.kills import check_equal, final_state
 
 ARMS = ("linear", "relu6")
-STEPS = 1500
+STEPS = 2500
 COMMAND = (
     *(sys.executable, "-m", "mnv2.main", "--config=configs/v2_ablation.py:quick"),
     f"--only={','.join(f'{arm}/0' for arm in ARMS)}",
@@ -70,6 +71,9 @@ def install() -> str | None:
     """Installs SLURM where it is missing; returns why it cannot run here, if so."""
     if os.geteuid() != 0:
         return "starting SLURM's daemons needs root"
+    running = subprocess.run(["pgrep", "-x", "slurmctld"], capture_output=True, check=False)
+    if running.returncode == 0:
+        return "a SLURM is running on this machine already"
     if shutil.which("slurmctld") and shutil.which("munged"):
         return None
     if not shutil.which("apt-get"):
@@ -178,6 +182,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if not times:
                 raise UserError("no job was queued again")
             print(f"{times} jobs were preempted, queued again and finished exactly as undisturbed")
+            exceed_the_limit(folder / "limited", folder / "undisturbed")
+
+
+def exceed_the_limit(workdir: Path, undisturbed: Path) -> None:
+    """A run of two minutes at most, 90 s of which SLURM leaves for saving."""
+    sweep(workdir, "--launcher=slurm", "--cores=1", "--hours=0.033", f"--only={ARMS[0]}/0")
+    wait_for(lambda: (workdir / "report.md").exists(), "run that was queued again")
+    check_equal(
+        final_state(workdir, f"{ARMS[0]}/0"), final_state(undisturbed, f"{ARMS[0]}/0"), workdir
+    )
+    times = restarts(workdir / "slurm")
+    if not times:
+        raise UserError("the time limit was not reached: give the run more steps")
+    print(f"at its time limit a job was queued again {times} times and finished as undisturbed")
 
 
 if __name__ == "__main__":
