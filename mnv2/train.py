@@ -50,6 +50,8 @@ def train_and_evaluate(
     try:
         return _train_and_evaluate(config, workdir, label, stopper or Stopper())
     except OSError as error:
+        if error.errno is None:
+            raise  # of no file: another process is gone, and its connection with it
         raise UserError(
             f"cannot read or write {error.filename or workdir}: {error.strerror}; "
             "the same command goes on from the newest checkpoint"
