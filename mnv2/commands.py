@@ -31,13 +31,18 @@ def run(main: Callable[[], None]) -> None:
     except Stopped as stopped:
         print(f"\nstopped by {stopped}: the same command goes on there", file=sys.stderr)
         if compiling():
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(EXIT_CODE)
+            leave(EXIT_CODE)
         sys.exit(EXIT_CODE)
     except KeyboardInterrupt:
         print("\ninterrupted: the same command goes on where it stopped", file=sys.stderr)
         sys.exit(130)  # what a shell says of a process that SIGINT ended
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process at once, without waiting for what else is under way in it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def fail(message: str) -> NoReturn:

@@ -2,7 +2,6 @@
 
 import contextlib
 import faulthandler
-import os
 import sys
 from collections.abc import Iterator
 from typing import NoReturn
@@ -11,6 +10,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from mnv2.commands import leave
 from mnv2.errors import UserError
 
 MEETING = 120  # seconds that the first process waits for the others
@@ -83,9 +83,7 @@ def together() -> Iterator[None]:
 
 def _leave(message: str, code: int) -> NoReturn:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    leave(code)
 
 
 def _line(error: Exception) -> str:

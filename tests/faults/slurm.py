@@ -186,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def exceed_the_limit(workdir: Path, undisturbed: Path) -> None:
-    """A run of two minutes at most, 90 s of which SLURM leaves for saving."""
+    """A run of two minutes at most, 90 s of which its job keeps for saving."""
     sweep(workdir, "--launcher=slurm", "--cores=1", "--hours=0.033", f"--only={ARMS[0]}/0")
     wait_for(lambda: (workdir / "report.md").exists(), "run that was queued again")
     check_equal(
