@@ -27,12 +27,12 @@ from experiments import shortcuts
 from experiments.contenders import unoptimised
 from experiments.tables import write_csv, write_markdown
 from mnv2 import data, pretrained
-from mnv2.allocator import restart_with_huge_pages
 from mnv2.analysis.activations import activity, before_activation, effective_rank
-from mnv2.commands import command_parser, run
 from mnv2.data.preprocess import UNIT_RANGE, normalize
 from mnv2.ops import relu6
 from mnv2.report import Estimate
+from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.huge_pages import restart_with_huge_pages
 
 PICTURES = 1000
 HEADER = (

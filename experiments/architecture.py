@@ -15,9 +15,9 @@ import flax.linen as nn
 import jax
 
 from mnv2.analysis import complexity
-from mnv2.commands import command_parser, run
 from mnv2.models import create_model
 from mnv2.models.mobilenet_v2 import REPEATS
+from mnv2.runtime.cli import command_parser, run
 
 IMAGE = (224, 224, 3)
 PUBLISHED = (300.0, 3.4)  # millions: multiply-adds, parameters; rounded down, as will be seen

@@ -17,13 +17,14 @@ import numpy as np
 
 from configs import v2_ablation
 from experiments.tables import write_csv, write_markdown
-from mnv2 import compiled, data
-from mnv2.allocator import restart_with_huge_pages
-from mnv2.build import build
-from mnv2.checkpoint import Checkpoints
-from mnv2.commands import command_parser, run
-from mnv2.progress import Progress
-from mnv2.state import create_state
+from mnv2 import data
+from mnv2.runtime import compilation_cache
+from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.huge_pages import restart_with_huge_pages
+from mnv2.runtime.throughput import Progress
+from mnv2.training.checkpoint import Checkpoints
+from mnv2.training.setup import build
+from mnv2.training.state import create_state
 
 STEPS = 10
 EVERY = 100  # steps from a checkpoint to the next, for the cost in parts
@@ -64,7 +65,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/checkpoints"))
     parser.add_argument("--pairs", type=int, default=80)
     arguments = parser.parse_args()
-    compiled.remember()
+    compilation_cache.remember()
     config = v2_ablation.get_config()
     config.ema_decay = 0.999  # a third copy of the parameters to be saved
     measured: list[Block] = []

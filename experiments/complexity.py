@@ -17,8 +17,8 @@ import matplotlib.figure
 
 from experiments import published
 from mnv2.analysis import complexity
-from mnv2.commands import command_parser, run
 from mnv2.models import NETWORKS, create_model
+from mnv2.runtime.cli import command_parser, run
 
 # V1's classifier has slim's 1001 classes in all of these; V2's counts are without the background.
 CLASSES = {"mobilenet_v1": 1001, "mobilenet_v2": 1000}

@@ -60,7 +60,8 @@ def mnv2(task: Task) -> Step:
     """This package: the training step of `mnv2.main`, or a network ready for inference."""
     import jax
 
-    from mnv2 import data, models, steps
+    from mnv2 import data, models
+    from mnv2.training import steps
 
     if task.mode in READING:
         dataset = data.open_dataset(f"folder:{task.pictures}", None)
@@ -84,8 +85,8 @@ def mnv2(task: Task) -> Step:
         return lambda: infer(images).block_until_ready()
 
     from configs import v2_ablation
-    from mnv2.devices import AXIS
-    from mnv2.state import create_state
+    from mnv2.training.devices import AXIS
+    from mnv2.training.state import create_state
 
     config = v2_ablation.get_config()
     config.batch_size, config.ema_decay = task.batch, 0.0

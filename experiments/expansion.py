@@ -12,9 +12,10 @@ from typing import Any
 
 from configs import v2_ablation
 from experiments.tables import write_markdown
-from mnv2 import report, sweep
-from mnv2.allocator import restart_with_huge_pages
-from mnv2.commands import command_parser, run
+from mnv2 import report
+from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.huge_pages import restart_with_huge_pages
+from mnv2.sweeps import execute
 
 EXPANSIONS = (2.0, 6.0, 10.0)
 USUAL = 6.0
@@ -63,7 +64,7 @@ def main() -> None:
     config.seeds = arguments.seeds
     config.duration = f"{arguments.steps} steps"
     config.eval_every = config.checkpoint_every = "0 steps"
-    sweep.run(config, arguments.workdir)
+    execute.run(config, arguments.workdir)
     write_table(report.load(arguments.workdir))
 
 

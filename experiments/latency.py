@@ -39,14 +39,14 @@ from experiments.machines import (
 from experiments.submodules import Submodule, at, submodules
 from experiments.tables import write_csv, write_markdown
 from experiments.timing import Step, in_turns
-from mnv2.allocator import restart_with_huge_pages
 from mnv2.analysis import complexity
 from mnv2.analysis.roofline import Machine, intensity, layer_seconds
-from mnv2.commands import command_parser, run
-from mnv2.errors import check_positive
 from mnv2.models import create_model, fold_batch_norm, for_inference
 from mnv2.models.blocks import ConvBN
-from mnv2.progress import Progress
+from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.errors import check_positive
+from mnv2.runtime.huge_pages import restart_with_huge_pages
+from mnv2.runtime.throughput import Progress
 
 NETWORKS = (
     ("mobilenet_v1", 1.0),

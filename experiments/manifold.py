@@ -25,8 +25,8 @@ import numpy as np
 from jaxtyping import Float
 
 from experiments.tables import write_csv, write_markdown
-from mnv2.commands import command_parser, run
-from mnv2.errors import check_positive
+from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.errors import check_positive
 
 PLANE = 2  # dimensions of what is embedded
 DIMENSIONS = (2, 3, 5, 15, 30)

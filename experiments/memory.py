@@ -40,15 +40,15 @@ from experiments.contenders import (
 from experiments.submodules import submodules
 from experiments.tables import write_csv, write_markdown
 from experiments.timing import times
-from mnv2.allocator import VARIABLE
 from mnv2.analysis.memory import BlockSize, block_sizes, splits_within
-from mnv2.commands import command_parser, run
-from mnv2.errors import check_positive
 from mnv2.models import create_model, fold_batch_norm
 from mnv2.models.blocks import InvertedResidual
 from mnv2.models.split import inverted_residual_by_slices
 from mnv2.ops import explicit_padding
-from mnv2.progress import Progress
+from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.errors import check_positive
+from mnv2.runtime.huge_pages import VARIABLE
+from mnv2.runtime.throughput import Progress
 
 SIZE = 224
 SPLITS = (1, 2, 3, 4, 5, 6, 7, 8)

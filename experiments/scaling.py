@@ -26,8 +26,8 @@ from experiments.throughput import (
     ranges,
     write_csv,
 )
-from mnv2.commands import command_parser, run
-from mnv2.errors import UserError, check_choice
+from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.errors import UserError, check_choice
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

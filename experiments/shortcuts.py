@@ -13,9 +13,10 @@ from typing import Any
 
 from configs import v2_ablation
 from experiments.tables import write_markdown
-from mnv2 import report, sweep
-from mnv2.allocator import restart_with_huge_pages
-from mnv2.commands import command_parser, run
+from mnv2 import report
+from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.huge_pages import restart_with_huge_pages
+from mnv2.sweeps import execute
 
 ARMS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("linear", {}),
@@ -63,7 +64,7 @@ def train(workdir: Path, steps: int, seeds: int) -> report.Sweep:
     config.seeds = seeds
     config.duration = f"{steps} steps"
     config.eval_every = config.checkpoint_every = "0 steps"
-    sweep.run(config, workdir)
+    execute.run(config, workdir)
     return report.load(workdir)
 
 

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mnv2.commands import command_parser, run
-from mnv2.files import write_text
+from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.files import write_text
 
 README = Path(__file__).parent / "README.md"
 TABLE = re.compile(

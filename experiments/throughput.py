@@ -33,10 +33,10 @@ import matplotlib
 from experiments import photographs
 from experiments.contenders import CONTENDERS, READING, Task, missing
 from experiments.tables import write_markdown
-from mnv2 import allocator
-from mnv2.commands import command_parser, run
-from mnv2.errors import UserError, check_choice
-from mnv2.progress import Progress
+from mnv2.runtime import huge_pages
+from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.errors import UserError, check_choice
+from mnv2.runtime.throughput import Progress
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -123,7 +123,7 @@ class Contender:
 
 def _environment(threads: int, pages: bool) -> dict[str, str]:
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    environment[allocator.VARIABLE] = allocator.TUNABLES if pages else ""
+    environment[huge_pages.VARIABLE] = huge_pages.TUNABLES if pages else ""
     return environment
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from configs import finetune, v2_ablation
-from mnv2 import data, sweep
-from mnv2.allocator import restart_with_huge_pages
-from mnv2.commands import command_parser, run
+from mnv2 import data
+from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.huge_pages import restart_with_huge_pages
+from mnv2.sweeps import execute
 
 # Both halves have tops, shoes and others.
 SOURCE = ("T-shirt/top", "Trouser", "Coat", "Sandal", "Bag")
@@ -41,7 +42,7 @@ def main() -> None:
     source.arms = (("linear", {}),)
     source.seeds = 1
     source.panels = ()
-    sweep.run(source, workdir / "source")
+    execute.run(source, workdir / "source")
 
     print(f"\n{PICTURES} pictures each of {', '.join(TARGET)}", flush=True)
     config = finetune.get_config("compare")
@@ -54,7 +55,7 @@ def main() -> None:
     config.duration = f"{arguments.steps} steps"
     config.optimization.backbone_rate = 0.5  # the weights know few pictures: they may move
     config.eval_every = config.checkpoint_every = "0 steps"
-    sweep.run(config, workdir / "target")
+    execute.run(config, workdir / "target")
 
 
 def write_pictures(folder: Path, classes: tuple[str, ...], pictures: int | None) -> None:

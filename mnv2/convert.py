@@ -8,7 +8,7 @@ FILE is anything that mnv2.pretrained.load reads, such as a run's folder.
 """
 
 from mnv2 import pretrained
-from mnv2.commands import command_parser, run
+from mnv2.runtime.cli import command_parser, run
 
 
 def main() -> None:

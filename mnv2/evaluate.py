@@ -22,16 +22,17 @@ import matplotlib.colors
 import matplotlib.figure
 import numpy as np
 
-from mnv2 import data, metrics
-from mnv2.allocator import restart_with_huge_pages
-from mnv2.commands import command_parser, run
+from mnv2 import data
 from mnv2.data.preprocess import to_channels
-from mnv2.devices import AXIS, place, shard
-from mnv2.errors import UserError, check_choice, check_positive
-from mnv2.files import write_json, write_text
 from mnv2.predict import load_classifier
 from mnv2.pretrained import Pretrained, imagenet
-from mnv2.progress import Progress
+from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.errors import UserError, check_choice, check_positive
+from mnv2.runtime.files import write_json, write_text
+from mnv2.runtime.huge_pages import restart_with_huge_pages
+from mnv2.runtime.throughput import Progress
+from mnv2.training import metrics
+from mnv2.training.devices import AXIS, place, shard
 
 SPLITS = ("train", "validation", "test")
 WRITTEN = 20  # classes up to which the confusion picture has numbers

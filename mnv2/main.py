@@ -29,8 +29,8 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
-from mnv2.allocator import restart_with_huge_pages
-from mnv2.commands import fail, run
+from mnv2.runtime.cli import fail, run
+from mnv2.runtime.huge_pages import restart_with_huge_pages
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, with a preset after a colon.", lock_config=True
@@ -79,26 +79,25 @@ def _do(workdir: Path) -> None:
     joins = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     several = _DISTRIBUTED.value or joins != (None, None, None)
     if _LAUNCHER.value == "none":
-        from mnv2 import processes, sweep
+        from mnv2.runtime import processes
+        from mnv2.sweeps import execute
 
         if several:
             processes.meet(*joins)
         with processes.together():
-            sweep.run(_CONFIG.value, workdir, _ONLY.value, reports=_REPORT.value)
+            execute.run(_CONFIG.value, workdir, _ONLY.value, reports=_REPORT.value)
         return
     if several:
         fail("a launcher starts processes of their own: leave out --distributed and its like")
     jax.config.update("jax_platforms", "cpu")  # GPUs are for the runs
-    from mnv2 import launch
+    from mnv2.sweeps import local
 
     if _LAUNCHER.value == "local":
-        command = launch.this_command(sys.argv[1:])
-        launch.local(_CONFIG.value, workdir, _ONLY.value, _PARALLEL.value, command)
+        command = local.this_command(sys.argv[1:])
+        local.local(_CONFIG.value, workdir, _ONLY.value, _PARALLEL.value, command)
         return
-    wanted = launch.Slurm(
-        _PARTITION.value, _CORES.value, _GPUS.value, _HOURS.value, _PARALLEL.value
-    )
-    launch.slurm(_CONFIG.value, workdir, _ONLY.value, wanted)
+    wanted = local.Slurm(_PARTITION.value, _CORES.value, _GPUS.value, _HOURS.value, _PARALLEL.value)
+    local.slurm(_CONFIG.value, workdir, _ONLY.value, wanted)
 
 
 def _default_workdir(config_file: str) -> Path:

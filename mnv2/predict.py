@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from mnv2 import pretrained
-from mnv2.commands import command_parser, run
-from mnv2.errors import UserError, check_positive
 from mnv2.pretrained import Pretrained
+from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.errors import UserError, check_positive
 
 BAR = 20  # characters of a certain class
 

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from mnv2 import figure
-from mnv2.commands import command_parser
-from mnv2.commands import run as run_command
-from mnv2.errors import UserError
-from mnv2.files import write_text
+from mnv2.runtime.cli import command_parser
+from mnv2.runtime.cli import run as run_command
+from mnv2.runtime.errors import UserError
+from mnv2.runtime.files import write_text
+from mnv2.sweeps import figure
 
 CONFIDENCE = 0.95
 

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mnv2 import report
-from mnv2.commands import command_parser, run
-from mnv2.errors import check_positive
-from mnv2.files import holder
-from mnv2.progress import format_seconds
-from mnv2.sweep import FAILURE, SWEEP
-from mnv2.train import METRICS
+from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.errors import check_positive
+from mnv2.runtime.files import holder
+from mnv2.runtime.throughput import format_seconds
+from mnv2.sweeps.execute import FAILURE, SWEEP
+from mnv2.training.loop import METRICS
 
 CLEAR = "\033[H\033[2J"  # the terminal, before the table is shown again
 

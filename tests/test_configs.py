@@ -3,8 +3,8 @@ import pytest
 from configs import finetune, v2_ablation
 from mnv2.analysis import complexity
 from mnv2.models import create_model
-from mnv2.optimizer import create_optimizer, create_schedule
-from mnv2.sweep import resolve
+from mnv2.sweeps.execute import resolve
+from mnv2.training.optimizer import create_optimizer, create_schedule
 
 IMAGE = {"fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3), "imagenet2012": (224, 224, 3)}
 CLASSES = {"fashion_mnist": 10, "cifar10": 10, "imagenet2012": 1000}

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnv2 import commands, convert, evaluate, metrics, predict, pretrained
+from mnv2 import convert, evaluate, predict, pretrained
 from mnv2.data.datasets import Prepared
 from mnv2.models import create_model
+from mnv2.runtime import cli
+from mnv2.training import metrics
 
 
 def drawn(channels, class_names, **fields):
@@ -47,7 +49,7 @@ def files(tmp_path_factory):
 
 def call(module, monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
-    commands.run(module.main)
+    cli.run(module.main)
 
 
 def refused(module, monkeypatch, capsys, *arguments):

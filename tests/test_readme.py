@@ -9,8 +9,8 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from mnv2 import sweep
-from tests.test_finetune import weights as weights
+from mnv2.sweeps import execute
+from tests.training.test_finetune import weights as weights
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -47,7 +47,7 @@ def test_every_run_can_start(command, tmp_path, fashion_mnist, weights, monkeypa
     if "weights" in config.value:  # FILE and PATH stand for a reader's own
         assert (config.value.weights, config.value.data.name) == ("FILE", "folder:PATH")
         config.value.weights, config.value.data.name = str(weights), "fashion_mnist"
-    assert sweep.chosen(sweep.plan(config.value, tmp_path), values.only)
+    assert execute.chosen(execute.plan(config.value, tmp_path), values.only)
 
 
 def test_the_python_example_prints_what_its_comments_say():

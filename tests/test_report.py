@@ -8,8 +8,8 @@ from scipy import stats
 
 from configs import v2_ablation
 from mnv2 import report
-from mnv2.errors import UserError
-from mnv2.files import write_json
+from mnv2.runtime.errors import UserError
+from mnv2.runtime.files import write_json
 
 ACCURACIES = {
     "linear": [0.88, 0.87, 0.89],

@@ -4,8 +4,8 @@ import pytest
 
 from configs import v2_ablation
 from mnv2 import status
-from mnv2.errors import UserError
-from mnv2.files import append_line, sole_writer, write_json, write_text
+from mnv2.runtime.errors import UserError
+from mnv2.runtime.files import append_line, sole_writer, write_json, write_text
 
 ARMS = (("linear", {}), ("relu6", {"model.bottleneck": "relu6"}), ("t_1", {"model.expansion": 1.0}))
 

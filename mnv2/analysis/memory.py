@@ -2,9 +2,9 @@
 
 from typing import NamedTuple
 
-from mnv2.errors import UserError
 from mnv2.models.blocks import make_divisible
 from mnv2.models.mobilenet_v2 import MobileNetV2, blocks, scaled_channels
+from mnv2.runtime.errors import UserError
 
 
 class BlockSize(NamedTuple):

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from mnv2.errors import UserError
-from mnv2.files import caches, write_text
-from mnv2.progress import Progress
+from mnv2.runtime.errors import UserError
+from mnv2.runtime.files import caches, write_text
+from mnv2.runtime.throughput import Progress
 
 ON_BROKEN = ("stop", "skip")
 NAMED = 10  # broken pictures in one message

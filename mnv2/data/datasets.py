@@ -14,8 +14,8 @@ from mnv2.data import fashion_mnist
 from mnv2.data.broken import ON_BROKEN, Broken, complain, look_through
 from mnv2.data.download import reachable
 from mnv2.data.folder import open_folder
-from mnv2.errors import UserError, check_choice
-from mnv2.files import locked
+from mnv2.runtime.errors import UserError, check_choice
+from mnv2.runtime.files import locked
 
 # Sets whose decoded images are smaller than this are kept in memory as one array.
 IN_MEMORY_BYTES = 1 << 30

@@ -12,7 +12,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from mnv2.data.download import reachable
-from mnv2.errors import UserError
+from mnv2.runtime.errors import UserError
 
 PACKAGE = "dataset-fashion-mnist"
 FOLDER = "usr/share/datasets/fashion-mnist"  # inside the package

@@ -18,9 +18,9 @@ import tensorflow as tf
 from PIL import ExifTags, Image
 
 from mnv2.data.broken import complain, error_in, line, memory
-from mnv2.errors import UserError, check_choice
-from mnv2.files import write_text
-from mnv2.progress import Progress
+from mnv2.runtime.errors import UserError, check_choice
+from mnv2.runtime.files import write_text
+from mnv2.runtime.throughput import Progress
 
 SPLITS = ("train", "test")
 

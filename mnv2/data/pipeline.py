@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from mnv2.data import preprocess
 from mnv2.data.datasets import Dataset
-from mnv2.errors import UserError
+from mnv2.runtime.errors import UserError
 
 View = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 

@@ -4,8 +4,8 @@ NAME is fashion_mnist, cifar10, cifar100, imagenet2012 or any other classificati
 Datasets; folder:PATH checks a folder of pictures, PATH/train/CLASS/PICTURE and PATH/test/...
 """
 
-from mnv2.commands import command_parser, run
 from mnv2.data import open_dataset
+from mnv2.runtime.cli import command_parser, run
 
 
 def main() -> None:

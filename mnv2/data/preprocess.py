@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from mnv2.errors import check_choice
+from mnv2.runtime.errors import check_choice
 
 AUGMENTATIONS = ("none", "flip", "crop_flip", "inception")
 CENTRAL_CROP = 0.875

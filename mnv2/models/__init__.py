@@ -12,7 +12,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mnv2.errors import UserError, check_choice
 from mnv2.models import mobilenet_v1, mobilenet_v2, resnet
 from mnv2.models.blocks import make_divisible as make_divisible
 from mnv2.models.inference import fold_batch_norm as fold_batch_norm
@@ -20,6 +19,7 @@ from mnv2.models.inference import for_inference as for_inference
 from mnv2.models.mobilenet_v1 import MobileNetV1 as MobileNetV1
 from mnv2.models.mobilenet_v2 import MobileNetV2 as MobileNetV2
 from mnv2.models.resnet import ResNet50 as ResNet50
+from mnv2.runtime.errors import UserError, check_choice
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "mobilenet_v1": MobileNetV1,

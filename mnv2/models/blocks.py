@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mnv2.errors import UserError
 from mnv2.models.batch_norm import BatchNorm
 from mnv2.models.split import inverted_residual_by_slices
 from mnv2.ops import conv, depthwise_conv, expands, explicit_padding, pointwise_conv, relu6
+from mnv2.runtime.errors import UserError
 
 Activation = Callable[[Array], Array]
 ConvBNFactory = Callable[..., nn.Module]

@@ -7,9 +7,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mnv2.errors import UserError, check_positive
 from mnv2.models.blocks import CLASSIFIER_INIT, ConvBN, SeparableBlock
 from mnv2.ops.precision import accumulator
+from mnv2.runtime.errors import UserError, check_positive
 
 # Channels of the 13 pointwise convolutions.
 CHANNELS = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)

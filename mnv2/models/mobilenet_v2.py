@@ -9,7 +9,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mnv2.errors import UserError, check_choice, check_positive
 from mnv2.models.blocks import (
     CLASSIFIER_INIT,
     ConvBN,
@@ -19,6 +18,7 @@ from mnv2.models.blocks import (
     make_divisible,
 )
 from mnv2.ops.precision import accumulator
+from mnv2.runtime.errors import UserError, check_choice, check_positive
 
 # Table 2's rows of bottlenecks: channels c and repeats n. 17 blocks in all.
 CHANNELS = (16, 24, 32, 64, 96, 160, 320)

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mnv2.errors import UserError, check_positive
 from mnv2.models.blocks import CLASSIFIER_INIT, ConvBN, Hourglass, make_divisible
 from mnv2.ops import explicit_padding
 from mnv2.ops.precision import accumulator
+from mnv2.runtime.errors import UserError, check_positive
 
 # Table 1's four stages: (channels, blocks).
 STAGES = ((256, 3), (512, 4), (1024, 6), (2048, 3))

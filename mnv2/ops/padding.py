@@ -1,6 +1,6 @@
 """The two padding conventions that published MobileNets were trained with."""
 
-from mnv2.errors import check_choice
+from mnv2.runtime.errors import check_choice
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 

@@ -13,12 +13,12 @@ from typing import Any
 
 from flax.traverse_util import flatten_dict
 
-from mnv2.errors import UserError, check_choice
 from mnv2.models import mobilenet_v1, mobilenet_v2
 from mnv2.pretrained import hub, imagenet, keras, native, slim, torch
 from mnv2.pretrained.network import Pretrained as Pretrained
 from mnv2.pretrained.network import assemble
 from mnv2.pretrained.preprocessing import Preprocessing as Preprocessing
+from mnv2.runtime.errors import UserError, check_choice
 
 READERS = {"keras": keras.read, "torch": torch.read, "slim": slim.read}
 SUFFIXES = {

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from mnv2.errors import UserError
+from mnv2.runtime.errors import UserError
 
 # Best first. Pickles are not fetched.
 PATTERNS = ("model.safetensors", "*.safetensors", "*.keras", "*.weights.h5", "*.h5")

@@ -16,12 +16,12 @@ import h5py
 import numpy as np
 from jax.typing import ArrayLike
 
-from mnv2.errors import UserError
 from mnv2.models.mobilenet_v1 import CHANNELS as V1_CHANNELS
 from mnv2.models.mobilenet_v2 import REPEATS
 from mnv2.pretrained import keras_model
 from mnv2.pretrained.network import Dense, Tensors, Variables, modules, table, translate
 from mnv2.pretrained.slim import SLIM, tensorflow_layout
+from mnv2.runtime.errors import UserError
 
 BLOCKS = {"mobilenet_v1": len(V1_CHANNELS), "mobilenet_v2": sum(REPEATS)}
 FIELDS = {

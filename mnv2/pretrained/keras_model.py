@@ -8,9 +8,9 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mnv2.errors import UserError
 from mnv2.pretrained.network import ACTIVATIONS
 from mnv2.pretrained.preprocessing import Preprocessing
+from mnv2.runtime.errors import UserError
 
 # Layers that evaluation does not see.
 WITHOUT_EFFECT = ("InputLayer", "Dropout", "SpatialDropout2D", "ActivityRegularization")

@@ -15,13 +15,13 @@ from flax.traverse_util import flatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from mnv2.checkpoint import restore_variables
-from mnv2.errors import UserError
-from mnv2.files import write_json
 from mnv2.models import create_model
 from mnv2.models import describe as describe_model
 from mnv2.pretrained.network import DenseHead, Pretrained, check, shapes_of, to_variables
 from mnv2.pretrained.preprocessing import Preprocessing
+from mnv2.runtime.errors import UserError
+from mnv2.runtime.files import write_json
+from mnv2.training.checkpoint import restore_variables
 
 DESCRIPTION = "network.json"  # in a run's folder
 METADATA = "mnv2"  # in a .safetensors file

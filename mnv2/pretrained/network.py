@@ -13,9 +13,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from mnv2.errors import UserError
 from mnv2.models import create_model, mobilenet_v1, mobilenet_v2
 from mnv2.pretrained.preprocessing import Preprocessing
+from mnv2.runtime.errors import UserError
 
 # Widths that were published first, so that of two which give the same channels they are taken.
 WIDTHS = (1.0, 0.75, 0.5, 0.35, 0.25, 1.3, 1.4, *(i / 100 for i in range(10, 201, 5)))

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mnv2.errors import UserError
 from mnv2.models.mobilenet_v1 import CHANNELS as V1_CHANNELS
 from mnv2.models.mobilenet_v2 import REPEATS
 from mnv2.pretrained.network import Tensors, Variables, table, translate
 from mnv2.pretrained.preprocessing import Preprocessing
+from mnv2.runtime.errors import UserError
 
 SCOPES = {"MobilenetV1/": "mobilenet_v1", "MobilenetV2/": "mobilenet_v2"}
 FIELDS = {

@@ -15,10 +15,10 @@ import numpy as np
 from jax.typing import ArrayLike
 from safetensors.numpy import load_file, save_file
 
-from mnv2.errors import UserError
 from mnv2.models.mobilenet_v2 import REPEATS
 from mnv2.pretrained.network import Tensors, Variables, table, translate
 from mnv2.pretrained.preprocessing import Preprocessing
+from mnv2.runtime.errors import UserError
 
 # PyTorch's batch norm: epsilon 1e-5 and momentum 0.1, which here counts the other way round.
 FIELDS = {"padding": "symmetric", "bn_epsilon": 1e-5, "bn_momentum": 0.9}

@@ -1,8 +1,8 @@
 import pytest
 
 from mnv2.analysis import memory
-from mnv2.errors import UserError
 from mnv2.models import create_model
+from mnv2.runtime.errors import UserError
 
 V2 = create_model("mobilenet_v2")
 

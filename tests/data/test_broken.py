@@ -8,7 +8,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from mnv2.data import open_dataset, train_batches
-from mnv2.errors import UserError
+from mnv2.runtime.errors import UserError
 
 COUNTS = {"train": 20, "test": 6}
 BROKEN = {"train": (3, 17), "test": (0,)}  # labels: TFDS shuffles

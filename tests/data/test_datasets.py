@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from mnv2.data import datasets, open_dataset
 from mnv2.data import fashion_mnist as source
-from mnv2.errors import UserError
+from mnv2.runtime.errors import UserError
 
 
 def test_fashion_mnist_is_all_there(fashion_mnist):

@@ -8,7 +8,7 @@ import tensorflow as tf
 from PIL import Image, ImageOps
 
 from mnv2.data import folder, open_dataset
-from mnv2.errors import UserError
+from mnv2.runtime.errors import UserError
 
 
 def gradient(height=40, width=60):

@@ -7,7 +7,7 @@ import pytest
 
 from mnv2.data import eval_batches, eval_image, open_dataset, train_batches
 from mnv2.data.pipeline import Batch
-from mnv2.errors import UserError
+from mnv2.runtime.errors import UserError
 from tests.data.test_datasets import folder  # noqa: F401
 
 SIZE = (28, 28)

@@ -5,7 +5,7 @@ from experiments import expansion
 from mnv2 import report
 from mnv2.analysis import complexity
 from mnv2.models import create_model
-from mnv2.sweep import resolve
+from mnv2.sweeps.execute import resolve
 
 
 def multiply_adds(arm):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments import manifold
-from mnv2.errors import UserError
+from mnv2.runtime.errors import UserError
 
 
 def test_collapse_over_many_draws_is_what_theorem_1_says():

@@ -4,7 +4,7 @@ import pytest
 
 from experiments import scaling, throughput
 from experiments.contenders import Task
-from mnv2.errors import UserError
+from mnv2.runtime.errors import UserError
 
 
 def run(monkeypatch, *arguments):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from experiments import contenders, photographs, throughput
-from mnv2.errors import UserError
+from mnv2.runtime.errors import UserError
 
 
 def run(monkeypatch, *arguments):

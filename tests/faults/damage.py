@@ -20,9 +20,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from mnv2.commands import command_parser, run
-from mnv2.errors import UserError
-from mnv2.stopping import EXIT_CODE
+from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.errors import UserError
+from mnv2.runtime.interruption import EXIT_CODE
 from tests.faults.kills import FOLDER, check_equal, final_state, newest, start
 
 PATIENCE = 30  # seconds to save and exit after a signal

@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from mnv2.checkpoint import restore_state
-from mnv2.commands import command_parser, run
-from mnv2.errors import UserError
-from mnv2.progress import Progress
-from mnv2.train import RESULT
+from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.errors import UserError
+from mnv2.runtime.throughput import Progress
+from mnv2.training.checkpoint import restore_state
+from mnv2.training.loop import RESULT
 
 STEPS, EVERY = 400, 20
 COMMAND = (

@@ -25,10 +25,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from mnv2.checkpoint import restore_state
-from mnv2.commands import command_parser, run
-from mnv2.errors import UserError
-from mnv2.stopping import EXIT_CODE
+from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.errors import UserError
+from mnv2.runtime.interruption import EXIT_CODE
+from mnv2.training.checkpoint import restore_state
 
 FOLDER = "linear/0"
 COMMAND = (

@@ -21,8 +21,8 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mnv2.commands import command_parser, run
-from mnv2.errors import UserError
+from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.errors import UserError
 from tests.faults.kills import check_equal, final_state
 
 ARMS = ("linear", "relu6")

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnv2.errors import UserError
 from mnv2.models import NETWORKS, create_model, features, make_divisible
+from mnv2.runtime.errors import UserError
 
 
 def initialized(model, shape=(2, 32, 32, 3)):

@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnv2.errors import UserError
 from mnv2.models import create_model, fold_batch_norm
 from mnv2.models.blocks import ConvBN, InvertedResidual
 from mnv2.models.split import inverted_residual_by_slices
+from mnv2.runtime.errors import UserError
 
 
 def folded(model, image):

@@ -1,7 +1,7 @@
 import pytest
 
-from mnv2.errors import UserError
 from mnv2.ops import explicit_padding
+from mnv2.runtime.errors import UserError
 
 
 def test_same_padding_puts_the_odd_zero_at_the_bottom_and_right():

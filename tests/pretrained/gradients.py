@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
-from mnv2 import metrics
+from mnv2.training import metrics
 from tests.pretrained.reference import SHIFT as SHIFT
 
 TOLERANCE = 1e-3

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from mnv2 import pretrained
-from mnv2.errors import UserError
 from mnv2.pretrained import keras as keras_reader
+from mnv2.runtime.errors import UserError
 from tests.pretrained import gradients
 
 keras = pytest.importorskip("keras")  # comes with TensorFlow

@@ -10,9 +10,9 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file
 
 from mnv2 import pretrained
-from mnv2.errors import UserError
 from mnv2.models import create_model
 from mnv2.pretrained.network import DenseHead
+from mnv2.runtime.errors import UserError
 from tests.pretrained import reference
 from tests.pretrained.test_torch import REFERENCE
 

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from mnv2 import pretrained
-from mnv2.errors import UserError
 from mnv2.pretrained.torch import TIMM_V2, TORCHVISION
+from mnv2.runtime.errors import UserError
 from tests.pretrained import reference
 from tests.pretrained.test_torch import WIDTHS, Bomb, load
 

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from mnv2 import pretrained
-from mnv2.errors import UserError
+from mnv2.runtime.errors import UserError
 
 keras = pytest.importorskip("keras")
 

@@ -9,10 +9,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from mnv2 import pretrained
-from mnv2.errors import UserError
 from mnv2.models import create_model, mobilenet_v2
 from mnv2.pretrained import torch as torch_reader
 from mnv2.pretrained.network import shapes_of
+from mnv2.runtime.errors import UserError
 from tests.pretrained import gradients, reference
 
 REFERENCE = json.loads(reference.FILE.read_text())

@@ -21,9 +21,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax.traverse_util import unflatten_dict
 
-from mnv2.devices import writes
-from mnv2.errors import UserError
-from mnv2.state import TrainState
+from mnv2.runtime.errors import UserError
+from mnv2.training.devices import writes
+from mnv2.training.state import TrainState
 
 MARGIN = 1 << 20  # bytes that a checkpoint takes beside its arrays
 

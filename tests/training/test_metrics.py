@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnv2 import metrics
+from mnv2.training import metrics
 
 
 @pytest.fixture

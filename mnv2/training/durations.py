@@ -2,7 +2,7 @@
 
 import math
 
-from mnv2.errors import UserError, check_choice
+from mnv2.runtime.errors import UserError, check_choice
 
 UNITS = ("epochs", "steps", "examples")
 

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import optax
 
-from mnv2.durations import to_steps
-from mnv2.errors import check_choice
+from mnv2.runtime.errors import check_choice
+from mnv2.training.durations import to_steps
 
 OPTIMIZERS = ("sgd", "rmsprop", "adamw")
 SCHEDULES = ("cosine", "exponential", "constant")

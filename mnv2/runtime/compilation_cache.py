@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from mnv2.files import caches
+from mnv2.runtime.files import caches
 
 CPU_INFO = Path("/proc/cpuinfo")
 

@@ -3,12 +3,12 @@ import sys
 
 import pytest
 
-from mnv2 import files
+from mnv2.runtime import files
 
 HOLD = """
 import sys
 from pathlib import Path
-from mnv2.files import sole_writer
+from mnv2.runtime.files import sole_writer
 with sole_writer(Path(sys.argv[1])):
     print("holding", flush=True)
     sys.stdin.read()

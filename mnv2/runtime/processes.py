@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mnv2.commands import leave
-from mnv2.errors import UserError
+from mnv2.runtime.cli import leave
+from mnv2.runtime.errors import UserError
 
 MEETING = 120  # seconds that the first process waits for the others
 SILENCE = 60  # seconds without a word after which a process is taken for dead

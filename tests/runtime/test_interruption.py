@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from mnv2.stopping import Stopped, Stopper, compiling
+from mnv2.runtime.interruption import Stopped, Stopper, compiling
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_what_a_compilation_gives_and_raises_comes_through(stopper):
 
 def test_several_processes_talk_less_often_where_steps_are_short(monkeypatch):
     now, talks = [0.0], []
-    monkeypatch.setattr("mnv2.stopping.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("mnv2.runtime.interruption.time.monotonic", lambda: now[0])
     stopper = Stopper(lambda value: talks.append(now[0]) or value)
     for seconds, checks in ((3, 3), (0.1, 21), (3, 11)):
         for _ in range(checks):

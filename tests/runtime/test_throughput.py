@@ -1,6 +1,6 @@
 import time
 
-from mnv2.progress import Progress, waiting_for_input
+from mnv2.runtime.throughput import Progress, waiting_for_input
 
 
 def slow(seconds):

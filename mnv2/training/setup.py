@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import ml_collections
 
 from mnv2 import data, pretrained
-from mnv2.devices import AXIS
-from mnv2.durations import to_steps
-from mnv2.errors import UserError, check_choice, check_positive
 from mnv2.models import create_model, describe
-from mnv2.state import TrainState
-from mnv2.steps import Steps, compile_steps, frozen, step_settings
+from mnv2.runtime.errors import UserError, check_choice, check_positive
+from mnv2.training.devices import AXIS
+from mnv2.training.durations import to_steps
+from mnv2.training.state import TrainState
+from mnv2.training.steps import Steps, compile_steps, frozen, step_settings
 
 
 class Parts(NamedTuple):

@@ -8,8 +8,8 @@ from typing import NoReturn
 
 from absl import logging
 
-from mnv2.errors import UserError
-from mnv2.stopping import EXIT_CODE, Stopped, compiling
+from mnv2.runtime.errors import UserError
+from mnv2.runtime.interruption import EXIT_CODE, Stopped, compiling
 
 
 def command_parser(module: str, description: str | None) -> argparse.ArgumentParser:

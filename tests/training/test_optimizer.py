@@ -6,8 +6,8 @@ import pytest
 import tensorflow as tf
 
 from configs import v2_ablation
-from mnv2.errors import UserError
-from mnv2.optimizer import create_optimizer, create_schedule, name_mask
+from mnv2.runtime.errors import UserError
+from mnv2.training.optimizer import create_optimizer, create_schedule, name_mask
 
 
 @pytest.fixture

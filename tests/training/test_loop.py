@@ -9,19 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnv2 import build, data, metrics, steps, train
-from mnv2.checkpoint import Checkpoints
+from mnv2 import data
 from mnv2.data.datasets import Prepared
-from mnv2.errors import UserError
 from mnv2.models import create_model
-from mnv2.state import create_state
-from mnv2.stopping import Stopped, Stopper
+from mnv2.runtime.errors import UserError
+from mnv2.runtime.interruption import Stopped, Stopper
+from mnv2.training import loop, metrics, setup, steps
+from mnv2.training.checkpoint import Checkpoints
+from mnv2.training.state import create_state
 
 SHAPE = (28, 28, 1)
 
 
 def steps_and_state(config, devices=None):
-    model = build.build_model(config)
+    model = setup.build_model(config)
     on_devices = steps.compile_steps(model, steps.step_settings(config), 100, 1000, devices)
     state = create_state(
         model, on_devices.optimizer, SHAPE, seed=config.seed, ema=config.ema_decay > 0
@@ -108,7 +109,7 @@ def test_an_evaluation_counts_all_test_images_once_whatever_the_batch_size(
     on_devices, state = steps_and_state(tiny_config)
     view = partial(data.eval_image, size=SHAPE[:2])
     summaries = [
-        train.evaluate(on_devices, state, fashion_mnist, "test", batch_size, view)
+        loop.evaluate(on_devices, state, fashion_mnist, "test", batch_size, view)
         for batch_size in (96, 999, 4096)
     ]
     assert [summary["examples"] for summary in summaries] == [10_000] * 3
@@ -126,21 +127,21 @@ def test_a_resumed_run_ends_exactly_as_an_uninterrupted_one(tiny_config, tmp_pat
     tiny_config.ema_decay = 0.9
     tiny_config.duration = "7 steps"
     tiny_config.checkpoint_every = "3 steps"
-    whole = train.train_and_evaluate(tiny_config, tmp_path / "whole")
+    whole = loop.train_and_evaluate(tiny_config, tmp_path / "whole")
 
-    append_line = train.append_line
+    append_line = loop.append_line
 
     def killing(path, line):
         append_line(path, line)
         if json.loads(line)["step"] == 5:
             raise Killed
 
-    monkeypatch.setattr(train, "append_line", killing)
+    monkeypatch.setattr(loop, "append_line", killing)
     with pytest.raises(Killed):
-        train.train_and_evaluate(tiny_config, tmp_path / "stopped")
-    assert not (tmp_path / "stopped" / train.RESULT).exists()
-    monkeypatch.setattr(train, "append_line", append_line)
-    resumed = train.train_and_evaluate(tiny_config, tmp_path / "stopped")
+        loop.train_and_evaluate(tiny_config, tmp_path / "stopped")
+    assert not (tmp_path / "stopped" / loop.RESULT).exists()
+    monkeypatch.setattr(loop, "append_line", append_line)
+    resumed = loop.train_and_evaluate(tiny_config, tmp_path / "stopped")
 
     assert resumed["test"] == whole["test"]
     _, template = steps_and_state(tiny_config)
@@ -152,7 +153,7 @@ def test_a_resumed_run_ends_exactly_as_an_uninterrupted_one(tiny_config, tmp_pat
     assert int(states[0].step) == 7
 
     def curve(name):
-        lines = (tmp_path / name / train.METRICS).read_text().splitlines()
+        lines = (tmp_path / name / loop.METRICS).read_text().splitlines()
         return [
             {k: v for k, v in json.loads(line).items() if "second" not in k and "waiting" not in k}
             for line in lines
@@ -168,9 +169,9 @@ def test_a_checkpoint_on_its_way_arrives_although_the_run_fails(tiny_config, tmp
     tiny_config.checkpoint_every = (
         "2 steps"  # the last one is saved before the evaluation that fails
     )
-    monkeypatch.setattr(train, "evaluate", failing)
+    monkeypatch.setattr(loop, "evaluate", failing)
     with pytest.raises(UserError, match="broken picture"):
-        train.train_and_evaluate(tiny_config, tmp_path)
+        loop.train_and_evaluate(tiny_config, tmp_path)
     _, template = steps_and_state(tiny_config)
     state, _ = Checkpoints(tmp_path / "checkpoints").restore(template)
     assert int(state.step) == 4
@@ -183,7 +184,7 @@ def test_a_short_run_learns_and_leaves_its_result(tiny_config, tmp_path):
     tiny_config.log_every = 20
     tiny_config.data.validation = 5000
     tiny_config.optimization.warmup = "10 steps"
-    result = train.train_and_evaluate(tiny_config, tmp_path)
+    result = loop.train_and_evaluate(tiny_config, tmp_path)
     assert result["test"]["accuracy"] > 0.4
     assert result["test"]["examples"] == 10_000
     assert result["steps"] == 80
@@ -196,7 +197,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tiny_config, tmp
     tiny_config.optimization.warmup = "0 steps"
     message = r"the loss is not finite at step 2 \(learning rate .*: lower .*; there is no check"
     with pytest.raises(UserError, match=message):
-        train.train_and_evaluate(tiny_config, tmp_path)
+        loop.train_and_evaluate(tiny_config, tmp_path)
 
 
 def test_a_step_that_is_not_finite_can_be_skipped_and_changes_nothing(tiny_config):
@@ -242,7 +243,7 @@ def test_a_run_goes_on_with_another_number_of_devices(tiny_config, tmp_path, bef
 def test_a_batch_that_the_devices_do_not_divide_is_refused(tiny_config):
     tiny_config.batch_size = 12
     with pytest.raises(UserError, match="batch_size must be a multiple of the 8 devices, got 12"):
-        build.open_data(tiny_config)
+        setup.open_data(tiny_config)
 
 
 def test_images_of_any_size_need_a_size(tiny_config, fashion_mnist):
@@ -251,9 +252,9 @@ def test_images_of_any_size_need_a_size(tiny_config, fashion_mnist):
 
     pictures = Pictures("pictures", fashion_mnist.builder, 0)
     with pytest.raises(UserError, match=r"images of pictures differ in size: set data.image_size"):
-        build.image_shape(tiny_config, pictures)
+        setup.image_shape(tiny_config, pictures)
     tiny_config.data.image_size = 96
-    assert build.image_shape(tiny_config, pictures) == (96, 96, 3)
+    assert setup.image_shape(tiny_config, pictures) == (96, 96, 3)
 
 
 def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_exactly(
@@ -262,7 +263,7 @@ def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_exactly(
     tiny_config.duration = "4 steps"
     tiny_config.eval_every = "2 steps"
     tiny_config.checkpoint_every = "0 steps"
-    whole = train.train_and_evaluate(tiny_config, tmp_path / "whole")
+    whole = loop.train_and_evaluate(tiny_config, tmp_path / "whole")
 
     evaluations = []
 
@@ -273,19 +274,19 @@ def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_exactly(
         between()
         return plain(*arguments)
 
-    plain = train.evaluate
-    monkeypatch.setattr(train, "evaluate", evaluate)
+    plain = loop.evaluate
+    monkeypatch.setattr(loop, "evaluate", evaluate)
     stopper = Stopper()
     with (
         pytest.raises(Stopped, match=rf"SIGTERM; step 2 of run is saved in {tmp_path}/stopped"),
         stopper.listening(),
     ):
-        train.train_and_evaluate(tiny_config, tmp_path / "stopped", stopper=stopper)
-    resumed = train.train_and_evaluate(tiny_config, tmp_path / "stopped")
+        loop.train_and_evaluate(tiny_config, tmp_path / "stopped", stopper=stopper)
+    resumed = loop.train_and_evaluate(tiny_config, tmp_path / "stopped")
     assert resumed["test"] == whole["test"]
 
     def validated(name):
-        lines = map(json.loads, (tmp_path / name / train.METRICS).read_text().splitlines())
+        lines = map(json.loads, (tmp_path / name / loop.METRICS).read_text().splitlines())
         return [(x["step"], x["validation/loss"]) for x in lines if "validation/loss" in x]
 
     assert validated("stopped") == validated("whole")

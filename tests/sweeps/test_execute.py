@@ -3,10 +3,10 @@ import json
 import pytest
 
 from configs import v2_ablation
-from mnv2 import sweep
-from mnv2.errors import UserError
-from mnv2.files import sole_writer, write_json
-from mnv2.train import RESULT
+from mnv2.runtime.errors import UserError
+from mnv2.runtime.files import sole_writer, write_json
+from mnv2.sweeps import execute
+from mnv2.training.loop import RESULT
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def trained(monkeypatch):
         write_json(workdir / RESULT, result)
         return result
 
-    monkeypatch.setattr(sweep, "train_and_evaluate", train)
+    monkeypatch.setattr(execute, "train_and_evaluate", train)
     return runs
 
 
@@ -41,22 +41,22 @@ ALL = ["linear/0", "relu6/0", "t_1/0", "width_0.25/0", "linear/1", "relu6/1"]
 
 
 def test_every_arm_is_run_with_the_first_seed_before_any_with_the_second(config, tmp_path, trained):
-    sweep.run(config, tmp_path)
+    execute.run(config, tmp_path)
     assert trained == ALL
 
 
 def test_what_is_finished_is_not_run_again(config, tmp_path, trained, capsys):
-    sweep.run(config, tmp_path, ["relu6"])
+    execute.run(config, tmp_path, ["relu6"])
     assert trained == ["relu6/0", "relu6/1"]
-    sweep.run(config, tmp_path)
+    execute.run(config, tmp_path)
     assert trained == ["relu6/0", "relu6/1", "linear/0", "t_1/0", "width_0.25/0", "linear/1"]
-    sweep.run(config, tmp_path)
+    execute.run(config, tmp_path)
     assert len(trained) == 6
     assert f"6 of 6 runs in {tmp_path} are finished already" in capsys.readouterr().out
 
 
 def test_each_arm_changes_what_it_says_and_nothing_else(config, tmp_path):
-    runs = {(run.arm, run.seed): run.config for run in sweep.plan(config, tmp_path)}
+    runs = {(run.arm, run.seed): run.config for run in execute.plan(config, tmp_path)}
     assert runs["relu6", 1].model.bottleneck == "relu6"
     assert runs["width_0.25", 0].model.width == 0.25
     changed = runs["relu6", 0].to_dict()
@@ -66,38 +66,38 @@ def test_each_arm_changes_what_it_says_and_nothing_else(config, tmp_path):
 
 
 def test_more_seeds_can_be_added_to_finished_ones(config, tmp_path, trained):
-    sweep.run(config, tmp_path)
+    execute.run(config, tmp_path)
     config.arms = tuple(
         (arm, {**changes, "seeds": 3} if arm == "relu6" else changes)
         for arm, changes in config.arms
     )
-    sweep.run(config, tmp_path)
+    execute.run(config, tmp_path)
     assert trained == [*ALL, "relu6/2"]
 
 
 def test_a_workdir_of_another_config_is_refused_and_left_as_it_was(config, tmp_path, trained):
-    sweep.run(config, tmp_path)
+    execute.run(config, tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
     config.optimization.learning_rate = 0.1
     with pytest.raises(
         UserError, match=r"holds runs with optimization.learning_rate = 0.05 instead"
     ):
-        sweep.run(config, tmp_path)
+        execute.run(config, tmp_path)
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
 
 
 def test_an_arm_that_means_something_else_now_is_refused(config, tmp_path, trained):
-    sweep.run(config, tmp_path)
+    execute.run(config, tmp_path)
     config.arms = (*config.arms[:1], ("relu6", {"model.width": 0.5}))
     with pytest.raises(UserError, match=r"relu6/0 holds a run with model.bottleneck = 'relu6'"):
-        sweep.run(config, tmp_path)
+        execute.run(config, tmp_path)
 
 
 def test_the_runs_of_other_arms_are_not_mixed_in(config, tmp_path, trained):
-    sweep.run(config, tmp_path)
+    execute.run(config, tmp_path)
     config.arms = (("wide", {"model.width": 0.5}),)
     with pytest.raises(UserError, match="holds the runs of other arms"):
-        sweep.run(config, tmp_path)
+        execute.run(config, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -114,13 +114,13 @@ def test_an_arm_that_cannot_start_is_refused_before_any_other_starts(
 ):
     config.arms = (*config.arms, *arms)
     with pytest.raises(UserError, match=message):
-        sweep.run(config, tmp_path / "runs")
+        execute.run(config, tmp_path / "runs")
     assert not trained
     assert not (tmp_path / "runs").exists()
 
 
 def test_what_was_run_is_recorded(config, tmp_path, trained):
-    sweep.run(config, tmp_path)
+    execute.run(config, tmp_path)
     recorded = json.loads((tmp_path / "sweep.json").read_text())
     assert recorded["config"]["model"]["name"] == "mobilenet_v2"
     environment = recorded["environment"]
@@ -144,12 +144,12 @@ def test_a_run_that_fails_does_not_keep_the_others_from_being_done(
         write_json(folder / "result.json", result)
         return result
 
-    monkeypatch.setattr(sweep, "train_and_evaluate", training)
+    monkeypatch.setattr(execute, "train_and_evaluate", training)
     tiny_config.seeds = 1
     tiny_config.arms = tuple((arm, {k: v for k, v in changes.items() if k != "seeds"})
                              for arm, changes in tiny_config.arms)  # fmt: skip
     with pytest.raises(UserError) as error:
-        sweep.run(tiny_config, tmp_path)
+        execute.run(tiny_config, tmp_path)
     assert str(error.value) == (
         "2 of the runs failed: relu6/0: OSError: [Errno 28] No space left on device; "
         "t_1/0: broken picture"
@@ -165,10 +165,10 @@ def test_a_run_that_fails_does_not_keep_the_others_from_being_done(
 def test_a_run_that_another_process_is_doing_is_left_to_it(
     tiny_config, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(sweep, "train_and_evaluate", None)  # would fail if it were called
+    monkeypatch.setattr(execute, "train_and_evaluate", None)  # would fail if it were called
     tiny_config.arms = (("linear", {}),)
     tiny_config.seeds = 1
     with sole_writer(tmp_path / "linear/0"):
-        sweep.run(tiny_config, tmp_path)
+        execute.run(tiny_config, tmp_path)
     assert "linear/0" in (printed := capsys.readouterr().out)
     assert "is being done by process" in printed

@@ -6,11 +6,12 @@ import pytest
 from PIL import Image
 
 from configs import finetune
-from mnv2 import build, data, pretrained, train
-from mnv2.errors import UserError
+from mnv2 import data, pretrained
 from mnv2.evaluate import evaluate
 from mnv2.models import create_model
-from mnv2.state import create_state
+from mnv2.runtime.errors import UserError
+from mnv2.training import loop, setup
+from mnv2.training.state import create_state
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
 
@@ -57,10 +58,10 @@ def config_for(weights, rate, start="weights"):
 
 def after_a_step(config):
     """The state before and after one step on a batch of the data set."""
-    dataset, model, shape, pixels, _, on_devices = build.build(config)
+    dataset, model, shape, pixels, _, on_devices = setup.build(config)
     state = create_state(model, on_devices.optimizer, shape, seed=0, ema=False)
-    if build.starts_from_weights(config):
-        state = build.adopt(state, build.load_backbone(config.weights))
+    if setup.starts_from_weights(config):
+        state = setup.adopt(state, setup.load_backbone(config.weights))
     before = jax.device_get(state)
     batch = next(
         data.train_batches(dataset, config.batch_size, seed=0, size=shape[:2], pixels=pixels)
@@ -136,7 +137,7 @@ def test_a_run_on_pictures_of_ones_own_is_loaded_from_its_folder(weights, tmp_pa
     config.data.validation = 0
     config.duration = "4 steps"
     config.eval_every = config.checkpoint_every = "0 steps"
-    result = train.train_and_evaluate(config, tmp_path / "run")
+    result = loop.train_and_evaluate(config, tmp_path / "run")
     loaded = pretrained.load(tmp_path / "run")
     assert loaded.class_names == ("ant", "bee")
     assert (loaded.image_size, loaded.preprocess.mean) == ((28, 28), MEAN)
@@ -155,4 +156,4 @@ def test_what_is_wrong_with_the_weights_is_one_clear_line(weights, fashion_mnist
         config = config_for(weights, 0.1)
         config.update(changed)
         with pytest.raises(UserError, match=message):
-            build.build(config)
+            setup.build(config)

@@ -6,19 +6,19 @@ import sys
 
 import pytest
 
-from mnv2 import processes
-from mnv2.errors import UserError
+from mnv2.runtime import processes
+from mnv2.runtime.errors import UserError
 from tests.faults.processes import free_port, start
 
 TALK = """
 import functools, sys
-from mnv2 import processes
+from mnv2.runtime import processes
 print = functools.partial(print, file=sys.stderr)  # gloo writes into the other one
 processes.meet(sys.argv[1], 2, int(sys.argv[2]))
 import jax, numpy as np
-from mnv2 import metrics
-from mnv2.devices import AXIS, place, shard, share, writes
-from mnv2.stopping import Stopped, Stopper, BETWEEN_TALKS
+from mnv2.training import metrics
+from mnv2.training.devices import AXIS, place, shard, share, writes
+from mnv2.runtime.interruption import Stopped, Stopper, BETWEEN_TALKS
 which, count = share()
 state = place({"scale": np.float32(10)})
 rows = shard({"x": np.arange(8, dtype=np.float32)[4 * which : 4 * which + 4]})

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from mnv2 import data, metrics
-from mnv2.devices import AXIS, place, shard
-from mnv2.errors import check_choice
-from mnv2.optimizer import create_optimizer, create_schedule
-from mnv2.state import TrainState
+from mnv2 import data
+from mnv2.runtime.errors import check_choice
+from mnv2.training import metrics
+from mnv2.training.devices import AXIS, place, shard
+from mnv2.training.optimizer import create_optimizer, create_schedule
+from mnv2.training.state import TrainState
 
 ON_NAN = ("stop", "skip")
 

@@ -6,10 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from mnv2 import checkpoint
-from mnv2.checkpoint import Checkpoints
-from mnv2.errors import UserError
-from mnv2.state import TrainState
+from mnv2.runtime.errors import UserError
+from mnv2.training import checkpoint
+from mnv2.training.checkpoint import Checkpoints
+from mnv2.training.state import TrainState
 
 
 def state_of(step):

@@ -7,10 +7,10 @@ import threading
 import pytest
 import submitit
 
-from mnv2 import launch, sweep
-from mnv2.errors import UserError
-from mnv2.launch import _shares
-from mnv2.stopping import Stopped
+from mnv2.runtime.errors import UserError
+from mnv2.runtime.interruption import Stopped
+from mnv2.sweeps import execute, local
+from mnv2.sweeps.local import _shares
 
 # Stands for the command that does a run: it says on what cores, and leaves a result or an error.
 COMMAND = """
@@ -46,13 +46,13 @@ def command(workdir, fails="nothing", then="ends"):
 
 
 def test_runs_are_done_in_processes_that_share_the_cores(config, tmp_path, capsys):
-    launch.local(config, tmp_path, (), 2, command(tmp_path))
+    local.local(config, tmp_path, (), 2, command(tmp_path))
     printed = capsys.readouterr().out
     assert "3 of 3 runs to do, 2 at a time, " in printed
     assert "[3/3] " in printed
     assert (tmp_path / "report.md").exists()
     cores = {
-        tuple(json.loads((tmp_path / arm / "0" / launch.LOG).read_text().removeprefix("cores ")))
+        tuple(json.loads((tmp_path / arm / "0" / local.LOG).read_text().removeprefix("cores ")))
         for arm in "abc"
     }
     available = sorted(os.sched_getaffinity(0))
@@ -63,11 +63,11 @@ def test_runs_are_done_in_processes_that_share_the_cores(config, tmp_path, capsy
 
 def test_a_run_that_fails_does_not_stop_the_others_and_is_named(config, tmp_path, capsys):
     with pytest.raises(UserError, match="1 of the runs failed: b/0: ValueError: no luck"):
-        launch.local(config, tmp_path, (), 1, command(tmp_path, fails="b/0"))
+        local.local(config, tmp_path, (), 1, command(tmp_path, fails="b/0"))
     assert "b/0                    failed: ValueError: no luck" in capsys.readouterr().out
     assert (tmp_path / "c" / "0" / "result.json").exists()
     with pytest.raises(UserError, match="no luck"):
-        launch.local(config, tmp_path, (), 1, command(tmp_path, fails="b/0"))
+        local.local(config, tmp_path, (), 1, command(tmp_path, fails="b/0"))
     assert "1 of 3 runs to do" in capsys.readouterr().out
 
 
@@ -80,7 +80,7 @@ def test_a_signal_is_passed_on_to_every_process(config, tmp_path):
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(Stopped, match="SIGTERM"):
-        launch.local(config, tmp_path, (), 2, command(tmp_path, then="waits"))
+        local.local(config, tmp_path, (), 2, command(tmp_path, then="waits"))
     thread.join()
     for arm in "ab":
         assert (tmp_path / arm / "0" / "saved").exists()
@@ -97,38 +97,38 @@ def test_gpus_are_dealt_out(monkeypatch):
 
 
 def test_what_slurm_is_asked_for_is_what_was_given():
-    wanted = launch.Slurm("gpu", cores=3, gpus=1, hours=1.5, parallel=2)
+    wanted = local.Slurm("gpu", cores=3, gpus=1, hours=1.5, parallel=2)
     script = submitit.slurm.slurm._make_sbatch_string(
-        command="x", folder="logs", map_count=4, **launch._parameters(wanted)
+        command="x", folder="logs", map_count=4, **local._parameters(wanted)
     )
     for line in ("partition=gpu", "cpus-per-task=3", "gpus-per-node=1", "time=90", "array=0-3%2"):
         assert f"#SBATCH --{line}\n" in script
     assert "#SBATCH --requeue\n" in script
-    without = launch._parameters(launch.Slurm(None, cores=1, gpus=0, hours=1, parallel=1))
+    without = local._parameters(local.Slurm(None, cores=1, gpus=0, hours=1, parallel=1))
     assert not {"partition", "gpus_per_node"} & set(without)
 
 
 def test_without_slurm_it_says_so(config, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    wanted = launch.Slurm(None, cores=1, gpus=0, hours=1, parallel=1)
+    wanted = local.Slurm(None, cores=1, gpus=0, hours=1, parallel=1)
     with pytest.raises(UserError, match=r'SLURM takes no jobs here: .*"srun"'):
-        launch.slurm(config, tmp_path, (), wanted)
+        local.slurm(config, tmp_path, (), wanted)
 
 
 def test_single_runs_can_be_chosen(config, tmp_path):
-    runs = sweep.plan(config, tmp_path)
-    assert [one.name for one in sweep.chosen(runs, ["b", "c/0"])] == ["b/0", "c/0"]
+    runs = execute.plan(config, tmp_path)
+    assert [one.name for one in execute.chosen(runs, ["b", "c/0"])] == ["b/0", "c/0"]
     with pytest.raises(UserError, match="unknown run 'c/1': did you mean 'c/0'"):
-        sweep.chosen(runs, ["c/1"])
+        execute.chosen(runs, ["c/1"])
 
 
 def test_a_job_stops_by_itself_before_its_time_limit(config, tmp_path, monkeypatch):
     """Is queued again, and waits for SLURM to end it."""
     happened = []
-    monkeypatch.setattr(launch.sweep, "run", lambda *_, **__: signal.raise_signal(signal.SIGALRM))
-    monkeypatch.setattr(launch.signal, "alarm", lambda seconds: happened.append(seconds))
-    monkeypatch.setattr(launch.signal, "pause", lambda: happened.append("waits"))
-    monkeypatch.setattr(launch.subprocess, "run", lambda args, **_: happened.append(args))
+    monkeypatch.setattr(local.execute, "run", lambda *_, **__: signal.raise_signal(signal.SIGALRM))
+    monkeypatch.setattr(local.signal, "alarm", lambda seconds: happened.append(seconds))
+    monkeypatch.setattr(local.signal, "pause", lambda: happened.append("waits"))
+    monkeypatch.setattr(local.subprocess, "run", lambda args, **_: happened.append(args))
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
     handlers = {n: signal.getsignal(n) for n in (signal.SIGALRM, signal.SIGUSR2, signal.SIGTERM)}
@@ -138,7 +138,7 @@ def test_a_job_stops_by_itself_before_its_time_limit(config, tmp_path, monkeypat
 
     try:
         signal.signal(signal.SIGTERM, stopped)  # as within a run
-        launch._Job(config, tmp_path, "a/0", ["a/0"], minutes=10)()
+        local._Job(config, tmp_path, "a/0", ["a/0"], minutes=10)()
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -1,7 +1,7 @@
 import jax
 import pytest
 
-from mnv2 import compiled
+from mnv2.runtime import compilation_cache
 
 
 @pytest.fixture
@@ -14,19 +14,19 @@ def no_folder_chosen(monkeypatch, tmp_path):
 
 
 def test_programs_are_kept_in_the_users_cache(no_folder_chosen, tmp_path):
-    folder = compiled.remember()
+    folder = compilation_cache.remember()
     assert folder.parent == tmp_path / "mnv2" / "compiled"
     assert jax.config.jax_compilation_cache_dir == str(folder)
 
 
 def test_a_folder_that_the_user_chose_is_left_alone(no_folder_chosen, tmp_path):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "mine"))
-    assert compiled.remember() == tmp_path / "mine"
+    assert compilation_cache.remember() == tmp_path / "mine"
 
 
 def test_another_processor_has_a_folder_of_its_own(no_folder_chosen, monkeypatch, tmp_path):
-    ours = compiled._processor()
+    ours = compilation_cache._processor()
     other = tmp_path / "cpuinfo"
     other.write_text("flags\t: fpu vme\n")
-    monkeypatch.setattr(compiled, "CPU_INFO", other)
-    assert compiled._processor() != ours
+    monkeypatch.setattr(compilation_cache, "CPU_INFO", other)
+    assert compilation_cache._processor() != ours

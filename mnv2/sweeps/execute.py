@@ -17,15 +17,16 @@ import jax
 import ml_collections
 from flax.traverse_util import flatten_dict
 
-from mnv2 import compiled, report
-from mnv2.build import build
-from mnv2.devices import writes
-from mnv2.errors import UserError, check_choice, check_positive
-from mnv2.files import Held, sole_writer, write_json, write_text
-from mnv2.processes import any_of, of_first
-from mnv2.progress import format_seconds, waiting_for_input
-from mnv2.stopping import Stopper
-from mnv2.train import RESULT, train_and_evaluate
+from mnv2 import report
+from mnv2.runtime import compilation_cache
+from mnv2.runtime.errors import UserError, check_choice, check_positive
+from mnv2.runtime.files import Held, sole_writer, write_json, write_text
+from mnv2.runtime.interruption import Stopper
+from mnv2.runtime.processes import any_of, of_first
+from mnv2.runtime.throughput import format_seconds, waiting_for_input
+from mnv2.training.devices import writes
+from mnv2.training.loop import RESULT, train_and_evaluate
+from mnv2.training.setup import build
 
 SWEEP = "sweep.json"
 CONFIG = "config.json"
@@ -159,7 +160,7 @@ def _do_all(
     config: ml_collections.ConfigDict, workdir: Path, only: Sequence[str], stopper: Stopper
 ) -> dict[str, str]:
     """Does the runs; returns what failed, and why."""
-    cache = compiled.remember()
+    cache = compilation_cache.remember()
     runs = claim(config, workdir, only)
     waiting = [one for one in runs if not of_first(one.finished)]
     if done := len(runs) - len(waiting):

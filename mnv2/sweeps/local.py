@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from mnv2 import report, sweep
-from mnv2.errors import UserError, check_positive
-from mnv2.progress import Progress, format_seconds
-from mnv2.stopping import Stopped, Stopper
+from mnv2 import report
+from mnv2.runtime.errors import UserError, check_positive
+from mnv2.runtime.interruption import Stopped, Stopper
+from mnv2.runtime.throughput import Progress, format_seconds
+from mnv2.sweeps import execute
 
 LOG = "log.txt"
 GLANCE = 0.2  # seconds between looks at the processes
@@ -37,7 +38,7 @@ def local(
     UserError at the end if any failed, Stopped if a signal came, when all processes have ended.
     """
     check_positive(parallel, "--parallel")
-    runs = sweep.claim(config, workdir, only)
+    runs = execute.claim(config, workdir, only)
     waiting = [one for one in runs if not one.finished]
     shares = _shares(parallel)
     print(f"{len(waiting)} of {len(runs)} runs to do, {parallel} at a time, {shares[0]} for each")
@@ -46,7 +47,7 @@ def local(
         failed = _Pool(command, shares, waiting, stopper).work()
     if report.load(workdir).rows():
         report.write(workdir)
-    sweep.raise_if_failed(failed)
+    execute.raise_if_failed(failed)
 
 
 class _Share(NamedTuple):
@@ -90,12 +91,12 @@ class _Pool:
         self,
         command: Sequence[str],
         shares: Sequence[_Share],
-        waiting: Sequence[sweep.Run],
+        waiting: Sequence[execute.Run],
         stopper: Stopper,
     ):
         self._command, self._shares, self._stopper = command, shares, stopper
         self._waiting = list(waiting)
-        self._running: dict[int, tuple[sweep.Run, subprocess.Popen[bytes], float]] = {}
+        self._running: dict[int, tuple[execute.Run, subprocess.Popen[bytes], float]] = {}
         self._progress = Progress("running", len(waiting), 1)
 
     def work(self) -> dict[str, str]:
@@ -112,9 +113,9 @@ class _Pool:
                     label = f"[{number}/{total}] {one.name}"
                     self._progress.clear()
                     if one.finished:
-                        line = sweep.outcome(label, sweep.result(one), seconds)
+                        line = execute.outcome(label, execute.result(one), seconds)
                     else:
-                        failed[one.name] = sweep.last_words(one) or f"see {one.folder / LOG}"
+                        failed[one.name] = execute.last_words(one) or f"see {one.folder / LOG}"
                         line = f"{label:28} failed: {failed[one.name]}"
                     print(f"{line}  {format_seconds(left)} left", flush=True)
                 names = ", ".join(one.name for one, _, _ in self._running.values())
@@ -134,7 +135,7 @@ class _Pool:
                 process = _start([*self._command, f"--only={one.name}"], one.folder / LOG, share)
                 self._running[which] = one, process, time.perf_counter()
 
-    def _ended(self) -> list[tuple[sweep.Run, float]]:
+    def _ended(self) -> list[tuple[execute.Run, float]]:
         ended = []
         for which, (one, process, began) in list(self._running.items()):
             if process.poll() is not None:
@@ -197,7 +198,7 @@ def slurm(
 
     check_positive(wanted.parallel, "--parallel")
     check_positive(wanted.hours, "--hours")
-    runs = sweep.claim(config, workdir, only)
+    runs = execute.claim(config, workdir, only)
     waiting = [one for one in runs if not one.finished]
     if not waiting:
         print(f"all {len(runs)} runs in {workdir} are finished already")
@@ -263,14 +264,14 @@ class _Job:
             signal.signal(number, near_the_limit)
         signal.alarm(max(SAVING // 3, 60 * self.minutes - SAVING))
         try:
-            sweep.run(self.config, self.workdir, [self.name], reports=False)
+            execute.run(self.config, self.workdir, [self.name], reports=False)
         except Stopped as stopped:
             print(f"stopped by {stopped}", flush=True)
             if timed_out:
                 subprocess.run(["scontrol", "requeue", _job_id()], check=True)
             # SLURM queues a preempted job again when it has ended it, not when it ends by itself.
             signal.pause()
-        runs = sweep.chosen(sweep.plan(self.config, self.workdir), self.only)
+        runs = execute.chosen(execute.plan(self.config, self.workdir), self.only)
         if all(one.finished for one in runs):
             report.write(self.workdir)
 

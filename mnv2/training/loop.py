@@ -15,19 +15,20 @@ import numpy as np
 from clu import metric_writers
 from flax.traverse_util import flatten_dict
 
-from mnv2 import data, metrics, pretrained
+from mnv2 import data, pretrained
 from mnv2.analysis import complexity
-from mnv2.build import Parts, adopt, build, load_backbone, starts_from_weights
-from mnv2.checkpoint import Checkpoints
-from mnv2.devices import share, writes
-from mnv2.errors import UserError
-from mnv2.files import append_line, keep_lines, write_json
 from mnv2.pretrained import native
-from mnv2.processes import of_first
-from mnv2.progress import Progress
-from mnv2.state import TrainState, create_state
-from mnv2.steps import Steps
-from mnv2.stopping import Stopped, Stopper
+from mnv2.runtime.errors import UserError
+from mnv2.runtime.files import append_line, keep_lines, write_json
+from mnv2.runtime.interruption import Stopped, Stopper
+from mnv2.runtime.processes import of_first
+from mnv2.runtime.throughput import Progress
+from mnv2.training import metrics
+from mnv2.training.checkpoint import Checkpoints
+from mnv2.training.devices import share, writes
+from mnv2.training.setup import Parts, adopt, build, load_backbone, starts_from_weights
+from mnv2.training.state import TrainState, create_state
+from mnv2.training.steps import Steps
 
 RESULT = "result.json"
 METRICS = "metrics.jsonl"

@@ -1,0 +1,1 @@
+"""What every room and command may use: errors, files, processes, the terminal."""
