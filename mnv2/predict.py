@@ -1,7 +1,7 @@
-"""What is in these pictures? python -m mnv2.predict PICTURE... --weights FILE
+"""Classifies pictures: python -m mnv2.predict PICTURE... --weights FILE
 
-FILE is anything that mnv2.pretrained.load reads: weights of Keras, torchvision, timm or slim, a
-run's folder, a .safetensors file of this package, or a name on the Hugging Face hub.
+FILE is anything that mnv2.pretrained.load reads: weights of Keras, torchvision, timm or slim, the
+folder of a run, a .safetensors file of this package, or a name on the Hugging Face hub.
 
     python -m mnv2.predict cat.jpg dog.png --weights mobilenet_v2-7ebf99e0.safetensors
     python -m mnv2.predict photos/*.jpg --weights runs/finetune/finetune/0 --plot seen.png
@@ -9,53 +9,45 @@ run's folder, a .safetensors file of this package, or a name on the Hugging Face
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from mnv2 import pretrained
-from mnv2.pretrained import Pretrained
-from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.cli import command_parser, hide_gpus_from_tensorflow, run
 from mnv2.runtime.errors import UserError, check_positive
 
-BAR = 20  # characters of a certain class
+if TYPE_CHECKING:  # imports JAX, which --help does not wait for
+    from mnv2.pretrained import Pretrained
+
+BAR = 20  # characters for a probability of 1
 
 
 def main() -> None:
     parser = command_parser("mnv2.predict", __doc__)
     parser.add_argument("pictures", metavar="PICTURE", nargs="+", type=Path)
     parser.add_argument("--weights", required=True, metavar="FILE")
-    parser.add_argument("--top", type=int, default=5, help="classes a picture (default: 5)")
+    parser.add_argument("--top", type=int, default=5, help="classes per picture (default: 5)")
     parser.add_argument("--image_size", type=int, help="pixels (default: as the weights expect)")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw pictures and classes here")
     arguments = parser.parse_args()
     check_positive(arguments.top, "--top")
-    loaded = load_classifier(arguments.weights, arguments.image_size)
+    hide_gpus_from_tensorflow()
+    from mnv2 import pretrained
+
+    loaded = pretrained.load_classifier(arguments.weights, arguments.image_size)
     pictures = [read_picture(path, loaded.channels) for path in arguments.pictures]
     probabilities = predict(loaded, pictures)
     for path, row in zip(arguments.pictures, probabilities, strict=True):
-        print(f"{path}\n{table(row, loaded.labels, arguments.top)}")
+        print(f"{path}\n{format_classes(row, loaded.display_names, arguments.top)}")
     if arguments.plot:
         titles = [path.name for path in arguments.pictures]
-        draw(titles, pictures, probabilities, loaded.labels, arguments.top, arguments.plot)
+        draw(titles, pictures, probabilities, loaded.display_names, arguments.top, arguments.plot)
         print(f"drawn in {arguments.plot}")
 
 
-def load_classifier(weights: str, image_size: int | None) -> Pretrained:
-    """Loads weights that have classes. Raises UserError if they have none."""
-    loaded = pretrained.load(weights)
-    if not loaded.num_classes:
-        raise UserError(
-            f"{weights} holds no classifier, so it knows no classes: fine-tune it first"
-        )
-    if image_size is None:
-        return loaded
-    check_positive(image_size, "--image_size")
-    return pretrained.resized(loaded, image_size)
-
-
 def read_picture(path: Path, channels: int) -> np.ndarray:
-    """A picture file as h w c, uint8, turned as its camera was held."""
+    """Reads a picture file as h w c, uint8, upright as EXIF says."""
     try:
         with Image.open(path) as picture:
             upright = ImageOps.exif_transpose(picture)
@@ -67,14 +59,14 @@ def read_picture(path: Path, channels: int) -> np.ndarray:
     return array.reshape(*array.shape[:2], channels)
 
 
-def predict(loaded: Pretrained, pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Probabilities of each picture's classes: n classes."""
-    views = [np.asarray(loaded.preprocess.view(x, loaded.image_size)) for x in pictures]
+def predict(loaded: "Pretrained", pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Computes the probabilities of the classes for each picture: n classes."""
+    views = [np.asarray(loaded.preprocess.crop_and_resize(x, loaded.image_size)) for x in pictures]
     return np.stack([loaded.probabilities(view[None])[0] for view in views])
 
 
-def table(probabilities: np.ndarray, labels: Sequence[str], top: int) -> str:
-    """The most probable classes, one a line, with bars."""
+def format_classes(probabilities: np.ndarray, labels: Sequence[str], top: int) -> str:
+    """Formats the most probable classes with bars, one per line."""
     best = np.argsort(-probabilities)[:top]
     width = min(40, max(len(labels[i]) for i in best))
     return "\n".join(
@@ -92,7 +84,7 @@ def draw(
     top: int,
     path: Path,
 ) -> None:
-    """Draws each picture with bars of its most probable classes beside it."""
+    """Draws each picture next to bars of its most probable classes."""
     import matplotlib.figure
 
     count = len(pictures)
@@ -115,5 +107,9 @@ def draw(
     figure.savefig(path, dpi=110)
 
 
-if __name__ == "__main__":
+def command() -> None:
     run(main)
+
+
+if __name__ == "__main__":
+    command()

@@ -3,7 +3,8 @@ import pytest
 from configs import finetune, v2_ablation
 from mnv2.analysis import complexity
 from mnv2.models import create_model
-from mnv2.sweeps.execute import resolve
+from mnv2.sweeps.plan import resolve
+from mnv2.training import settings
 from mnv2.training.optimizer import create_optimizer, create_schedule
 
 IMAGE = {"fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3), "imagenet2012": (224, 224, 3)}
@@ -19,10 +20,9 @@ def test_every_arm_of_every_preset_builds(preset):
         fields = dict(resolved.model)
         model = create_model(fields.pop("name"), num_classes=CLASSES[resolved.data.name], **fields)
         cost[arm] = complexity.multiply_adds(model, IMAGE[resolved.data.name])
-        schedule = create_schedule(
-            resolved.optimization, total_steps=100, examples=1000, batch_size=10
-        )
-        create_optimizer(resolved.optimization, schedule)
+        optimization = settings.optimization(resolved.optimization)
+        schedule = create_schedule(optimization, total_steps=100, examples=1000, batch_size=10)
+        create_optimizer(optimization, schedule)
     for block in {"separable", "hourglass"} & cost.keys():
         assert cost[block] == pytest.approx(cost["linear"], rel=0.03)
     for _, _, arms in config.panels:

@@ -26,7 +26,7 @@ BAD_INPUT = {
     "no weights": (["--config=configs/finetune.py"], "no weights given: set config.weights"),
     "wrong weights": (
         ["--config=configs/finetune.py", "--config.weights=README.md"],
-        "unknown format '.md' of README.md: known are .h5",
+        "unknown format '.md' of README.md: the known suffixes are .h5",
     ),
     "unknown launcher": ([CONFIG, "--launcher=slrm"], "launcher"),
     "a launcher and processes": (

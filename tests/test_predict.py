@@ -9,10 +9,12 @@ import pytest
 from PIL import Image
 
 from mnv2 import convert, evaluate, predict, pretrained
-from mnv2.data.datasets import Prepared
+from mnv2.analysis import confusion
+from mnv2.data.datasets import TfdsDataset
 from mnv2.models import create_model
 from mnv2.runtime import cli
 from mnv2.training import metrics
+from mnv2.training.evaluation import match_classes
 
 
 def drawn(channels, class_names, **fields):
@@ -68,7 +70,7 @@ def test_a_table_of_the_most_probable_classes_is_printed(files, monkeypatch, cap
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [str(picture), "1", "2"] * 2 + ["drawn"]
     loaded = pretrained.load(weights)
-    view = loaded.preprocess.view(np.asarray(Image.open(picture)), (28, 28))
+    view = loaded.preprocess.crop_and_resize(np.asarray(Image.open(picture)), (28, 28))
     logits = loaded.model.apply(loaded.variables, loaded.preprocess(np.asarray(view)[None]))
     best = int(np.argmax(logits))
     percent = 100 * float(jax.nn.softmax(logits)[0, best])
@@ -88,7 +90,7 @@ def test_gray_turned_and_single_logit_pictures_are_understood(files, tmp_path):
     probabilities = one.probabilities(np.full((1, 28, 28, 3), 99.0))
     logit = one.model.apply(one.variables, one.preprocess(np.full((1, 28, 28, 3), 99.0)))[0, 0]
     np.testing.assert_allclose(probabilities[0, 1], jax.nn.sigmoid(logit), rtol=1e-3)
-    assert one.labels == ("class 0", "class 1")
+    assert one.display_names == ("class 0", "class 1")
 
 
 def test_an_evaluation_counts_every_picture_once(files, monkeypatch, capsys):
@@ -100,18 +102,18 @@ def test_an_evaluation_counts_every_picture_once(files, monkeypatch, capsys):
         )  # fmt: skip
         assert "13 images" in capsys.readouterr().out
         header, *rows = (folder / "confusion.csv").read_text().splitlines()
-        confusion = np.array([[int(x) for x in row.split(",")[1:]] for row in rows])
+        matrix = np.array([[int(x) for x in row.split(",")[1:]] for row in rows])
         assert header == ",ant,bee,cat"
-        assert confusion.sum(axis=1).tolist() == [7, 5, 1]
+        assert matrix.sum(axis=1).tolist() == [7, 5, 1]
         result = json.loads((folder / "result.json").read_text())
-        assert result["accuracy"] == pytest.approx(np.trace(confusion) / 13)
+        assert result["accuracy"] == pytest.approx(np.trace(matrix) / 13)
         assert result["top5_accuracy"] == 1
     # By hand, a picture at a time.
     loaded = pretrained.load(weights)
     sums = []
     for label, name in enumerate(loaded.class_names):
         for path in (files / "pictures/test" / name).iterdir():
-            view = loaded.preprocess.view(np.asarray(Image.open(path)), (28, 28))
+            view = loaded.preprocess.crop_and_resize(np.asarray(Image.open(path)), (28, 28))
             logits = loaded.logits(loaded.variables, np.asarray(view)[None])
             labels = jax.numpy.array([label])
             sums.append(metrics.count(logits, labels, metrics.cross_entropy(logits, labels)))
@@ -119,19 +121,19 @@ def test_an_evaluation_counts_every_picture_once(files, monkeypatch, capsys):
 
 
 def test_the_commonest_mistakes_are_in_per_cent_of_their_class():
-    confusion = np.array([[8, 2, 0], [0, 10, 0], [1, 3, 0]])
-    assert evaluate.commonest_mistakes(confusion) == [(2, 1, 75.0), (2, 0, 25.0), (0, 1, 20.0)]
+    matrix = np.array([[8, 2, 0], [0, 10, 0], [1, 3, 0]])
+    assert confusion.commonest_mistakes(matrix) == [(2, 1, 75.0), (2, 0, 25.0), (0, 1, 20.0)]
 
 
 def test_a_thousand_classes_match_imagenets_with_or_without_background(fashion_mnist):
-    class ImageNet(Prepared):
+    class ImageNet(TfdsDataset):
         num_classes, class_names = 1000, pretrained.imagenet.synsets()
 
     imagenet = ImageNet("imagenet2012", fashion_mnist.builder, 0)
     for count in (1000, 1001):
         loaded = drawn(3, pretrained.imagenet.class_names(count))
-        matched = evaluate.match_classes(loaded, imagenet, "weights")
-        assert matched.labels[0] == "tench"
+        matched = match_classes(loaded, imagenet, "weights")
+        assert matched.display_names[0] == "tench"
 
 
 def test_bad_input_is_one_clear_line(files, monkeypatch, capsys, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from mnv2.sweeps import execute
+from mnv2.sweeps.plan import chosen, plan
 from tests.training.test_finetune import weights as weights
 
 ROOT = Path(__file__).parents[1]
@@ -47,7 +47,7 @@ def test_every_run_can_start(command, tmp_path, fashion_mnist, weights, monkeypa
     if "weights" in config.value:  # FILE and PATH stand for a reader's own
         assert (config.value.weights, config.value.data.name) == ("FILE", "folder:PATH")
         config.value.weights, config.value.data.name = str(weights), "fashion_mnist"
-    assert execute.chosen(execute.plan(config.value, tmp_path), values.only)
+    assert chosen(plan(config.value, tmp_path), values.only)
 
 
 def test_the_python_example_prints_what_its_comments_say():

@@ -6,6 +6,7 @@ from configs import v2_ablation
 from mnv2 import status
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import append_line, sole_writer, write_json, write_text
+from mnv2.sweeps.status import statuses
 
 ARMS = (("linear", {}), ("relu6", {"model.bottleneck": "relu6"}), ("t_1", {"model.expansion": 1.0}))
 
@@ -33,7 +34,7 @@ def workdir(tmp_path):
 
 
 def test_every_run_is_told_of(workdir):
-    found = {row.name: (row.state, row.detail) for row in status.statuses(workdir)}
+    found = {row.name: (row.state, row.detail) for row in statuses(workdir)}
     assert found == {
         "linear/0": ("done", "85.12 %"),
         "linear/1": ("waiting", ""),

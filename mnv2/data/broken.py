@@ -1,4 +1,4 @@
-"""Pictures that cannot be decoded: found, named, counted, and refused or left out."""
+"""Finds pictures that cannot be decoded, names them, and rejects or skips them."""
 
 import hashlib
 import json
@@ -13,71 +13,78 @@ import tensorflow_datasets as tfds
 
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import caches, write_text
-from mnv2.runtime.throughput import Progress
+from mnv2.runtime.terminal import StatusLine
 
 ON_BROKEN = ("stop", "skip")
-NAMED = 10  # broken pictures in one message
-TOGETHER = 256  # examples in memory while they are looked through
+MAX_NAMED = 10  # broken pictures in one message
+CHUNK_SIZE = 256  # encoded examples in memory while they are checked
 
 
-class Broken(NamedTuple):
-    """An example of a prepared data set that cannot be decoded."""
+class BrokenExample(NamedTuple):
+    """An example of a TFDS data set whose picture cannot be decoded."""
 
-    name: str  # TFDS's: its file and its place there
+    name: str  # its TFDS id: the file, and the position in the file
     position: int  # in its split
     error: str
 
 
-def complain(what: str, broken: Mapping[str, str], on_broken: str) -> None:
-    """Names broken pictures: raises UserError with `on_broken` stop, prints a warning with skip."""
-    named = ", ".join(f"{name} ({error})" for name, error in list(broken.items())[:NAMED])
-    more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
-    problem = f"{len(broken)} of the {what} cannot be read as pictures"
+def raise_or_warn(checked: str, broken: Mapping[str, str], on_broken: str) -> None:
+    """Reports broken pictures, given as name -> error.
+
+    `checked` says how many pictures of what were checked, such as `10 files in PATH`. Raises
+    UserError if `on_broken` is `stop`; prints a warning if it is `skip`.
+    """
+    named = ", ".join(f"{name} ({error})" for name, error in list(broken.items())[:MAX_NAMED])
+    more = f" and {len(broken) - MAX_NAMED} more" if len(broken) > MAX_NAMED else ""
+    problem = f"{len(broken)} of the {checked} cannot be read as pictures"
     if on_broken == "stop":
         raise UserError(
             f"{problem}: {named}{more}; repair or remove them, or set data.on_broken to skip"
         )
-    print(f"warning: {problem} and are left out: {named}{more}", flush=True)
+    print(f"warning: {problem} and are skipped: {named}{more}", flush=True)
 
 
-def error_in(content: bytes, decode: Callable[[tf.Tensor], tf.Tensor]) -> str | None:
-    """Why a picture cannot be decoded; None if it can."""
+def decoding_error(content: bytes, decode: Callable[[tf.Tensor], tf.Tensor]) -> str | None:
+    """Returns why `decode` fails on an encoded picture; None if it succeeds."""
     if not content:
         return "it is empty"
     try:
         decode(tf.constant(content))
     except tf.errors.OpError as error:
-        return line(error.message)
+        return short_message(error.message)
     return None
 
 
-def line(message: str) -> str:
-    """An error in a few words, without TensorFlow's names of operations."""
+def short_message(message: str) -> str:
+    """Shortens an error message to one line without the names of TensorFlow operations."""
     lines = message.strip().splitlines() or ["no reason given"]
     return lines[0].rpartition("}} ")[2].partition(" [Op:")[0]
 
 
-def memory(key: str) -> Path:
-    """Where it is remembered what was found in a place."""
+def cache_path(key: str) -> Path:
+    """Returns the file in which the results for a data set are cached."""
     return caches() / "pictures" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
-def look_through(
+def find_broken(
     builder: tfds.core.DatasetBuilder, splits: Sequence[str]
-) -> dict[str, list[Broken]]:
-    """Decodes every picture of TFDS's `splits` once; what was found is remembered."""
+) -> dict[str, list[BrokenExample]]:
+    """Decodes every picture of some TFDS splits; returns the broken ones of each split.
+
+    The result is cached until the data set is prepared again.
+    """
     written = (builder.data_path / "dataset_info.json").stat().mtime
-    place = memory(f"{os.fspath(builder.data_path)} {written} {splits}")
-    if place.exists():
-        known = json.loads(place.read_text())
-        return {split: [Broken(*found) for found in known[split]] for split in splits}
-    found = {split: _broken_in(builder, split) for split in splits}
-    write_text(place, json.dumps(found))
-    return found
+    cache = cache_path(f"{os.fspath(builder.data_path)} {written} {splits}")
+    if cache.exists():
+        cached = json.loads(cache.read_text())
+        return {split: [BrokenExample(*row) for row in cached[split]] for split in splits}
+    broken = {split: _find_broken_in(builder, split) for split in splits}
+    write_text(cache, json.dumps(broken))
+    return broken
 
 
-def _broken_in(builder: tfds.core.DatasetBuilder, split: str) -> list[Broken]:
-    """In the order of the split, decoded on all cores."""
+def _find_broken_in(builder: tfds.core.DatasetBuilder, split: str) -> list[BrokenExample]:
+    """Returns the broken examples in the order of the split; decodes on all cores."""
     examples = builder.as_dataset(
         split,
         shuffle_files=False,
@@ -85,18 +92,17 @@ def _broken_in(builder: tfds.core.DatasetBuilder, split: str) -> list[Broken]:
         decoders={"image": tfds.decode.SkipDecoding()},
     ).map(lambda example: (example["tfds_id"], example["image"]))
     count = builder.info.splits[split].num_examples
-    progress = Progress(f"looking through {split} of {builder.name}", count, 1)
+    status = StatusLine(f"checking the pictures in {split} of {builder.name}")
     decode = builder.info.features["image"].decode_example
-    broken: list[Broken] = []
+    broken: list[BrokenExample] = []
     position = 0
     with ThreadPoolExecutor() as pool:
-        for names, contents in examples.batch(TOGETHER).as_numpy_iterator():
-            for name, error in zip(
-                names, pool.map(lambda content: error_in(content, decode), contents), strict=True
-            ):
+        for names, contents in examples.batch(CHUNK_SIZE).as_numpy_iterator():
+            errors = pool.map(lambda content: decoding_error(content, decode), contents)
+            for name, error in zip(names, errors, strict=True):
                 if error:
-                    broken.append(Broken(name.decode(), position, error))
+                    broken.append(BrokenExample(name.decode(), position, error))
                 position += 1
-            progress.say(f"{position}/{count}, {len(broken)} broken")
-    progress.clear()
+            status.say(f"{position}/{count}, {len(broken)} broken")
+    status.clear()
     return broken

@@ -1,4 +1,4 @@
-"""Data sets by name: what they are called, where they come from, how they are split."""
+"""Data sets by name: from TensorFlow Datasets (TFDS), or from a folder of pictures."""
 
 import contextlib
 import dataclasses
@@ -11,16 +11,16 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from mnv2.data import fashion_mnist
-from mnv2.data.broken import ON_BROKEN, Broken, complain, look_through
-from mnv2.data.download import reachable
-from mnv2.data.folder import open_folder
+from mnv2.data.broken import ON_BROKEN, BrokenExample, find_broken, raise_or_warn
+from mnv2.data.connection import reachable
+from mnv2.data.image_folder import open_image_folder
 from mnv2.runtime.errors import UserError, check_choice
 from mnv2.runtime.files import locked
 
-# Sets whose decoded images are smaller than this are kept in memory as one array.
+# A data set is kept in memory as one array if its decoded images are smaller than this.
 IN_MEMORY_BYTES = 1 << 30
 
-# Examples in the buffer that shuffles a set too large for memory. ImageNet: about 1.8 GB.
+# Examples in the shuffle buffer of a data set too large for memory. ImageNet: about 1.8 GB.
 SHUFFLE_BUFFER = 16 * 1024
 
 FOLDER_PREFIX = "folder:"
@@ -35,11 +35,11 @@ class Dataset(Protocol):
 
     @property
     def validation(self) -> int:
-        """How many examples are held out from the end of train."""
+        """The number of examples that are held out from the end of train."""
 
     @property
-    def place(self) -> Path:
-        """The folder in which it lies."""
+    def folder(self) -> Path:
+        """The folder of the data set."""
 
     @property
     def num_classes(self) -> int: ...
@@ -49,41 +49,44 @@ class Dataset(Protocol):
 
     @property
     def image_shape(self) -> tuple[int | None, int | None, int]:
-        """(height, width, channels); None where it differs from image to image."""
+        """(height, width, channels); None if the size differs from image to image."""
 
     def num_examples(self, split: str) -> int: ...
 
     def fits_in_memory(self) -> bool: ...
 
     def arrays(self, split: str) -> tuple[tf.Tensor, tf.Tensor]:
-        """All images (n h w c, uint8) and labels (n, int64), decoded once; for small sets."""
+        """Returns all images (n h w c, uint8) and labels (n, int64) of a small data set.
+
+        The images are decoded once.
+        """
 
     def encoded(self, split: str, shuffle_seed: int | None = None) -> tf.data.Dataset:
-        """Examples with `label`, their images still encoded, in an order that the seed sets."""
+        """Returns examples with `label` and an encoded image, in the order that the seed gives."""
 
     def decode(self, example: dict[str, tf.Tensor]) -> tf.Tensor:
-        """The image of an encoded example: h w c, uint8."""
+        """Decodes the image of an encoded example: h w c, uint8."""
 
     def explain(self, error: Exception) -> str:
-        """Why reading has failed, in one line."""
+        """Explains in one line why reading failed."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Prepared:
-    """A data set of TFDS's, prepared on disk.
+class TfdsDataset:
+    """A TFDS data set that is prepared on disk.
 
-    `validation` examples are held out from the end of its train split; `test` is its test split,
-    or its validation split where that is all there is, as in ImageNet. `broken` are left out, by
-    the names of TFDS's splits.
+    `validation` examples are held out from the end of the TFDS split train. The split `test` is the
+    TFDS split test, or the TFDS split validation if there is no other, as in ImageNet. The examples
+    in `broken`, given for each TFDS split, are left out.
     """
 
     name: str
     builder: tfds.core.DatasetBuilder
     validation: int
-    broken: Mapping[str, Sequence[Broken]] = dataclasses.field(default_factory=dict)
+    broken: Mapping[str, Sequence[BrokenExample]] = dataclasses.field(default_factory=dict)
 
     @property
-    def place(self) -> Path:
+    def folder(self) -> Path:
         return Path(self.builder.data_dir)
 
     @property
@@ -98,25 +101,25 @@ class Prepared:
     def image_shape(self) -> tuple[int | None, int | None, int]:
         return self.builder.info.features["image"].shape
 
-    def split(self, name: str) -> tuple[str, int, int]:
-        """Which of TFDS's splits holds `train`, `validation` or `test`, from where to where."""
-        check_choice(name, ("train", "validation", "test"), "split")
+    def tfds_range(self, split: str) -> tuple[str, int, int]:
+        """Returns the TFDS split that contains `split`, and the start and end in that split."""
+        check_choice(split, ("train", "validation", "test"), "split")
         splits = self.builder.info.splits
-        if name == "test":
-            whole = "test" if "test" in splits else "validation"
-            return whole, 0, splits[whole].num_examples
+        if split == "test":
+            tfds_split = "test" if "test" in splits else "validation"
+            return tfds_split, 0, splits[tfds_split].num_examples
         end = splits["train"].num_examples
         cut = end - self.validation
-        return ("train", 0, cut) if name == "train" else ("train", cut, end)
+        return ("train", 0, cut) if split == "train" else ("train", cut, end)
 
     def num_examples(self, split: str) -> int:
-        _, start, stop = self.split(split)
-        return stop - start - len(self._left_out(split))
+        _, start, stop = self.tfds_range(split)
+        return stop - start - len(self._broken_names(split))
 
-    def _left_out(self, split: str) -> list[str]:
-        """The names of what is broken in `train`, `validation` or `test`."""
-        whole, start, stop = self.split(split)
-        return [x.name for x in self.broken.get(whole, ()) if start <= x.position < stop]
+    def _broken_names(self, split: str) -> list[str]:
+        """Returns the names of the broken examples in `train`, `validation` or `test`."""
+        tfds_split, start, stop = self.tfds_range(split)
+        return [x.name for x in self.broken.get(tfds_split, ()) if start <= x.position < stop]
 
     def fits_in_memory(self) -> bool:
         height, width, channels = self.image_shape
@@ -126,30 +129,30 @@ class Prepared:
         return train * height * width * channels < IN_MEMORY_BYTES
 
     def arrays(self, split: str) -> tuple[tf.Tensor, tf.Tensor]:
-        if self._left_out(split):
+        if self._broken_names(split):
             decoded = self.encoded(split).map(lambda x: (self.decode(x), x["label"]))
             return next(iter(decoded.batch(self.num_examples(split))))
-        whole, start, stop = self.split(split)
-        return _decoded_arrays(self.builder, f"{whole}[{start}:{stop}]")
+        tfds_split, start, stop = self.tfds_range(split)
+        return _decoded_arrays(self.builder, f"{tfds_split}[{start}:{stop}]")
 
     def encoded(self, split: str, shuffle_seed: int | None = None) -> tf.data.Dataset:
-        """Examples, with files and then a buffer's worth of them in an order that the seed sets."""
-        whole, start, stop = self.split(split)
-        left_out = self._left_out(split)
+        """Returns encoded examples. The seed shuffles files, then examples within a buffer."""
+        tfds_split, start, stop = self.tfds_range(split)
+        broken_names = self._broken_names(split)
         read_config = tfds.ReadConfig(
             shuffle_seed=shuffle_seed,
             interleave_cycle_length=16,
             try_autocache=False,
-            add_tfds_id=bool(left_out),
+            add_tfds_id=bool(broken_names),
         )
         examples = self.builder.as_dataset(
-            f"{whole}[{start}:{stop}]",
+            f"{tfds_split}[{start}:{stop}]",
             shuffle_files=shuffle_seed is not None,
             read_config=read_config,
             decoders={"image": tfds.decode.SkipDecoding()},
         )
-        if left_out:
-            examples = examples.filter(lambda x: tf.reduce_all(x["tfds_id"] != left_out))
+        if broken_names:
+            examples = examples.filter(lambda x: tf.reduce_all(x["tfds_id"] != broken_names))
         if shuffle_seed is None:
             return examples
         return examples.shuffle(SHUFFLE_BUFFER, shuffle_seed, reshuffle_each_iteration=False)
@@ -158,45 +161,52 @@ class Prepared:
         return self.builder.info.features["image"].decode_example(example["image"])
 
     def explain(self, error: Exception) -> str:
+        """Explains in one line why reading failed; raises UserError if pictures are broken."""
         with contextlib.suppress(tf.errors.OpError):  # the files themselves may be damaged
             self.without_broken("stop")
         return (
-            f"data set {self.name} cannot be read, delete {self.place} to have it "
-            f"prepared again: {_first_line(error)}"
+            f"cannot read data set {self.name}: {_first_line(error)}; "
+            f"delete {self.folder} to prepare it again"
         )
 
-    def without_broken(self, on_broken: str) -> "Prepared":
-        """Looks through all pictures. Raises UserError with `on_broken` stop if some are broken."""
-        wholes = [self.split(split)[0] for split in ("train", "test")]
-        found = look_through(self.builder, wholes)
-        broken = {x.name: x.error for whole in wholes for x in found[whole]}
-        if broken:
-            count = sum(self.builder.info.splits[whole].num_examples for whole in wholes)
-            complain(f"{count} examples of {self.name} in {self.place}", broken, on_broken)
-        return dataclasses.replace(self, broken=found)
+    def without_broken(self, on_broken: str) -> "TfdsDataset":
+        """Checks all pictures and returns the data set without the broken ones.
+
+        Raises UserError with `on_broken` stop if there are any; prints a warning with skip.
+        """
+        tfds_splits = [self.tfds_range(split)[0] for split in ("train", "test")]
+        broken = find_broken(self.builder, tfds_splits)
+        errors = {x.name: x.error for split in tfds_splits for x in broken[split]}
+        if errors:
+            count = sum(self.builder.info.splits[split].num_examples for split in tfds_splits)
+            raise_or_warn(f"{count} examples of {self.name} in {self.folder}", errors, on_broken)
+        return dataclasses.replace(self, broken=broken)
 
 
 @functools.cache
 def open_dataset(
     name: str, data_dir: str | None = None, validation: int = 0, on_broken: str = "stop"
 ) -> Dataset:
-    """Opens a TFDS classification set by name, preparing it first where it is missing.
+    """Opens a classification data set by name.
 
-    `folder:PATH` names a folder of pictures, PATH/SPLIT/CLASS/PICTURE, with the splits `train` and
-    `test`. `on_broken` says what is done if pictures cannot be read: stop, or skip them. With skip
-    TFDS's sets, too, are looked through once, which takes as long as to read them once.
-    `validation` examples are held out from the end of train.
+    name        a TFDS data set, which is prepared first if it is missing, or `folder:PATH` for a
+                folder of pictures PATH/SPLIT/CLASS/PICTURE with the splits `train` and `test`
+    data_dir    the folder of TFDS data sets; by default that of TFDS
+    validation  the number of examples that are held out from the end of train
+    on_broken   what happens if pictures cannot be read: stop, or skip them. A folder is always
+                checked. A TFDS data set is checked first only with skip, once, which takes as long
+                as reading it once.
 
-    Raises UserError for an unknown name, a set without images and labels, one that cannot be
-    downloaded here, and a `validation` that leaves nothing to train on.
+    Raises UserError for an unknown name, for a data set without images and labels, for one that
+    cannot be downloaded here, and for a `validation` that leaves no training examples.
     """
     check_choice(on_broken, ON_BROKEN, "data.on_broken")
     dataset: Dataset
     if name.startswith(FOLDER_PREFIX):
         root = Path(name.removeprefix(FOLDER_PREFIX)).expanduser()
-        dataset = open_folder(name, root, validation, on_broken)
+        dataset = open_image_folder(name, root, validation, on_broken)
     else:
-        dataset = Prepared(name, _prepared(name, data_dir), validation)
+        dataset = TfdsDataset(name, _open_builder(name, data_dir), validation)
         if on_broken == "skip":
             dataset = dataset.without_broken(on_broken)
     train = dataset.num_examples("train") + validation
@@ -208,15 +218,19 @@ def open_dataset(
     return dataset
 
 
-def _prepared(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
-    builder = _builder(name, data_dir)
+def _open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    """Returns the TFDS builder of a classification data set, prepared."""
+    builder = _create_builder(name, data_dir)
     features = builder.info.features
     if not {"image", "label"} <= set(features) or not hasattr(features["label"], "num_classes"):
-        raise UserError(f"data set {name!r} is not one for classification: {sorted(features)}")
+        raise UserError(
+            f"data set {name!r} is not for image classification: its features are "
+            f"{', '.join(sorted(features))}"
+        )
     return builder if builder.data_path.exists() else _prepare(name, data_dir)
 
 
-def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+def _create_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     check_choice(name.split(":")[0].split("/")[0], tfds.list_builders(), "data set")
     try:
         return tfds.builder(name, data_dir=data_dir)
@@ -225,19 +239,20 @@ def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
 
 
 def _prepare(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
-    """A builder whose set is prepared, here or by another process while this one waited."""
-    builder = _builder(name, data_dir)
+    """Prepares a data set, or waits while another process prepares it; returns its builder."""
+    builder = _create_builder(name, data_dir)
     try:
         with locked(Path(builder.data_dir).parents[1] / f".{builder.name}.lock"):
-            builder = _builder(name, data_dir)  # it looks at what is there when it is made
+            # A builder reads what is on disk when it is created, so create it with the lock held.
+            builder = _create_builder(name, data_dir)
             if not builder.data_path.exists():
                 _download_and_prepare(name, builder)
         return builder
     except UserError:
         raise
-    except AssertionError as error:  # TFDS's way to say: download this one by hand
+    except AssertionError as error:  # TFDS raises it if a data set needs a manual download
         raise UserError(
-            f"{name} must be downloaded by hand: {' '.join(str(error).split())}"
+            f"{name} must be downloaded manually: {' '.join(str(error).split())}"
         ) from error
     except Exception as error:
         raise UserError(
@@ -252,14 +267,16 @@ def _download_and_prepare(name: str, builder: tfds.core.DatasetBuilder) -> None:
         return
     url = next(iter(builder.url_infos), None)
     if url and not reachable(url):
-        raise UserError(f"cannot download {name}: {url} is out of reach; is there a network?")
+        raise UserError(f"cannot download {name}: {url} cannot be reached; check the connection")
     builder.download_and_prepare()
 
 
-@functools.cache  # runs of one process share them
-def _decoded_arrays(builder: tfds.core.DatasetBuilder, split: str) -> tuple[tf.Tensor, tf.Tensor]:
-    whole = builder.as_dataset(split=split, batch_size=-1, shuffle_files=False)
-    return whole["image"], whole["label"]
+@functools.cache  # the runs of one process share the arrays
+def _decoded_arrays(
+    builder: tfds.core.DatasetBuilder, tfds_slice: str
+) -> tuple[tf.Tensor, tf.Tensor]:
+    examples = builder.as_dataset(split=tfds_slice, batch_size=-1, shuffle_files=False)
+    return examples["image"], examples["label"]
 
 
 def _first_line(error: Exception) -> str:

@@ -1,7 +1,7 @@
-"""Where the files of Fashion-MNIST (arXiv 1708.07747) come from.
+"""Prepares Fashion-MNIST (arXiv 1708.07747) from any place that has its files.
 
-Its home on the network serves them; Debian's package `dataset-fashion-mnist` holds the same four
-files. Whoever has the package, or can reach Debian's mirrors, needs nothing else.
+The server of its authors has them, and Debian's package `dataset-fashion-mnist` contains the same
+four files. If the package is installed, or Debian's mirrors can be reached, nothing else is needed.
 """
 
 import shutil
@@ -11,16 +11,19 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from mnv2.data.download import reachable
+from mnv2.data.connection import reachable
 from mnv2.runtime.errors import UserError
 
 PACKAGE = "dataset-fashion-mnist"
-FOLDER = "usr/share/datasets/fashion-mnist"  # inside the package
-INSTALLED = Path("/", FOLDER)
+FOLDER_IN_PACKAGE = "usr/share/datasets/fashion-mnist"
+INSTALLED = Path("/", FOLDER_IN_PACKAGE)
 
 
 def prepare(builder: tfds.core.DatasetBuilder) -> None:
-    """Prepares TFDS's own builder from the installed package, the network, or Debian's mirrors."""
+    """Prepares the TFDS builder from the installed package, the server, or Debian's mirrors.
+
+    Raises UserError if none of them is available.
+    """
     if INSTALLED.is_dir():
         _prepare_from(builder, INSTALLED)
     elif reachable(builder.URL):
@@ -37,11 +40,14 @@ def _prepare_from(builder: tfds.core.DatasetBuilder, folder: Path) -> None:
 
 
 def _unpack_package(folder: Path) -> Path:
-    """Downloads the Debian package and unpacks it into `folder`; neither needs root."""
+    """Downloads the Debian package and unpacks it into `folder`. Neither step needs root.
+
+    Returns the folder of the four files.
+    """
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         raise UserError(
-            "cannot download fashion_mnist: its server is out of reach, and there is no apt-get "
-            f"to fetch Debian's package {PACKAGE}; copy its four files to {INSTALLED}"
+            "cannot download fashion_mnist: its server cannot be reached, and there is no apt-get "
+            f"to download Debian's package {PACKAGE}; copy its four files to {INSTALLED}"
         )
     try:
         _download_package(folder)
@@ -51,16 +57,16 @@ def _unpack_package(folder: Path) -> Path:
         reason = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-1]
         raise UserError(
             "cannot download fashion_mnist: neither its server nor Debian's mirrors can be reached "
-            f"({reason}); with a network, run 'apt-get install {PACKAGE}'"
+            f"({reason}); once there is a connection, run 'apt-get install {PACKAGE}'"
         ) from None
-    return folder / "unpacked" / FOLDER
+    return folder / "unpacked" / FOLDER_IN_PACKAGE
 
 
 def _download_package(folder: Path) -> None:
     try:
         _run("apt-get", "download", PACKAGE, cwd=folder)
     except subprocess.CalledProcessError:
-        # No package lists yet, as in a new container: fetch them into a folder of our own.
+        # There are no package lists yet, as in a new container: download them into `folder`.
         lists = folder / "lists"
         (lists / "partial").mkdir(parents=True)
         private = ("-o", f"Dir::State::lists={lists}")

@@ -1,6 +1,6 @@
-"""From a decoded picture to what a network sees: float32, in [-1, 1] unless told otherwise.
+"""Turns decoded images into the input of a network: float32, in [-1, 1] by default.
 
-Random choices are functions of a seed pair that the caller derives for each example.
+All random choices are functions of a pair of seeds that the caller derives for each example.
 """
 
 from typing import NamedTuple
@@ -14,9 +14,9 @@ CENTRAL_CROP = 0.875
 
 
 class Pixels(NamedTuple):
-    """What a network expects of pixels: (pixel in [0, 1] - mean) / std, in so many channels.
+    """The pixels that a network expects: (pixel in [0, 1] - mean) / std, with `channels` channels.
 
-    0 channels: as many as the picture has.
+    0 channels: as many as the image has.
     """
 
     channels: int = 0
@@ -24,7 +24,7 @@ class Pixels(NamedTuple):
     std: tuple[float, ...] = (0.5,)
 
 
-UNIT_RANGE = Pixels()  # [-1, 1]
+MINUS_ONE_TO_ONE = Pixels()
 
 
 def train_image(
@@ -34,23 +34,29 @@ def train_image(
     augmentation: str,
     size: tuple[int, int],
     pad: int,
-    pixels: Pixels = UNIT_RANGE,
+    pixels: Pixels = MINUS_ONE_TO_ONE,
 ) -> tf.Tensor:
-    """A random view, of `size` (height, width), of one picture (h w c, uint8) or of a batch.
+    """Augments one image (h w c, uint8) or a batch (b h w c, uint8) for training.
 
-    `seeds` is a pair of numbers a picture.
+    images        the decoded image or images
+    seeds         two integers per image: (2,) or (b, 2)
+    augmentation  none       resized if the size differs
+                  flip       as none, then mirrored left to right with probability 1/2
+                  crop_flip  as none, then padded by `pad` zero pixels, cropped back at a random
+                             position, and mirrored as in flip
+                  inception  a random crop with 5 to 100 % of the area and an aspect ratio of 3/4 to
+                             4/3, resized, and mirrored as in flip (slim's
+                             inception_preprocessing without its colour distortion)
+    size          (height, width) of the result
+    pixels        the normalisation of the result
 
-    none       resized where the size differs
-    flip       mirrored left to right, half the time
-    crop_flip  zero-padded by `pad` pixels, cropped back at a random place, and `flip`
-    inception  a random 5 to 100 % of the area, of aspect 3/4 to 4/3, resized, and `flip`
-               (slim's inception_preprocessing, without its colour distortion)
+    Returns float32 images (... height width c).
     """
     check_choice(augmentation, AUGMENTATIONS, "augmentation")
     if augmentation == "none":
         return normalize(_resize(images, size), pixels)
 
-    def one(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    def augment_one(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         crop_seed, flip_seed = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
         if augmentation == "inception":
             image = _inception_crop(image, crop_seed)
@@ -62,28 +68,36 @@ def train_image(
         return normalize(image, pixels)
 
     if images.shape.rank == 3:
-        return one(images, seeds)
-    return tf.map_fn(lambda pair: one(*pair), (images, seeds), fn_output_signature=tf.float32)
+        return augment_one(images, seeds)
+    return tf.map_fn(
+        lambda pair: augment_one(*pair), (images, seeds), fn_output_signature=tf.float32
+    )
 
 
 def eval_image(
-    image: tf.Tensor, *, size: tuple[int, int], pixels: Pixels = UNIT_RANGE
+    image: tf.Tensor, *, size: tuple[int, int], pixels: Pixels = MINUS_ONE_TO_ONE
 ) -> tf.Tensor:
-    """Pictures (... h w c, uint8) at `size`; where resized, their central 87.5 % (slim)."""
+    """Brings images (... h w c, uint8) to `size`, (height, width), and normalises them.
+
+    An image of another size is cropped to its central 87.5 % (slim) and resized.
+    """
     if image.shape[-3:-1] != size:
         image = tf.image.central_crop(image, CENTRAL_CROP)
     return normalize(_resize(image, size), pixels)
 
 
 def normalize(image: tf.Tensor, pixels: Pixels) -> tf.Tensor:
-    """[0, 255] to what the network expects; gray pictures to three channels and back."""
+    """Converts images (... c) in [0, 255] to the channels, mean and std of `pixels`."""
     image = to_channels(tf.cast(image, tf.float32), pixels.channels)
     factor = [255 * std for std in pixels.std]
     return image / factor - [m / s for m, s in zip(pixels.mean, pixels.std, strict=True)]
 
 
 def to_channels(image: tf.Tensor, channels: int) -> tf.Tensor:
-    """Repeats the channel of gray pictures, or takes the luminance of coloured ones."""
+    """Converts grayscale to colour by repeating it, or colour to grayscale by its luminance.
+
+    Images (... c) that have `channels` channels, and all images if it is 0, stay unchanged.
+    """
     if channels == 3 and image.shape[-1] == 1:
         return tf.image.grayscale_to_rgb(image)
     if channels == 1 and image.shape[-1] == 3:
@@ -96,10 +110,10 @@ def _resize(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
 
 
 def _inception_crop(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    whole = tf.constant([[[0.0, 0.0, 1.0, 1.0]]])
+    whole_image = tf.constant([[[0.0, 0.0, 1.0, 1.0]]])
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         tf.shape(image),
-        whole,
+        whole_image,
         seed,
         min_object_covered=0.0,
         aspect_ratio_range=(3 / 4, 4 / 3),

@@ -1,7 +1,7 @@
-"""Names of ImageNet's 1000 classes, in the order in which every family numbers them.
+"""The names of the 1000 classes of ImageNet, in the order that all frameworks use.
 
-The file beside this one gives each class its WordNet synset and the synset's first lemma
-(WordNet 3.0, Princeton University).
+The file `imagenet_classes.txt` has one line per class: its WordNet synset and the first lemma of
+the synset (WordNet 3.0, Princeton University).
 """
 
 import functools
@@ -10,13 +10,16 @@ from pathlib import Path
 
 @functools.cache
 def synsets() -> tuple[str, ...]:
-    """n01440764, n01443537, ...: what the data sets call the classes."""
+    """Returns the names that the data sets give to the classes: n01440764, n01443537, ..."""
     return tuple(line.partition(" ")[0] for line in _lines())
 
 
 @functools.cache
 def class_names(count: int) -> tuple[str, ...] | None:
-    """tench, goldfish, ... for 1000 classes; with background before them for 1001."""
+    """Returns tench, goldfish, ... for 1000 classes, and background before them for 1001.
+
+    Returns None for any other number of classes.
+    """
     names = tuple(line.partition(" ")[2] for line in _lines())
     return {1000: names, 1001: ("background", *names)}.get(count)
 

@@ -1,6 +1,7 @@
-"""This package's own weights: a run's folder, and a single `.safetensors` file.
+"""Reads and writes weights of this package: the folder of a run, or one `.safetensors` file.
 
-Both tell in JSON which network it is, what it expects of images and what its classes are called.
+Both contain a description in JSON: the network, the preprocessing that it expects, and the names
+of its classes.
 """
 
 import dataclasses
@@ -15,19 +16,19 @@ from flax.traverse_util import flatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from mnv2.models import create_model
-from mnv2.models import describe as describe_model
-from mnv2.pretrained.network import DenseHead, Pretrained, check, shapes_of, to_variables
+from mnv2.models import create_model, name_and_fields
+from mnv2.pretrained.infer import check_tensors, shapes_of, to_variables
+from mnv2.pretrained.loaded import DenseHead, Pretrained
 from mnv2.pretrained.preprocessing import Preprocessing
+from mnv2.runtime import packed_arrays
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import write_json
-from mnv2.training.checkpoint import restore_variables
+from mnv2.runtime.layout import CHECKPOINTS, NETWORK
 
-DESCRIPTION = "network.json"  # in a run's folder
-METADATA = "mnv2"  # in a .safetensors file
+METADATA_KEY = "mnv2"  # of the description in a .safetensors file
 
 
-def describe(
+def description_of(
     model: Any,
     channels: int,
     preprocess: Preprocessing,
@@ -35,10 +36,13 @@ def describe(
     class_names: Sequence[str] | None,
     output: str = "softmax",
 ) -> dict[str, Any]:
-    """All that a file says beside the arrays."""
+    """Returns the description of a network, ready for JSON: everything except its arrays.
+
+    The arguments are as in `Pretrained`; `channels` is the number of channels of its images.
+    """
     head = model.layers if isinstance(model, DenseHead) else ()
     backbone = model.backbone if head else model
-    network, fields = describe_model(backbone)
+    network, fields = name_and_fields(backbone)
     return {
         "network": network,
         "fields": fields,
@@ -52,38 +56,56 @@ def describe(
 
 
 def write_description(folder: Path, description: dict[str, Any]) -> None:
-    """Says in a run's folder what its checkpoints hold."""
-    write_json(folder / DESCRIPTION, description)
+    """Writes the description of the network in a run's checkpoints to the folder of the run."""
+    write_json(folder / NETWORK, description)
 
 
 def is_run(path: Path) -> bool:
-    return (path / DESCRIPTION).exists()
+    """Returns whether `path` is the folder of a run."""
+    return (path / NETWORK).exists()
 
 
 def read_run(folder: Path) -> Pretrained:
-    """The newest checkpoint of a run, with averaged parameters where it keeps them."""
+    """Reads the newest checkpoint of a run, with averaged parameters if the run keeps them.
+
+    Raises UserError if it cannot be read, or if a tensor is missing, unexpected or misshapen.
+    """
     try:
-        description = json.loads((folder / DESCRIPTION).read_text())
-        variables = restore_variables(folder / "checkpoints")
+        description = json.loads((folder / NETWORK).read_text())
+        arrays = _eval_variables(packed_arrays.read_newest(folder / CHECKPOINTS))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {folder}: {str(error).splitlines()[0]}") from error
-    return _build(description, flatten_dict(variables, sep="/"), str(folder))
+    return _build(description, arrays, str(folder))
+
+
+def _eval_variables(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the variables for evaluation: averaged parameters, if any, and statistics."""
+    averaged = any(name.startswith("ema/") for name in state)
+    params = "ema/" if averaged else "params/"
+    return {
+        name.replace("ema/", "params/", 1): array
+        for name, array in state.items()
+        if name.startswith((params, "batch_stats/"))
+    }
 
 
 def is_export(path: Path) -> bool:
-    """True for a `.safetensors` file that `write` wrote."""
+    """Returns whether `path` is a `.safetensors` file that `write` wrote."""
     try:
         with safe_open(path, "numpy") as file:
-            return METADATA in (file.metadata() or {})
+            return METADATA_KEY in (file.metadata() or {})
     except (SafetensorError, OSError):
         return False
 
 
 def read(path: Path) -> Pretrained:
-    """Reads what `write` wrote. Raises UserError for a tensor that is off, naming it."""
+    """Reads a file that `write` wrote.
+
+    Raises UserError if it cannot be read, or if a tensor is missing, unexpected or misshapen.
+    """
     try:
         with safe_open(path, "numpy") as file:
-            description = json.loads(file.metadata()[METADATA])
+            description = json.loads(file.metadata()[METADATA_KEY])
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
@@ -91,8 +113,8 @@ def read(path: Path) -> Pretrained:
 
 
 def write(path: Path, pretrained: Pretrained) -> None:
-    """Writes a network with its weights and all that is known of it as one file."""
-    description = describe(
+    """Writes a network with its weights and its description to one `.safetensors` file."""
+    description = description_of(
         pretrained.model,
         pretrained.channels,
         pretrained.preprocess,
@@ -104,10 +126,11 @@ def write(path: Path, pretrained: Pretrained) -> None:
         name: np.ascontiguousarray(array)
         for name, array in flatten_dict(pretrained.variables, sep="/").items()
     }
-    save_file(arrays, path, metadata={METADATA: json.dumps(description)})
+    save_file(arrays, path, metadata={METADATA_KEY: json.dumps(description)})
 
 
 def _build(description: dict[str, Any], arrays: dict[str, Any], source: str) -> Pretrained:
+    """Builds the described network with weights by path. `source` names the file in messages."""
     fields = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in description["fields"].items()
@@ -115,18 +138,18 @@ def _build(description: dict[str, Any], arrays: dict[str, Any], source: str) -> 
     model: nn.Module = create_model(description["network"], **fields)
     if description["head"]:
         model = DenseHead(model, tuple((units, name) for units, name in description["head"]))
-    check(arrays, shapes_of(model, description["channels"]), source, {})
-    given = description["preprocess"]
+    check_tensors(arrays, shapes_of(model, description["channels"]), source, {})
+    saved = description["preprocess"]
     preprocess = Preprocessing(
-        given["method"], given["crop"], tuple(given["mean"]), tuple(given["std"])
+        saved["method"], saved["crop"], tuple(saved["mean"]), tuple(saved["std"])
     )
     height, width = description["image_size"]
-    names = description["class_names"]
+    class_names = description["class_names"]
     return Pretrained(
         model,
         to_variables(arrays),
         preprocess,
         (height, width),
-        None if names is None else tuple(names),
+        None if class_names is None else tuple(class_names),
         description["output"],
     )

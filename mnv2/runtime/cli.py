@@ -1,4 +1,4 @@
-"""How a command begins, and how it ends: in one line and exit code 2 for bad input."""
+"""How a command starts and ends: quietly, and after bad input with one line and exit code 2."""
 
 import argparse
 import os
@@ -13,7 +13,7 @@ from mnv2.runtime.interruption import EXIT_CODE, Stopped, compiling
 
 
 def command_parser(module: str, description: str | None) -> argparse.ArgumentParser:
-    """The parser of `python -m module`; --help shows the module's docstring as it is written."""
+    """Returns the parser of `python -m module`; `--help` shows the module's docstring as it is."""
     return argparse.ArgumentParser(
         prog=f"python -m {module}",
         description=description,
@@ -22,24 +22,41 @@ def command_parser(module: str, description: str | None) -> argparse.ArgumentPar
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a command's main function: a UserError is one line and exit code 2."""
-    logging.set_verbosity(logging.ERROR)  # TensorFlow and Orbax have much to say
+    """Runs a command's main function: a UserError becomes one line and exit code 2."""
+    silence_libraries()
     try:
         main()
     except UserError as error:
         fail(str(error))
     except Stopped as stopped:
-        print(f"\nstopped by {stopped}: the same command goes on there", file=sys.stderr)
+        print(f"\nstopped by {stopped}: the same command resumes there", file=sys.stderr)
         if compiling():
             leave(EXIT_CODE)
         sys.exit(EXIT_CODE)
     except KeyboardInterrupt:
-        print("\ninterrupted: the same command goes on where it stopped", file=sys.stderr)
-        sys.exit(130)  # what a shell says of a process that SIGINT ended
+        print("\ninterrupted: the same command resumes where it stopped", file=sys.stderr)
+        sys.exit(130)  # the exit code of a process that SIGINT ended
+
+
+def silence_libraries() -> None:
+    """Keeps TensorFlow, which must not be imported yet, and Orbax from printing what is no error.
+
+    This changes the process's environment, so it is for commands and never for an import.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    logging.set_verbosity(logging.ERROR)
+
+
+def hide_gpus_from_tensorflow() -> None:
+    """Keeps TensorFlow, which only reads data here, from taking the GPU memory that JAX needs."""
+    import tensorflow as tf  # takes seconds, which `--help` does not wait for
+
+    tf.config.set_visible_devices([], "GPU")
 
 
 def leave(code: int) -> NoReturn:
-    """Ends the process at once, without waiting for what else is under way in it."""
+    """Ends the process immediately, without waiting for other threads."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

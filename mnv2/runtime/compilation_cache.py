@@ -1,7 +1,7 @@
-"""Compiled programs, kept on the disk from one command to the next.
+"""Compiled programs, kept on disk from one command to the next.
 
-Compiling a training step of MobileNetV2 takes some ten seconds, and each arm of a sweep has its
-own.
+Compiling a training step of MobileNetV2 takes about ten seconds, and every arm of a sweep has its
+own step.
 """
 
 import hashlib
@@ -15,10 +15,10 @@ from mnv2.runtime.files import caches
 CPU_INFO = Path("/proc/cpuinfo")
 
 
-def remember() -> Path:
-    """Has JAX keep what it compiles, and take from there what it knows; returns the folder.
+def enable() -> Path:
+    """Lets JAX store its compiled programs in a folder and reuse them; returns the folder.
 
-    Whoever sets JAX_COMPILATION_CACHE_DIR, or JAX's own setting, decides where.
+    JAX_COMPILATION_CACHE_DIR, or JAX's own setting, chooses another folder.
     """
     chosen = jax.config.jax_compilation_cache_dir
     if chosen:
@@ -29,7 +29,10 @@ def remember() -> Path:
 
 
 def _processor() -> str:
-    """Of this kind of processor: programs for another may not run, and home folders are shared."""
+    """Returns a name for this kind of processor.
+
+    A program for another kind may not run, and several machines may share a home folder.
+    """
     flags = platform.machine()
     if CPU_INFO.exists():
         lines = CPU_INFO.read_text().splitlines()

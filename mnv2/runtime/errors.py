@@ -1,4 +1,4 @@
-"""Mistakes of a user's, said in one line."""
+"""Errors in what a user gave, each explained in one line."""
 
 import difflib
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ class UserError(ValueError):
 
 
 def check_choice(value: str, choices: Iterable[str], what: str) -> None:
-    """Raises UserError unless `value` is one of `choices`; suggests the nearest of them."""
+    """Raises UserError unless `value` is one of `choices`; the message suggests the nearest one."""
     names = sorted(choices)
     if value in names:
         return

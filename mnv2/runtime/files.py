@@ -1,4 +1,4 @@
-"""Writing small files so that a kill at any moment leaves the old one or the new one, whole."""
+"""Small files, written so that a kill at any moment leaves the old file or the new file, whole."""
 
 import contextlib
 import fcntl
@@ -10,21 +10,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-LOCK = ".lock"
-GLANCE = 0.1  # seconds
+from mnv2.runtime.layout import LOCK
+
+GLANCE = 0.1  # seconds that `holder` may keep a lock for
 
 
 class Held(Exception):
-    """Another process, which the message names, is writing to a folder."""
+    """Another process is writing to a folder; the message names the process."""
 
 
 def caches() -> Path:
-    """The folder of what can be made again."""
+    """Returns the folder for files that can be made again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mnv2"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a file at once."""
+    """Replaces a file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".unfinished")
     unfinished.write_text(text)
@@ -32,7 +33,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replaces a file at once by `value` as indented JSON."""
+    """Replaces a file by `value` as indented JSON, whole or not at all."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
@@ -43,7 +44,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def keep_lines(path: Path, wanted: Callable[[str], bool]) -> None:
-    """Drops the lines of a file that are not `wanted`, and one that was cut short."""
+    """Drops the lines of a file that are not `wanted`, and a last line that was cut short."""
     if path.exists():
         lines = path.read_text().splitlines(keepends=True)
         write_text(path, "".join(line for line in lines if line.endswith("\n") and wanted(line)))
@@ -51,7 +52,7 @@ def keep_lines(path: Path, wanted: Callable[[str], bool]) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds the lock of that name, waiting for whoever holds it; it ends with the process."""
+    """Holds a lock file, after waiting for the process that holds it. It ends with the process."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -60,14 +61,14 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-    """Keeps other processes out of a folder. Raises Held, saying by whom, if one is in it.
+    """Keeps other processes out of a folder. Raises Held if another process is writing there.
 
-    The system ends the lock with its process, however that ends: no lock outlives its holder.
+    The operating system releases the lock when its process ends, for whatever reason.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+") as file:
         if not _lock(file):
-            time.sleep(GLANCE)  # unless it was only `holder`, which looks for an instant
+            time.sleep(GLANCE)  # it may only be `holder`, which looks for an instant
             if not _lock(file):
                 file.seek(0)
                 raise Held(file.read().strip() or "another process")
@@ -86,7 +87,7 @@ def _lock(file: IO[str]) -> bool:
 
 
 def holder(folder: Path) -> str | None:
-    """Which process is writing to a folder, if one is."""
+    """Returns which process is writing to a folder; None if none is."""
     try:
         with (folder / LOCK).open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

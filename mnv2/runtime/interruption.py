@@ -1,6 +1,6 @@
-"""SIGTERM and SIGINT: the step is finished, the state saved, and the same command goes on later.
+"""SIGTERM and SIGINT: a run finishes its step and saves its state; the same command resumes it.
 
-What SLURM and clouds send before they take a machine away is SIGTERM, too.
+SLURM and clouds also send SIGTERM before they take a machine away.
 """
 
 import contextlib
@@ -11,38 +11,39 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from types import FrameType
 
-EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: not done, to be tried again
-COMPILING = "compiling"  # a thread
-# Several processes talk at every so many checks, since a talk waits for every device, and at each
-# check where one takes longer than SLOW: who sent the signal may not wait for ten of those.
+EXIT_CODE = 75  # EX_TEMPFAIL in sysexits.h: not done, try again
+COMPILING = "compiling"  # the name of a thread
+# Several processes talk once per this many checks, because a talk waits for every device. They talk
+# at every check if the steps between two checks take longer than SLOW.
 BETWEEN_TALKS = 10
 SLOW = 1.0  # seconds
 
 
 class Stopped(BaseException):
-    """A signal asked the process to stop. Not an Exception: no handler of errors may keep it."""
+    """A signal asked the process to stop. Not an Exception, so that no error handler catches it."""
 
 
 class Stopper:
-    """What a signal does depends on where it comes.
+    """Turns SIGTERM and SIGINT into the exception Stopped, at a moment when that is safe.
 
-    Within `deferred()` it is only noted, for the loop to look at between steps, and a second SIGINT
-    raises KeyboardInterrupt. Anywhere else within `listening()` it raises Stopped, and so it does
-    while `compile` waits.
+    Within `deferred()` a signal is only noted: the loop calls `check` between steps, which raises.
+    A second SIGINT then raises KeyboardInterrupt. Elsewhere within `listening()`, and while
+    `compile` waits, a signal raises Stopped immediately.
 
-    With `any_of`, which tells whether something is true in any process, all stop at one `check`.
+    With several processes, `any_of` tells whether a value is true in any of them; all processes
+    then stop at the same `check`.
     """
 
     def __init__(self, any_of: Callable[[bool], bool] | None = None) -> None:
         self._noted: str | None = None
         self._deferring = False
         self._any_of = any_of
-        self._silent, self._every = 0, 1  # checks since the last talk, and until the next
+        self._silent, self._every = 0, 1  # checks since the last talk, checks between talks
         self._talked = time.monotonic()
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Takes both signals over; must be entered in the main thread."""
+        """Handles both signals within the context. Must be entered in the main thread."""
         before = {number: signal.signal(number, self._handle) for number in _SIGNALS}
         try:
             yield
@@ -52,7 +53,7 @@ class Stopper:
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
-        """Within, signals wait until `check` is called."""
+        """Lets signals wait until `check` is called."""
         self._deferring = True
         try:
             yield
@@ -61,10 +62,11 @@ class Stopper:
         self.check()
 
     def compile[Result](self, work: Callable[[], Result]) -> Result:
-        """The result of `work`, for which a signal need not wait: it may take minutes.
+        """Returns the result of `work`, which may take minutes; a signal does not wait for it.
 
-        Python's handlers would only run when XLA returns, hence the thread. It is left to itself if
-        a signal comes; not so where several processes must stop together.
+        `work` runs in a thread, because Python handles signals only when XLA returns. If a signal
+        comes, the thread is abandoned. With several processes, which must stop together, `work`
+        runs in the main thread and signals wait.
         """
         if self._any_of is not None:
             return work()
@@ -85,7 +87,7 @@ class Stopper:
             self._deferring = deferring
 
     def check(self) -> None:
-        """Raises Stopped if a signal has come, or was found to have come to another process."""
+        """Raises Stopped if a signal came to this process or, with several, to another one."""
         if self._any_of is None:
             if self._noted:
                 raise Stopped(self._noted)
@@ -108,7 +110,7 @@ class Stopper:
 
 
 def compiling() -> bool:
-    """Whether what `compile` was to wait for is still under way: Python cannot end beside it."""
+    """Tells whether an abandoned `compile` still runs: until it ends Python cannot exit."""
     return any(thread.name == COMPILING for thread in threading.enumerate())
 
 

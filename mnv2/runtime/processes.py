@@ -1,4 +1,4 @@
-"""Several processes of one run: how they meet, agree, and end together."""
+"""Several processes of one run: how they meet, divide the work, agree, and end together."""
 
 import contextlib
 import faulthandler
@@ -14,19 +14,19 @@ from mnv2.runtime.cli import leave
 from mnv2.runtime.errors import UserError
 
 MEETING = 120  # seconds that the first process waits for the others
-SILENCE = 60  # seconds without a word after which a process is taken for dead
-LOST = 1  # exit code
+SILENCE = 60  # seconds without a heartbeat after which a process counts as dead
+LOST = 1  # the exit code of a process that lost another one
 
 
 def meet(
     coordinator: str | None = None, count: int | None = None, which: int | None = None
 ) -> None:
-    """Joins the processes of this run; must come before anything else that JAX does.
+    """Joins the processes of this run. Must be called before anything else uses JAX.
 
-    What is None is what JAX finds out by itself, from SLURM, MPI, Kubernetes or a TPU pod. Raises
-    UserError where it finds nothing, and where the others do not come.
+    JAX finds the values that are None by itself, from SLURM, MPI, Kubernetes or a TPU pod. Raises
+    UserError if it finds none, and if the other processes do not come.
     """
-    # JAX may end this process, with a line that says why; absl would add a hundred to that.
+    # JAX may end this process with one line that says why; absl would add a hundred lines.
     faulthandler.disable()
     try:
         jax.distributed.initialize(
@@ -47,15 +47,31 @@ def meet(
         )
 
 
+def process_shard() -> tuple[int, int]:
+    """Returns which part of each batch this process reads: (index, number of processes)."""
+    return jax.process_index(), jax.process_count()
+
+
+def is_writer() -> bool:
+    """Tells whether this is the one process that writes the files that a run has once."""
+    return jax.process_index() == 0
+
+
+def say(line: str) -> None:
+    """Prints a line immediately, in one of the processes."""
+    if is_writer():
+        print(line, flush=True)
+
+
 def any_of(value: bool) -> bool:
-    """Whether `value` is true in any process; all must ask."""
+    """Tells whether `value` is true in any process. All processes must call it."""
     if jax.process_count() == 1:
         return value
     return bool(np.any(multihost_utils.process_allgather(np.asarray(value))))
 
 
 def of_first(value: bool) -> bool:
-    """The first process's `value`; all must ask."""
+    """Returns the first process's `value`. All processes must call it."""
     if jax.process_count() == 1:
         return value
     return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
@@ -63,9 +79,9 @@ def of_first(value: bool) -> bool:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """Ends this process at once where it, or one of the others, fails; the others notice.
+    """Ends this process immediately if it fails or loses another one; the others notice.
 
-    An orderly end would wait for all to be ready for it.
+    A normal exit would wait until all processes are ready to exit.
     """
     try:
         yield
@@ -76,7 +92,7 @@ def together() -> Iterator[None]:
             _leave(f"{error}", code=2)
         _leave(
             f"process {jax.process_index()} of {jax.process_count()} ended, or lost one of the "
-            f"others: {_line(error)}; started again, all go on from the newest checkpoint",
+            f"others: {_line(error)}; start all again to resume from the newest checkpoint",
             code=LOST,
         )
 

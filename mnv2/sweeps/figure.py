@@ -1,23 +1,22 @@
-"""One figure of a sweep: a panel an ablation, and accuracy against cost."""
+"""The figure of a report: one panel per ablation, and accuracy against cost."""
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib.figure
 import numpy as np
 from matplotlib.axes import Axes
-from scipy import stats
 
-if TYPE_CHECKING:
-    from mnv2.report import Row, Sweep
+from mnv2.sweeps.statistics import Row, prediction_interval
+from mnv2.sweeps.workdir import Sweep
 
 BASELINE_COLOR, ARM_COLOR, BAND_COLOR = "black", "#3b6ea5", "0.9"
 
 
-def draw(sweep: "Sweep", rows: Sequence["Row"], path: Path) -> None:
-    """Draws accuracy (with 95 % intervals) against what each panel of the config varies."""
+def draw(sweep: Sweep, rows: Sequence[Row], path: Path) -> None:
+    """Draws accuracy, with 95 % intervals, against the field that each panel varies."""
     by_arm = {row.arm: row for row in rows}
     panels = sweep.config["panels"]
     columns = 3
@@ -41,9 +40,9 @@ def draw(sweep: "Sweep", rows: Sequence["Row"], path: Path) -> None:
     unfinished.replace(path)
 
 
-def to_tensorboard(image: Path, folder: Path) -> None:
-    """Writes the figure as an image of the run `folder`, in place of an earlier one."""
-    from clu import metric_writers  # imports TensorFlow, which drawing need not wait for
+def write_to_tensorboard(image: Path, folder: Path) -> None:
+    """Writes the figure as an image to `folder`, in place of an earlier one."""
+    from clu import metric_writers  # imports TensorFlow, which drawing does not need
 
     for old in folder.glob("events.out.tfevents.*"):
         old.unlink()
@@ -53,7 +52,7 @@ def to_tensorboard(image: Path, folder: Path) -> None:
     writer.close()
 
 
-def _draw_panel(axis: Axes, sweep: "Sweep", title: str, field: str, rows: Sequence["Row"]) -> None:
+def _draw_panel(axis: Axes, sweep: Sweep, title: str, field: str, rows: Sequence[Row]) -> None:
     values = [_value(sweep, row.arm, field) for row in rows]
     places: list[Any] = list(range(len(rows)))
     if all(isinstance(value, int | float) for value in values):
@@ -71,17 +70,17 @@ def _draw_panel(axis: Axes, sweep: "Sweep", title: str, field: str, rows: Sequen
     axis.set_xlabel(field)
 
 
-def _draw_cost(axis: Axes, sweep: "Sweep", rows: Sequence["Row"]) -> None:
+def _draw_cost(axis: Axes, sweep: Sweep, rows: Sequence[Row]) -> None:
     for row in rows:
         _draw_point(axis, row.multiply_adds / 1e6, row, row.arm == sweep.baseline)
     _draw_band(axis, sweep)
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter("{x:g}")
     axis.set_title("cost, all arms")
-    axis.set_xlabel("million multiply-adds an image")
+    axis.set_xlabel("million multiply-adds per image")
 
 
-def _draw_point(axis: Axes, place: float, row: "Row", is_baseline: bool) -> None:
+def _draw_point(axis: Axes, place: float, row: Row, is_baseline: bool) -> None:
     axis.errorbar(
         place,
         row.accuracy.mean,
@@ -94,22 +93,18 @@ def _draw_point(axis: Axes, place: float, row: "Row", is_baseline: bool) -> None
     )
 
 
-def _draw_band(axis: Axes, sweep: "Sweep") -> None:
-    """Shades where one more run of the baseline would fall: the yardstick of one-seed arms."""
+def _draw_band(axis: Axes, sweep: Sweep) -> None:
+    """Shades where one more run of the baseline would fall: the measure for arms with one seed."""
     accuracies = list(sweep.accuracies(sweep.baseline).values())
     if not accuracies:
         return
-    mean = np.mean(accuracies)
-    axis.axhline(mean, color=BASELINE_COLOR, linewidth=0.8, linestyle=":")
-    if len(accuracies) > 1:
-        count = len(accuracies)
-        spread = np.std(accuracies, ddof=1) * (1 + 1 / count) ** 0.5
-        reach = spread * stats.t.ppf(0.975, count - 1)
-        axis.axhspan(mean - reach, mean + reach, color=BAND_COLOR, zorder=0)
+    axis.axhline(np.mean(accuracies), color=BASELINE_COLOR, linewidth=0.8, linestyle=":")
+    if interval := prediction_interval(accuracies):
+        axis.axhspan(*interval, color=BAND_COLOR, zorder=0)
 
 
-def _value(sweep: "Sweep", arm: str, field: str) -> Any:
-    """What `field` is in an arm, what it sets or else the shared config; its name for `arm`."""
+def _value(sweep: Sweep, arm: str, field: str) -> Any:
+    """Returns the value of `field` in an arm; the arm's name if the field is `arm`."""
     if field == "arm":
         return arm
     value: Any = sweep.arms[arm].get(field)

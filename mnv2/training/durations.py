@@ -8,9 +8,10 @@ UNITS = ("epochs", "steps", "examples")
 
 
 def to_steps(duration: str, *, examples: int, batch_size: int, what: str = "duration") -> int:
-    """Training steps in `duration`, rounded to the nearest, at least 1; 0 for a duration of 0.
+    """Converts `duration` to training steps, rounded to the nearest and at least 1.
 
-    An epoch is examples // batch_size steps. Raises UserError, naming `what`, for other text.
+    A duration of 0 is 0 steps. An epoch is examples // batch_size steps. Raises UserError, naming
+    the field `what`, for other text.
     """
     try:
         number, unit = duration.split()

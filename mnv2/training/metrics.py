@@ -1,4 +1,4 @@
-"""What is counted: sums over examples, divided once at the end, never means of means."""
+"""Loss and accuracy, as sums over examples that are divided once at the end."""
 
 from collections.abc import Iterable, Sequence
 
@@ -16,7 +16,10 @@ Sums = dict[str, Array]
 def cross_entropy(
     logits: Float[Array, "b classes"], labels: Int[Array, " b"], smoothing: float = 0.0
 ) -> Float[Array, " b"]:
-    """Each example's loss, in float32 at least; `smoothing` is spread over all classes evenly."""
+    """Computes each example's loss, in float32 or better.
+
+    Label smoothing spreads `smoothing` of the target evenly over all classes.
+    """
     targets = jax.nn.one_hot(labels, logits.shape[-1])
     targets = optax.smooth_labels(targets, smoothing)
     return optax.softmax_cross_entropy(logits.astype(accumulator(logits.dtype)), targets)
@@ -28,9 +31,9 @@ def count(
     losses: Float[Array, " b"],
     mask: Float[Array, " b"] | None = None,
 ) -> Sums:
-    """Sums over the examples whose mask is 1: loss, top-1 and top-5 hits, and examples."""
+    """Sums loss, top-1 hits, top-5 hits and examples over the examples whose mask is 1."""
     mask = jnp.ones_like(losses) if mask is None else mask
-    # How many classes score higher than the right one, ties counted against it.
+    # The number of classes that score at least as high as the right one.
     right = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     others = jnp.arange(logits.shape[-1]) != labels[:, None]
     rank = jnp.sum((logits >= right) & others, axis=-1)
@@ -43,7 +46,7 @@ def count(
 
 
 def summarize(batches: Iterable[Sums]) -> dict[str, float]:
-    """Adds up sums of batches: mean loss, accuracies in [0, 1], examples."""
+    """Adds the sums of batches; returns mean loss, accuracies in [0, 1] and number of examples."""
     batches = jax.device_get(list(batches))
     total = {
         name: float(sum(np.float64(sums[name]) for sums in batches))
@@ -59,11 +62,11 @@ def summarize(batches: Iterable[Sums]) -> dict[str, float]:
 
 
 def first_not_finite(batches: Sequence[Sums]) -> int | None:
-    """The first batch whose loss is not finite; None if there is none."""
+    """Returns the index of the first batch whose loss is not finite; None if there is none."""
     losses = jax.device_get([sums["loss"] for sums in batches])
     return next((i for i, loss in enumerate(losses) if not np.isfinite(loss)), None)
 
 
 def skipped(batches: Sequence[Sums]) -> int:
-    """How many of the steps were skipped."""
+    """Counts the steps that were skipped."""
     return sum(int(sums.get("skipped", 0)) for sums in jax.device_get(list(batches)))

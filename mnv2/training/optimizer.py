@@ -1,4 +1,4 @@
-"""From a config to an optax transformation and its learning rate schedule."""
+"""The optimiser and its learning rate schedule, as optax objects."""
 
 import re
 from typing import Any
@@ -8,24 +8,27 @@ import optax
 
 from mnv2.runtime.errors import check_choice
 from mnv2.training.durations import to_steps
+from mnv2.training.settings import Optimization
 
 OPTIMIZERS = ("sgd", "rmsprop", "adamw")
 SCHEDULES = ("cosine", "exponential", "constant")
 
 
 def create_schedule(
-    config: Any, *, total_steps: int, examples: int, batch_size: int
+    config: Optimization, *, total_steps: int, examples: int, batch_size: int
 ) -> optax.Schedule:
-    """Learning rate as a function of the step: a linear warm-up from 0, then `config.schedule`.
+    """Creates the learning rate as a function of the step: linear warm-up, then `config.schedule`.
 
-    cosine       to 0 at the last step
-    exponential  times `decay_rate` once every `decay_every`, in stairs (the papers': 0.98, 1 epoch)
-    constant
+    cosine       decreases to 0 at the last step
+    exponential  multiplied by `decay_rate` every `decay_every` (the papers: 0.98 every epoch)
+    constant     stays the same
     """
     check_choice(config.schedule, SCHEDULES, "schedule")
 
     def steps(field: str) -> int:
-        return to_steps(config[field], examples=examples, batch_size=batch_size, what=field)
+        return to_steps(
+            getattr(config, field), examples=examples, batch_size=batch_size, what=field
+        )
 
     warmup, peak = steps("warmup"), config.learning_rate
     if config.schedule == "cosine":
@@ -39,21 +42,24 @@ def create_schedule(
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), main], [warmup])
 
 
-def create_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """SGD with Nesterov momentum, the papers' RMSProp, or AdamW.
+def create_optimizer(
+    config: Optimization, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    """Creates SGD with Nesterov momentum, the papers' RMSProp, or AdamW.
 
-    Weight decay touches parameters whose path (such as `block_3/expand/kernel`) matches
-    `config.weight_decay_on`. For sgd and rmsprop it is an L2 term of the loss, so that it passes
-    through momentum and scaling as in TensorFlow and PyTorch; for adamw it is decoupled.
+    Weight decay applies to parameters whose path (such as `block_3/expand/kernel`) matches
+    `config.weight_decay_on`. For sgd and rmsprop it is an L2 term of the loss, which passes through
+    momentum and scaling as in TensorFlow and PyTorch. For adamw it is decoupled.
 
-    rmsprop is TensorFlow's: epsilon inside the root, squares starting from 1, and the learning rate
-    inside the momentum buffer. With epsilon = 1, as in the authors' runs, all three matter.
+    rmsprop is TensorFlow's: epsilon is inside the square root, the mean square starts from 1, and
+    the learning rate is inside the momentum buffer. With epsilon = 1, as the authors trained, all
+    three matter.
 
-    Where the config has a `backbone_rate`, that is the learning rate of all parameters but the
-    classifier's, relative to it; 0 leaves them as they are.
+    The learning rate of the backbone is `config.backbone_rate` times that of the classifier; 0
+    freezes the backbone.
     """
     update = _update(config, schedule)
-    rate = config.get("backbone_rate", 1.0)
+    rate = config.backbone_rate
     if rate == 1:
         return update
     backbone = optax.chain(update, optax.scale(rate)) if rate else optax.set_to_zero()
@@ -65,7 +71,7 @@ def create_optimizer(config: Any, schedule: optax.Schedule) -> optax.GradientTra
     )
 
 
-def _update(config: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
+def _update(config: Optimization, schedule: optax.Schedule) -> optax.GradientTransformation:
     check_choice(config.optimizer, OPTIMIZERS, "optimizer")
 
     def decayed(params: Any) -> Any:
@@ -88,7 +94,7 @@ def _update(config: Any, schedule: optax.Schedule) -> optax.GradientTransformati
 
 
 def name_mask(params: Any, pattern: str) -> Any:
-    """True for each parameter whose path, its keys joined by '/', contains `pattern`."""
+    """Marks the parameters whose path, such as stem/bn/scale, matches a regular expression."""
     return jax.tree.map_with_path(
         lambda path, _: re.search(pattern, "/".join(key.key for key in path)) is not None, params
     )

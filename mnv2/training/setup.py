@@ -1,114 +1,135 @@
-"""What a config describes, built: data set, network, starting weights, compiled steps."""
+"""Builds what a run needs from its settings: data set, network, durations, steps."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
-import ml_collections
+import numpy as np
 
 from mnv2 import data, pretrained
-from mnv2.models import create_model, describe
+from mnv2.models import create_model, name_and_fields
 from mnv2.runtime.errors import UserError, check_choice, check_positive
 from mnv2.training.devices import AXIS
 from mnv2.training.durations import to_steps
-from mnv2.training.state import TrainState
-from mnv2.training.steps import Steps, compile_steps, frozen, step_settings
+from mnv2.training.settings import Settings
+from mnv2.training.steps import Steps, create_steps
 
 
-class Parts(NamedTuple):
-    """What a config describes, built; nothing is compiled yet."""
+class Durations(NamedTuple):
+    """How long a run is and how often it evaluates and saves, in steps; 0 means never."""
+
+    total: int
+    eval_every: int
+    checkpoint_every: int
+
+
+class Setup(NamedTuple):
+    """Everything that a run needs. Nothing is compiled yet.
+
+    image_shape  (height, width, channels) of the images that the network takes
+    pixels       how their values are normalised
+    backbone     the network of the weights file without its classifier; None if there is no file
+    """
 
     dataset: data.Dataset
     model: nn.Module
     image_shape: tuple[int, int, int]
     pixels: data.Pixels
-    durations: tuple[int, int, int]  # steps: in all, between evaluations, between checkpoints
-    on_devices: Steps
+    durations: Durations
+    steps: Steps
+    backbone: pretrained.Pretrained | None
+
+    def eval_view(self) -> Callable[..., Any]:
+        """Returns the function that turns pictures into the network's input in evaluation."""
+        return functools.partial(data.eval_image, size=self.image_shape[:2], pixels=self.pixels)
+
+    def as_pictures(self, images: np.ndarray, count: int = 8) -> np.ndarray:
+        """Undoes the normalisation of the first `count` images: count h w c, in [0, 1]."""
+        mean, std = np.asarray(self.pixels.mean), np.asarray(self.pixels.std)
+        return np.clip(images[:count] * std + mean, 0, 1)
 
 
-def build(config: ml_collections.ConfigDict) -> Parts:
-    """Builds all that a run needs. Raises UserError if the config does not describe a run."""
-    dataset, model = open_data(config), build_model(config)
-    shape = image_shape(config, dataset)
-    check_choice(config.data.augmentation, data.AUGMENTATIONS, "augmentation")
+def set_up(settings: Settings) -> Setup:
+    """Builds everything that a run needs. Raises UserError if the settings describe no run."""
+    dataset = open_data(settings)
+    backbone = None if settings.weights is None else _load_backbone(settings.weights)
+    model = _create_model(settings, dataset.num_classes, backbone)
+    shape = image_shape(settings, dataset, backbone)
+    check_choice(settings.data.augmentation, data.AUGMENTATIONS, "augmentation")
     examples = dataset.num_examples("train")
-    total, evaluation, checkpoint = (
-        to_steps(config[name], examples=examples, batch_size=config.batch_size, what=name)
-        for name in ("duration", "eval_every", "checkpoint_every")
+    durations = Durations(
+        *(
+            to_steps(duration, examples=examples, batch_size=settings.batch_size, what=name)
+            for name, duration in (
+                ("duration", settings.duration),
+                ("eval_every", settings.eval_every),
+                ("checkpoint_every", settings.checkpoint_every),
+            )
+        )
     )
-    check_positive(total, "duration")
-    on_devices = compile_steps(model, step_settings(config), total, examples)
+    check_positive(durations.total, "duration")
+    steps = create_steps(
+        model,
+        settings.optimization,
+        batch_size=settings.batch_size,
+        label_smoothing=settings.label_smoothing,
+        ema_decay=settings.ema_decay,
+        skip_nan=settings.on_nan == "skip",
+        total_steps=durations.total,
+        examples=examples,
+    )
     pixels = data.Pixels()
-    if config.get("weights"):
-        preprocess = load_backbone(config.weights).preprocess
-        pixels = data.Pixels(shape[2], preprocess.mean, preprocess.std)
-    return Parts(dataset, model, shape, pixels, (total, evaluation, checkpoint), on_devices)
+    if backbone is not None:
+        pixels = data.Pixels(shape[2], backbone.preprocess.mean, backbone.preprocess.std)
+    return Setup(dataset, model, shape, pixels, durations, steps, backbone)
 
 
-def open_data(config: ml_collections.ConfigDict) -> data.Dataset:
-    """The data set of a config, prepared if it was not, and checked against the batch size."""
-    if config.batch_size < 1 or config.batch_size % jax.device_count():
+def open_data(settings: Settings) -> data.Dataset:
+    """Opens the data set, and prepares it first if necessary.
+
+    Raises UserError if the devices cannot share a batch evenly.
+    """
+    if settings.batch_size % jax.device_count():
         raise UserError(
             f"batch_size must be a multiple of the {jax.device_count()} devices, "
-            f"got {config.batch_size}"
+            f"got {settings.batch_size}"
         )
-    settings = config.data
-    return data.open_dataset(settings.name, settings.dir, settings.validation, settings.on_broken)
+    chosen = settings.data
+    return data.open_dataset(chosen.name, chosen.dir, chosen.validation, chosen.on_broken)
 
 
-def build_model(config: ml_collections.ConfigDict) -> nn.Module:
-    """The network of a config, for the data set's classes, synchronised over devices.
-
-    Where the config names weights, the network is theirs, changed where config.model says so.
-    """
-    starts_from_weights(config)
-    fields = {**config.model, "num_classes": open_data(config).num_classes, "axis_name": AXIS}
-    if not config.get("weights"):
-        return create_model(fields.pop("name"), **fields)
-    name, theirs = describe(load_backbone(config.weights).model)
-    return create_model(name, **{**theirs, **fields, "bn_frozen": frozen(config.optimization)})
-
-
-def starts_from_weights(config: ml_collections.ConfigDict) -> bool:
-    """True unless a config names no weights, or only their network."""
-    if "weights" not in config:
-        return False
-    if not config.weights:
-        raise UserError("no weights given: set config.weights to a file, as --config.weights FILE")
-    check_choice(config.start, ("weights", "scratch"), "start")
-    return config.start == "weights"
-
-
-@functools.cache
-def load_backbone(weights: str) -> pretrained.Pretrained:
-    """What a file or a hub's repository holds, without its classifier."""
-    return pretrained.load(weights).backbone()
-
-
-def adopt(state: TrainState, backbone: pretrained.Pretrained) -> TrainState:
-    """A fresh state with the parameters and statistics of `backbone`; the classifier stays new."""
-
-    def taken(fresh: Any, given: Any) -> Any:
-        # Copies, since a step overwrites the state's arrays.
-        return {**fresh, **jax.tree.map(jnp.copy, given)}
-
-    theirs = backbone.variables
-    return state.replace(  # type: ignore[attr-defined]
-        params=taken(state.params, theirs["params"]),
-        batch_stats=taken(state.batch_stats, theirs["batch_stats"]),
-        ema=None if state.ema is None else taken(state.ema, theirs["params"]),
-    )
-
-
-def image_shape(config: ml_collections.ConfigDict, dataset: data.Dataset) -> tuple[int, int, int]:
-    """(height, width, channels) of what the network sees."""
+def image_shape(
+    settings: Settings, dataset: data.Dataset, backbone: pretrained.Pretrained | None = None
+) -> tuple[int, int, int]:
+    """Returns (height, width, channels) of the images that the network takes."""
     height, width, channels = dataset.image_shape
-    if config.get("weights"):
-        channels = load_backbone(config.weights).channels
-    if config.data.image_size:
-        height = width = config.data.image_size
+    if backbone is not None:
+        channels = backbone.channels
+    if settings.data.image_size:
+        height = width = settings.data.image_size
     if height is None or width is None:
         raise UserError(f"images of {dataset.name} differ in size: set data.image_size, say to 224")
     return height, width, channels
+
+
+def _create_model(
+    settings: Settings, num_classes: int, backbone: pretrained.Pretrained | None
+) -> nn.Module:
+    """Creates the network for the data set's classes, with batch norm synchronised over devices.
+
+    If there is a weights file, it is the file's network with the changes that the config makes.
+    """
+    fields = {**settings.model, "num_classes": num_classes, "axis_name": AXIS}
+    if backbone is None:
+        return create_model(fields.pop("name"), **fields)
+    name, theirs = name_and_fields(backbone.model)
+    bn_frozen = settings.optimization.classifier_only
+    return create_model(name, **{**theirs, **fields, "bn_frozen": bn_frozen})
+
+
+@functools.cache  # all arms and seeds of a sweep share it
+def _load_backbone(weights: str) -> pretrained.Pretrained:
+    """Loads a file, or a repository of the Hugging Face hub, without its classifier."""
+    return pretrained.load(weights).backbone()

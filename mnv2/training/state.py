@@ -9,22 +9,30 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import PyTree
 
 from mnv2.ops.precision import accumulator
 
 
 @flax.struct.dataclass
 class TrainState:
-    """Parameters, their moving average (None if there is none), statistics, optimiser, step."""
+    """The state of one run.
 
-    step: Any  # scalar int32
-    params: Any
-    batch_stats: Any
-    opt_state: Any
-    ema: Any
+    step         steps done so far
+    params       the network's parameters
+    batch_stats  batch norm's running statistics
+    opt_state    the optimiser's state
+    ema          the moving average of the parameters; None if none is kept
+    """
+
+    step: Any  # scalar int32; trees of shapes and NumPy arrays have this type, too
+    params: PyTree
+    batch_stats: PyTree
+    opt_state: PyTree
+    ema: PyTree | None
 
     def variables(self) -> dict[str, Any]:
-        """What evaluation uses: averaged parameters where they are kept, and running statistics."""
+        """Returns what evaluation uses: the averaged parameters if any, and running statistics."""
         params = self.params if self.ema is None else self.ema
         return {"params": params, "batch_stats": self.batch_stats}
 
@@ -37,18 +45,21 @@ def create_state(
     seed: int,
     ema: bool,
 ) -> TrainState:
-    """A fresh state; the parameters are a function of `seed`, and float64 where the network is."""
+    """Creates a fresh state. The parameters are a function of `seed` alone.
+
+    They are float32, and float64 if the network computes in float64.
+    """
     return _initializer(model, optimizer, image_shape, ema)(jax.random.key(seed))
 
 
-@functools.cache  # runs that differ in their seed alone share what is compiled
+@functools.cache  # runs that differ only in their seed share the compiled program
 def _initializer(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     image_shape: tuple[int, int, int],
     ema: bool,
 ) -> Callable[[jax.Array], TrainState]:
-    # Unoptimised, the program that draws the parameters compiles in 2 s instead of 10.
+    # Without optimisation the program that draws the parameters compiles in 2 s instead of 10.
     @jax.jit(compiler_options={"xla_backend_optimization_level": 0})
     def initial(key: jax.Array) -> TrainState:
         dtype = accumulator(model.dtype)

@@ -1,4 +1,4 @@
-"""The compiled steps of a run: one update, one batch of an evaluation, over all devices."""
+"""The steps of a run on its devices: one update of the state, and one batch of an evaluation."""
 
 import functools
 from collections.abc import Callable
@@ -7,23 +7,22 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
+from jaxtyping import Array, Int
 
 from mnv2 import data
-from mnv2.runtime.errors import check_choice
 from mnv2.training import metrics
 from mnv2.training.devices import AXIS, place, shard
+from mnv2.training.evaluation import eval_step
 from mnv2.training.optimizer import create_optimizer, create_schedule
+from mnv2.training.settings import Optimization
 from mnv2.training.state import TrainState
-
-ON_NAN = ("stop", "skip")
 
 
 def train_step(
     state: TrainState,
-    batch: dict[str, jax.Array],
-    key: jax.Array,
+    batch: dict[str, Array],
+    key: Array,
     *,
     model: nn.Module,
     optimizer: optax.GradientTransformation,
@@ -32,15 +31,15 @@ def train_step(
     classifier_only: bool = False,
     skip_nan: bool = False,
 ) -> tuple[TrainState, metrics.Sums]:
-    """One update from one device's share of a batch, and the sums over all devices.
+    """Computes one update from this device's part of a batch, and the sums over all devices.
 
-    Gradients are averaged over devices. With `classifier_only`, nothing is computed for the
-    gradients of the backbone. With `skip_nan`, a step whose loss or gradients are not finite
-    changes nothing but the counts of steps; its sums are 0, and `skipped` is 1.
+    Gradients are averaged over devices. With `classifier_only`, no gradients of the backbone are
+    computed. With `skip_nan`, a step whose loss or gradients are not finite changes only the counts
+    of steps; its sums are 0, and `skipped` is 1.
     """
     key = jax.random.fold_in(jax.random.fold_in(key, state.step), jax.lax.axis_index(AXIS))
 
-    def loss_of(params: Any) -> tuple[jax.Array, tuple[Any, metrics.Sums]]:
+    def loss_of(params: Any) -> tuple[Array, tuple[Any, metrics.Sums]]:
         if classifier_only:
             held = jax.lax.stop_gradient(params)
             params = {**held, "classifier": params["classifier"]}
@@ -69,80 +68,74 @@ def train_step(
         return after, sums
     finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(optax.global_norm(gradients))
 
-    def unless_nan(new: jax.Array, old: jax.Array) -> jax.Array:
-        # Counts go on, so that the schedule stays in step.
-        counts = jnp.issubdtype(new.dtype, jnp.integer)
-        return new if counts else jnp.where(finite, new, old)
+    def unless_nan(new: Array, old: Array) -> Array:
+        # Counts of steps increase all the same, so that the schedule keeps its time.
+        is_count = jnp.issubdtype(new.dtype, jnp.integer)
+        return new if is_count else jnp.where(finite, new, old)
 
     sums = {name: jnp.where(finite, value, 0) for name, value in sums.items()}
     return jax.tree.map(unless_nan, after, state), {**sums, "skipped": 1.0 - finite}
 
 
-def eval_step(state: TrainState, batch: dict[str, jax.Array], *, model: nn.Module) -> metrics.Sums:
-    """The sums over all devices from one device's share of a batch, counted by its mask."""
+def eval_state(
+    state: TrainState, batch: dict[str, Array], *, model: nn.Module
+) -> tuple[metrics.Sums, Int[Array, " b"]]:
+    """Evaluates a state on one batch: see `evaluation.eval_step`."""
     logits: Any = model.apply(state.variables(), batch["image"], train=False)
-    losses = metrics.cross_entropy(logits, batch["label"])
-    counts = metrics.count(logits, batch["label"], losses, batch["mask"])
-    return jax.lax.psum(counts, AXIS)
+    return eval_step(logits, batch)
 
 
 class Steps(NamedTuple):
-    """What runs on the devices, and what it was made from."""
+    """The functions that run on the devices, with the optimiser and schedule inside them.
+
+    JAX compiles `train` and `evaluate` when they are first called.
+    """
 
     place: Callable[[TrainState], TrainState]
     shard: Callable[[data.Batch], data.Batch]
     train: Callable[..., tuple[TrainState, metrics.Sums]]
-    evaluate: Callable[..., metrics.Sums]
+    evaluate: Callable[..., tuple[metrics.Sums, Array]]
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
 
 
-def step_settings(config: ml_collections.ConfigDict) -> ml_collections.FrozenConfigDict:
-    """All of a config that the compiled steps depend on beside the network."""
-    check_choice(config.on_nan, ON_NAN, "on_nan")
-    names = ("optimization", "batch_size", "label_smoothing", "ema_decay", "on_nan")
-    return ml_collections.FrozenConfigDict({name: config[name] for name in names})
-
-
-@functools.cache  # runs that differ in their seed alone share what is compiled
-def compile_steps(
+@functools.cache  # runs that differ only in their seed share the compiled programs
+def create_steps(
     model: nn.Module,
-    settings: ml_collections.FrozenConfigDict,
+    optimization: Optimization,
+    *,
+    batch_size: int,
+    label_smoothing: float,
+    ema_decay: float,
+    skip_nan: bool,
     total_steps: int,
     examples: int,
     devices: tuple[jax.Device, ...] | None = None,
 ) -> Steps:
-    """train_step and eval_step over `devices` (all of them, if None)."""
+    """Creates `train_step` and `eval_state` over `devices` (default: all of them)."""
     schedule = create_schedule(
-        settings.optimization,
-        total_steps=total_steps,
-        examples=examples,
-        batch_size=settings.batch_size,
+        optimization, total_steps=total_steps, examples=examples, batch_size=batch_size
     )
-    optimizer = create_optimizer(settings.optimization, schedule)
+    optimizer = create_optimizer(optimization, schedule)
     train = functools.partial(
         train_step,
         model=model,
         optimizer=optimizer,
-        label_smoothing=settings.label_smoothing,
-        ema_decay=settings.ema_decay,
-        classifier_only=frozen(settings.optimization),
-        skip_nan=settings.on_nan == "skip",
+        label_smoothing=label_smoothing,
+        ema_decay=ema_decay,
+        classifier_only=optimization.classifier_only,
+        skip_nan=skip_nan,
     )
-    evaluate = functools.partial(eval_step, model=model)
-    # State, key and sums have no device axis (None); a batch's first axis is that of devices (0).
-    on_each = functools.partial(jax.pmap, axis_name=AXIS, devices=devices, out_axes=None)
+    evaluate = functools.partial(eval_state, model=model)
+    # The state, the key and the sums have no device axis (None). The first axis of a batch and of
+    # the predictions is that of devices (0).
+    on_each = functools.partial(jax.pmap, axis_name=AXIS, devices=devices)
     return Steps(
-        # As the steps return it, or the second step would be compiled anew.
+        # Placed as the steps return it; otherwise the second step would compile again.
         place=functools.partial(place, devices=devices),
         shard=functools.partial(shard, devices=devices),
-        train=on_each(train, in_axes=(None, 0, None), donate_argnums=(0,)),
-        evaluate=on_each(evaluate, in_axes=(None, 0)),
+        train=on_each(train, in_axes=(None, 0, None), out_axes=None, donate_argnums=(0,)),
+        evaluate=on_each(evaluate, in_axes=(None, 0), out_axes=(None, 0)),
         optimizer=optimizer,
         schedule=schedule,
     )
-
-
-def frozen(optimization: Any) -> bool:
-    """Whether a config trains the classifier alone."""
-    return optimization.get("backbone_rate", 1.0) == 0

@@ -1,4 +1,7 @@
-"""Broken pictures in a set of TFDS's: named, counted, left out. Those of a folder: test_folder."""
+"""Broken pictures in a TFDS data set are named, counted and skipped.
+
+The same for folders of pictures is tested in test_image_folder.py.
+"""
 
 import itertools
 
@@ -11,7 +14,7 @@ from mnv2.data import open_dataset, train_batches
 from mnv2.runtime.errors import UserError
 
 COUNTS = {"train": 20, "test": 6}
-BROKEN = {"train": (3, 17), "test": (0,)}  # labels: TFDS shuffles
+BROKEN = {"train": (3, 17), "test": (0,)}  # labels, because TFDS shuffles the examples
 
 
 def picture(label):
@@ -19,7 +22,7 @@ def picture(label):
 
 
 class OddPictures(tfds.core.GeneratorBasedBuilder):
-    """Some of them are cut short."""
+    """A data set in which some pictures are cut short."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -41,19 +44,19 @@ class OddPictures(tfds.core.GeneratorBasedBuilder):
 
 @pytest.fixture
 def prepared(tmp_path, monkeypatch):
-    """(name, data_dir), and a cache of its own."""
+    """Prepares the data set with an empty cache; returns (name, data_dir)."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     builder = OddPictures(data_dir=tmp_path)
     builder.download_and_prepare()
     return "odd_pictures", str(tmp_path)
 
 
-def reopened(prepared, on_broken="stop"):
+def reopen(prepared, on_broken="stop"):
     return open_dataset.__wrapped__(*prepared, 5, on_broken)
 
 
-def test_a_broken_picture_stops_training_and_all_are_named(prepared):
-    batches = train_batches(reopened(prepared), 5, seed=0, size=(8, 8))
+def test_a_broken_picture_stops_training_and_all_broken_ones_are_named(prepared):
+    batches = train_batches(reopen(prepared), 5, seed=0, size=(8, 8))
     with pytest.raises(UserError) as raised:
         list(itertools.islice(batches, 3))
     message = str(raised.value)
@@ -64,18 +67,18 @@ def test_a_broken_picture_stops_training_and_all_are_named(prepared):
     assert "\n" not in message
 
 
-def test_broken_pictures_are_left_out_of_every_split(prepared, capsys):
-    dataset = reopened(prepared, "skip")
+def test_broken_pictures_are_skipped_in_every_split(prepared, capsys):
+    dataset = reopen(prepared, "skip")
     assert "warning: 3 of the 26 examples" in capsys.readouterr().out
     counts = [dataset.num_examples(split) for split in ("train", "validation", "test")]
-    whole = reopened(prepared)
+    whole = reopen(prepared)
     assert sum(counts) == 26 - 3
     assert counts[2] == 5
     for split in ("train", "validation", "test"):
         labels = [int(x["label"]) for x in dataset.encoded(split)]
-        there = [int(x["label"]) for x in whole.encoded(split)]
+        all_labels = [int(x["label"]) for x in whole.encoded(split)]
         broken = BROKEN["test" if split == "test" else "train"]
-        assert labels == [label for label in there if label not in broken]
+        assert labels == [label for label in all_labels if label not in broken]
         assert len(labels) == dataset.num_examples(split)
         images, decoded_labels = dataset.arrays(split) if labels else ((), ())
         assert list(decoded_labels) == labels
@@ -84,12 +87,12 @@ def test_broken_pictures_are_left_out_of_every_split(prepared, capsys):
     assert next(batches)["image"].shape == (5, 8, 8, 3)
 
 
-def test_what_was_found_is_remembered(prepared, monkeypatch):
-    first = reopened(prepared, "skip")
-    monkeypatch.setattr("mnv2.data.broken.error_in", None)  # calling it would fail
-    assert reopened(prepared, "skip").broken == first.broken
+def test_the_result_is_cached(prepared, monkeypatch):
+    first = reopen(prepared, "skip")
+    monkeypatch.setattr("mnv2.data.broken.decoding_error", None)  # fails if called
+    assert reopen(prepared, "skip").broken == first.broken
 
 
-def test_an_unknown_policy_is_refused(prepared):
+def test_an_unknown_value_of_on_broken_is_rejected(prepared):
     with pytest.raises(UserError, match=r"unknown data\.on_broken 'ignore'"):
-        reopened(prepared, "ignore")
+        reopen(prepared, "ignore")

@@ -1,17 +1,18 @@
+"""Data sets are opened by name, prepared if necessary, and split."""
+
 import contextlib
 import hashlib
 import shutil
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from mnv2.data import datasets, open_dataset
-from mnv2.data import fashion_mnist as source
+from mnv2.data import fashion_mnist as fashion_mnist_module
 from mnv2.runtime.errors import UserError
 
 
-def test_fashion_mnist_is_all_there(fashion_mnist):
+def test_fashion_mnist_is_complete(fashion_mnist):
     assert fashion_mnist.image_shape == (28, 28, 1)
     assert fashion_mnist.num_classes == 10
     counts = [fashion_mnist.num_examples(split) for split in ("train", "validation", "test")]
@@ -21,73 +22,59 @@ def test_fashion_mnist_is_all_there(fashion_mnist):
     assert images.shape == (10_000, 28, 28, 1)
 
 
-def test_the_held_out_examples_are_not_trained_on(fashion_mnist):
+def test_training_does_not_see_the_validation_examples(fashion_mnist):
     def digests(split):
         images, _ = fashion_mnist.arrays(split)
         return {hashlib.sha256(image.tobytes()).digest() for image in images.numpy()}
 
     train, validation = digests("train"), digests("validation")
-    # Fashion-MNIST repeats a few pictures; the splits of an index are disjoint all the same.
+    # Fashion-MNIST contains a few pictures twice, although the splits are disjoint ranges.
     assert len(train & validation) < 20
-    assert fashion_mnist.split("train") == ("train", 0, 55_000)
-    assert fashion_mnist.split("validation") == ("train", 55_000, 60_000)
+    assert fashion_mnist.tfds_range("train") == ("train", 0, 55_000)
+    assert fashion_mnist.tfds_range("validation") == ("train", 55_000, 60_000)
 
 
-def test_without_a_network_fashion_mnist_comes_from_debians_package(
+def test_fashion_mnist_comes_from_debians_package_if_its_server_cannot_be_reached(
     fashion_mnist, tmp_path, monkeypatch
 ):
     if not shutil.which("apt-get"):
         pytest.skip("no apt-get here")
-    monkeypatch.setattr(source, "reachable", lambda url: False)
-    monkeypatch.setattr(source, "INSTALLED", tmp_path / "not installed")
+    monkeypatch.setattr(fashion_mnist_module, "reachable", lambda url: False)
+    monkeypatch.setattr(fashion_mnist_module, "INSTALLED", tmp_path / "not installed")
     dataset = open_dataset("fashion_mnist", str(tmp_path), 0)
     for ours, theirs in zip(dataset.arrays("test"), fashion_mnist.arrays("test"), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_a_set_that_another_process_prepares_meanwhile_is_opened_as_it_left_it(
+def test_a_data_set_that_another_process_has_prepared_is_not_prepared_again(
     fashion_mnist, tmp_path, monkeypatch
 ):
     @contextlib.contextmanager
-    def waiting(path):
+    def prepared_while_waiting(path):
         assert path == tmp_path / ".fashion_mnist.lock"
         shutil.copytree(fashion_mnist.builder.data_dir, tmp_path / "fashion_mnist" / "3.0.1")
         yield
 
-    monkeypatch.setattr(datasets, "locked", waiting)
-    monkeypatch.setattr(source, "prepare", None)  # calling it would fail
+    monkeypatch.setattr(datasets, "locked", prepared_while_waiting)
+    monkeypatch.setattr(fashion_mnist_module, "prepare", None)  # fails if called
     dataset = open_dataset("fashion_mnist", str(tmp_path), 0)
     assert dataset.num_examples("train") == 60_000
 
 
-def test_a_data_dir_that_cannot_be_written_is_one_clear_line(fashion_mnist, tmp_path):
+def test_a_data_dir_that_cannot_be_written_is_rejected_in_one_line(fashion_mnist, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot prepare fashion_mnist in .*: .*File exists"):
         open_dataset("fashion_mnist", str(tmp_path / "file"), 0)
 
 
-def test_a_set_that_cannot_be_downloaded_is_refused_at_once(tmp_path, monkeypatch):
+def test_a_data_set_that_cannot_be_downloaded_is_rejected_immediately(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "reachable", lambda url: False)
-    with pytest.raises(UserError, match=r"cannot download cifar10: .* is out of reach"):
+    with pytest.raises(UserError, match=r"cannot download cifar10: .* cannot be reached"):
         open_dataset("cifar10", str(tmp_path), 0)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    random = np.random.default_rng(0)
-    for split, count in (("train", 12), ("test", 5)):
-        for label in ("cat", "dog"):
-            (tmp_path / split / label).mkdir(parents=True)
-            for i in range(count):
-                height, width = random.integers(20, 60, 2)
-                pixels = random.integers(0, 255, (height, width, 3), np.uint8)
-                path = tmp_path / split / label / f"{i}.jpg"
-                path.write_bytes(tf.io.encode_jpeg(pixels).numpy())
-    return tmp_path
-
-
-def test_a_folder_of_pictures_is_a_data_set(folder):
-    dataset = open_dataset(f"folder:{folder}", None, 4)
+def test_a_folder_of_pictures_is_a_data_set(picture_folder):
+    dataset = open_dataset(f"folder:{picture_folder}", None, 4)
     assert dataset.class_names == ["cat", "dog"]
     counts = [dataset.num_examples(split) for split in ("train", "validation", "test")]
     assert counts == [20, 4, 10]
@@ -103,6 +90,6 @@ def test_a_folder_of_pictures_is_a_data_set(folder):
         ("folder:/nowhere", 0, "no pictures in /nowhere: expected /nowhere/train/CLASS"),
     ],
 )
-def test_a_data_set_that_is_none_is_refused(name, validation, message):
+def test_bad_arguments_are_rejected(name, validation, message):
     with pytest.raises(UserError, match=message):
         open_dataset(name, None, validation)

@@ -1,3 +1,5 @@
+"""Batches are deterministic, complete and the same for any number of processes."""
+
 import collections
 import itertools
 from functools import partial
@@ -8,14 +10,13 @@ import pytest
 from mnv2.data import eval_batches, eval_image, open_dataset, train_batches
 from mnv2.data.pipeline import Batch
 from mnv2.runtime.errors import UserError
-from tests.data.test_datasets import folder  # noqa: F401
 
 SIZE = (28, 28)
 
 
 @pytest.fixture(scope="module")
 def small():
-    """The first 500 training images, so that an epoch is short."""
+    """Returns Fashion-MNIST with 500 training images, so that an epoch is short."""
     return open_dataset("fashion_mnist", None, 59_500)
 
 
@@ -32,7 +33,7 @@ def same(one: list[Batch], other: list[Batch]) -> bool:
 
 
 @pytest.mark.parametrize("augmentation", ["none", "flip", "crop_flip", "inception"])
-def test_going_on_in_the_middle_gives_what_would_have_come(small, augmentation):
+def test_resuming_within_an_epoch_gives_the_same_batches(small, augmentation):
     arguments = {"seed": 3, "size": SIZE, "augmentation": augmentation}
     whole = take(train_batches(small, 64, **arguments), 18)  # two epochs and a half
     for first_step in (0, 3, 7, 15):
@@ -41,8 +42,8 @@ def test_going_on_in_the_middle_gives_what_would_have_come(small, augmentation):
 
 
 @pytest.mark.parametrize("augmentation", ["none", "inception"])
-def test_a_set_read_from_disk_goes_on_just_so(folder, augmentation):  # noqa: F811
-    dataset = open_dataset(f"folder:{folder}", None, 0)
+def test_resuming_a_data_set_on_disk_gives_the_same_batches(picture_folder, augmentation):
+    dataset = open_dataset(f"folder:{picture_folder}", None, 0)
     arguments = {"seed": 3, "size": (16, 16), "augmentation": augmentation}
     whole = take(train_batches(dataset, 5, **arguments), 10)
     for first_step in (2, 4, 7):
@@ -50,7 +51,7 @@ def test_a_set_read_from_disk_goes_on_just_so(folder, augmentation):  # noqa: F8
         assert same(rest, whole[first_step:])
 
 
-def test_an_epoch_is_every_example_once_in_another_order_each_time(small):
+def test_every_epoch_has_every_example_once_in_a_new_order(small):
     arrays, _ = small.arrays("train")
     batches = take(train_batches(small, 50, seed=0, size=SIZE), 20)
     epochs = [np.concatenate([b["image"] for b in part]) for part in (batches[:10], batches[10:])]
@@ -63,7 +64,7 @@ def test_an_epoch_is_every_example_once_in_another_order_each_time(small):
     assert not np.array_equal(*epochs)
 
 
-def test_seeds_differ_in_order_and_augmentation(small):
+def test_seeds_give_different_orders_and_flip_mirrors_about_half_of_the_images(small):
     one, other = (take(train_batches(small, 64, seed=seed, size=SIZE), 3) for seed in (0, 1))
     assert not same(one, other)
     plain, flipped = (
@@ -93,44 +94,44 @@ def test_crops_are_shifts_of_the_padded_image_by_at_most_the_padding(small):
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64, 300, 499, 500, 512])
-def test_evaluation_sees_every_example_once_in_order(small, batch_size):
+def test_evaluation_has_every_example_once_in_order(small, batch_size):
     small = open_dataset("fashion_mnist", None, 500)
     batches = list(
-        eval_batches(small, "validation", batch_size, view=partial(eval_image, size=SIZE))
+        eval_batches(small, "validation", batch_size, transform=partial(eval_image, size=SIZE))
     )
     assert all(len(batch["mask"]) == batch_size for batch in batches)
     labels = np.concatenate([batch["label"][batch["mask"] == 1] for batch in batches])
     np.testing.assert_array_equal(labels, small.arrays("validation")[1])
 
 
-def test_images_are_in_the_unit_range(small):
+def test_images_are_in_minus_one_to_one(small):
     (batch,) = take(train_batches(small, 500, seed=0, size=SIZE), 1)
     assert batch["image"].dtype == np.float32
     assert (batch["image"].min(), batch["image"].max()) == (-1, 1)
     assert batch["label"].dtype == np.int32
 
 
-def test_a_batch_larger_than_the_set_is_refused(small):
+def test_a_batch_larger_than_the_training_set_is_rejected(small):
     with pytest.raises(UserError, match="batch_size 501 is larger than the 500 training"):
         next(train_batches(small, 501, seed=0, size=SIZE))
 
 
-def test_a_picture_that_breaks_while_it_is_in_use_is_named(folder):  # noqa: F811
-    dataset = open_dataset(f"folder:{folder}", None, 0)
-    broken = folder / "train" / "dog" / "7.jpg"
+def test_a_picture_that_breaks_during_training_is_named(picture_folder):
+    dataset = open_dataset(f"folder:{picture_folder}", None, 0)
+    broken = picture_folder / "train" / "dog" / "7.jpg"
     broken.write_bytes(b"")
     with pytest.raises(UserError, match=f"broken picture {broken} .it is empty.: repair or remove"):
         take(train_batches(dataset, 8, seed=0, size=(16, 16)), 3)
 
 
 @pytest.mark.parametrize("from_disk", [False, True])
-def test_processes_share_every_batch(small, folder, from_disk):  # noqa: F811
-    dataset = open_dataset(f"folder:{folder}", None, 0) if from_disk else small
+def test_the_shards_of_a_batch_are_the_whole_batch(small, picture_folder, from_disk):
+    dataset = open_dataset(f"folder:{picture_folder}", None, 0) if from_disk else small
     size = 4 if from_disk else 64
     arguments = {"seed": 3, "size": (16, 16), "augmentation": "inception", "first_step": 2}
     whole = take(train_batches(dataset, size, **arguments), 8)
     halves = [
-        take(train_batches(dataset, size, share=(which, 2), **arguments), 8) for which in (0, 1)
+        take(train_batches(dataset, size, shard=(index, 2), **arguments), 8) for index in (0, 1)
     ]
     for batch, *parts in zip(whole, *halves, strict=True):
         for name in ("image", "label"):
@@ -138,18 +139,19 @@ def test_processes_share_every_batch(small, folder, from_disk):  # noqa: F811
 
 
 @pytest.mark.parametrize("from_disk", [False, True])
-def test_processes_evaluate_every_example_once(small, folder, from_disk):  # noqa: F811
-    dataset = open_dataset(f"folder:{folder}", None, 0) if from_disk else small
-    split, size = ("test", 8) if from_disk else ("train", 96)  # the last share of 10 has none
-    view = partial(eval_image, size=(16, 16))
-    shares = [
-        take(eval_batches(dataset, split, size, view=view, share=(which, 4)), 99)
-        for which in range(4)
+def test_the_shards_evaluate_every_example_once(small, picture_folder, from_disk):
+    dataset = open_dataset(f"folder:{picture_folder}", None, 0) if from_disk else small
+    # The last batch of the 10 test examples has only padding in all shards but the first.
+    split, size = ("test", 8) if from_disk else ("train", 96)
+    transform = partial(eval_image, size=(16, 16))
+    shards = [
+        take(eval_batches(dataset, split, size, transform=transform, shard=(index, 4)), 99)
+        for index in range(4)
     ]
-    assert len({len(batches) for batches in shares}) == 1
-    whole = take(eval_batches(dataset, split, size, view=view), 99)
-    for batch, *parts in zip(whole, *shares, strict=True):
+    assert len({len(batches) for batches in shards}) == 1
+    whole = take(eval_batches(dataset, split, size, transform=transform), 99)
+    for batch, *parts in zip(whole, *shards, strict=True):
         for name in ("image", "label", "mask"):
             np.testing.assert_array_equal(np.concatenate([x[name] for x in parts]), batch[name])
-    counted = sum(part["mask"].sum() for batches in shares for part in batches)
+    counted = sum(part["mask"].sum() for batches in shards for part in batches)
     assert counted == dataset.num_examples(split)

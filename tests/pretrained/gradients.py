@@ -1,8 +1,8 @@
-"""What one training step computes, to be held against other frameworks.
+"""The gradients of one training step, to compare with those of other frameworks.
 
-A gradient jumps where an activation crosses a kink of ReLU6, and of a million activations a few lie
-within rounding of one. SHIFT, added to every shift of batch norm, moves most activations to the
-middle of ReLU6, so that kinks are reached but rarely.
+A gradient jumps if an activation crosses a kink of ReLU6. Among a million activations, a few are so
+close to a kink that rounding decides. SHIFT is added to every bias of batch norm: it moves most
+activations to the middle of ReLU6, so that few of them are near a kink.
 """
 
 import jax
@@ -16,7 +16,7 @@ TOLERANCE = 1e-3
 
 
 def training_gradients(loaded, images, labels):
-    """Of the cross-entropy with batch statistics, without dropout."""
+    """Returns the gradients by path of the cross-entropy with batch statistics, without dropout."""
     model = loaded.model.clone(dropout=0.0)
 
     def loss(params):
@@ -28,11 +28,12 @@ def training_gradients(loaded, images, labels):
     return flatten_dict(jax.jit(jax.grad(loss))(loaded.variables["params"]), sep="/")
 
 
-def scale_of(path):
-    """Whose gradient's norm an error is measured by: the parameter's own, but for shifts.
+def reference_path(path):
+    """Returns the parameter whose gradient norm is the unit for errors in the gradient of `path`.
 
-    A constant added to a channel is taken away by the next batch norm, exactly after a linear
-    bottleneck and nearly after a ReLU6 that clips little. Such a gradient is rounding alone, so
-    shifts are measured by the gradient of the scale beside them.
+    That is the parameter itself, except for the biases of batch norm. The next batch norm removes a
+    constant that is added to a channel: exactly after a linear bottleneck, and nearly after a ReLU6
+    that clips little. The gradient of such a bias is only rounding, so the unit for it is the
+    gradient of the scale in the same batch norm.
     """
     return path.replace("bn/bias", "bn/scale")

@@ -1,9 +1,9 @@
-"""Random weights that two frameworks can draw alike, and what PyTorch computes with them.
+"""Random weights that every framework can generate, and the results of PyTorch with them.
 
     python tests/pretrained/reference.py     # needs torch, torchvision and timm; rewrites the JSON
 
-The JSON holds, for each network, the names and shapes of its tensors and its logits; the weights
-themselves follow from the names, so that they need not be stored.
+For each network, the JSON holds its logits and the names and shapes of its tensors. The weights
+are generated from the names, so they are not stored.
 """
 
 import json
@@ -14,7 +14,7 @@ import numpy as np
 FILE = Path(__file__).with_name("torch_reference.json")
 CLASSES = 10
 LABELS = (3, 8, 1, 0)
-SHIFT = 3.0  # tests/pretrained/gradients.py says why
+SHIFT = 3.0  # explained in tests/pretrained/gradients.py
 GRADIENTS = ("torchvision 0.35", "timm mobilenetv1_100")
 SIZE = (96, 80)
 TIMM = (
@@ -24,9 +24,9 @@ TIMM = (
 
 
 def draw_weights(shapes, shift=0.0):
-    """A state dict of random weights with batch statistics that are not 0 and 1.
+    """Returns a state dict of random weights, with running statistics other than 0 and 1.
 
-    `shift` is added to batch norm's.
+    `shift` is added to the biases of batch norm.
     """
     state = {}
     for index, (name, shape) in enumerate(sorted(shapes.items())):
@@ -47,12 +47,12 @@ def draw_weights(shapes, shift=0.0):
 
 
 def draw_images():
-    """Four images, b h w c, in [0, 255]."""
+    """Returns four images, n h w c, in [0, 255]."""
     return np.random.default_rng(99).uniform(0, 255, (len(LABELS), *SIZE, 3)).astype(np.float32)
 
 
 def gradients(network, images):
-    """By parameter, the norm of a training step's gradient and its product with random numbers.
+    """Returns the digest of each parameter's gradient in one training step.
 
     The loss is the cross-entropy with batch statistics; dropout is off.
     """
@@ -67,7 +67,7 @@ def gradients(network, images):
 
 
 def digest(gradient):
-    """Two numbers that tell gradients apart: the norm, and the product with a random direction."""
+    """Summarises a gradient by its norm and its inner product with a random direction."""
     direction = np.random.default_rng(7).normal(size=gradient.shape)
     return [float(np.linalg.norm(gradient)), float(np.sum(gradient * direction))]
 
@@ -88,7 +88,7 @@ def main():
         shapes = {key: list(tensor.shape) for key, tensor in network.state_dict().items()}
         state = draw_weights(shapes)
         network.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()})
-        # timm's V1 has 0.5 as mean and deviation, all others ImageNet's.
+        # timm's MobileNetV1 has mean and std 0.5; the other networks have those of ImageNet.
         half = ((0.5,) * 3, (0.5,) * 3)
         imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
         mean, std = map(torch.tensor, half if "v1" in name else imagenet)

@@ -1,4 +1,4 @@
-"""Keras draws the weights and computes the logits; this package must compute the same."""
+"""Keras generates the weights and computes the logits; this package must compute the same."""
 
 import pickle
 
@@ -18,12 +18,12 @@ SIZE = 96
 
 
 @pytest.fixture(autouse=True)
-def the_same_weights_every_time():
+def fixed_seed():
     keras.utils.set_random_seed(0)
 
 
 def randomized(model, shift=0.0):
-    """Batch norm's variables anew, its statistics too, which Keras leaves at 0 and 1."""
+    """Sets random variables in batch norm, also its statistics, which Keras leaves at 0 and 1."""
     random = np.random.default_rng(0)
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -42,12 +42,12 @@ def images(size=(SIZE, SIZE)):
     return np.random.default_rng(1).uniform(0, 255, (2, *size, 3)).astype(np.float32)
 
 
-def result(loaded, x):
+def model_output(loaded, x):
     return jax.jit(loaded.model.apply)(loaded.variables, loaded.preprocess(x))
 
 
 def assert_same(ours, theirs):
-    # Keras ends in a softmax where it has a top: compare what went into it.
+    # With a top, Keras ends in a softmax: compare the logarithms of the probabilities.
     if np.allclose(theirs.sum(-1), 1, atol=1e-5):
         ours = jax.nn.log_softmax(ours)
         theirs = np.log(theirs)
@@ -61,7 +61,7 @@ def test_mobilenet_v2_gives_keras_logits(tmp_path, alpha, suffix):
     (theirs.save_weights if suffix == ".weights.h5" else theirs.save)(path)
     loaded = pretrained.load(path)
     assert (loaded.model.width, loaded.model.num_classes) == (alpha, 1000)
-    assert_same(result(loaded, images()), theirs.predict(images() / 127.5 - 1, verbose=0))
+    assert_same(model_output(loaded, images()), theirs.predict(images() / 127.5 - 1, verbose=0))
 
 
 @pytest.mark.parametrize("alpha", [0.35, 0.5, 0.75, 1.0, 1.3, 1.4])
@@ -70,7 +70,7 @@ def test_every_published_width_gives_keras_logits_at_224(tmp_path, alpha):
     theirs.save(tmp_path / "model.keras")
     loaded, x = pretrained.load(tmp_path / "model.keras"), images((224, 224))
     assert loaded.model.width == alpha
-    assert_same(result(loaded, x), theirs.predict(x / 127.5 - 1, verbose=0))
+    assert_same(model_output(loaded, x), theirs.predict(x / 127.5 - 1, verbose=0))
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".keras"])
@@ -82,19 +82,19 @@ def test_mobilenet_v1_gives_keras_logits(tmp_path, alpha, suffix):
     randomized(theirs).save(tmp_path / f"model{suffix}")
     loaded = pretrained.load(tmp_path / f"model{suffix}")
     assert (loaded.model.width, loaded.model.num_classes) == (alpha, 7)
-    assert_same(result(loaded, images()), theirs.predict(images() / 127.5 - 1, verbose=0))
+    assert_same(model_output(loaded, images()), theirs.predict(images() / 127.5 - 1, verbose=0))
 
 
-def test_without_a_top_odd_sizes_give_keras_features(tmp_path):
+def test_without_a_top_images_of_odd_size_give_keras_features(tmp_path):
     theirs = v2(0.5, include_top=False, pooling="avg", input_shape=(97, 131, 3))
     theirs.save(tmp_path / "model.h5")
     loaded = pretrained.load(tmp_path / "model.h5")
     x = images((97, 131))
-    assert_same(result(loaded, x), theirs.predict(x / 127.5 - 1, verbose=0))
+    assert_same(model_output(loaded, x), theirs.predict(x / 127.5 - 1, verbose=0))
 
 
-def own_model(head, rescale=False):
-    """A user's model: MobileNetV2 without top under global pooling and a head of theirs."""
+def users_model(head, rescale=False):
+    """Builds a user's model: MobileNetV2 without its top, global pooling, then layers `head`."""
     inputs = keras.Input((SIZE, SIZE, 3))
     x = keras.layers.RandomFlip("horizontal")(inputs)
     if rescale:
@@ -110,36 +110,36 @@ def own_model(head, rescale=False):
 @pytest.mark.parametrize("rescale", [False, True])
 def test_a_users_model_predicts_the_same(tmp_path, suffix, rescale):
     layers = keras.layers
-    theirs = own_model([layers.Dropout(0.2), layers.Dense(3, "softmax", name="mine")], rescale)
+    theirs = users_model([layers.Dropout(0.2), layers.Dense(3, "softmax", name="mine")], rescale)
     theirs.save(tmp_path / f"model{suffix}")
     loaded = pretrained.load(tmp_path / f"model{suffix}")
     assert (loaded.model.width, loaded.num_classes) == (0.35, 3)
     assert (loaded.image_size, loaded.class_names) == ((SIZE, SIZE), None)
     x = images()
     expected = theirs.predict(x if rescale else x / 127.5 - 1, verbose=0)
-    assert_same(result(loaded, x), expected)
+    assert_same(model_output(loaded, x), expected)
 
 
 @pytest.mark.parametrize("suffix", [".h5", ".keras"])
 def test_a_head_of_several_dense_layers_predicts_the_same(tmp_path, suffix):
     layers = keras.layers
-    theirs = own_model([layers.Dense(8, "relu"), layers.Dense(5, "tanh"), layers.Dense(4)])
+    theirs = users_model([layers.Dense(8, "relu"), layers.Dense(5, "tanh"), layers.Dense(4)])
     theirs.save(tmp_path / f"model{suffix}")
     loaded = pretrained.load(tmp_path / f"model{suffix}")
     assert loaded.num_classes == 4
-    assert_same(result(loaded, images()), theirs.predict(images() / 127.5 - 1, verbose=0))
+    assert_same(model_output(loaded, images()), theirs.predict(images() / 127.5 - 1, verbose=0))
 
 
-def test_a_head_of_other_layers_is_refused_by_name(tmp_path):
-    theirs = own_model([keras.layers.LayerNormalization(name="norm"), keras.layers.Dense(2)])
+def test_a_head_with_another_layer_is_rejected_by_name(tmp_path):
+    theirs = users_model([keras.layers.LayerNormalization(name="norm"), keras.layers.Dense(2)])
     theirs.save(tmp_path / "model.keras")
-    with pytest.raises(UserError, match=r"layer 'norm' \(LayerNormalization\) is not read"):
+    with pytest.raises(UserError, match=r"layer 'norm' \(LayerNormalization\) is not supported"):
         pretrained.load(tmp_path / "model.keras")
 
 
 @pytest.mark.parametrize("network", ["MobileNetV2", "MobileNet"])
-def test_a_training_steps_gradients_are_keras(tmp_path, network):
-    """Batch statistics, not running ones; every parameter within 1e-3 of its gradient's norm."""
+def test_the_gradients_of_a_training_step_are_those_of_keras(tmp_path, network):
+    """Uses batch statistics, not running ones; errors are within 1e-3 of the gradient's norm."""
     tf = pytest.importorskip("tensorflow")
     build = getattr(keras.applications, network)
     theirs = randomized(
@@ -166,13 +166,13 @@ def test_a_training_steps_gradients_are_keras(tmp_path, network):
     assert {names[f"params/{path}"] for path in ours} == expected.keys()
     for path, gradient in ours.items():
         same = keras_reader.tensorflow_layout(f"params/{path}", expected[names[f"params/{path}"]])
-        scale = np.linalg.norm(expected[names[f"params/{gradients.scale_of(path)}"]])
+        scale = np.linalg.norm(expected[names[f"params/{gradients.reference_path(path)}"]])
         assert np.linalg.norm(gradient - same) < gradients.TOLERANCE * scale, path
 
 
 @pytest.mark.parametrize("classes", [0, 1000])
 @pytest.mark.parametrize("network", ["MobileNetV2", "MobileNet"])
-def test_saved_under_keras_names_keras_computes_the_same(tmp_path, network, classes):
+def test_keras_computes_the_same_with_weights_saved_under_its_names(tmp_path, network, classes):
     build = getattr(keras.applications, network)
     fields = {"alpha": 0.5, "weights": None, "input_shape": (SIZE, SIZE, 3)}
     fields |= {} if classes else {"include_top": False, "pooling": "avg"}
@@ -185,7 +185,7 @@ def test_saved_under_keras_names_keras_computes_the_same(tmp_path, network, clas
     np.testing.assert_allclose(
         again.predict(images() / 127.5 - 1, verbose=0), expected, rtol=1e-5, atol=1e-6
     )
-    assert_same(result(pretrained.load(tmp_path / "w.h5"), images()), expected)
+    assert_same(model_output(pretrained.load(tmp_path / "w.h5"), images()), expected)
 
 
 @pytest.fixture
@@ -195,7 +195,7 @@ def saved(tmp_path):
     return path
 
 
-def test_a_missing_an_extra_and_a_misshapen_tensor_are_named(saved):
+def test_missing_unexpected_and_misshapen_tensors_are_named(saved):
     with h5py.File(saved, "r+") as file:
         kernel = "model_weights/block_3_expand/block_3_expand/kernel"
         whole = file[kernel][()]
@@ -212,23 +212,23 @@ def test_a_missing_an_extra_and_a_misshapen_tensor_are_named(saved):
         del file[kernel]
         file[kernel] = whole
         file["model_weights/block_17_expand/block_17_expand/kernel"] = whole
-    with pytest.raises(UserError, match=r"holds the unknown block_17_expand/kernel$"):
+    with pytest.raises(UserError, match=r"has unexpected tensors: block_17_expand/kernel$"):
         pretrained.load(saved)
 
 
-def test_files_that_hold_no_network_are_refused_in_one_line(tmp_path, saved):
+def test_files_without_a_network_are_rejected_in_one_line(tmp_path, saved):
     truncated = tmp_path / "truncated.h5"
     truncated.write_bytes(saved.read_bytes()[:100_000])
-    bomb = tmp_path / "bomb.keras"
-    bomb.write_bytes(pickle.dumps({"a": 1}))
+    pickled = tmp_path / "pickled.keras"
+    pickled.write_bytes(pickle.dumps({"a": 1}))
     other = tmp_path / "other.h5"
     keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]).save(other)
     for path, message in (
         (truncated, "cannot read .*truncated.h5"),
-        (bomb, "cannot read .*bomb.keras: File is not a zip file"),
+        (pickled, "cannot read .*pickled.keras: File is not a zip file"),
         (other, "other.h5 holds no MobileNet or MobileNetV2"),
         (tmp_path / "none.h5", "no such file"),
-        (tmp_path, "is neither a run's folder .* nor a slim checkpoint's"),
+        (tmp_path, "is neither the folder of a run .* nor of a slim checkpoint"),
     ):
         with pytest.raises(UserError, match=message) as error:
             pretrained.load(path)

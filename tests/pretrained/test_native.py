@@ -1,4 +1,4 @@
-"""This package's own weights, and what it writes for others."""
+"""Weights are saved for this package and for other frameworks, and loaded again."""
 
 import dataclasses
 
@@ -11,17 +11,17 @@ from safetensors.numpy import load_file
 
 from mnv2 import pretrained
 from mnv2.models import create_model
-from mnv2.pretrained.network import DenseHead
+from mnv2.pretrained.loaded import DenseHead
 from mnv2.runtime.errors import UserError
 from tests.pretrained import reference
 from tests.pretrained.test_torch import REFERENCE
 
 
-def drawn(model, channels=3, **known):
+def random_weights(model, channels=3, **fields):
     images = jnp.zeros((1, 32, 32, channels))
     init = jax.jit(model.init, compiler_options={"xla_backend_optimization_level": 0})
     variables = init(jax.random.key(0), images)
-    return pretrained.Pretrained(model, variables, pretrained.Preprocessing(), **known)
+    return pretrained.Pretrained(model, variables, pretrained.Preprocessing(), **fields)
 
 
 MODELS = {
@@ -42,9 +42,9 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_what_is_saved_comes_back_the_same(name, tmp_path):
+def test_saved_weights_are_loaded_unchanged(name, tmp_path):
     model, channels = MODELS[name]
-    original = drawn(
+    original = random_weights(
         model, channels, image_size=(28, 28), class_names=("a", "b", "c"), output="sigmoid"
     )
     pretrained.save(original, tmp_path / "weights.safetensors")
@@ -57,7 +57,7 @@ def test_what_is_saved_comes_back_the_same(name, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, loaded.variables, original.variables)
 
 
-def test_saved_under_torchvisions_names_it_is_what_torchvision_holds(tmp_path):
+def test_weights_saved_under_torchvisions_names_are_torchvisions_state_dict(tmp_path):
     shapes = REFERENCE["torchvision 0.35"]["shapes"]
     state = reference.draw_weights(shapes)
     pretrained.torch.save_file(state, tmp_path / "theirs.safetensors")
@@ -69,22 +69,22 @@ def test_saved_under_torchvisions_names_it_is_what_torchvision_holds(tmp_path):
         np.testing.assert_array_equal(written[name], array)
 
 
-def test_a_network_that_others_would_not_build_is_refused_in_one_line(tmp_path):
+def test_a_network_that_the_other_framework_would_not_build_is_rejected_in_one_line(tmp_path):
     model = create_model("mobilenet_v2", width=0.1, num_classes=3, bottleneck="relu6")
     for names, path, message in (
-        ("keras", "a.h5", "keras's network has bottleneck = 'linear', this one 'relu6'"),
-        ("torchvision", "a.safetensors", "torchvision's network has padding = 'symmetric'"),
-        ("keras", "a.pth", "keras weights go to .h5, not 'a.pth'"),
+        ("keras", "a.h5", "the keras network has bottleneck = 'linear' but this one has 'relu6'"),
+        ("torchvision", "a.safetensors", "the torchvision network has padding = 'symmetric'"),
+        ("keras", "a.pth", "keras weights are written to .h5 files, not 'a.pth'"),
         ("kears", "a.h5", "unknown names 'kears': did you mean 'keras'"),
     ):
         with pytest.raises(UserError, match=message):
-            pretrained.save(drawn(model), tmp_path / path, names=names)
+            pretrained.save(random_weights(model), tmp_path / path, names=names)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_damaged_or_incomplete_file_is_refused_in_one_line(tmp_path):
+def test_a_damaged_or_incomplete_file_is_rejected_in_one_line(tmp_path):
     path = tmp_path / "weights.safetensors"
-    original = drawn(MODELS["gray V2"][0], 1)
+    original = random_weights(MODELS["gray V2"][0], 1)
     kernel = original.variables["params"]["stem"]["kernel"]
     original.variables["params"]["stem"]["kernel"] = kernel[..., :1]
     pretrained.save(original, path)
@@ -99,7 +99,7 @@ def test_a_damaged_or_incomplete_file_is_refused_in_one_line(tmp_path):
         pretrained.load(path)
 
 
-def test_names_without_a_file_say_what_is_missing(tmp_path, monkeypatch):
+def test_a_file_and_a_repository_that_do_not_exist_are_named(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"no such file: none.safetensors"):
         pretrained.load("none.safetensors")
     hub = pytest.importorskip("huggingface_hub")
@@ -108,11 +108,11 @@ def test_names_without_a_file_say_what_is_missing(tmp_path, monkeypatch):
         raise hub.errors.LocalEntryNotFoundError("no network")
 
     monkeypatch.setattr(hub, "snapshot_download", unreachable)
-    with pytest.raises(UserError, match=r"no file timm/x, and the hub .* is out of reach"):
+    with pytest.raises(UserError, match=r"no file timm/x, and the hub .* cannot be reached"):
         pretrained.load("timm/x")
 
 
-def test_a_repository_of_the_hub_is_read_with_its_config(tmp_path, monkeypatch):
+def test_a_repository_on_the_hub_is_loaded_with_its_config(tmp_path, monkeypatch):
     hub = pytest.importorskip("huggingface_hub")
     state = reference.draw_weights(REFERENCE["timm mobilenetv2_050"]["shapes"])
     pretrained.torch.save_file(state, tmp_path / "model.safetensors")

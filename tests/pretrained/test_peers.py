@@ -1,4 +1,4 @@
-"""The other frameworks live, where they are installed: pip install -r requirements-peers.txt"""
+"""Comparisons that run the other frameworks: pip install -r requirements-peers.txt"""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from mnv2 import pretrained
 from mnv2.pretrained.torch import TIMM_V2, TORCHVISION
 from mnv2.runtime.errors import UserError
 from tests.pretrained import reference
-from tests.pretrained.test_torch import WIDTHS, Bomb, load
+from tests.pretrained.test_torch import WIDTHS, FileCreator, load
 
 
 def build(name):
@@ -25,7 +25,7 @@ def build(name):
     return torchvision.models.mobilenet_v2(width_mult=float(variant), num_classes=reference.CLASSES)
 
 
-def compare(network, loaded):
+def assert_same_logits(network, loaded):
     torch = pytest.importorskip("torch")
     images = loaded.preprocess(reference.draw_images())
     with torch.no_grad():
@@ -36,45 +36,45 @@ def compare(network, loaded):
 
 
 @pytest.mark.parametrize("name", WIDTHS)
-def test_pytorch_computes_the_same_logits_live(name, tmp_path):
+def test_pytorch_computes_the_same_logits(name, tmp_path):
     network = build(name)
     torch = pytest.importorskip("torch")
     shapes = {key: list(tensor.shape) for key, tensor in network.state_dict().items()}
     state = reference.draw_weights(shapes)
     network.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()})
-    compare(network, load(state, tmp_path))
+    assert_same_logits(network, load(state, tmp_path))
     torch.save(network.state_dict(), tmp_path / "weights.pth")
-    compare(network, pretrained.load(tmp_path / "weights.pth"))
+    assert_same_logits(network, pretrained.load(tmp_path / "weights.pth"))
 
 
-def test_torchvision_takes_what_is_saved_under_its_names(tmp_path):
+def test_torchvision_loads_weights_saved_under_its_names(tmp_path):
     torch = pytest.importorskip("torch")
     network = build("torchvision 0.35")
     shapes = {key: list(tensor.shape) for key, tensor in network.state_dict().items()}
     loaded = load(reference.draw_weights(shapes), tmp_path)
     pretrained.save(loaded, tmp_path / "saved.pth", names="torchvision")
     network.load_state_dict(torch.load(tmp_path / "saved.pth", weights_only=True))
-    compare(network, loaded)
+    assert_same_logits(network, loaded)
 
 
-def test_a_pth_file_that_does_more_than_hold_tensors_is_refused_and_not_run(tmp_path):
+def test_a_pth_file_with_more_than_tensors_is_rejected_and_not_run(tmp_path):
     torch = pytest.importorskip("torch")
-    torch.save({"state_dict": Bomb(str(tmp_path / "crater"))}, tmp_path / "bomb.pth")
+    torch.save({"state_dict": FileCreator(str(tmp_path / "created"))}, tmp_path / "pickle.pth")
     torch.save(build("torchvision 0.35"), tmp_path / "whole.pth")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:9999])
     for name, message in (
-        ("bomb", "holds more than tensors"),
+        ("pickle", "holds more than tensors"),
         ("whole", "holds more than tensors"),
         ("cut", r"cannot read .*cut.pth"),
     ):
         with pytest.raises(UserError, match=message) as error:
             pretrained.load(tmp_path / f"{name}.pth")
         assert "\n" not in str(error.value)
-    assert not (tmp_path / "crater").exists()
+    assert not (tmp_path / "created").exists()
 
 
 @pytest.mark.parametrize("size", [(301, 256), (180, 333), (224, 224)])
-def test_pictures_are_seen_as_torchvision_shows_them(size):
+def test_pictures_are_resized_and_cropped_as_in_torchvision(size):
     transforms = pytest.importorskip("torchvision.transforms")
     import tensorflow as tf
 
@@ -87,8 +87,10 @@ def test_pictures_are_seen_as_torchvision_shows_them(size):
         theirs = transforms.Compose(
             [transforms.Resize(256, mode), transforms.CenterCrop(224)]
         )(Image.fromarray(picture))  # fmt: skip
-        ours = preprocess.view(picture, (224, 224))
-        assert np.abs(np.asarray(theirs, np.float32) - ours).max() <= 1  # of 255: 8-bit rounding
+        ours = preprocess.crop_and_resize(picture, (224, 224))
+        assert (
+            np.abs(np.asarray(theirs, np.float32) - ours).max() <= 1
+        )  # of 255, because of rounding to 8 bits
 
 
 KERAS_2 = """
@@ -116,7 +118,7 @@ np.save(sys.argv[1] + "/probabilities.npy", model.predict(images, verbose=0))
 """
 
 
-def test_a_users_model_of_keras_2_predicts_the_same(tmp_path):
+def test_a_users_keras_2_model_predicts_the_same(tmp_path):
     pytest.importorskip("tf_keras")
     subprocess.run(
         [sys.executable, "-c", KERAS_2, str(tmp_path)],

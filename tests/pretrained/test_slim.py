@@ -1,4 +1,4 @@
-"""Checkpoints are made as slim makes them, of weights whose logits Keras computes."""
+"""Checkpoints are written as slim writes them, with weights for which Keras computes the logits."""
 
 import re
 
@@ -67,7 +67,7 @@ def slim_variables(model):
 
 
 def write_checkpoint(prefix, variables, averages=True):
-    """Trained values are noise where their averages, which count, stand beside them."""
+    """With `averages`, writes the right values as averages, and wrong values as variables."""
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         named = {"global_step": np.array(7, np.int64)}
         for name, array in variables.items():
@@ -102,7 +102,7 @@ def checkpoints(tmp_path_factory):
 
 
 @pytest.mark.parametrize("network", ["MobileNet", "MobileNetV2"])
-def test_averaged_variables_give_the_logits(checkpoints, network):
+def test_averaged_variables_give_keras_logits(checkpoints, network):
     folder, images, expected, _ = checkpoints[network]
     for path in (folder, folder / "model.ckpt-7", folder / "model.ckpt-7.index"):
         loaded = pretrained.load(path)
@@ -120,7 +120,7 @@ def test_averaged_variables_give_the_logits(checkpoints, network):
     np.testing.assert_allclose(without, logits[:, 1:], rtol=1e-5, atol=1e-5)
 
 
-def test_a_checkpoint_that_is_off_is_refused_in_one_line(checkpoints, tmp_path):
+def test_incomplete_unknown_and_damaged_checkpoints_are_rejected_in_one_line(checkpoints, tmp_path):
     variables = dict(checkpoints["MobileNetV2"][3])
     kernel = variables.pop("MobilenetV2/expanded_conv_3/expand/weights")
     write_checkpoint(tmp_path / "lacking", variables, averages=False)

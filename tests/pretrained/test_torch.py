@@ -1,4 +1,4 @@
-"""PyTorch's logits were computed beforehand (reference.py); this package must compute the same."""
+"""This package must compute the logits and gradients that PyTorch computed (reference.py)."""
 
 import json
 import pickle
@@ -11,7 +11,8 @@ from safetensors.numpy import save_file
 from mnv2 import pretrained
 from mnv2.models import create_model, mobilenet_v2
 from mnv2.pretrained import torch as torch_reader
-from mnv2.pretrained.network import shapes_of
+from mnv2.pretrained.infer import shapes_of
+from mnv2.pretrained.names import tensor_names
 from mnv2.runtime.errors import UserError
 from tests.pretrained import gradients, reference
 
@@ -24,14 +25,14 @@ WIDTHS = {
 
 
 def flat_names(state):
-    """torchvision's names -> those of d-li14 and tonylins, who keep a block in one sequence."""
+    """Renames torchvision's tensors to the names of d-li14 and tonylins: one sequence per block."""
     renamed = {}
     for name, array in state.items():
         parts = name.split(".")
         if ".conv." in name:
             block, rest = int(parts[1]), [int(p) for p in parts[3:] if p.isdigit()]
             expands = 0 if block == 1 else 1
-            if len(rest) == 2:  # conv and batch norm with an activation behind them
+            if len(rest) == 2:  # convolution and batch norm before an activation
                 index = 3 * rest[0] + rest[1]
             else:
                 index = 3 * (1 + expands) + (rest[0] - 1 - expands)
@@ -45,7 +46,7 @@ def load(state, tmp_path):
     return pretrained.load(tmp_path / "weights.safetensors")
 
 
-def assert_logits(loaded, name):
+def assert_same_logits(loaded, name):
     images = loaded.preprocess(reference.draw_images())
     logits = jax.jit(loaded.model.apply)(loaded.variables, images)
     expected = np.asarray(REFERENCE[name]["logits"])
@@ -53,14 +54,14 @@ def assert_logits(loaded, name):
 
 
 @pytest.mark.parametrize("name", REFERENCE)
-def test_the_logits_are_pytorchs(name, tmp_path):
+def test_the_logits_are_those_of_pytorch(name, tmp_path):
     loaded = load(reference.draw_weights(REFERENCE[name]["shapes"]), tmp_path)
     assert (loaded.model.width, loaded.model.num_classes) == (WIDTHS[name], reference.CLASSES)
-    assert_logits(loaded, name)
+    assert_same_logits(loaded, name)
 
 
 @pytest.mark.parametrize("name", reference.GRADIENTS)
-def test_a_training_steps_gradients_are_pytorchs(name, tmp_path):
+def test_the_gradients_of_a_training_step_are_those_of_pytorch(name, tmp_path):
     state = reference.draw_weights(REFERENCE[name]["shapes"], gradients.SHIFT)
     loaded = load(state, tmp_path)
     images = loaded.preprocess(reference.draw_images())
@@ -73,7 +74,7 @@ def test_a_training_steps_gradients_are_pytorchs(name, tmp_path):
         digest = reference.digest(
             gradient.transpose(3, 2, 0, 1) if gradient.ndim == 4 else gradient.T
         )
-        norm, _ = expected[names[f"params/{gradients.scale_of(path)}"]]
+        norm, _ = expected[names[f"params/{gradients.reference_path(path)}"]]
         np.testing.assert_allclose(
             digest,
             expected[names[f"params/{path}"]],
@@ -83,9 +84,11 @@ def test_a_training_steps_gradients_are_pytorchs(name, tmp_path):
         )
 
 
-def test_tonylins_rounding_and_a_narrow_d_li14_are_recognised(tmp_path):
-    """Their files hold the same names; the numbers of channels tell how they were rounded."""
-    names = torch_reader.table("mobilenet_v2", 17, torch_reader.torchvision, torch_reader.VARIABLES)
+def test_the_rounding_of_tonylins_and_of_the_narrow_d_li14_is_inferred(tmp_path):
+    """Their files have the same names; only the numbers of channels show the rounding."""
+    names = tensor_names(
+        "mobilenet_v2", 17, torch_reader.torchvision_names, torch_reader.VARIABLE_SUFFIXES
+    )
     channels = {
         ("up", 0.35): (32, (16, 16, 16, 24, 40, 56, 112), 1280),
         ("nearest_4", 0.1): (4, (4, 4, 4, 8, 12, 16, 32), 1280),
@@ -102,10 +105,10 @@ def test_tonylins_rounding_and_a_narrow_d_li14_are_recognised(tmp_path):
         assert (loaded.model.rounding, loaded.model.width) == (rounding, width)
 
 
-def test_flat_names_are_read_too(tmp_path):
+def test_flat_names_are_loaded(tmp_path):
     state = flat_names(reference.draw_weights(REFERENCE["torchvision 1.0"]["shapes"]))
     assert {"features.1.conv.3.weight", "features.2.conv.7.bias", "classifier.bias"} <= state.keys()
-    assert_logits(load(state, tmp_path), "torchvision 1.0")
+    assert_same_logits(load(state, tmp_path), "torchvision 1.0")
 
 
 @pytest.fixture
@@ -113,7 +116,7 @@ def state():
     return reference.draw_weights(REFERENCE["torchvision 0.35"]["shapes"])
 
 
-def test_a_missing_an_extra_and_a_misshapen_tensor_are_named(state, tmp_path):
+def test_missing_unexpected_and_misshapen_tensors_are_named(state, tmp_path):
     kernel = state.pop("features.4.conv.0.0.weight")
     with pytest.raises(UserError, match=r"lacks features.4.conv.0.0.weight$"):
         load(state, tmp_path)
@@ -122,11 +125,11 @@ def test_a_missing_an_extra_and_a_misshapen_tensor_are_named(state, tmp_path):
     ):
         load({**state, "features.4.conv.0.0.weight": kernel[:-1].copy()}, tmp_path)
     state["features.4.conv.0.0.weight"] = kernel
-    with pytest.raises(UserError, match=r"holds the unknown extra.weight$"):
+    with pytest.raises(UserError, match=r"has unexpected tensors: extra.weight$"):
         load({**state, "extra.weight": kernel}, tmp_path)
 
 
-def test_a_file_that_holds_no_network_is_refused_in_one_line(state, tmp_path):
+def test_a_file_without_a_network_is_rejected_in_one_line(state, tmp_path):
     save_file(state, tmp_path / "whole.safetensors")
     (tmp_path / "cut.safetensors").write_bytes(
         (tmp_path / "whole.safetensors").read_bytes()[:100_000]
@@ -137,7 +140,9 @@ def test_a_file_that_holds_no_network_is_refused_in_one_line(state, tmp_path):
         load({"fc.weight": np.zeros((2, 2), np.float32)}, tmp_path)
 
 
-class Bomb:
+class FileCreator:
+    """Creates a file when it is unpickled."""
+
     def __init__(self, path):
         self.path = path
 
@@ -146,9 +151,9 @@ class Bomb:
 
 
 def test_a_pickle_is_never_run(tmp_path):
-    """Without torch the file is not opened at all; with it, only tensors are read."""
-    bomb, crater = tmp_path / "bomb.pth", tmp_path / "crater"
-    bomb.write_bytes(pickle.dumps({"a": Bomb(str(crater))}))
-    with pytest.raises(UserError, match=r"bomb.pth (needs PyTorch|holds more than tensors)"):
-        pretrained.load(bomb)
-    assert not crater.exists()
+    """Without PyTorch the file is not opened; PyTorch reads only tensors."""
+    path, created = tmp_path / "pickle.pth", tmp_path / "created"
+    path.write_bytes(pickle.dumps({"a": FileCreator(str(created))}))
+    with pytest.raises(UserError, match=r"pickle.pth (needs PyTorch|holds more than tensors)"):
+        pretrained.load(path)
+    assert not created.exists()

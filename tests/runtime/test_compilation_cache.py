@@ -14,14 +14,14 @@ def no_folder_chosen(monkeypatch, tmp_path):
 
 
 def test_programs_are_kept_in_the_users_cache(no_folder_chosen, tmp_path):
-    folder = compilation_cache.remember()
+    folder = compilation_cache.enable()
     assert folder.parent == tmp_path / "mnv2" / "compiled"
     assert jax.config.jax_compilation_cache_dir == str(folder)
 
 
 def test_a_folder_that_the_user_chose_is_left_alone(no_folder_chosen, tmp_path):
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "mine"))
-    assert compilation_cache.remember() == tmp_path / "mine"
+    assert compilation_cache.enable() == tmp_path / "mine"
 
 
 def test_another_processor_has_a_folder_of_its_own(no_folder_chosen, monkeypatch, tmp_path):

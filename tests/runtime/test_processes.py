@@ -17,9 +17,9 @@ print = functools.partial(print, file=sys.stderr)  # gloo writes into the other 
 processes.meet(sys.argv[1], 2, int(sys.argv[2]))
 import jax, numpy as np
 from mnv2.training import metrics
-from mnv2.training.devices import AXIS, place, shard, share, writes
+from mnv2.training.devices import AXIS, place, shard
 from mnv2.runtime.interruption import Stopped, Stopper, BETWEEN_TALKS
-which, count = share()
+which, count = processes.process_shard()
 state = place({"scale": np.float32(10)})
 rows = shard({"x": np.arange(8, dtype=np.float32)[4 * which : 4 * which + 4]})
 total = jax.pmap(lambda s, b: jax.lax.psum(s["scale"] * b["x"].sum(), AXIS), AXIS,
@@ -27,7 +27,7 @@ total = jax.pmap(lambda s, b: jax.lax.psum(s["scale"] * b["x"].sum(), AXIS), AXI
 print("sum", metrics.summarize([{name: total(state, rows) for name in
                                  ("loss", "top1", "top5", "examples")}])["examples"])
 print("first", processes.of_first(which == 0), "any", processes.any_of(which == 1),
-      "none", processes.any_of(False), "writes", writes())
+      "none", processes.any_of(False), "writes", processes.is_writer())
 stopper = Stopper(processes.any_of)
 stopper.check()  # from here on it is known that checks follow each other at once
 if which == 1:

@@ -1,6 +1,7 @@
 import time
 
-from mnv2.runtime.throughput import Progress, waiting_for_input
+from mnv2.runtime.terminal import waiting_for_input
+from mnv2.runtime.throughput import Stopwatch
 
 
 def slow(seconds):
@@ -10,12 +11,12 @@ def slow(seconds):
 
 
 def run(idle):
-    progress = Progress("run", 4, batch_size=8)
-    for step, _ in enumerate(progress.watch(slow(0.01), idle), start=1):
-        progress.stop(step)
-        progress.start(step)
-    progress.stop(5)
-    return progress
+    stopwatch = Stopwatch(batch_size=8)
+    for step, _ in enumerate(stopwatch.watch(slow(0.01), idle), start=1):
+        stopwatch.stop(step)
+        stopwatch.start(step)
+    stopwatch.stop(5)
+    return stopwatch
 
 
 def test_waiting_counts_while_the_devices_are_idle_and_the_clock_runs():

@@ -1,3 +1,4 @@
+import copy
 import json
 
 import pytest
@@ -5,8 +6,9 @@ import pytest
 from configs import v2_ablation
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import sole_writer, write_json
+from mnv2.runtime.layout import RESULT
 from mnv2.sweeps import execute
-from mnv2.training.loop import RESULT
+from mnv2.sweeps.plan import plan
 
 
 @pytest.fixture
@@ -19,10 +21,12 @@ def trained(monkeypatch):
     """Replaces training by writing a made-up result; returns the runs that were trained."""
     runs = []
 
-    def train(config, workdir, *, label, stopper):
+    def train(settings, workdir, *, label, stopper):
         runs.append(f"{workdir.parent.name}/{workdir.name}")
         result = {
-            "test": {"accuracy": 0.9 + 0.001 * config.seed - 0.02 * (config.model.width < 0.3)},
+            "test": {
+                "accuracy": 0.9 + 0.001 * settings.seed - 0.02 * (settings.model["width"] < 0.3)
+            },
             "parameters": 1000,
             "multiply_adds": 5000,
             "images_per_second": 100.0,
@@ -33,7 +37,7 @@ def trained(monkeypatch):
         write_json(workdir / RESULT, result)
         return result
 
-    monkeypatch.setattr(execute, "train_and_evaluate", train)
+    monkeypatch.setattr(execute, "train", train)
     return runs
 
 
@@ -41,63 +45,63 @@ ALL = ["linear/0", "relu6/0", "t_1/0", "width_0.25/0", "linear/1", "relu6/1"]
 
 
 def test_every_arm_is_run_with_the_first_seed_before_any_with_the_second(config, tmp_path, trained):
-    execute.run(config, tmp_path)
+    execute.run_sweep(config, tmp_path)
     assert trained == ALL
 
 
 def test_what_is_finished_is_not_run_again(config, tmp_path, trained, capsys):
-    execute.run(config, tmp_path, ["relu6"])
+    execute.run_sweep(config, tmp_path, ["relu6"])
     assert trained == ["relu6/0", "relu6/1"]
-    execute.run(config, tmp_path)
+    execute.run_sweep(config, tmp_path)
     assert trained == ["relu6/0", "relu6/1", "linear/0", "t_1/0", "width_0.25/0", "linear/1"]
-    execute.run(config, tmp_path)
+    execute.run_sweep(config, tmp_path)
     assert len(trained) == 6
     assert f"6 of 6 runs in {tmp_path} are finished already" in capsys.readouterr().out
 
 
 def test_each_arm_changes_what_it_says_and_nothing_else(config, tmp_path):
-    runs = {(run.arm, run.seed): run.config for run in execute.plan(config, tmp_path)}
-    assert runs["relu6", 1].model.bottleneck == "relu6"
-    assert runs["width_0.25", 0].model.width == 0.25
-    changed = runs["relu6", 0].to_dict()
+    runs = {(run.arm, run.seed): run.config for run in plan(config, tmp_path)}
+    assert runs["relu6", 1]["model"]["bottleneck"] == "relu6"
+    assert runs["width_0.25", 0]["model"]["width"] == 0.25
+    changed = copy.deepcopy(runs["relu6", 0])
     changed["model"]["bottleneck"] = "linear"
-    assert changed == runs["linear", 0].to_dict()
-    assert [runs["linear", seed].seed for seed in (0, 1)] == [0, 1]
+    assert changed == runs["linear", 0]
+    assert [runs["linear", seed]["seed"] for seed in (0, 1)] == [0, 1]
 
 
 def test_more_seeds_can_be_added_to_finished_ones(config, tmp_path, trained):
-    execute.run(config, tmp_path)
+    execute.run_sweep(config, tmp_path)
     config.arms = tuple(
         (arm, {**changes, "seeds": 3} if arm == "relu6" else changes)
         for arm, changes in config.arms
     )
-    execute.run(config, tmp_path)
+    execute.run_sweep(config, tmp_path)
     assert trained == [*ALL, "relu6/2"]
 
 
 def test_a_workdir_of_another_config_is_refused_and_left_as_it_was(config, tmp_path, trained):
-    execute.run(config, tmp_path)
+    execute.run_sweep(config, tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
     config.optimization.learning_rate = 0.1
     with pytest.raises(
         UserError, match=r"holds runs with optimization.learning_rate = 0.05 instead"
     ):
-        execute.run(config, tmp_path)
+        execute.run_sweep(config, tmp_path)
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
 
 
 def test_an_arm_that_means_something_else_now_is_refused(config, tmp_path, trained):
-    execute.run(config, tmp_path)
+    execute.run_sweep(config, tmp_path)
     config.arms = (*config.arms[:1], ("relu6", {"model.width": 0.5}))
     with pytest.raises(UserError, match=r"relu6/0 holds a run with model.bottleneck = 'relu6'"):
-        execute.run(config, tmp_path)
+        execute.run_sweep(config, tmp_path)
 
 
 def test_the_runs_of_other_arms_are_not_mixed_in(config, tmp_path, trained):
-    execute.run(config, tmp_path)
+    execute.run_sweep(config, tmp_path)
     config.arms = (("wide", {"model.width": 0.5}),)
     with pytest.raises(UserError, match="holds the runs of other arms"):
-        execute.run(config, tmp_path)
+        execute.run_sweep(config, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -114,13 +118,13 @@ def test_an_arm_that_cannot_start_is_refused_before_any_other_starts(
 ):
     config.arms = (*config.arms, *arms)
     with pytest.raises(UserError, match=message):
-        execute.run(config, tmp_path / "runs")
+        execute.run_sweep(config, tmp_path / "runs")
     assert not trained
     assert not (tmp_path / "runs").exists()
 
 
 def test_what_was_run_is_recorded(config, tmp_path, trained):
-    execute.run(config, tmp_path)
+    execute.run_sweep(config, tmp_path)
     recorded = json.loads((tmp_path / "sweep.json").read_text())
     assert recorded["config"]["model"]["name"] == "mobilenet_v2"
     environment = recorded["environment"]
@@ -133,10 +137,10 @@ def test_what_was_run_is_recorded(config, tmp_path, trained):
 def test_a_run_that_fails_does_not_keep_the_others_from_being_done(
     tiny_config, tmp_path, monkeypatch, capsys
 ):
-    def training(config, folder, *, label, stopper):
-        if config.model.bottleneck == "relu6":
+    def training(settings, folder, *, label, stopper):
+        if settings.model["bottleneck"] == "relu6":
             raise OSError(28, "No space left on device")
-        if config.model.expansion == 1:
+        if settings.model["expansion"] == 1:
             raise UserError("broken picture")
         result = {"test": {"accuracy": 0.5}, "images_per_second": 1.0, "first_step_seconds": 1.0,
                   "waiting_for_input": 0.0, "parameters": 1, "multiply_adds": 1,
@@ -144,12 +148,12 @@ def test_a_run_that_fails_does_not_keep_the_others_from_being_done(
         write_json(folder / "result.json", result)
         return result
 
-    monkeypatch.setattr(execute, "train_and_evaluate", training)
+    monkeypatch.setattr(execute, "train", training)
     tiny_config.seeds = 1
     tiny_config.arms = tuple((arm, {k: v for k, v in changes.items() if k != "seeds"})
                              for arm, changes in tiny_config.arms)  # fmt: skip
     with pytest.raises(UserError) as error:
-        execute.run(tiny_config, tmp_path)
+        execute.run_sweep(tiny_config, tmp_path)
     assert str(error.value) == (
         "2 of the runs failed: relu6/0: OSError: [Errno 28] No space left on device; "
         "t_1/0: broken picture"
@@ -165,10 +169,10 @@ def test_a_run_that_fails_does_not_keep_the_others_from_being_done(
 def test_a_run_that_another_process_is_doing_is_left_to_it(
     tiny_config, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(execute, "train_and_evaluate", None)  # would fail if it were called
+    monkeypatch.setattr(execute, "train", None)  # would fail if it were called
     tiny_config.arms = (("linear", {}),)
     tiny_config.seeds = 1
     with sole_writer(tmp_path / "linear/0"):
-        execute.run(tiny_config, tmp_path)
+        execute.run_sweep(tiny_config, tmp_path)
     assert "linear/0" in (printed := capsys.readouterr().out)
     assert "is being done by process" in printed

@@ -5,12 +5,13 @@ import sys
 import threading
 
 import pytest
-import submitit
 
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.interruption import Stopped
-from mnv2.sweeps import execute, local
+from mnv2.runtime.layout import LOG
+from mnv2.sweeps import local
 from mnv2.sweeps.local import _shares
+from mnv2.sweeps.plan import chosen, plan
 
 # Stands for the command that does a run: it says on what cores, and leaves a result or an error.
 COMMAND = """
@@ -46,13 +47,13 @@ def command(workdir, fails="nothing", then="ends"):
 
 
 def test_runs_are_done_in_processes_that_share_the_cores(config, tmp_path, capsys):
-    local.local(config, tmp_path, (), 2, command(tmp_path))
+    local.run_in_processes(config, tmp_path, (), 2, command(tmp_path))
     printed = capsys.readouterr().out
     assert "3 of 3 runs to do, 2 at a time, " in printed
     assert "[3/3] " in printed
     assert (tmp_path / "report.md").exists()
     cores = {
-        tuple(json.loads((tmp_path / arm / "0" / local.LOG).read_text().removeprefix("cores ")))
+        tuple(json.loads((tmp_path / arm / "0" / LOG).read_text().removeprefix("cores ")))
         for arm in "abc"
     }
     available = sorted(os.sched_getaffinity(0))
@@ -63,11 +64,11 @@ def test_runs_are_done_in_processes_that_share_the_cores(config, tmp_path, capsy
 
 def test_a_run_that_fails_does_not_stop_the_others_and_is_named(config, tmp_path, capsys):
     with pytest.raises(UserError, match="1 of the runs failed: b/0: ValueError: no luck"):
-        local.local(config, tmp_path, (), 1, command(tmp_path, fails="b/0"))
+        local.run_in_processes(config, tmp_path, (), 1, command(tmp_path, fails="b/0"))
     assert "b/0                    failed: ValueError: no luck" in capsys.readouterr().out
     assert (tmp_path / "c" / "0" / "result.json").exists()
     with pytest.raises(UserError, match="no luck"):
-        local.local(config, tmp_path, (), 1, command(tmp_path, fails="b/0"))
+        local.run_in_processes(config, tmp_path, (), 1, command(tmp_path, fails="b/0"))
     assert "1 of 3 runs to do" in capsys.readouterr().out
 
 
@@ -80,7 +81,7 @@ def test_a_signal_is_passed_on_to_every_process(config, tmp_path):
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(Stopped, match="SIGTERM"):
-        local.local(config, tmp_path, (), 2, command(tmp_path, then="waits"))
+        local.run_in_processes(config, tmp_path, (), 2, command(tmp_path, then="waits"))
     thread.join()
     for arm in "ab":
         assert (tmp_path / arm / "0" / "saved").exists()
@@ -96,50 +97,8 @@ def test_gpus_are_dealt_out(monkeypatch):
     assert [share.gpus for share in _shares(2)] == [None, None]
 
 
-def test_what_slurm_is_asked_for_is_what_was_given():
-    wanted = local.Slurm("gpu", cores=3, gpus=1, hours=1.5, parallel=2)
-    script = submitit.slurm.slurm._make_sbatch_string(
-        command="x", folder="logs", map_count=4, **local._parameters(wanted)
-    )
-    for line in ("partition=gpu", "cpus-per-task=3", "gpus-per-node=1", "time=90", "array=0-3%2"):
-        assert f"#SBATCH --{line}\n" in script
-    assert "#SBATCH --requeue\n" in script
-    without = local._parameters(local.Slurm(None, cores=1, gpus=0, hours=1, parallel=1))
-    assert not {"partition", "gpus_per_node"} & set(without)
-
-
-def test_without_slurm_it_says_so(config, tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    wanted = local.Slurm(None, cores=1, gpus=0, hours=1, parallel=1)
-    with pytest.raises(UserError, match=r'SLURM takes no jobs here: .*"srun"'):
-        local.slurm(config, tmp_path, (), wanted)
-
-
 def test_single_runs_can_be_chosen(config, tmp_path):
-    runs = execute.plan(config, tmp_path)
-    assert [one.name for one in execute.chosen(runs, ["b", "c/0"])] == ["b/0", "c/0"]
+    runs = plan(config, tmp_path)
+    assert [one.name for one in chosen(runs, ["b", "c/0"])] == ["b/0", "c/0"]
     with pytest.raises(UserError, match="unknown run 'c/1': did you mean 'c/0'"):
-        execute.chosen(runs, ["c/1"])
-
-
-def test_a_job_stops_by_itself_before_its_time_limit(config, tmp_path, monkeypatch):
-    """Is queued again, and waits for SLURM to end it."""
-    happened = []
-    monkeypatch.setattr(local.execute, "run", lambda *_, **__: signal.raise_signal(signal.SIGALRM))
-    monkeypatch.setattr(local.signal, "alarm", lambda seconds: happened.append(seconds))
-    monkeypatch.setattr(local.signal, "pause", lambda: happened.append("waits"))
-    monkeypatch.setattr(local.subprocess, "run", lambda args, **_: happened.append(args))
-    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
-    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
-    handlers = {n: signal.getsignal(n) for n in (signal.SIGALRM, signal.SIGUSR2, signal.SIGTERM)}
-
-    def stopped(*_):
-        raise Stopped("SIGTERM")
-
-    try:
-        signal.signal(signal.SIGTERM, stopped)  # as within a run
-        local._Job(config, tmp_path, "a/0", ["a/0"], minutes=10)()
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    assert happened == [510, ["scontrol", "requeue", "7_1"], "waits"]
+        chosen(runs, ["c/1"])

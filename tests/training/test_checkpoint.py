@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
+from mnv2.runtime import packed_arrays
 from mnv2.runtime.errors import UserError
-from mnv2.training import checkpoint
 from mnv2.training.checkpoint import Checkpoints
 from mnv2.training.state import TrainState
 
@@ -65,13 +65,13 @@ def test_a_damaged_checkpoint_is_kept_aside_and_the_one_before_it_used(folder, d
 
 
 def test_a_bit_that_has_flipped_is_seen(folder, capsys, monkeypatch):
-    crc32 = checkpoint.zlib.crc32
+    crc32 = packed_arrays.zlib.crc32
     flips = [1, 0, 0, 0]  # in what is read first, the newest
 
     def flipped(data):
         return crc32(data) ^ flips.pop(0)
 
-    monkeypatch.setattr(checkpoint.zlib, "crc32", flipped)
+    monkeypatch.setattr(packed_arrays.zlib, "crc32", flipped)
     state, _ = Checkpoints(folder).restore(state_of(0))
     jax.tree.map(np.testing.assert_array_equal, state, state_of(10))
     assert "the checksum of its" in capsys.readouterr().err

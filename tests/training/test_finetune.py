@@ -7,11 +7,12 @@ from PIL import Image
 
 from configs import finetune
 from mnv2 import data, pretrained
-from mnv2.evaluate import evaluate
 from mnv2.models import create_model
 from mnv2.runtime.errors import UserError
-from mnv2.training import loop, setup
-from mnv2.training.state import create_state
+from mnv2.training import loop, settings
+from mnv2.training.evaluation import evaluate_weights
+from mnv2.training.setup import set_up
+from mnv2.training.start import initial_state
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
 
@@ -58,15 +59,21 @@ def config_for(weights, rate, start="weights"):
 
 def after_a_step(config):
     """The state before and after one step on a batch of the data set."""
-    dataset, model, shape, pixels, _, on_devices = setup.build(config)
-    state = create_state(model, on_devices.optimizer, shape, seed=0, ema=False)
-    if setup.starts_from_weights(config):
-        state = setup.adopt(state, setup.load_backbone(config.weights))
+    of_run = settings.from_config(config)
+    setup = set_up(of_run)
+    steps = setup.steps
+    state = initial_state(setup, of_run)
     before = jax.device_get(state)
     batch = next(
-        data.train_batches(dataset, config.batch_size, seed=0, size=shape[:2], pixels=pixels)
+        data.train_batches(
+            setup.dataset,
+            config.batch_size,
+            seed=0,
+            size=setup.image_shape[:2],
+            pixels=setup.pixels,
+        )
     )
-    state, _ = on_devices.train(on_devices.place(state), on_devices.shard(batch), jax.random.key(0))
+    state, _ = steps.train(state, steps.shard(batch), jax.random.key(0))
     return before, jax.device_get(state), batch
 
 
@@ -137,11 +144,11 @@ def test_a_run_on_pictures_of_ones_own_is_loaded_from_its_folder(weights, tmp_pa
     config.data.validation = 0
     config.duration = "4 steps"
     config.eval_every = config.checkpoint_every = "0 steps"
-    result = loop.train_and_evaluate(config, tmp_path / "run")
+    result = loop.train(settings.from_config(config), tmp_path / "run")
     loaded = pretrained.load(tmp_path / "run")
     assert loaded.class_names == ("ant", "bee")
     assert (loaded.image_size, loaded.preprocess.mean) == ((28, 28), MEAN)
-    again = evaluate(loaded, data.open_dataset(config.data.name), "test", 8)
+    again = evaluate_weights(loaded, data.open_dataset(config.data.name), "test", 8)
     assert again.summary == pytest.approx(result["test"], rel=1e-4)
     assert again.confusion.sum(axis=1).tolist() == [7, 6]
     assert np.trace(again.confusion) == round(13 * again.summary["accuracy"])
@@ -156,4 +163,4 @@ def test_what_is_wrong_with_the_weights_is_one_clear_line(weights, fashion_mnist
         config = config_for(weights, 0.1)
         config.update(changed)
         with pytest.raises(UserError, match=message):
-            setup.build(config)
+            set_up(settings.from_config(config))

@@ -10,24 +10,44 @@ import numpy as np
 import pytest
 
 from mnv2 import data
-from mnv2.data.datasets import Prepared
+from mnv2.data.datasets import TfdsDataset
 from mnv2.models import create_model
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.interruption import Stopped, Stopper
-from mnv2.training import loop, metrics, setup, steps
+from mnv2.runtime.layout import METRICS, RESULT
+from mnv2.training import evaluation, log, loop, metrics, settings, setup
 from mnv2.training.checkpoint import Checkpoints
 from mnv2.training.state import create_state
+from mnv2.training.steps import create_steps
 
 SHAPE = (28, 28, 1)
 
 
 def steps_and_state(config, devices=None):
-    model = setup.build_model(config)
-    on_devices = steps.compile_steps(model, steps.step_settings(config), 100, 1000, devices)
-    state = create_state(
-        model, on_devices.optimizer, SHAPE, seed=config.seed, ema=config.ema_decay > 0
+    of_run = settings.from_config(config)
+    steps = create_steps(
+        setup.set_up(of_run).model,
+        of_run.optimization,
+        batch_size=of_run.batch_size,
+        label_smoothing=of_run.label_smoothing,
+        ema_decay=of_run.ema_decay,
+        skip_nan=of_run.on_nan == "skip",
+        total_steps=100,
+        examples=1000,
+        devices=devices,
     )
-    return on_devices, on_devices.place(state)
+    state = create_state(
+        setup.set_up(of_run).model,
+        steps.optimizer,
+        SHAPE,
+        seed=config.seed,
+        ema=config.ema_decay > 0,
+    )
+    return steps, steps.place(state)
+
+
+def train(config, folder, **arguments):
+    return loop.train(settings.from_config(config), folder, **arguments)
 
 
 def random_batch(size):
@@ -44,9 +64,9 @@ def test_a_step_on_eight_devices_equals_one_on_one_device(tiny_config):
     batch, key = random_batch(16), jax.random.key(0)
     after = {}
     for count in (1, 8):
-        on_devices, state = steps_and_state(tiny_config, tuple(jax.devices()[:count]))
+        steps, state = steps_and_state(tiny_config, tuple(jax.devices()[:count]))
         before = jax.device_get(state.params)
-        state, sums = on_devices.train(state, on_devices.shard(batch), key)
+        state, sums = steps.train(state, steps.shard(batch), key)
         after[count] = jax.device_get(
             {"params": state.params, "ema": state.ema, "batch_stats": state.batch_stats,
              "momentum": state.opt_state, "sums": sums}
@@ -106,10 +126,10 @@ def test_the_training_curve_is_that_of_the_plain_operations(
 def test_an_evaluation_counts_all_test_images_once_whatever_the_batch_size(
     tiny_config, fashion_mnist
 ):
-    on_devices, state = steps_and_state(tiny_config)
+    steps, state = steps_and_state(tiny_config)
     view = partial(data.eval_image, size=SHAPE[:2])
     summaries = [
-        loop.evaluate(on_devices, state, fashion_mnist, "test", batch_size, view)
+        evaluation.evaluate(partial(steps.evaluate, state), fashion_mnist, "test", batch_size, view)
         for batch_size in (96, 999, 4096)
     ]
     assert [summary["examples"] for summary in summaries] == [10_000] * 3
@@ -127,21 +147,21 @@ def test_a_resumed_run_ends_exactly_as_an_uninterrupted_one(tiny_config, tmp_pat
     tiny_config.ema_decay = 0.9
     tiny_config.duration = "7 steps"
     tiny_config.checkpoint_every = "3 steps"
-    whole = loop.train_and_evaluate(tiny_config, tmp_path / "whole")
+    whole = train(tiny_config, tmp_path / "whole")
 
-    append_line = loop.append_line
+    append_line = log.append_line
 
     def killing(path, line):
         append_line(path, line)
         if json.loads(line)["step"] == 5:
             raise Killed
 
-    monkeypatch.setattr(loop, "append_line", killing)
+    monkeypatch.setattr(log, "append_line", killing)
     with pytest.raises(Killed):
-        loop.train_and_evaluate(tiny_config, tmp_path / "stopped")
-    assert not (tmp_path / "stopped" / loop.RESULT).exists()
-    monkeypatch.setattr(loop, "append_line", append_line)
-    resumed = loop.train_and_evaluate(tiny_config, tmp_path / "stopped")
+        train(tiny_config, tmp_path / "stopped")
+    assert not (tmp_path / "stopped" / RESULT).exists()
+    monkeypatch.setattr(log, "append_line", append_line)
+    resumed = train(tiny_config, tmp_path / "stopped")
 
     assert resumed["test"] == whole["test"]
     _, template = steps_and_state(tiny_config)
@@ -153,7 +173,7 @@ def test_a_resumed_run_ends_exactly_as_an_uninterrupted_one(tiny_config, tmp_pat
     assert int(states[0].step) == 7
 
     def curve(name):
-        lines = (tmp_path / name / loop.METRICS).read_text().splitlines()
+        lines = (tmp_path / name / METRICS).read_text().splitlines()
         return [
             {k: v for k, v in json.loads(line).items() if "second" not in k and "waiting" not in k}
             for line in lines
@@ -171,7 +191,7 @@ def test_a_checkpoint_on_its_way_arrives_although_the_run_fails(tiny_config, tmp
     )
     monkeypatch.setattr(loop, "evaluate", failing)
     with pytest.raises(UserError, match="broken picture"):
-        loop.train_and_evaluate(tiny_config, tmp_path)
+        train(tiny_config, tmp_path)
     _, template = steps_and_state(tiny_config)
     state, _ = Checkpoints(tmp_path / "checkpoints").restore(template)
     assert int(state.step) == 4
@@ -184,7 +204,7 @@ def test_a_short_run_learns_and_leaves_its_result(tiny_config, tmp_path):
     tiny_config.log_every = 20
     tiny_config.data.validation = 5000
     tiny_config.optimization.warmup = "10 steps"
-    result = loop.train_and_evaluate(tiny_config, tmp_path)
+    result = train(tiny_config, tmp_path)
     assert result["test"]["accuracy"] > 0.4
     assert result["test"]["examples"] == 10_000
     assert result["steps"] == 80
@@ -197,20 +217,20 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tiny_config, tmp
     tiny_config.optimization.warmup = "0 steps"
     message = r"the loss is not finite at step 2 \(learning rate .*: lower .*; there is no check"
     with pytest.raises(UserError, match=message):
-        loop.train_and_evaluate(tiny_config, tmp_path)
+        train(tiny_config, tmp_path)
 
 
 def test_a_step_that_is_not_finite_can_be_skipped_and_changes_nothing(tiny_config):
     tiny_config.on_nan = "skip"
     tiny_config.ema_decay = 0.9
     tiny_config.optimization.warmup = "0 steps"
-    on_devices, state = steps_and_state(tiny_config, tuple(jax.devices()[:2]))
+    steps, state = steps_and_state(tiny_config, tuple(jax.devices()[:2]))
     good, bad, key = random_batch(16), random_batch(16), jax.random.key(0)
     bad["image"][3, 5, 5] = np.nan
-    state, sums = on_devices.train(state, on_devices.shard(good), key)
+    state, sums = steps.train(state, steps.shard(good), key)
     assert metrics.skipped([sums]) == 0
     before = jax.device_get(state)
-    state, sums = on_devices.train(state, on_devices.shard(bad), key)
+    state, sums = steps.train(state, steps.shard(bad), key)
     assert metrics.skipped([sums]) == 1
     assert sums["examples"] == 0
     after = jax.device_get(state)
@@ -220,7 +240,7 @@ def test_a_step_that_is_not_finite_can_be_skipped_and_changes_nothing(tiny_confi
     momentum = [x for x in jax.tree.leaves(after.opt_state) if x.ndim]
     assert momentum
     assert all(np.isfinite(x).all() for x in momentum)
-    state, sums = on_devices.train(state, on_devices.shard(good), key)
+    state, sums = steps.train(state, steps.shard(good), key)
     assert np.isfinite(sums["loss"])
     assert sums["examples"] == 16
 
@@ -243,18 +263,18 @@ def test_a_run_goes_on_with_another_number_of_devices(tiny_config, tmp_path, bef
 def test_a_batch_that_the_devices_do_not_divide_is_refused(tiny_config):
     tiny_config.batch_size = 12
     with pytest.raises(UserError, match="batch_size must be a multiple of the 8 devices, got 12"):
-        setup.open_data(tiny_config)
+        setup.open_data(settings.from_config(tiny_config))
 
 
 def test_images_of_any_size_need_a_size(tiny_config, fashion_mnist):
-    class Pictures(Prepared):
+    class Pictures(TfdsDataset):
         image_shape = (None, None, 3)
 
     pictures = Pictures("pictures", fashion_mnist.builder, 0)
     with pytest.raises(UserError, match=r"images of pictures differ in size: set data.image_size"):
-        setup.image_shape(tiny_config, pictures)
+        setup.image_shape(settings.from_config(tiny_config), pictures)
     tiny_config.data.image_size = 96
-    assert setup.image_shape(tiny_config, pictures) == (96, 96, 3)
+    assert setup.image_shape(settings.from_config(tiny_config), pictures) == (96, 96, 3)
 
 
 def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_exactly(
@@ -263,15 +283,15 @@ def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_exactly(
     tiny_config.duration = "4 steps"
     tiny_config.eval_every = "2 steps"
     tiny_config.checkpoint_every = "0 steps"
-    whole = loop.train_and_evaluate(tiny_config, tmp_path / "whole")
+    whole = train(tiny_config, tmp_path / "whole")
 
     evaluations = []
 
-    def evaluate(*arguments, between):
+    def evaluate(*arguments, after_batch):
         evaluations.append(1)
         if len(evaluations) == 1:  # the validation after step 2
             os.kill(os.getpid(), signal.SIGTERM)
-        between()
+        after_batch({})
         return plain(*arguments)
 
     plain = loop.evaluate
@@ -281,12 +301,12 @@ def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_exactly(
         pytest.raises(Stopped, match=rf"SIGTERM; step 2 of run is saved in {tmp_path}/stopped"),
         stopper.listening(),
     ):
-        loop.train_and_evaluate(tiny_config, tmp_path / "stopped", stopper=stopper)
-    resumed = loop.train_and_evaluate(tiny_config, tmp_path / "stopped")
+        train(tiny_config, tmp_path / "stopped", stopper=stopper)
+    resumed = train(tiny_config, tmp_path / "stopped")
     assert resumed["test"] == whole["test"]
 
     def validated(name):
-        lines = map(json.loads, (tmp_path / name / loop.METRICS).read_text().splitlines())
+        lines = map(json.loads, (tmp_path / name / METRICS).read_text().splitlines())
         return [(x["step"], x["validation/loss"]) for x in lines if "validation/loss" in x]
 
     assert validated("stopped") == validated("whole")

@@ -8,6 +8,7 @@ import tensorflow as tf
 from configs import v2_ablation
 from mnv2.runtime.errors import UserError
 from mnv2.training.optimizer import create_optimizer, create_schedule, name_mask
+from mnv2.training.settings import optimization
 
 
 @pytest.fixture
@@ -16,12 +17,14 @@ def settings():
 
 
 def schedule_of(settings, total_steps=100):
-    return create_schedule(settings, total_steps=total_steps, examples=105, batch_size=10)
+    return create_schedule(
+        optimization(settings), total_steps=total_steps, examples=105, batch_size=10
+    )
 
 
 def test_rmsprop_is_tensorflows(settings):
     settings.optimizer, settings.weight_decay = "rmsprop", 0.0
-    ours = create_optimizer(settings, optax.constant_schedule(0.05))
+    ours = create_optimizer(optimization(settings), optax.constant_schedule(0.05))
     theirs = tf.compat.v1.train.RMSPropOptimizer(
         0.05, decay=settings.rmsprop_decay, momentum=settings.momentum, epsilon=settings.epsilon
     )
@@ -42,10 +45,10 @@ def test_weight_decay_is_an_l2_term_of_the_loss(settings, optimizer):
     settings.optimizer, settings.weight_decay = optimizer, 0.1
     params = {"kernel": jnp.asarray([1.0, -2.0]), "bias": jnp.asarray([3.0])}
     gradients = {"kernel": jnp.asarray([0.3, 0.4]), "bias": jnp.asarray([0.5])}
-    decaying = create_optimizer(settings, optax.constant_schedule(0.1))
+    decaying = create_optimizer(optimization(settings), optax.constant_schedule(0.1))
     updates, _ = decaying.update(gradients, decaying.init(params), params)
     settings.weight_decay = 0.0
-    plain = create_optimizer(settings, optax.constant_schedule(0.1))
+    plain = create_optimizer(optimization(settings), optax.constant_schedule(0.1))
     with_l2 = {**gradients, "kernel": gradients["kernel"] + 0.1 * params["kernel"]}
     expected, _ = plain.update(with_l2, plain.init(params), params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), updates, expected)
@@ -54,7 +57,7 @@ def test_weight_decay_is_an_l2_term_of_the_loss(settings, optimizer):
 def test_adamw_decays_weights_apart_from_the_gradient(settings):
     settings.optimizer, settings.weight_decay = "adamw", 0.1
     params = {"kernel": jnp.asarray([2.0]), "bias": jnp.asarray([2.0])}
-    optimizer = create_optimizer(settings, optax.constant_schedule(0.01))
+    optimizer = create_optimizer(optimization(settings), optax.constant_schedule(0.01))
     zero = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimizer.update(zero, optimizer.init(params), params)
     assert float(updates["kernel"][0]) == pytest.approx(-0.01 * 0.1 * 2.0)
@@ -88,7 +91,7 @@ def test_cosine_rises_to_its_peak_and_ends_at_zero(settings):
 def test_unknown_names_are_refused(settings):
     settings.optimizer = "sdg"
     with pytest.raises(UserError, match="unknown optimizer 'sdg': did you mean 'sgd'"):
-        create_optimizer(settings, optax.constant_schedule(0.1))
+        create_optimizer(optimization(settings), optax.constant_schedule(0.1))
     settings.schedule = "cosin"
     with pytest.raises(UserError, match="unknown schedule 'cosin': did you mean 'cosine'"):
         schedule_of(settings)

@@ -1,4 +1,4 @@
-"""Whether there is a network, asked once and shortly, before a download retries for minutes."""
+"""Checks once, and quickly, whether a server can be reached: a download would retry for minutes."""
 
 import urllib.error
 import urllib.request
@@ -7,7 +7,7 @@ TIMEOUT = 10.0  # seconds
 
 
 def reachable(url: str) -> bool:
-    """True if the server of `url` answers, whatever it says; by way of a proxy if one is set."""
+    """Returns whether the server of `url` answers, with any status; uses a proxy if one is set."""
     try:
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT).close()
     except urllib.error.HTTPError:

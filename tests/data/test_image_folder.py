@@ -1,4 +1,4 @@
-"""Odd pictures in a folder: each is decoded right, or named."""
+"""Unusual pictures in a folder are decoded correctly; broken ones are named."""
 
 import io
 
@@ -7,12 +7,12 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageOps
 
-from mnv2.data import folder, open_dataset
+from mnv2.data import image_folder, open_dataset
 from mnv2.runtime.errors import UserError
 
 
 def gradient(height=40, width=60):
-    """A picture whose corners differ."""
+    """Returns a picture (h w 3, uint8) with four different corners."""
     y, x = np.mgrid[0:height, 0:width]
     return np.stack([255 * x / width, 255 * y / height, 0 * x + 90], axis=-1).astype(np.uint8)
 
@@ -25,7 +25,7 @@ def encoded(picture, kind, **options):
 
 def rotated(orientation):
     exif = Image.Exif()
-    exif[folder.ExifTags.Base.Orientation] = orientation
+    exif[image_folder.ExifTags.Base.Orientation] = orientation
     return encoded(Image.fromarray(gradient()), "jpeg", exif=exif, quality=95)
 
 
@@ -58,16 +58,16 @@ BROKEN = {
 }
 
 
-def as_pillow_sees_it(content):
+def decoded_by_pillow(content):
     picture = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
-    if picture.mode.startswith("I"):  # Pillow's own conversion cuts at 255
+    if picture.mode.startswith("I"):  # Pillow's conversion clips at 255
         picture = Image.fromarray((np.asarray(picture) // 256).astype(np.uint8))
     return np.asarray(picture.convert("RGB"))
 
 
 @pytest.fixture
 def pictures(tmp_path, monkeypatch):
-    """A folder of good ones, and a cache of its own."""
+    """Writes a folder of good pictures; the cache is empty."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     root = tmp_path / "pictures"
     for split in ("train", "test"):
@@ -82,33 +82,35 @@ def add_broken(root):
         (root / "train" / "odd" / name).write_bytes(content)
 
 
-def reopened(root, **settings):
+def reopen(root, **settings):
     return open_dataset.__wrapped__(f"folder:{root}", None, 0, **settings)
 
 
 @pytest.mark.parametrize("name", GOOD)
-def test_an_odd_picture_is_decoded_as_pillow_decodes_it(tmp_path, name):
+def test_an_unusual_picture_is_decoded_as_pillow_decodes_it(tmp_path, name):
     (tmp_path / name).write_bytes(GOOD[name])
-    found = folder.examine(tmp_path / name)
-    assert found.error is None
-    image = folder.upright(folder.decode(tf.constant(GOOD[name])), tf.constant(found.orientation))
-    theirs = as_pillow_sees_it(GOOD[name]).astype(int)
+    check = image_folder.check_file(tmp_path / name)
+    assert check.error is None
+    image = image_folder.upright(
+        image_folder.decode(tf.constant(GOOD[name])), tf.constant(check.orientation)
+    )
+    theirs = decoded_by_pillow(GOOD[name]).astype(int)
     assert image.shape == theirs.shape
-    # Decoders of JPEG round and scale colours in their own ways; CMYK's conversion more so.
+    # JPEG decoders round and scale colours differently; for CMYK they differ more.
     assert np.abs(image.numpy().astype(int) - theirs).mean() < (8 if "cmyk" in name else 3)
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_picture_is_seen(tmp_path, name):
+def test_a_broken_picture_is_detected(tmp_path, name):
     content, message = BROKEN[name]
     (tmp_path / name).write_bytes(content)
-    assert message in folder.examine(tmp_path / name).error
+    assert message in image_folder.check_file(tmp_path / name).error
 
 
-def test_a_folder_with_broken_pictures_is_refused_with_the_names_of_all(pictures):
+def test_a_folder_with_broken_pictures_is_rejected_and_all_are_named(pictures):
     add_broken(pictures)
     with pytest.raises(UserError) as raised:
-        reopened(pictures)
+        reopen(pictures)
     message = str(raised.value)
     assert f"6 of the {2 * len(GOOD) + 6} files in {pictures} cannot be read" in message
     for name in BROKEN:
@@ -117,9 +119,9 @@ def test_a_folder_with_broken_pictures_is_refused_with_the_names_of_all(pictures
     assert "\n" not in message
 
 
-def test_broken_pictures_can_be_left_out(pictures, capsys):
+def test_broken_pictures_can_be_skipped(pictures, capsys):
     add_broken(pictures)
-    dataset = reopened(pictures, on_broken="skip")
+    dataset = reopen(pictures, on_broken="skip")
     assert dataset.num_examples("train") == len(GOOD)
     warning = capsys.readouterr().out
     assert "warning: 6 of" in warning
@@ -129,23 +131,23 @@ def test_broken_pictures_can_be_left_out(pictures, capsys):
     assert (20, 20000, 3) in shapes
 
 
-def test_what_was_looked_through_is_looked_at_again_only_where_it_has_changed(
-    pictures, monkeypatch
-):
-    reopened(pictures)
-    looked_at = []
-    examine = folder.examine
-    monkeypatch.setattr(folder, "examine", lambda path: looked_at.append(path) or examine(path))
-    reopened(pictures)
-    assert looked_at == []
+def test_only_changed_files_are_checked_again(pictures, monkeypatch):
+    reopen(pictures)
+    checked = []
+    check_file = image_folder.check_file
+    monkeypatch.setattr(
+        image_folder, "check_file", lambda path: checked.append(path) or check_file(path)
+    )
+    reopen(pictures)
+    assert checked == []
     changed = pictures / "test" / "odd" / "plain.jpg"
     changed.write_bytes(GOOD["gray.jpg"])
-    reopened(pictures)
-    assert looked_at == [changed]
+    reopen(pictures)
+    assert checked == [changed]
 
 
-def test_an_unknown_policy_is_refused(pictures):
+def test_an_unknown_value_of_on_broken_is_rejected(pictures):
     with pytest.raises(
         UserError, match=r"unknown data\.on_broken 'ignore': choose one of skip, st"
     ):
-        reopened(pictures, on_broken="ignore")
+        reopen(pictures, on_broken="ignore")

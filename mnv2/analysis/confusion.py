@@ -1,0 +1,67 @@
+"""What a network confuses: from a matrix of true and predicted classes to a list and a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.colors
+import matplotlib.figure
+import numpy as np
+from jaxtyping import Int
+
+Confusion = Int[np.ndarray, "true predicted"]
+
+NUMBERED = 20  # the largest number of classes for which the picture shows numbers
+
+
+def commonest_mistakes(confusion: Confusion, count: int = 5) -> list[tuple[int, int, float]]:
+    """Returns (true class, predicted class, per cent of the true class), the commonest first."""
+    shares = _percent(confusion)
+    np.fill_diagonal(shares, 0)
+    places = np.argsort(-shares, axis=None)[:count]
+    pairs = [divmod(int(place), len(confusion)) for place in places]
+    return [
+        (true, predicted, float(shares[true, predicted]))
+        for true, predicted in pairs
+        if shares[true, predicted]
+    ]
+
+
+def to_csv(confusion: Confusion, labels: Sequence[str]) -> str:
+    """Formats the counts as CSV: one row per true class, one column per predicted class."""
+    lines = [",".join(["", *(_quoted(name) for name in labels)])]
+    for name, row in zip(labels, confusion, strict=True):
+        lines.append(",".join([_quoted(name), *map(str, row)]))
+    return "\n".join(lines) + "\n"
+
+
+def draw(confusion: Confusion, labels: Sequence[str], title: str, path: Path) -> None:
+    """Draws one row per true class, in per cent of it, and one column per predicted class."""
+    shares = _percent(confusion)
+    few = len(labels) <= NUMBERED
+    side = 3 + 0.5 * len(labels) if few else 9
+    figure = matplotlib.figure.Figure(figsize=(side + 1, side), layout="constrained")
+    axis = figure.subplots()
+    # Most mistakes of a good network are below 10 %; the square root makes them visible.
+    scale = matplotlib.colors.PowerNorm(0.5, 0, 100)
+    image = axis.imshow(shares, cmap="Greys", norm=scale, interpolation="nearest")
+    figure.colorbar(image, ax=axis, label="% of the true class", shrink=0.8)
+    if few:
+        axis.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
+        axis.set_yticks(range(len(labels)), labels)
+        for (row, column), share in np.ndenumerate(shares):
+            if share >= 0.05:
+                color = "white" if share > 30 else "black"
+                axis.text(column, row, f"{share:.0f}" if share >= 1 else f"{share:.1f}",
+                          ha="center", va="center", color=color, fontsize="small")  # fmt: skip
+    axis.set_xlabel("predicted class")
+    axis.set_ylabel("true class")
+    axis.set_title(title, fontsize="medium")
+    figure.savefig(path, dpi=110)
+
+
+def _percent(confusion: Confusion) -> np.ndarray:
+    return 100 * confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"' if set(name) & {",", '"'} else name

@@ -1,0 +1,129 @@
+"""A network with its weights, and how to use it."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
+
+from mnv2.pretrained.preprocessing import Preprocessing
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "linear": lambda x: x,
+    "relu": jax.nn.relu,
+    "relu6": jax.nn.relu6,
+    "elu": jax.nn.elu,
+    "selu": jax.nn.selu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "swish": jax.nn.silu,
+    "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
+    "sigmoid": jax.nn.sigmoid,
+}
+
+
+class DenseHead(nn.Module):
+    """A backbone with several dense layers, (units, activation) each, over its pooled features."""
+
+    backbone: nn.Module
+    layers: tuple[tuple[int, str], ...]
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "n h w c"], train: bool = False
+    ) -> Float[Array, "n classes"]:
+        x: Any = self.backbone(images, train)
+        for i, (units, activation) in enumerate(self.layers):
+            x = ACTIVATIONS[activation](nn.Dense(units, name=f"dense_{i}")(x))
+        return x
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A network with its weights and everything that is known about how to use it.
+
+    model         the network; it returns logits, or pooled features if it has no classifier
+    variables     its parameters and batch statistics, for `model.apply`
+    preprocess    normalises RGB images in [0, 255] when it is called; its `crop_and_resize` brings
+                  pictures to the right size first
+    image_size    (height, width) for which the weights were trained
+    class_names   one per logit; None if the file does not contain them
+    output        the function from logits to probabilities: softmax, or sigmoid for classes that do
+                  not exclude each other and for a single logit that separates two classes
+    """
+
+    model: nn.Module
+    variables: dict[str, Any]
+    preprocess: Preprocessing
+    image_size: tuple[int, int] = (224, 224)
+    class_names: tuple[str, ...] | None = None
+    output: str = "softmax"
+
+    @property
+    def num_classes(self) -> int:
+        """The number of logits; 0 for a network without a classifier."""
+        model: Any = self.model
+        return model.layers[-1][0] if isinstance(model, DenseHead) else model.num_classes
+
+    @property
+    def channels(self) -> int:
+        """The channels of the images that the network takes: 3, or 1 for grayscale images."""
+        params = self.variables["params"]
+        return params.get("backbone", params)["stem"]["kernel"].shape[2]
+
+    @property
+    def display_names(self) -> tuple[str, ...]:
+        """The names of the classes; class 0, class 1, ... if they are not known."""
+        count = 2 if self.num_classes == 1 else self.num_classes
+        return self.class_names or tuple(f"class {i}" for i in range(count))
+
+    def logits(self, variables: Any, images: ArrayLike) -> Float[Array, "n classes"]:
+        """Computes the logits of images (n h w c) in [0, 255].
+
+        A single logit x that separates two classes becomes the two logits 0 and x.
+        """
+        logits: Any = self.model.apply(variables, self.preprocess(images), train=False)
+        if self.num_classes == 1:
+            return jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
+        return logits
+
+    def probabilities(self, images: ArrayLike) -> Float[Array, "n classes"]:
+        """Computes the probability of each class for images (n h w c) in [0, 255]."""
+        logits = jax.jit(self.logits)(self.variables, images)
+        exclusive = self.output == "softmax" or self.num_classes == 1
+        return jax.nn.softmax(logits) if exclusive else jax.nn.sigmoid(logits)
+
+    def backbone(self) -> "Pretrained":
+        """Returns the network without classifier or dense layers; it gives pooled features."""
+        model: Any = self.model
+        if isinstance(model, DenseHead):
+            variables = {kind: values["backbone"] for kind, values in self.variables.items()}
+            model = model.backbone
+        else:
+            params = {k: v for k, v in self.variables["params"].items() if k != "classifier"}
+            variables, model = {**self.variables, "params": params}, model.clone(num_classes=0)
+        return dataclasses.replace(self, model=model, variables=variables, class_names=None)
+
+    def with_image_size(self, size: int) -> "Pretrained":
+        """Returns the same network for square images of `size` pixels."""
+        return dataclasses.replace(self, image_size=(size, size))
+
+    def without_background(self) -> "Pretrained":
+        """Removes the first of 1001 classes, which is the background in slim.
+
+        A network with another number of classes, or with a `DenseHead`, is returned unchanged.
+        """
+        if self.num_classes != 1001 or isinstance(self.model, DenseHead):
+            return self
+        classifier = {k: v[..., 1:] for k, v in self.variables["params"]["classifier"].items()}
+        params = {**self.variables["params"], "classifier": classifier}
+        return dataclasses.replace(
+            self,
+            model=self.model.clone(num_classes=1000),
+            variables={**self.variables, "params": params},
+            class_names=self.class_names and self.class_names[1:],
+        )

@@ -1,0 +1,33 @@
+"""The names of the files in a workdir and in the folder of one run.
+
+WORKDIR/sweep.json                the config, the environment, the steps of each arm
+WORKDIR/report.md, .csv, .png     the report of the finished runs
+WORKDIR/report/                   the same figure for TensorBoard
+WORKDIR/slurm/                    the output of SLURM jobs
+WORKDIR/ARM/SEED/                 the folder of one run
+    config.json                   the resolved config
+    environment.json              versions, commit and devices
+    network.json                  what others need to use the network
+    checkpoints/STEP/             the newest two checkpoints
+    damaged/                      checkpoints that could not be read
+    metrics.jsonl                 one line of JSON per report
+    events.out.tfevents.*         the same for TensorBoard
+    result.json                   the test result; the run is finished
+    failure.txt                   why the last attempt failed
+    log.txt                       the output of a run that a launcher started
+    .lock                         held by the process that writes here
+"""
+
+SWEEP = "sweep.json"
+REPORT = "report"  # with .md, .csv or .png, and the folder for TensorBoard
+SLURM = "slurm"
+CONFIG = "config.json"
+ENVIRONMENT = "environment.json"
+NETWORK = "network.json"
+CHECKPOINTS = "checkpoints"
+DAMAGED = "damaged"
+METRICS = "metrics.jsonl"
+RESULT = "result.json"
+FAILURE = "failure.txt"
+LOG = "log.txt"
+LOCK = ".lock"

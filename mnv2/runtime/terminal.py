@@ -1,0 +1,46 @@
+"""What a person reads while a command works: one line that is rewritten, and readable durations."""
+
+import sys
+from pathlib import Path
+
+NOTICEABLE = 0.05  # the share of the time spent waiting for input above which it is mentioned
+WIDTH = 79  # characters, so that the line fits a terminal of 80 columns
+
+
+class StatusLine:
+    """A line in the terminal that is rewritten in place. Nothing is written to a file or pipe."""
+
+    def __init__(self, label: str):
+        self.label = label
+        self._shown = False
+
+    def say(self, text: str) -> None:
+        """Replaces the line by the label and `text`."""
+        if sys.stdout.isatty():
+            line = f"{self.label}  {text}"
+            print(f"\r{line[:WIDTH]:{WIDTH}}", end="", flush=True)
+            self._shown = True
+
+    def clear(self) -> None:
+        """Removes the line, so that an ordinary line can be printed."""
+        if self._shown:
+            print(f"\r{'':{WIDTH}}\r", end="", flush=True)
+            self._shown = False
+
+
+def waiting_for_input(share: float) -> str:
+    """Returns a note on the share of the time spent waiting for input; nothing if it is small."""
+    return f"  {share:.0%} waiting for input" if share > NOTICEABLE else ""
+
+
+def format_seconds(seconds: float) -> str:
+    """Formats a duration: 45 s, 12 min, 3.4 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def short_path(path: Path) -> str:
+    """Formats a path, with ~ for the user's home folder."""
+    home = Path.home()
+    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)

@@ -1,0 +1,103 @@
+"""From a config to runs: every arm with every seed, each with its own resolved settings."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from mnv2.runtime.errors import UserError, check_choice, check_positive
+from mnv2.runtime.layout import RESULT
+from mnv2.training import settings
+from mnv2.training.setup import set_up
+
+BETWEEN_ARMS = ("arms", "panels", "baseline")  # fields that describe the sweep and no single run
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One arm with one seed, in its own folder.
+
+    config    the resolved config, as it is recorded
+    settings  the same, typed
+    steps     the number of training steps
+    """
+
+    arm: str
+    seed: int
+    folder: Path
+    config: dict[str, Any]
+    settings: settings.Settings
+    steps: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm}/{self.seed}"
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / RESULT).exists()
+
+
+def plan(config: ml_collections.ConfigDict, workdir: Path) -> list[Run]:
+    """Lists the runs of `config`: all arms with the first seed, then with the second, and so on.
+
+    Raises UserError if any of the runs cannot start.
+    """
+    try:
+        arms = dict(config.arms)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"arms must be pairs of a name and its changes, got {config.arms!r}"
+        ) from None
+    runs = []
+    for arm in arms:
+        resolved = resolve(config, arm)
+        of_arm = settings.from_config(resolved)
+        steps = set_up(of_arm).durations.total
+        check_positive(resolved.seeds, f"seeds of arm {arm}")
+        for seed in range(config.seed, config.seed + resolved.seeds):
+            runs.append(
+                Run(
+                    arm,
+                    seed,
+                    workdir / arm / str(seed),
+                    {**resolved.to_dict(), "seed": seed},
+                    dataclasses.replace(of_arm, seed=seed),
+                    steps,
+                )
+            )
+    return sorted(runs, key=lambda run: run.seed)
+
+
+def chosen(runs: Sequence[Run], only: Sequence[str]) -> list[Run]:
+    """Returns the runs that `only` names, by arm or as arm/seed; all of them if it is empty.
+
+    Raises UserError for a name that does not exist.
+    """
+    arms, names = {one.arm for one in runs}, {one.name for one in runs}
+    for name in only:
+        check_choice(name, names if "/" in name else arms, "run" if "/" in name else "arm")
+    return [one for one in runs if not only or one.arm in only or one.name in only]
+
+
+def resolve(config: ml_collections.ConfigDict, arm: str) -> ml_collections.ConfigDict:
+    """Returns the config of one arm: the shared config with the changes of the arm."""
+    resolved = ml_collections.ConfigDict(
+        {name: value for name, value in config.items() if name not in BETWEEN_ARMS}
+    ).copy_and_resolve_references()
+    changes = dict(config.arms)[arm]
+    for field in changes:
+        if not _has_field(resolved, field):
+            raise UserError(f"arm {arm} changes the unknown field {field!r}")
+    try:
+        resolved.update_from_flattened_dict(changes)
+    except TypeError as error:
+        raise UserError(f"arm {arm}: {error}") from error
+    return resolved
+
+
+def _has_field(config: Any, dotted: str) -> bool:
+    head, _, rest = dotted.partition(".")
+    return head in config and (not rest or _has_field(config[head], rest))

@@ -1,0 +1,29 @@
+"""The report of a sweep: a table, printed and written, and a figure."""
+
+from pathlib import Path
+
+from mnv2.runtime.errors import UserError
+from mnv2.runtime.files import write_text
+from mnv2.runtime.layout import REPORT
+from mnv2.sweeps import figure, tables, workdir
+from mnv2.sweeps.statistics import rows
+
+
+def write_report(folder: Path) -> None:
+    """Prints the table of the finished runs in `folder`; writes report.md, .csv and .png there.
+
+    Raises UserError if no run is finished.
+    """
+    sweep = workdir.load(folder)
+    finished = rows(sweep)
+    if not finished:
+        raise UserError(f"no run in {folder} is finished yet")
+    print(f"\n{tables.terminal_table(finished)}\n")
+    if missing := sweep.missing():
+        print(f"not finished: {', '.join(missing)}\n")
+    write_text(folder / f"{REPORT}.md", tables.markdown(sweep, finished))
+    write_text(folder / f"{REPORT}.csv", tables.to_csv(finished))
+    figure.draw(sweep, finished, folder / f"{REPORT}.png")
+    figure.write_to_tensorboard(folder / f"{REPORT}.png", folder / REPORT)
+    print(f"report    {folder}/{REPORT}.md, {REPORT}.csv, {REPORT}.png")
+    print(f"curves    tensorboard --logdir {folder}")

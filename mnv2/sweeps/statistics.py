@@ -1,0 +1,85 @@
+"""From the results of a sweep to means, confidence intervals and paired differences."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import stats
+
+from mnv2.sweeps.workdir import Sweep
+
+CONFIDENCE = 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds and the half-width of its 95 % interval; None from a single seed.
+
+    The interval is of one arm by itself: it is not adjusted for the number of arms.
+    """
+
+    mean: float
+    half_width: float | None
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Estimate | None":
+        """Computes the mean and Student's t interval of `values`; None if there are no values."""
+        if not values:
+            return None
+        mean, count = float(np.mean(values)), len(values)
+        if count == 1:
+            return cls(mean, None, 1)
+        error = float(np.std(values, ddof=1)) / count**0.5
+        return cls(mean, error * float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)), count)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """What the report says about one arm. Accuracies and differences are in per cent."""
+
+    arm: str
+    parameters: int
+    multiply_adds: int
+    accuracy: Estimate
+    difference: Estimate | None
+    images_per_second: float
+    minutes: float
+
+
+def rows(sweep: Sweep) -> list[Row]:
+    """Returns one row per arm that has a finished run, in the order of the config."""
+    return [_row(sweep, arm) for arm, runs in sweep.results.items() if runs]
+
+
+def prediction_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Returns where one more value would fall with a probability of 95 %; None from one value."""
+    count = len(values)
+    if count < 2:
+        return None
+    mean = float(np.mean(values))
+    spread = float(np.std(values, ddof=1)) * (1 + 1 / count) ** 0.5
+    reach = spread * float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1))
+    return mean - reach, mean + reach
+
+
+def _row(sweep: Sweep, arm: str) -> Row:
+    runs, accuracies = sweep.results[arm], sweep.accuracies(arm)
+    accuracy = Estimate.of(list(accuracies.values()))
+    assert accuracy is not None
+    # Two arms with one seed share the order of the data, and initial values if shapes agree, so
+    # the difference within a seed varies less than either accuracy.
+    baseline = sweep.accuracies(sweep.baseline) if arm != sweep.baseline else {}
+    difference = Estimate.of(
+        [accuracies[seed] - baseline[seed] for seed in accuracies if seed in baseline]
+    )
+    first = next(iter(runs.values()))
+    return Row(
+        arm,
+        first["parameters"],
+        first["multiply_adds"],
+        accuracy,
+        difference,
+        float(np.median([result["images_per_second"] for result in runs.values()])),
+        sum(result["train_seconds"] for result in runs.values()) / 60,
+    )

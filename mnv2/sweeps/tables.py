@@ -1,0 +1,82 @@
+"""The table of a report: for the terminal, as Markdown and as CSV."""
+
+import csv
+import io
+from collections.abc import Sequence
+
+from mnv2.sweeps.statistics import Estimate, Row
+from mnv2.sweeps.workdir import Sweep
+
+HEADER = ("arm", "params", "MAdds", "test top-1 %", "difference", "seeds", "images/s", "min")
+TEXT_COLUMNS = (0, 3, 4)  # aligned to the left in a terminal
+
+
+def plus_minus(estimate: Estimate | None, sign: str = "") -> str:
+    """Formats an estimate: 84.20 ± 0.31; with `sign` "+", +0.42 ± 0.10; nothing for None."""
+    if estimate is None:
+        return ""
+    mean = f"{estimate.mean:{sign}.2f}"
+    return mean if estimate.half_width is None else f"{mean} ± {estimate.half_width:.2f}"
+
+
+def terminal_table(rows: Sequence[Row]) -> str:
+    """Formats rows for a terminal of 80 columns."""
+    table = [HEADER, *(_cells(row) for row in rows)]
+    widths = [max(len(cells[i]) for cells in table) for i in range(len(HEADER))]
+    lines = [
+        " ".join(
+            cell.ljust(width) if i in TEXT_COLUMNS else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        for cells in table
+    ]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
+    """Formats rows as Markdown, with notes on how they were measured."""
+    lines = [f"| {' | '.join(HEADER)} |", "|---|--:|--:|--:|--:|--:|--:|--:|"]
+    lines += [f"| {' | '.join(_cells(row))} |" for row in rows]
+    data, environment = sweep.config["data"]["name"], sweep.environment
+    notes = [
+        f"{data}, {sweep.config['duration']}, batch {sweep.config['batch_size']}. "
+        f"± is the half-width of a 95 % interval (Student's t over seeds), not adjusted for the "
+        f"number of arms. The difference is to `{sweep.baseline}`, paired by seed. Minutes are of "
+        "training, all seeds together.",
+        f"{', '.join(environment['devices'])} ({environment['machine']}), JAX "
+        f"{environment['packages']['jax']}, commit {environment['commit']}.",
+    ]
+    if missing := sweep.missing():
+        notes.append(f"Not finished: {', '.join(missing)}.")
+    return "\n".join([*lines, "", *("\n\n".join(notes).splitlines()), ""])
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """Formats rows as CSV, with all digits."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = "arm parameters multiply_adds accuracy accuracy_ci95 difference difference_ci95"
+    writer.writerow([*names.split(), "seeds", "images_per_second", "minutes"])
+    for row in rows:
+        writer.writerow(
+            [
+                *(row.arm, row.parameters, row.multiply_adds),
+                *(row.accuracy.mean, row.accuracy.half_width),
+                *((row.difference.mean, row.difference.half_width) if row.difference else ("", "")),
+                *(row.accuracy.count, row.images_per_second, row.minutes),
+            ]
+        )
+    return text.getvalue()
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        row.arm,
+        f"{row.parameters / 1e6:.2f} M",
+        f"{row.multiply_adds / 1e6:.2f} M",
+        plus_minus(row.accuracy),
+        plus_minus(row.difference, sign="+"),
+        str(row.accuracy.count),
+        f"{row.images_per_second:,.0f}",
+        f"{row.minutes:.1f}",
+    )

@@ -1,0 +1,133 @@
+"""The evaluation loop, for training and for finished weights: every example counts exactly once."""
+
+import functools
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from mnv2 import data
+from mnv2.data.preprocess import to_channels
+from mnv2.pretrained import Pretrained, imagenet
+from mnv2.runtime.errors import UserError
+from mnv2.runtime.processes import process_shard
+from mnv2.runtime.terminal import StatusLine, format_seconds, waiting_for_input
+from mnv2.runtime.throughput import Stopwatch
+from mnv2.training import metrics
+from mnv2.training.devices import AXIS, place, shard
+
+Step = Callable[[data.Batch], tuple[metrics.Sums, Array]]
+
+
+def eval_step(
+    logits: Float[Array, "b classes"], batch: dict[str, Array]
+) -> tuple[metrics.Sums, Int[Array, " b"]]:
+    """Computes, within pmap, the sums over all devices and this device's predicted classes."""
+    losses = metrics.cross_entropy(logits, batch["label"])
+    counts = metrics.count(logits, batch["label"], losses, batch["mask"])
+    return jax.lax.psum(counts, AXIS), jnp.argmax(logits, axis=-1)
+
+
+def evaluate(
+    step: Step,
+    dataset: data.Dataset,
+    split: str,
+    batch_size: int,
+    view: Callable[..., Any],
+    after_batch: Callable[[metrics.Sums], None] = lambda sums: None,
+    confusion: np.ndarray | None = None,
+) -> dict[str, float]:
+    """Computes mean loss and accuracies over all examples of `split`, each counted once.
+
+    `step` takes a batch that is split over devices, and `view` turns pictures into the network's
+    input. `batch_size` is rounded up to a multiple of the devices; a mask covers the rows that the
+    last batch lacks. `after_batch` is called with the sums of each batch. If a `confusion` matrix
+    is given (true class, predicted class), the predictions are added to it.
+    """
+    batch_size += -batch_size % jax.device_count()
+    window = []
+    for batch in data.eval_batches(
+        dataset, split, batch_size, transform=view, shard=process_shard()
+    ):
+        sums, predictions = step(shard(batch))
+        window.append(sums)
+        if confusion is not None:
+            counted = batch["mask"] > 0
+            predicted = np.asarray(predictions).reshape(-1)
+            np.add.at(confusion, (batch["label"][counted], predicted[counted]), 1)
+        after_batch(sums)
+    return metrics.summarize(window)
+
+
+class Evaluation(NamedTuple):
+    """Mean loss and accuracies; and how many examples of each class were predicted as which."""
+
+    summary: dict[str, float]
+    confusion: Int[np.ndarray, "true predicted"]
+
+
+def evaluate_weights(
+    loaded: Pretrained, dataset: data.Dataset, split: str, batch_size: int
+) -> Evaluation:
+    """Evaluates finished weights on every example of `split` once, over all devices."""
+    batch_size += -batch_size % jax.device_count()
+
+    def step(variables: Any, batch: dict[str, Array]) -> tuple[metrics.Sums, Int[Array, " b"]]:
+        return eval_step(loaded.logits(variables, batch["image"]), batch)
+
+    def view(pictures: Any) -> Any:
+        resized = loaded.preprocess.crop_and_resize(pictures, loaded.image_size)
+        return to_channels(resized, loaded.channels)
+
+    run_step = jax.pmap(step, AXIS, in_axes=(None, 0), out_axes=(None, 0))
+    confusion = np.zeros((len(loaded.display_names),) * 2, np.int64)
+    stopwatch, line = Stopwatch(batch_size), StatusLine("evaluating")
+    batches = -(-dataset.num_examples(split) // batch_size)
+    done = itertools.count(1)
+
+    def show(sums: metrics.Sums) -> None:
+        number = next(done)
+        stopwatch.stop(number)
+        if number > 1:  # the first batch is compiled
+            line.say(progress(number, batches, metrics.summarize([sums])["loss"], stopwatch))
+        stopwatch.start(number)
+
+    line.say("compiling")
+    evaluate_step = functools.partial(run_step, place(loaded.variables))
+    summary = evaluate(evaluate_step, dataset, split, batch_size, view, show, confusion)
+    line.clear()
+    return Evaluation(summary, confusion)
+
+
+def match_classes(loaded: Pretrained, dataset: data.Dataset, weights: str) -> Pretrained:
+    """Returns the network for the classes of a data set: without slim's background for ImageNet.
+
+    Raises UserError if the network and the data set do not have the same classes.
+    """
+    if dataset.num_classes == 1000:
+        loaded = loaded.without_background()
+    names, theirs = loaded.display_names, tuple(dataset.class_names)
+    if len(names) != len(theirs):
+        raise UserError(
+            f"{weights} knows {len(names)} classes, {dataset.name} has {len(theirs)}: "
+            "fine-tune it on that data set with configs/finetune.py"
+        )
+    if loaded.class_names is None or theirs == imagenet.synsets():
+        return loaded
+    for i, (ours, name) in enumerate(zip(names, theirs, strict=True)):
+        if ours != name:
+            raise UserError(f"{weights} calls class {i} {ours!r}, {dataset.name} calls it {name!r}")
+    return loaded
+
+
+def progress(step: int, total: int, loss: float, stopwatch: Stopwatch) -> str:
+    """Describes how far training or an evaluation is."""
+    return (
+        f"step {step}/{total}  loss {loss:.3f}  {stopwatch.images_per_second:,.0f} images/s  "
+        f"{format_seconds(stopwatch.seconds_left(total - step))} left"
+        f"{waiting_for_input(stopwatch.waiting)}"
+    )

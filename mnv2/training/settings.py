@@ -1,0 +1,113 @@
+"""The settings of one run: a typed, read-only view of its resolved config.
+
+Configs are ml_collections, so that every field can be set on the command line. Here they get types,
+and below here nothing sees a config. `configs/defaults.py` explains each field.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from mnv2.runtime.errors import UserError, check_choice, check_positive
+
+ON_NAN = ("stop", "skip")
+STARTS = ("weights", "scratch")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Where examples come from, and how training sees them."""
+
+    name: str
+    dir: str | None
+    on_broken: str
+    validation: int
+    image_size: int | None
+    augmentation: str
+    pad: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimization:
+    """The optimiser, its schedule, and what it decays."""
+
+    optimizer: str
+    schedule: str
+    learning_rate: float
+    warmup: str
+    momentum: float
+    weight_decay: float
+    weight_decay_on: str
+    decay_rate: float
+    decay_every: str
+    rmsprop_decay: float
+    epsilon: float
+    backbone_rate: float = 1.0  # relative to the classifier's learning rate
+
+    @property
+    def classifier_only(self) -> bool:
+        """Tells whether the backbone is frozen."""
+        return self.backbone_rate == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Everything that describes one run."""
+
+    seed: int
+    data: Data
+    model: Mapping[str, Any]  # `name` and the fields of that network
+    optimization: Optimization
+    batch_size: int
+    eval_batch_size: int
+    duration: str
+    label_smoothing: float
+    on_nan: str
+    ema_decay: float
+    log_every: int
+    eval_every: str
+    checkpoint_every: str
+    weights: str | None = None  # a file whose network is used
+    start: str = "weights"  # or scratch: use the file's network with new weights
+
+    @property
+    def starts_from_weights(self) -> bool:
+        """Tells whether the weights of the file are used, and not only its network."""
+        return self.weights is not None and self.start == "weights"
+
+
+def from_config(config: ml_collections.ConfigDict) -> Settings:
+    """Returns the settings of a run from its resolved config.
+
+    Raises UserError for a field that is missing or has an impossible value.
+    """
+    if "weights" in config and not config.weights:
+        raise UserError("no weights given: set config.weights to a file, as --config.weights FILE")
+    settings = Settings(
+        **{
+            **_fields_of(Settings, config),
+            "data": Data(**_fields_of(Data, config.data)),
+            "model": config.model.to_dict(),
+            "optimization": optimization(config.optimization),
+        }
+    )
+    check_positive(settings.batch_size, "batch_size")
+    check_choice(settings.on_nan, ON_NAN, "on_nan")
+    check_choice(settings.start, STARTS, "start")
+    return settings
+
+
+def optimization(config: ml_collections.ConfigDict) -> Optimization:
+    """Returns the typed view of `config.optimization`."""
+    return Optimization(**_fields_of(Optimization, config))
+
+
+def _fields_of(settings: type, config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Returns the values that `config` has for the fields of a class of settings."""
+    fields = {field.name: field for field in dataclasses.fields(settings)}
+    for name, field in fields.items():
+        if name not in config and field.default is dataclasses.MISSING:
+            raise UserError(f"the config lacks the field {name!r}: see configs/defaults.py")
+    return {name: config[name] for name in fields if name in config}

@@ -1,0 +1,59 @@
+import signal
+
+import pytest
+import submitit
+
+from mnv2.runtime.errors import UserError
+from mnv2.runtime.interruption import Stopped
+from mnv2.sweeps import slurm
+
+
+@pytest.fixture
+def config(tiny_config, fashion_mnist):
+    tiny_config.arms = (("a", {}), ("b", {}), ("c", {}))
+    tiny_config.baseline = "a"
+    tiny_config.panels = ()
+    tiny_config.seeds = 1
+    return tiny_config
+
+
+def test_what_slurm_is_asked_for_is_what_was_given():
+    wanted = slurm.Resources("gpu", cores=3, gpus=1, hours=1.5, parallel=2)
+    script = submitit.slurm.slurm._make_sbatch_string(
+        command="x", folder="logs", map_count=4, **slurm._parameters(wanted)
+    )
+    for line in ("partition=gpu", "cpus-per-task=3", "gpus-per-node=1", "time=90", "array=0-3%2"):
+        assert f"#SBATCH --{line}\n" in script
+    assert "#SBATCH --requeue\n" in script
+    without = slurm._parameters(slurm.Resources(None, cores=1, gpus=0, hours=1, parallel=1))
+    assert not {"partition", "gpus_per_node"} & set(without)
+
+
+def test_without_slurm_it_says_so(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    wanted = slurm.Resources(None, cores=1, gpus=0, hours=1, parallel=1)
+    with pytest.raises(UserError, match=r'SLURM takes no jobs here: .*"srun"'):
+        slurm.submit(config, tmp_path, (), wanted)
+
+
+def test_a_job_stops_by_itself_before_its_time_limit(config, tmp_path, monkeypatch):
+    """Is queued again, and waits for SLURM to end it."""
+    happened = []
+    monkeypatch.setattr(slurm, "run_sweep", lambda *_, **__: signal.raise_signal(signal.SIGALRM))
+    monkeypatch.setattr(slurm.signal, "alarm", lambda seconds: happened.append(seconds))
+    monkeypatch.setattr(slurm.signal, "pause", lambda: happened.append("waits"))
+    monkeypatch.setattr(slurm.subprocess, "run", lambda args, **_: happened.append(args))
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGALRM, signal.SIGUSR2, signal.SIGTERM)}
+
+    def stopped(*_):
+        raise Stopped("SIGTERM")
+
+    try:
+        signal.signal(signal.SIGTERM, stopped)  # as within a run
+        slurm._Job(config, tmp_path, "a/0", ["a/0"], minutes=10)()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert happened == [510, ["scontrol", "requeue", "7_1"], "waits"]
