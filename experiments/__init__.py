@@ -1,1 +1,5 @@
-"""One file a figure, a table or an open question; README.md holds what they measured."""
+"""One command per figure, table or open question. README.md holds the results."""
+
+from mnv2.runtime.cli import silence_libraries
+
+silence_libraries()  # this package consists of commands

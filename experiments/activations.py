@@ -1,17 +1,18 @@
-"""What does ReLU6 destroy, layer by layer? Figure 7 of the MobileNetV2 paper, and more.
+"""What does ReLU6 destroy in each layer of a network? Figure 7 of the MobileNetV2 paper, and more.
 
     python -m experiments.activations
 
-Looks into the linear and ReLU6 networks of `experiments.shortcuts`, which are trained first if they
-are not there, on 1,000 test pictures of Fashion-MNIST:
+Analyses the linear and the ReLU6 networks of `experiments.shortcuts` on 1,000 test pictures of
+Fashion-MNIST. If these networks are not there, they are trained first.
 
-    figure 7       positive channels after each expansion, mean and range over places, before and
-                   after training. More than 1/t of them, and the narrow input could be recovered
-    bottlenecks    of each block's narrow output: how many directions it spreads over (effective
-                   rank), with a linear bottleneck; with ReLU6, before it and after it, and the
-                   shares of values that it cuts to 0, of those it cuts to 6, and of dead channels
+    figure 7       the positive channels after each expansion: their mean and range over places in
+                   the image, before and after training. If more than 1/t of the channels are
+                   positive, the narrow input could be recovered
+    bottlenecks    the narrow output of each block: the number of directions that it spreads over
+                   (effective rank) with a linear bottleneck, and before and after ReLU6; the shares
+                   of values that ReLU6 cuts to 0 and to 6, and the share of dead channels
 
-Prints tables; writes figure_7.csv, bottlenecks.csv and activations.png to --out.
+Prints tables. Writes figure_7.csv, bottlenecks.csv and activations.png to --out.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,15 +25,15 @@ import matplotlib.figure
 import numpy as np
 
 from experiments import shortcuts
-from experiments.contenders import unoptimised
-from experiments.tables import write_csv, write_markdown
+from experiments.common.initialisation import unoptimised
+from experiments.common.writers import write_csv, write_markdown
 from mnv2 import data, pretrained
 from mnv2.analysis.activations import activity, before_activation, effective_rank
-from mnv2.data.preprocess import UNIT_RANGE, normalize
+from mnv2.data.preprocess import MINUS_ONE_TO_ONE, normalize
 from mnv2.ops import relu6
-from mnv2.report import Estimate
 from mnv2.runtime.cli import command_parser, run
 from mnv2.runtime.huge_pages import restart_with_huge_pages
+from mnv2.sweeps.statistics import Estimate
 
 PICTURES = 1000
 HEADER = (
@@ -40,7 +41,7 @@ HEADER = (
     "channels",
     "rank, linear",
     "rank before ReLU6",
-    "rank after it",
+    "rank after ReLU6",
     "cut to 0, %",
     "cut to 6, %",
     "dead channels, %",
@@ -48,22 +49,22 @@ HEADER = (
 
 
 class Positive(NamedTuple):
-    """Positive channels of one expansion, in % of its channels; `threshold` is the input's."""
+    """The positive channels after one expansion, in per cent of its channels."""
 
     layer: str
     trained: bool
     channels: int
-    threshold: float
-    mean: float
+    threshold: float  # 1/t, the channels of the input
+    mean: float  # over places, as the three below
     deviation: float
     fewest: float
     most: float
 
 
 class Bottleneck(NamedTuple):
-    """A block's narrow output, means over seeds with half-widths of their 95 % intervals.
+    """The narrow output of one block: means over seeds, and half-widths of 95 % intervals.
 
-    Ranks are effective ranks; shares are in %, of what ReLU6 does in the relu6 networks.
+    Ranks are effective ranks. `cut`, `saturated` and `dead` are in per cent, in the ReLU6 networks.
     """
 
     block: str
@@ -73,15 +74,18 @@ class Bottleneck(NamedTuple):
     rank_before: float
     rank_after: float
     rank_after_half_width: float
-    cut: float
-    saturated: float
-    dead: float
+    cut: float  # values that ReLU6 sets to 0
+    saturated: float  # values that ReLU6 sets to 6
+    dead: float  # channels that are positive nowhere
 
 
-def look(folder: Path, images: np.ndarray, trained: bool = True) -> dict[str, Any]:
-    """What every batch norm of a finished run gives for `images`, by its layer's path.
+def batch_norm_outputs(folder: Path, images: np.ndarray, trained: bool = True) -> dict[str, Any]:
+    """Returns the output of each batch norm of a finished run, by the path of its layer.
 
-    Or, unless `trained`, what those of the network gave that the run began with.
+    Args:
+        folder: The folder of the run.
+        images: The network's input, "n h w c".
+        trained: Whether to use the trained weights, or the weights that the run began with.
     """
     loaded = pretrained.load(str(folder))
     model, variables = loaded.model, loaded.variables
@@ -92,19 +96,19 @@ def look(folder: Path, images: np.ndarray, trained: bool = True) -> dict[str, An
 
 
 def block_number(path: str) -> int:
-    """block_12/expand -> 12"""
+    """Returns the number in a path: 12 for block_12/expand."""
     return int(path.split("/")[0].removeprefix("block_"))
 
 
 def of_blocks(tensors: Mapping[str, Any], layer: str) -> list[str]:
-    """The paths of one layer of every block, in the blocks' order."""
+    """Returns the paths of one layer of each block, in the order of the blocks."""
     return sorted((path for path in tensors if path.endswith(layer)), key=block_number)
 
 
 def positive_channels(
     tensors: Mapping[str, Any], trained: bool, expansion: float
 ) -> list[Positive]:
-    """Figure 7 of one network."""
+    """Counts the positive channels after each expansion of one network (figure 7)."""
     rows = []
     for path in of_blocks(tensors, "expand"):
         found = activity(tensors[path])
@@ -117,7 +121,12 @@ def positive_channels(
 def bottlenecks(
     linear: Sequence[Mapping[str, Any]], with_relu6: Sequence[Mapping[str, Any]]
 ) -> list[Bottleneck]:
-    """Each block's narrow output in networks of both kinds, one of each kind a seed."""
+    """Compares the narrow output of each block between both kinds of network.
+
+    Args:
+        linear: The tensors of the linear networks by path, one mapping per seed.
+        with_relu6: The same for the ReLU6 networks.
+    """
     rows = []
     for path in of_blocks(linear[0], "project"):
         of_linear = _estimate(effective_rank(tensors[path]) for tensors in linear)
@@ -149,6 +158,7 @@ def _estimate(values: Iterable[float]) -> Estimate:
 
 
 def print_positive(rows: Sequence[Positive]) -> None:
+    """Prints figure 7 as a table."""
     print("\npositive channels after each expansion, % of its channels")
     print(f"  {'layer':18} {'channels':>8}   before training        after training")
     before = {row.layer: row for row in rows if not row.trained}
@@ -159,11 +169,12 @@ def print_positive(rows: Sequence[Positive]) -> None:
         )
         print(f"  {after.layer:18} {after.channels:8}   {'   '.join(texts)}")
     lost = [row for row in rows if row.trained and row.mean < row.threshold]
-    print(f"  on average below 1/t of the channels after training: {len(lost)} layers")
+    print(f"  below 1/t of the channels on average, after training: {len(lost)} layers")
 
 
 def print_bottlenecks(rows: Sequence[Bottleneck]) -> None:
-    print("\neffective rank of each block's narrow output, and what ReLU6 does to it")
+    """Prints the table of bottlenecks."""
+    print("\nthe narrow output of each block: its effective rank, and the effect of ReLU6")
     print("  " + "  ".join(f"{title:>9}" for title in HEADER))
     for row in rows:
         texts = zip(HEADER, cells(row), strict=True)
@@ -171,7 +182,7 @@ def print_bottlenecks(rows: Sequence[Bottleneck]) -> None:
 
 
 def cells(row: Bottleneck) -> tuple[str, ...]:
-    """A row of the table in HEADER's columns."""
+    """Returns one row of the table under HEADER."""
     return (
         row.block,
         str(row.channels),
@@ -185,6 +196,7 @@ def cells(row: Bottleneck) -> tuple[str, ...]:
 
 
 def draw(positive: Sequence[Positive], narrow: Sequence[Bottleneck], path: Path) -> None:
+    """Draws figure 7 before and after training, and the effective ranks of the bottlenecks."""
     figure = matplotlib.figure.Figure(figsize=(12, 4), layout="constrained")
     *of_positive, right = figure.subplots(1, 3)
     for axis, trained in zip(of_positive, (False, True), strict=True):
@@ -233,14 +245,19 @@ def main() -> None:
     arguments = parser.parse_args()
     results = shortcuts.train(arguments.workdir, arguments.steps, arguments.seeds)
     dataset = data.open_dataset("fashion_mnist")
-    batches = data.eval_batches(dataset, "test", PICTURES, view=lambda x: normalize(x, UNIT_RANGE))
+    batches = data.eval_batches(
+        dataset, "test", PICTURES, transform=lambda x: normalize(x, MINUS_ONE_TO_ONE)
+    )
     images = next(batches)["image"]
     tensors = {
-        arm: [look(arguments.workdir / arm / str(seed), images) for seed in results.results[arm]]
+        arm: [
+            batch_norm_outputs(arguments.workdir / arm / str(seed), images)
+            for seed in results.results[arm]
+        ]
         for arm in ("linear", "relu6")
     }
     first = arguments.workdir / "linear" / str(next(iter(results.results["linear"])))
-    positive = positive_channels(look(first, images, trained=False), False, 6)
+    positive = positive_channels(batch_norm_outputs(first, images, trained=False), False, 6)
     positive += positive_channels(tensors["linear"][0], True, 6)
     narrow = bottlenecks(tensors["linear"], tensors["relu6"])
     print_positive(positive)
@@ -254,5 +271,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages("experiments.activations")
+    restart_with_huge_pages()
     run(main)

@@ -1,11 +1,11 @@
-"""Which reading of the paper's first table 2 is right? Each is built as a network and counted.
+"""Which reading of the paper's first table 2 is right? Counts a network for each reading.
 
     python -m experiments.architecture
 
-The first version of the paper (January 2018) contradicts itself: its text says 19 residual
-bottlenecks where its table has 17; rows 5 and 6 disagree on where the fourth stride of 2 is; its
-last row takes k channels where the row before gives 1280; and no softmax is shown. The paper
-publishes about 300 M multiply-adds and 3.4 M parameters, which decides between the readings.
+The first version of the paper (January 2018) contradicts itself. Its text has 19 residual
+bottlenecks, its table has 17. Rows 5 and 6 disagree on the place of the fourth stride of 2. The
+last row takes k channels, but the row before it has 1280. No softmax is shown. The paper publishes
+about 300 M multiply-adds and 3.4 M parameters, and these numbers decide between the readings.
 """
 
 import math
@@ -20,23 +20,23 @@ from mnv2.models.mobilenet_v2 import REPEATS
 from mnv2.runtime.cli import command_parser, run
 
 IMAGE = (224, 224, 3)
-PUBLISHED = (300.0, 3.4)  # millions: multiply-adds, parameters; rounded down, as will be seen
+PUBLISHED = (300.0, 3.4)  # multiply-adds and parameters in millions, rounded down
 
-# Stride 2 taken from the row whose *input* shrinks next, which puts it at the row of 96 channels.
+# If the input column is right, the row with 96 channels has the stride of 2, not the one with 64.
 STRIDES_BY_INPUT_COLUMN = (2, 1, 2, 2, 1, 2, 2, 1)
-# Both rows strided, as a reader gets who believes the stride column and the input column at once.
+# If the stride column and the input column are both right, both rows have a stride of 2.
 STRIDES_BOTH = (2, 1, 2, 2, 2, 2, 2, 1)
 
-
 CONCLUSION = """\
-So: 17 bottlenecks (19 counts the first and the last convolution), the fourth stride of 2 at the
-row of 64 channels, the last row from 1280 channels to k. That is the table of the final version,
-and the network in the authors' code. Softmax costs neither multiply-adds nor parameters, so the
-count cannot say; here it is part of the loss, as in the authors' code."""
+So there are 17 bottlenecks (19 includes the first and the last convolution), the row with 64
+channels has the fourth stride of 2, and the last row goes from 1280 channels to k. The final
+version of the paper has this table, and the authors' code has this network. The counts cannot show
+where the softmax is, since it costs neither multiply-adds nor parameters. Here it is part of the
+loss, as in the authors' code."""
 
 
 class ExtraClassifier(nn.Module):
-    """The last row read as a convolution from k channels to k, behind one from 1280 to k."""
+    """A network with a second classifier from k to k classes, as the last row can be read."""
 
     network: nn.Module
     num_classes: int = 1000
@@ -47,7 +47,7 @@ class ExtraClassifier(nn.Module):
 
 
 class Softmax(nn.Module):
-    """The last row followed by the softmax that the table does not show."""
+    """A network with a softmax at its end, which the table does not show."""
 
     network: nn.Module
 
@@ -57,7 +57,7 @@ class Softmax(nn.Module):
 
 
 class Reading(NamedTuple):
-    """One way to read the table, as a network."""
+    """One way to read the table, and its network."""
 
     question: str
     reading: str
@@ -65,7 +65,7 @@ class Reading(NamedTuple):
 
 
 def readings() -> list[Reading]:
-    """The readings of each question; the first is the final version's, the same for all."""
+    """Returns the readings of each question. The first of each is the final version's network."""
     final = create_model("mobilenet_v2")
 
     def repeated(row: int, more: int) -> nn.Module:
@@ -73,26 +73,26 @@ def readings() -> list[Reading]:
         return create_model("mobilenet_v2", repeats=repeats)
 
     return [
-        Reading("blocks", "17; the first and the last conv make 19", final),
-        Reading("blocks", "19: two more of 24 channels at 56", repeated(1, 2)),
-        Reading("blocks", "19: two more of 64 channels at 14", repeated(3, 2)),
-        Reading("blocks", "19: two more of 160 channels at 7", repeated(5, 2)),
-        Reading("stride 2", "at the row of 64 channels (28 -> 14)", final),
+        Reading("blocks", "17 (19 with the first and the last conv)", final),
+        Reading("blocks", "19: two more with 24 channels, at 56 x 56", repeated(1, 2)),
+        Reading("blocks", "19: two more with 64 channels, at 14 x 14", repeated(3, 2)),
+        Reading("blocks", "19: two more with 160 channels, at 7 x 7", repeated(5, 2)),
+        Reading("stride 2", "in the row with 64 channels (28 -> 14)", final),
         Reading(
             "stride 2",
-            "at the row of 96, by the input column",
+            "in the row with 96, by the input column",
             create_model("mobilenet_v2", strides=STRIDES_BY_INPUT_COLUMN),
         ),
-        Reading("stride 2", "at both", create_model("mobilenet_v2", strides=STRIDES_BOTH)),
+        Reading("stride 2", "in both rows", create_model("mobilenet_v2", strides=STRIDES_BOTH)),
         Reading("last row", "from 1280 channels to k", final),
-        Reading("last row", "from 1280 to k, and from k to k", ExtraClassifier(final)),
+        Reading("last row", "from 1280 to k, then from k to k", ExtraClassifier(final)),
         Reading("softmax", "in the loss", final),
         Reading("softmax", "in the network", Softmax(final)),
     ]
 
 
 def fits(multiply_adds: float, weights: float) -> bool:
-    """True if counts, in millions, are the published ones when rounded down as these are."""
+    """Whether these counts, in millions, are the published ones when they are rounded down."""
     return (math.floor(multiply_adds), math.floor(10 * weights) / 10) == PUBLISHED
 
 

@@ -1,9 +1,9 @@
-"""What do checkpoints cost? python -m experiments.checkpoints
+"""How much time do checkpoints cost? python -m experiments.checkpoints
 
-Trains the ablation's network as the ablation does, ten steps that begin with a checkpoint and ten
-without in turn, in one process. A checkpoint is on the disk within three steps, so that the
-difference is all that it costs, writing in the background included: in seconds, and in parts of
-100 steps. Writes checkpoints.csv to --output.
+Trains the network of the ablation in one process, in blocks of ten steps. Every other block begins
+with a checkpoint. A checkpoint is on the disk within three steps, so the difference between the
+blocks is its whole cost, with the writing in the background: in seconds, and as a share of the time
+of 100 steps. Writes checkpoints.csv to --output.
 """
 
 import tempfile
@@ -16,34 +16,43 @@ import jax
 import numpy as np
 
 from configs import v2_ablation
-from experiments.tables import write_csv, write_markdown
+from experiments.common.writers import write_csv, write_markdown
 from mnv2 import data
 from mnv2.runtime import compilation_cache
 from mnv2.runtime.cli import command_parser, run
 from mnv2.runtime.huge_pages import restart_with_huge_pages
-from mnv2.runtime.throughput import Progress
+from mnv2.runtime.terminal import StatusLine
+from mnv2.training import settings
 from mnv2.training.checkpoint import Checkpoints
-from mnv2.training.setup import build
-from mnv2.training.state import create_state
+from mnv2.training.setup import set_up
+from mnv2.training.start import initial_state
 
 STEPS = 10
-EVERY = 100  # steps from a checkpoint to the next, for the cost in parts
+EVERY = 100  # steps between two checkpoints, for the relative cost
 
 
 class Block(NamedTuple):
-    """The seconds of STEPS steps, after a save or without one."""
+    """The seconds of STEPS steps, with a checkpoint before them or without."""
 
     saved: bool
     seconds: float
 
 
 def blocks(config: Any, pairs: int, folder: Path) -> Iterator[Block]:
-    """Trains, and times each block; the first pair, with what is done only once, is left out."""
-    parts = build(config)
-    on_devices, shape = parts.on_devices, parts.image_shape
-    state = create_state(parts.model, on_devices.optimizer, shape, seed=0, ema=True)
-    state = on_devices.place(state)
-    batches = data.train_batches(parts.dataset, config.batch_size, seed=0, size=shape[:2])
+    """Trains, and yields the time of each block, with and without a checkpoint in turn.
+
+    The first pair is left out, since it includes compilation and other work that is done only once.
+
+    Args:
+        config: The config of the run.
+        pairs: The number of pairs of blocks.
+        folder: The folder for checkpoints.
+    """
+    of_run = settings.from_config(config)
+    setup = set_up(of_run)
+    steps, state = setup.steps, initial_state(setup, of_run)
+    size = setup.image_shape[:2]
+    batches = data.train_batches(setup.dataset, config.batch_size, seed=0, size=size)
     key = jax.random.key(0)
     checkpoints = Checkpoints(folder)
     for block in range(2 * pairs + 2):
@@ -52,7 +61,7 @@ def blocks(config: Any, pairs: int, folder: Path) -> Iterator[Block]:
         if saves:
             checkpoints.save(block * STEPS, state, 0.0)
         for _ in range(STEPS):
-            state, _ = on_devices.train(state, on_devices.shard(next(batches)), key)
+            state, _ = steps.train(state, steps.shard(next(batches)), key)
         jax.block_until_ready(state)
         checkpoints.wait()
         if block >= 2:
@@ -65,33 +74,40 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/checkpoints"))
     parser.add_argument("--pairs", type=int, default=80)
     arguments = parser.parse_args()
-    compilation_cache.remember()
+    compilation_cache.enable()
     config = v2_ablation.get_config()
-    config.ema_decay = 0.999  # a third copy of the parameters to be saved
+    config.ema_decay = 0.999  # a third copy of the parameters in each checkpoint
     measured: list[Block] = []
-    progress = Progress("checkpoints", 2 * arguments.pairs, 1)
+    line = StatusLine("checkpoints")
     with tempfile.TemporaryDirectory() as folder:
         for block in blocks(config, arguments.pairs, Path(folder)):
             measured.append(block)
-            progress.say(f"{len(measured)}/{2 * arguments.pairs} times {STEPS} steps")
-    progress.clear()
+            line.say(f"{len(measured)}/{2 * arguments.pairs} times {STEPS} steps")
+    line.clear()
     arguments.output.mkdir(parents=True, exist_ok=True)
     write_csv(measured, arguments.output / "checkpoints.csv")
-    header = (f"{STEPS} steps, ms", "with a checkpoint, ms", "images/s, none",
-              f"images/s, every {EVERY} steps", "cost, %", "95 % interval")  # fmt: skip
+    header = (
+        f"{STEPS} steps, ms",
+        "with a checkpoint, ms",
+        "images/s, no checkpoints",
+        f"images/s, every {EVERY} steps",
+        "cost, %",
+        "95 % interval",
+    )
     write_markdown(arguments.output, "checkpoints", header, [row(measured, config.batch_size)])
     print((arguments.output / "checkpoints.md").read_text())
 
 
 def row(measured: list[Block], batch_size: int) -> tuple[str, ...]:
-    """Medians, and the cost of a checkpoint every so many steps with its interval."""
+    """Returns the row of the table: medians, and the cost of checkpoints with its interval."""
     with_, without = (
         np.array([block.seconds for block in measured if block.saved == saved])
         for saved in (True, False)
     )
     steps = float(np.median(without))
     between = steps * EVERY / STEPS
-    # Neighbours share the machine's mood; a stall of the machine is no cost of a checkpoint.
+    # The machine's speed varies slowly, so neighbouring blocks are compared. The median leaves out
+    # stalls of the machine, which are not a cost of checkpoints.
     extra = with_ - without
     draws = np.random.default_rng(0).choice(extra, (2000, len(extra)))
     costs = 100 * np.percentile(np.median(draws, axis=1), (2.5, 97.5)) / between
@@ -108,5 +124,5 @@ def row(measured: list[Block], batch_size: int) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages("experiments.checkpoints")
+    restart_with_huge_pages()
     run(main)

@@ -1,29 +1,28 @@
-"""The papers' tables of parameters and multiply-adds, regenerated beside the printed numbers.
+"""Are the published parameters and multiply-adds right? Counts the networks of every published row.
 
-    python -m experiments.complexity                             every published row, counted
-    python -m experiments.complexity --layers mobilenet_v2       one network, layer by layer
+    python -m experiments.complexity                             all published rows
+    python -m experiments.complexity --layers mobilenet_v2       the layers of one network
     python -m experiments.complexity --layers mobilenet_v1 --width 0.5 --resolution 160
 
-Everything is counted from the traced networks of mnv2.models. Writes the rows as CSV and draws
-accuracy, as published, against multiply-adds (the shape of V2's figure 5).
+Everything is counted from the traced networks of mnv2.models. Writes the rows to complexity.csv,
+and draws the published accuracy against the counted multiply-adds, like figure 5 of the V2 paper.
 """
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib.figure
 
-from experiments import published
+from experiments.common import published, writers
 from mnv2.analysis import complexity
 from mnv2.models import NETWORKS, create_model
 from mnv2.runtime.cli import command_parser, run
 
-# V1's classifier has slim's 1001 classes in all of these; V2's counts are without the background.
+# All V1 rows are published for slim's 1001 classes, the V2 rows without the background class.
 CLASSES = {"mobilenet_v1": 1001, "mobilenet_v2": 1000}
 
-# What is known of the rows whose printed number no count of the network gives.
+# Why the printed number of a row differs from all counts of the network.
 REASONS = {
     ("V2 table 4", 1.4): "6.9 M fits no count; 1.4^2 x 3.5 M = 6.87 M, so perhaps it was scaled",
     ("V2 table 4", 1.0): "V1's own paper says 569 M",
@@ -33,7 +32,7 @@ REASONS = {
 
 
 class Row(NamedTuple):
-    """A printed row and what the network really has; costs in millions."""
+    """A printed row and the counts of its network; costs are in millions."""
 
     table: str
     network: str
@@ -42,18 +41,18 @@ class Row(NamedTuple):
     printed_multiply_adds: float
     multiply_adds: float
     printed_parameters: float
-    parameters: float  # trainable, batch norm and biases included
-    weights: float  # of convolutions and classifier alone, as slim counts
+    parameters: float  # all trainable ones, with batch norm and biases
+    weights: float  # of convolutions and classifier only, as slim counts
 
     def agrees(self) -> bool:
-        """True if the printed costs are the counted ones, rounded up or down as printed."""
+        """Whether the printed costs are the counted ones, rounded up or down as printed."""
         unit = 10 ** -len(f"{self.printed_parameters:g}".partition(".")[2])
         closest = min(abs(x - self.printed_parameters) for x in (self.parameters, self.weights))
         return closest < unit and abs(self.multiply_adds - self.printed_multiply_adds) < 1
 
 
 def rows() -> list[Row]:
-    """Every published row, counted."""
+    """Counts the network of every published row."""
     printed = [*published.PAPERS]
     for table, network, checkpoints in (
         ("slim V2", "mobilenet_v2", published.MOBILENET_V2),
@@ -82,7 +81,7 @@ def _count(
 
 
 def print_rows(counted: Sequence[Row]) -> None:
-    """Prints printed and counted costs side by side, and marks where they differ."""
+    """Prints the published and counted costs side by side, and marks the rows that differ."""
     print(f"{'':32}  {'MAdds, M':>16}  {'parameters, M':>22}")
     print(
         f"{'table':10} {'network':12} {'width':>5} {'at':>3} {'printed':>8} {'counted':>8}", end=""
@@ -102,12 +101,12 @@ def print_rows(counted: Sequence[Row]) -> None:
 
 
 def reason(row: Row) -> str:
-    """Why a printed number is not the counted one, where that is known."""
+    """Returns why the printed number of a row is not the counted one, or "not known"."""
     return REASONS.get((row.table, row.width), "not known")
 
 
 def print_layers(network: str, width: float, resolution: int) -> None:
-    """Prints a table of one network's layers: output, parameters, MAdds and its share of them."""
+    """Prints the output, the parameters, the MAdds and their share for each layer of a network."""
     model = create_model(network, width=width)
     layers = complexity.layers(model, (resolution, resolution, 3))
     total = sum(layer.multiply_adds for layer in layers)
@@ -122,15 +121,13 @@ def print_layers(network: str, width: float, resolution: int) -> None:
 
 
 def write_csv(counted: Sequence[Row], path: Path) -> None:
-    """Writes the rows, with a column that says whether they agree."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*Row._fields, "agrees"])
-        writer.writerows([*row, row.agrees()] for row in counted)
+    """Writes the rows, and whether they agree."""
+    derived = {"agrees": [row.agrees() for row in counted]}
+    writers.write_csv(counted, path, derived, digits=None)
 
 
 def draw(path: Path) -> None:
-    """Draws published top-1 accuracy against counted multiply-adds; a line a width."""
+    """Draws published top-1 accuracy against counted multiply-adds, one line per width."""
     figure = matplotlib.figure.Figure(figsize=(8, 5.2), layout="constrained")
     axis = figure.subplots()
     for network, table, color, style in (
@@ -151,7 +148,7 @@ def draw(path: Path) -> None:
             )
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter("{x:g}")
-    axis.set_xlabel("million multiply-adds an image (counted)")
+    axis.set_xlabel("million multiply-adds per image (counted)")
     axis.set_ylabel("ImageNet top-1 accuracy, % (as published by slim)")
     axis.set_title("MobileNetV1 and V2 by width and resolution")
     axis.grid(alpha=0.3)

@@ -1,26 +1,28 @@
-"""What does the expansion t do? python -m experiments.expansion
+"""Which expansion t is best? python -m experiments.expansion
 
-The paper: a larger t gives better results, and small networks do better with a smaller t (sections
-3.3 and 6.4). A narrow and a wide MobileNetV2 on Fashion-MNIST with t = 2, 6, 10, at equal width,
-where a larger t costs more, and at equal multiply-adds, where it makes the network narrower. The
-difference to t = 6 is paired by seed (95 % intervals). Writes runs, report.md and report.png to
---workdir; a second call goes on.
+The paper says that a larger t gives better results, and that small networks do better with a
+smaller t (sections 3.3 and 6.4). Here a narrow and a wide MobileNetV2 are trained on Fashion-MNIST
+with t = 2, 6 and 10: at equal width, where a larger t costs more, and at equal multiply-adds, where
+a larger t makes the network narrower. The difference to t = 6 is paired by seed (95 % intervals).
+Writes the runs, report.md and report.png to --workdir. The same command resumes unfinished runs.
 """
 
 from pathlib import Path
 from typing import Any
 
 from configs import v2_ablation
-from experiments.tables import write_markdown
-from mnv2 import report
+from experiments.common.writers import write_markdown
 from mnv2.runtime.cli import command_parser, run
 from mnv2.runtime.huge_pages import restart_with_huge_pages
-from mnv2.sweeps import execute
+from mnv2.sweeps.execute import run_sweep
+from mnv2.sweeps.statistics import Estimate, rows
+from mnv2.sweeps.tables import plus_minus
+from mnv2.sweeps.workdir import Sweep, load
 
 EXPANSIONS = (2.0, 6.0, 10.0)
 USUAL = 6.0
 WIDTHS = {"narrow": 0.25, "wide": 0.75}
-# With these it costs what t = 6 does, to 2.2 % at most: widths round to multiples of 8 channels.
+# These widths have the cost of t = 6, to within 2.2 %: channels are rounded to multiples of 8.
 WIDTHS_OF_EQUAL_COST = {
     "narrow": {2.0: 0.38, 10.0: 0.16},
     "wide": {2.0: 1.21, 10.0: 0.56},
@@ -28,7 +30,7 @@ WIDTHS_OF_EQUAL_COST = {
 
 
 def arms() -> dict[str, dict[str, Any]]:
-    """narrow_6 and wide_6; each t at the same width, and at the same cost."""
+    """Returns the changes of each arm: each t at the same width, and at the same cost as t = 6."""
     found: dict[str, dict[str, Any]] = {}
     for name, width in WIDTHS.items():
         for t in EXPANSIONS:
@@ -40,6 +42,7 @@ def arms() -> dict[str, dict[str, Any]]:
 
 
 def panels() -> tuple[tuple[str, str, tuple[str, ...]], ...]:
+    """Returns the panels of the figure: title, field, arms."""
     return tuple(
         (
             f"{name}, equal {'multiply-adds' if suffix else 'width'}",
@@ -54,7 +57,7 @@ def panels() -> tuple[tuple[str, str, tuple[str, ...]], ...]:
 def main() -> None:
     parser = command_parser("experiments.expansion", __doc__)
     parser.add_argument("--workdir", type=Path, default=Path("runs/expansion"))
-    parser.add_argument("--steps", type=int, default=120, help="of each run")
+    parser.add_argument("--steps", type=int, default=120, help="steps of each run")
     parser.add_argument("--seeds", type=int, default=2)
     arguments = parser.parse_args()
     config = v2_ablation.get_config()
@@ -64,18 +67,18 @@ def main() -> None:
     config.seeds = arguments.seeds
     config.duration = f"{arguments.steps} steps"
     config.eval_every = config.checkpoint_every = "0 steps"
-    execute.run(config, arguments.workdir)
-    write_table(report.load(arguments.workdir))
+    run_sweep(config, arguments.workdir)
+    write_table(load(arguments.workdir))
 
 
-def write_table(results: report.Sweep) -> None:
-    """Each arm's accuracy, and its difference to the same network with t = 6."""
+def write_table(results: Sweep) -> None:
+    """Writes the accuracy of each arm, and its difference to the same network with t = 6."""
     lines = []
-    for row in results.rows():
+    for row in rows(results):
         name = row.arm.split("_")[0]
         usual = results.accuracies(f"{name}_{USUAL:g}")
         theirs = results.accuracies(row.arm)
-        difference = report.Estimate.of([theirs[s] - usual[s] for s in theirs if s in usual])
+        difference = Estimate.of([theirs[s] - usual[s] for s in theirs if s in usual])
         changes = results.arms[row.arm]
         lines.append(
             (
@@ -84,8 +87,8 @@ def write_table(results: report.Sweep) -> None:
                 f"{changes['model.width']:g}",
                 f"{row.multiply_adds / 1e6:.2f} M",
                 len(theirs),
-                report.plus_minus(row.accuracy),
-                "" if theirs is usual or theirs == usual else report.plus_minus(difference, "+"),
+                plus_minus(row.accuracy),
+                "" if theirs is usual or theirs == usual else plus_minus(difference, "+"),
             )
         )
     header = ("network", "t", "width", "MAdds", "seeds", "test top-1, %", "difference to t = 6")
@@ -93,5 +96,5 @@ def write_table(results: report.Sweep) -> None:
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages("experiments.expansion")
+    restart_with_huge_pages()
     run(main)

@@ -1,18 +1,19 @@
-"""What does ReLU destroy of a curve in a plane? Figure 1 of the MobileNetV2 paper, and theorem 1.
+"""How much of a plane curve does ReLU destroy? Figure 1 and theorem 1 of the MobileNetV2 paper.
 
     python -m experiments.manifold
 
-A spiral is embedded in n dimensions by a random matrix T, goes through ReLU, and is brought back
-by T's pseudo-inverse, for n = 2, 3, 5, 15, 30. Beside a picture of one draw each, over many draws:
+A random matrix T embeds a spiral in n dimensions, with n = 2, 3, 5, 15 and 30. ReLU is applied, and
+the pseudo-inverse of T brings the spiral back. One draw of T for each n is shown as a picture. Over
+many draws these are measured:
 
-    collapsed    share of points with fewer than two positive channels: of these the position in
-                 the plane can no longer be told (the paper's lemma 2). Theorem 1 gives its mean,
-                 1 - N/2^n with N the sum of binomials (n over k) for k = 0 ... n - 2
-    error        of what comes back by the pseudo-inverse, in % of the spiral's size (RMS; median,
-                 since a T that is nearly singular errs without bound)
-    best error   the same, with the best linear map in place of the pseudo-inverse
+    collapsed    the share of points with fewer than two positive channels. The position of such a
+                 point in the plane is lost (lemma 2). Theorem 1 gives the mean of this share:
+                 1 - N/2^n, where N is the sum of the binomials (n over k) for k = 0 ... n - 2
+    error        the RMS error of the result, in % of the spiral's size. It is the median over
+                 draws, since the error of a nearly singular T has no bound
+    best error   the same with the best linear map instead of the pseudo-inverse
 
-Prints the table; writes manifold.csv and manifold.png to --out.
+Prints the table. Writes manifold.csv and manifold.png to --out.
 """
 
 import math
@@ -24,27 +25,27 @@ import matplotlib.figure
 import numpy as np
 from jaxtyping import Float
 
-from experiments.tables import write_csv, write_markdown
+from experiments.common.writers import write_csv, write_markdown
 from mnv2.runtime.cli import command_parser, run
 from mnv2.runtime.errors import check_positive
 
-PLANE = 2  # dimensions of what is embedded
+PLANE = 2  # dimensions of the space that is embedded
 DIMENSIONS = (2, 3, 5, 15, 30)
 
 
 class Row(NamedTuple):
-    """Collapse: its mean over draws and their standard deviation. Errors: medians over draws."""
+    """The measurements for one number of dimensions, as shares (1 is 100 %)."""
 
     dimensions: int
-    collapsed: float
-    collapsed_deviation: float
-    theorem: float
-    error: float
-    best_error: float
+    collapsed: float  # mean over draws
+    collapsed_deviation: float  # standard deviation over draws
+    theorem: float  # mean by theorem 1
+    error: float  # median over draws
+    best_error: float  # median over draws
 
 
 def spiral(points: int = 1000, turns: float = 2.5) -> Float[np.ndarray, "2 points"]:
-    """A curve from the middle outwards, of root mean square radius 1."""
+    """Returns a spiral from the middle outwards; the root mean square of its radius is 1."""
     radius = np.sqrt(np.linspace(0.002, 1, points))
     angle = 2 * np.pi * turns * radius
     curve = radius * np.stack([np.cos(angle), np.sin(angle)])
@@ -54,19 +55,19 @@ def spiral(points: int = 1000, turns: float = 2.5) -> Float[np.ndarray, "2 point
 def embed(
     curve: Float[np.ndarray, "2 points"], dimensions: int, random: np.random.Generator
 ) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, "n points"]]:
-    """(T, ReLU(T curve)) for a T of independent normal numbers."""
+    """Returns (T, ReLU(T curve)) for a random T of independent normal numbers."""
     matrix = random.normal(size=(dimensions, PLANE))
     return matrix, np.maximum(matrix @ curve, 0)
 
 
 def collapsed_by_theorem(dimensions: int) -> float:
-    """Theorem 1: the average share of a plane's area that ReLU collapses in n dimensions."""
+    """Returns the mean share of a plane that ReLU collapses in n dimensions (theorem 1)."""
     kept = sum(math.comb(dimensions, k) for k in range(dimensions - PLANE + 1))
     return 1 - kept / 2**dimensions
 
 
 def measure(curve: Float[np.ndarray, "2 points"], dimensions: int, draws: int) -> Row:
-    """Collapse and errors over `draws` random matrices."""
+    """Measures collapse and errors over `draws` random matrices."""
     random = np.random.default_rng(dimensions)
     collapsed, errors, best_errors = [], [], []
     for _ in range(draws):
@@ -90,6 +91,7 @@ def _error(curve: np.ndarray, back: np.ndarray) -> float:
 
 
 def print_rows(rows: Sequence[Row], draws: int) -> None:
+    """Prints the table."""
     print(f"{draws} draws, %")
     print(
         f"  {'n':>3} {'collapsed':>10} {'+-':>6} {'theorem 1':>10} {'error':>7} {'best error':>11}"
@@ -107,18 +109,19 @@ HEADER = (
     "points that collapse, %",
     "theorem 1, %",
     "error by the pseudo-inverse, %",
-    "by the best linear map, %",
+    "error by the best linear map, %",
 )
 
 
 def cells(row: Row) -> tuple[str, ...]:
+    """Returns one row of the table under HEADER."""
     shares = (100 * value for value in (row.collapsed, row.theorem))
     errors = (100 * value for value in (row.error, row.best_error))
     return str(row.dimensions), *(f"{x:.3f}" for x in shares), *(f"{x:.1f}" for x in errors)
 
 
 def draw(curve: np.ndarray, rows: Sequence[Row], seed: int, path: Path) -> None:
-    """The spiral, and one draw for each number of dimensions; dark to light from its middle."""
+    """Draws the spiral, and its image under one T for each n; dark to light from the middle."""
     figure = matplotlib.figure.Figure(figsize=(3 * (len(rows) + 1), 3.5), layout="constrained")
     axes = figure.subplots(1, len(rows) + 1)
     _scatter(axes[0], curve, "input", "")
@@ -141,7 +144,7 @@ def _scatter(axis: matplotlib.axes.Axes, curve: np.ndarray, title: str, below: s
 def main() -> None:
     parser = command_parser("experiments.manifold", __doc__)
     parser.add_argument("--draws", type=int, default=1000, help="random matrices for each n")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw in the pictures")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draw in the pictures")
     parser.add_argument("--out", type=Path, default=Path("runs/manifold"))
     arguments = parser.parse_args()
     check_positive(arguments.draws, "--draws")

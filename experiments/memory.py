@@ -1,20 +1,20 @@
-"""What does it buy to compute a block in slices? MobileNetV2, section 5.1, equation 2, table 3.
+"""How much memory does it save to compute a block in slices? MobileNetV2 section 5.1.
 
     python -m experiments.memory
-    python -m experiments.memory --budget 3000000     splits that hold no more than 3 MB a block
+    python -m experiments.memory --budget 3000000     slices for at most 3 MB per block
 
-Between its two 1x1 convolutions a block works channel by channel, so it can be computed as t
-partial sums over slices of its expanded channels, with one slice in memory at a time. Shown are
+Between its two 1x1 convolutions a block works channel by channel. So it can be computed as t
+partial sums over slices of its expanded channels, with one slice in memory at a time.
 
-    check        each block in slices against the block as it is, at two widths
-    table 3      the paper's sizes of tensors, as printed, and counted from the network
-    blocks       memory of a block by equation 2 with t = 1, and what XLA plans to use for its
-                 temporaries, for several t, with the time it takes
-    network      MobileNetV2 1.0, 224 pixels, one image, all blocks in t slices: planned
-                 temporaries, resident memory of a process at its peak above what it held before,
-                 with what is freed given back at once; milliseconds an image
+    check        compares each block in slices to the block as it is, at two widths
+    table 3      the paper's tensor sizes: as printed, and counted from the network
+    blocks       for each block and several t: the memory by equation 2, the temporaries that XLA
+                 plans, and the time
+    network      MobileNetV2 1.0 with all blocks in t slices, on one image of 224 pixels: the
+                 planned temporaries, the time per image, and the rise of the peak of resident
+                 memory in a process that returns freed memory to the system immediately
 
-all in float32, with batch norm folded. Prints tables; writes memory.csv and memory.png to --out.
+All is in float32, with batch norm folded. Prints tables. Writes memory.csv and memory.png to --out.
 """
 
 import json
@@ -23,6 +23,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,38 +32,34 @@ import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
 
-from experiments.contenders import (
-    peak_memory,
-    random_statistics,
-    reset_peak_memory,
-    unoptimised,
-)
-from experiments.submodules import submodules
-from experiments.tables import write_csv, write_markdown
-from experiments.timing import times
+from experiments.common.initialisation import random_network
+from experiments.common.process_memory import peak_memory, reset_peak_memory
+from experiments.common.submodules import submodules
+from experiments.common.timing import times
+from experiments.common.writers import write_csv, write_markdown
 from mnv2.analysis.memory import BlockSize, block_sizes, splits_within
-from mnv2.models import create_model, fold_batch_norm
+from mnv2.models import fold_batch_norm
 from mnv2.models.blocks import InvertedResidual
 from mnv2.models.split import inverted_residual_by_slices
 from mnv2.ops import explicit_padding
 from mnv2.runtime.cli import command_parser, run
 from mnv2.runtime.errors import check_positive
 from mnv2.runtime.huge_pages import VARIABLE
-from mnv2.runtime.throughput import Progress
+from mnv2.runtime.terminal import StatusLine
 
-SIZE = 224
+SIZE = 224  # pixels
 SPLITS = (1, 2, 3, 4, 5, 6, 7, 8)
 BLOCK_SPLITS = (1, 2, 3, 5, 8)
 PROCESSES = 3
-# What is freed is unmapped. glibc's own threshold grows, and leaves what stays resident to chance:
-# 6 MB more or less here.
+# Freed memory is unmapped. The default threshold of glibc grows, which makes the resident memory
+# vary by 6 MB.
 UNMAP = "glibc.malloc.mmap_threshold=131072"
-PAUSE = 0.05  # seconds between images: XLA frees temporaries after it has given the result
+PAUSE = 0.05  # seconds between images: XLA frees temporaries after it returns the result
 BYTES = 4  # of a float32
 CHECKED_WIDTHS = (1.0, 0.35)
-ODD_IMAGE = (101, 75)  # blocks see 51 x 38, 26 x 19, 13 x 10, 7 x 5, 4 x 3
-# Table 3, in 16 bits: at each resolution, channels and kB as printed, and the channels that the
-# network of table 2 has there at its widest bottleneck.
+ODD_IMAGE = (101, 75)  # the inputs of blocks are 51 x 38, 26 x 19, 13 x 10, 7 x 5, 4 x 3
+# Table 3, in 16 bits. At each resolution: the channels and kB as printed, and the channels of the
+# widest bottleneck there in the network of table 2.
 TABLE_3 = (
     (112, 16, 400, 16),
     (56, 32, 200, 24),
@@ -74,28 +71,31 @@ TABLE_3 = (
 
 
 class Measured(NamedTuple):
-    """One block, or the network, in so many slices."""
+    """One block, or the whole network, in `splits` slices per block."""
 
     name: str
     splits: int
-    equation_2: int  # bytes
-    planned: int  # bytes of temporaries
+    equation_2: int  # bytes by equation 2, of the largest block
+    planned: int  # bytes of temporaries that XLA plans
     milliseconds: float
-    resident: int | None = None  # bytes
+    resident: int | None = None  # bytes, the rise of the peak of resident memory
 
 
 def folded_network(splits: tuple[int, ...] = (), width: float = 1.0) -> tuple[Any, Any]:
-    """MobileNetV2 with random weights and statistics, batch norm folded."""
-    model = create_model("mobilenet_v2", width=width, splits=splits)
-    variables = unoptimised(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-    return model, fold_batch_norm(model, random_statistics(variables))
+    """Returns MobileNetV2 with random weights, and its variables with batch norm folded."""
+    model, variables = random_network("mobilenet_v2", width=width, splits=splits)
+    return model, fold_batch_norm(model, variables)
 
 
 def largest_error(width: float, image: tuple[int, int], say: Callable[[str], None]) -> float:
-    """How far a block in slices is at most from the block as it is, of its largest value.
+    """Returns the largest error of a block in slices, relative to the block's largest value.
 
-    Over all blocks with t = 1 to 8 and t = the number of expanded channels, for images of
-    (height, width) pixels.
+    All blocks are tried, with t = 1 to 8 and with one slice per expanded channel.
+
+    Args:
+        width: The width multiplier of the network.
+        image: The height and width of the network's input, in pixels.
+        say: Shows which block is checked.
     """
     model, variables = folded_network(width=width)
     random = np.random.default_rng(0)
@@ -115,24 +115,24 @@ def largest_error(width: float, image: tuple[int, int], say: Callable[[str], Non
 
 
 def median_milliseconds(step: Callable[[], Any], seconds: float) -> float:
-    """After a call that is not counted."""
+    """Returns the median time of a call within `seconds`. The first call is not counted."""
     step()
     return 1000 * statistics.median(times(lambda: jax.block_until_ready(step()), seconds))
 
 
 def planned_bytes(compiled: Any) -> int:
-    """Bytes of temporaries that XLA planned for."""
+    """Returns the bytes of temporaries that XLA plans for a compiled program."""
     return int(compiled.memory_analysis().temp_size_in_bytes)
 
 
 def measure_block(size: BlockSize, params: Any, splits: int, seconds: float) -> Measured:
-    """One block of the network, by itself, on one image."""
+    """Measures one block of the network alone, on one image."""
     side = round(size.pixels_before**0.5)
     stride = side // round(size.pixels_after**0.5)
     padding = explicit_padding((side, side), 3, stride, "same")
     shape = (1, side, side, size.inputs // size.pixels_before)
     image = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
-    # Weights are constants, as in a network made for inference, and sliced when it is compiled.
+    # The weights are constants, as in inference, so they are sliced during compilation.
     block = jax.jit(lambda x: inverted_residual_by_slices(x, params, splits, stride, padding))
     compiled = block.lower(image).compile()
     return Measured(
@@ -145,10 +145,12 @@ def measure_block(size: BlockSize, params: Any, splits: int, seconds: float) -> 
 
 
 def measure_network(splits: tuple[int, ...], seconds: float) -> tuple[int, float, int]:
-    """(planned temporaries, milliseconds, peak resident memory).
+    """Measures the network on one image, with `splits` slices of each block.
 
-    Milliseconds are the median of three processes. Resident memory is that of a fourth, which gives
-    back what it frees, and is slower for it.
+    Returns:
+        The bytes of planned temporaries; the milliseconds per image, the median of three processes;
+        and the peak of resident memory in bytes, of a fourth process. That one returns freed memory
+        to the system immediately, which makes it slower.
     """
     answers = [_in_a_process(splits, seconds, "") for _ in range(PROCESSES)]
     milliseconds = statistics.median(answer["milliseconds"] for answer in answers)
@@ -157,11 +159,11 @@ def measure_network(splits: tuple[int, ...], seconds: float) -> tuple[int, float
 
 
 def _in_a_process(splits: tuple[int, ...], seconds: float, tunables: str) -> dict[str, Any]:
-    """What `_infer` measures in a process of its own, with these settings of glibc's."""
+    """Runs `_infer` in a new process with these GLIBC_TUNABLES, and returns what it measured."""
     context = multiprocessing.get_context("spawn")
     receiving, sending = context.Pipe(duplex=False)
     process = context.Process(target=_infer, args=(splits, seconds, sending))
-    os.environ[VARIABLE] = tunables  # read when a process starts
+    os.environ[VARIABLE] = tunables  # glibc reads this when the process starts
     process.start()
     sending.close()
     answer = json.loads(receiving.recv())
@@ -169,7 +171,7 @@ def _in_a_process(splits: tuple[int, ...], seconds: float, tunables: str) -> dic
     return answer
 
 
-def _infer(splits: tuple[int, ...], seconds: float, sending: Any) -> None:
+def _infer(splits: tuple[int, ...], seconds: float, sending: Connection) -> None:
     model, variables = folded_network(splits)
     image = jnp.zeros((1, SIZE, SIZE, 3))
     compiled = jax.jit(lambda x: model.apply(variables, x)).lower(image).compile()
@@ -191,13 +193,13 @@ NETWORK_HEADER = (
     "slices of each block",
     "largest block by equation 2, MB",
     "planned temporaries, MB",
-    "resident at its peak, MB",
-    "ms an image",
+    "peak resident, MB",
+    "ms per image",
 )
 
 
 def block_lines(rows: Sequence[Measured]) -> list[tuple[str, ...]]:
-    """A line a block: planned temporaries in MB for each t, and equation 2's in brackets."""
+    """Returns one line per block: for each t the planned MB, and in brackets equation 2's MB."""
     names = dict.fromkeys(row.name for row in rows)
     return [
         (
@@ -213,6 +215,7 @@ def block_lines(rows: Sequence[Measured]) -> list[tuple[str, ...]]:
 
 
 def network_cells(row: Measured) -> tuple[str, ...]:
+    """Returns one row of the table under NETWORK_HEADER."""
     sizes = (row.equation_2, row.planned, row.resident or 0)
     return str(row.splits), *(f"{size / 1e6:.1f}" for size in sizes), f"{row.milliseconds:.1f}"
 
@@ -221,7 +224,7 @@ TABLE_3_HEADER = ("pixels", "channels / kB, printed", "counted, kB", "in the net
 
 
 def table_3_lines() -> list[tuple[str, ...]]:
-    """A line a resolution: as printed, the size of that, the network's channels and their size."""
+    """Returns one line per resolution, under TABLE_3_HEADER."""
     return [
         (
             f"{side} x {side}",
@@ -235,12 +238,14 @@ def table_3_lines() -> list[tuple[str, ...]]:
 
 
 def print_table_3() -> None:
+    """Prints table 3, as published and counted."""
     print("table 3: the largest tensor between layers, 16 bits")
     for line in (TABLE_3_HEADER, *table_3_lines()):
         print(f"  {line[0]:>9} {line[1]:>22} {line[2]:>12} {line[3]:>15} {line[4]:>6}")
 
 
 def print_measured(title: str, rows: Sequence[Measured]) -> None:
+    """Prints a table of blocks or networks."""
     print(f"\n{title}")
     print(
         f"  {'':10} {'t':>3} {'eq. 2, kB':>10} {'planned, kB':>12} {'resident, kB':>13} {'ms':>7}"
@@ -254,6 +259,7 @@ def print_measured(title: str, rows: Sequence[Measured]) -> None:
 
 
 def draw(blocks: Sequence[Measured], network: Sequence[Measured], path: Path) -> None:
+    """Draws the planned temporaries of each block, and the memory and time of the network."""
     figure = matplotlib.figure.Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     names = list(dict.fromkeys(row.name for row in blocks))
@@ -270,7 +276,7 @@ def draw(blocks: Sequence[Measured], network: Sequence[Measured], path: Path) ->
     for field, label, style in (
         ("equation_2", "largest block by equation 2", "k:"),
         ("planned", "planned temporaries", "k-o"),
-        ("resident", "resident at its peak, above before", "k--s"),
+        ("resident", "peak resident memory, its rise", "k--s"),
     ):
         right.plot(of_network, [getattr(row, field) / 1e6 for row in network], style, label=label)
     right.set_ylabel("MB")
@@ -280,18 +286,18 @@ def draw(blocks: Sequence[Measured], network: Sequence[Measured], path: Path) ->
         of_network, [row.milliseconds for row in network], "^-", color="0.6", label="time"
     )
     time_axis.set_ylim(0, 1.9 * max(row.milliseconds for row in network))
-    time_axis.set_ylabel("ms an image (grey)")
+    time_axis.set_ylabel("ms per image (grey)")
     right.set_ylim(0, 1.45 * max(row.resident or row.planned for row in network) / 1e6)
     right.legend(loc="upper right")
-    left.set_title("each block by itself")
+    left.set_title("each block alone")
     right.set_title(f"MobileNetV2 1.0, {SIZE} pixels, one image")
     figure.savefig(path, dpi=110)
 
 
 def main() -> None:
     parser = command_parser("experiments.memory", __doc__)
-    parser.add_argument("--budget", type=int, help="bytes that a block may hold (equation 2)")
-    parser.add_argument("--seconds", type=float, default=0.3, help="of timing, for each row")
+    parser.add_argument("--budget", type=int, help="bytes that a block may use (equation 2)")
+    parser.add_argument("--seconds", type=float, default=0.3, help="time for each row")
     parser.add_argument("--out", type=Path, default=Path("runs/memory"))
     arguments = parser.parse_args()
     model, variables = folded_network()
@@ -307,28 +313,28 @@ def main() -> None:
         )
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
-    progress = Progress("memory", len(sizes) + len(SPLITS), 1)
+    line = StatusLine("memory")
     for width in CHECKED_WIDTHS:
-        error = largest_error(width, ODD_IMAGE, progress.say)
-        progress.clear()
+        error = largest_error(width, ODD_IMAGE, line.say)
+        line.clear()
         height, breadth = ODD_IMAGE
         print(
-            f"width {width:g}, {height} x {breadth} pixels: each block in t = 1 to 8 slices, and "
-            f"channel by channel, is the block as it is; largest error {error:.1e} of its values"
+            f"width {width:g}, {height} x {breadth} pixels: each block in t = 1 to 8 slices and "
+            f"channel by channel agrees with the block as it is; largest relative error {error:.1e}"
         )
     blocks, network = [], []
     for size in sizes:
-        progress.say(size.name)
+        line.say(size.name)
         params = variables["params"][size.name]
         blocks += [measure_block(size, params, t, arguments.seconds) for t in BLOCK_SPLITS]
     for t in SPLITS:
-        progress.say(f"network in {t} slices")
+        line.say(f"network in {t} slices")
         held = max(BYTES * size.held(t) for size in sizes)
         planned, milliseconds, resident = measure_network((t,) * len(sizes), arguments.seconds)
         network.append(Measured("network", t, held, planned, milliseconds, resident))
-    progress.clear()
+    line.clear()
     print_table_3()
-    print_measured("each block by itself", blocks)
+    print_measured("each block alone", blocks)
     print_measured("the network", network)
     write_csv([*blocks, *network], arguments.out / "memory.csv")
     write_markdown(arguments.out, "memory_table_3", TABLE_3_HEADER, table_3_lines())

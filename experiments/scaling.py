@@ -2,9 +2,9 @@
 
     python -m experiments.scaling
 
-Training MobileNetV2 1.0 at 96 pixels, batch 32, on all processors, and then each of these four
-varied by itself, beside PyTorch where it is installed (`make scaling` installs it). Measured as
-`experiments.throughput` does; writes scaling.csv and scaling.png to --out.
+Times the training of MobileNetV2 1.0 at 96 pixels, batch 32, on all processors. Then each of the
+four is varied alone. PyTorch is timed as well if it is installed (`make scaling` installs it). The
+measurement is that of `experiments.throughput`. Writes scaling.csv and scaling.png to --out.
 """
 
 import dataclasses
@@ -15,17 +15,10 @@ from typing import Any
 
 import matplotlib
 
-from experiments.contenders import CONTENDERS, Task
-from experiments.throughput import (
-    AS_RUN,
-    OURS,
-    Row,
-    installed,
-    measure,
-    print_rows,
-    ranges,
-    write_csv,
-)
+from experiments.frameworks.results import OURS, Row, print_rows, ranges, write_csv
+from experiments.frameworks.steps import CONTENDERS, installed
+from experiments.frameworks.tasks import Task
+from experiments.frameworks.turns import AS_RUN, measure
 from mnv2.runtime.cli import command_parser, run
 from mnv2.runtime.errors import UserError, check_choice
 
@@ -35,14 +28,14 @@ from matplotlib import ticker
 
 LABELS = {
     "batch": "batch size",
-    "size": "pixels of a side",
+    "size": "image side, pixels",
     "width": "width multiplier",
     "threads": "threads",
 }
 
 
 def series(base: Task, cores: int) -> dict[str, list[Task]]:
-    """For each field that is varied, the tasks of its curve."""
+    """Returns the tasks of each curve, by the field of `base` that is varied."""
     values: dict[str, Sequence[Any]] = {
         "batch": (1, 8, 32, 128),
         "size": (32, 96, 160, 224),
@@ -56,7 +49,7 @@ def series(base: Task, cores: int) -> dict[str, list[Task]]:
 
 
 def draw(curves: Mapping[str, list[Task]], rows: Sequence[Row], title: str, path: Path) -> None:
-    """images/s against each field, both axes logarithmic."""
+    """Draws images/s against each field, with logarithmic axes."""
     figure, panels = plt.subplots(2, 2, figsize=(8, 6), layout="constrained")
     for (field, tasks), axes in zip(curves.items(), panels.flat, strict=True):
         for i, name in enumerate(dict.fromkeys(row.name for row in rows)):
@@ -92,12 +85,12 @@ def main() -> None:
     parser = command_parser("experiments.scaling", __doc__)
     parser.add_argument("--only", nargs="+", metavar="FRAMEWORK", default=["mnv2", "PyTorch"])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=1.5, help="of one turn, at least")
+    parser.add_argument("--seconds", type=float, default=1.5, help="least length of a turn")
     parser.add_argument("--out", type=Path, default=Path("runs/scaling"))
     arguments = parser.parse_args()
     for name in arguments.only:
         check_choice(name, CONTENDERS, "framework")
-    names = [name for name in installed(arguments.only) if "train" in CONTENDERS[name][2]]
+    names = [name for name in installed(arguments.only) if "train" in CONTENDERS[name].modes]
     cores = len(os.sched_getaffinity(0))
     base = Task("train", size=96, batch=32, threads=cores)
     curves = series(base, cores)
@@ -110,7 +103,7 @@ def main() -> None:
             write_csv(rows, arguments.out / "scaling.csv")
     if not rows:
         raise UserError("no framework could be measured")
-    title = f"{base}, {cores} threads; each varied by itself"
+    title = f"{base}, {cores} threads; each varied alone"
     draw(curves, rows, title, arguments.out / "scaling.png")
     print(f"\nwritten: {arguments.out}/scaling.csv, scaling.png")
 

@@ -1,9 +1,10 @@
-"""Does a shortcut make up for a bottleneck with ReLU6? python -m experiments.shortcuts
+"""Do shortcuts make up for ReLU6 in the bottlenecks? python -m experiments.shortcuts
 
-The paper says that ReLU6 in the bottlenecks hurts, and in a footnote that with shortcuts the loss
-is less. Four arms on Fashion-MNIST, linear and ReLU6, with and without shortcuts, five seeds each;
-what ReLU6 costs with shortcuts, without, and the difference between these, paired by seed (95 %
-intervals). Writes runs, report.md and report.png to --workdir; a second call goes on.
+The paper says that ReLU6 in the bottlenecks costs accuracy, and in a footnote that shortcuts reduce
+this loss. Four arms are trained on Fashion-MNIST with five seeds each: linear and ReLU6
+bottlenecks, with and without shortcuts. Prints the cost of ReLU6 with shortcuts and without, and
+the difference of these two, paired by seed (95 % intervals). Writes the runs, report.md and
+report.png to --workdir. The same command resumes unfinished runs.
 """
 
 import argparse
@@ -12,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from configs import v2_ablation
-from experiments.tables import write_markdown
-from mnv2 import report
+from experiments.common.writers import write_markdown
 from mnv2.runtime.cli import command_parser, run
 from mnv2.runtime.huge_pages import restart_with_huge_pages
-from mnv2.sweeps import execute
+from mnv2.sweeps.execute import run_sweep
+from mnv2.sweeps.statistics import Estimate, rows
+from mnv2.sweeps.tables import plus_minus
+from mnv2.sweeps.workdir import Sweep, load
 
 ARMS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("linear", {}),
@@ -24,7 +27,6 @@ ARMS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("linear_alone", {"model.shortcut": "none"}),
     ("relu6_alone", {"model.shortcut": "none", "model.bottleneck": "relu6"}),
 )
-
 
 TITLES = {
     "linear": "linear, with shortcuts",
@@ -34,8 +36,14 @@ TITLES = {
 }
 
 
-def effects(accuracies: dict[str, dict[int, float]]) -> list[tuple[str, report.Estimate]]:
-    """What ReLU6 changes with shortcuts and without, and the difference, over the seeds of all."""
+def effects(accuracies: dict[str, dict[int, float]]) -> list[tuple[str, Estimate]]:
+    """Estimates the effect of ReLU6 with shortcuts and without, and the difference of the two.
+
+    Only seeds that all arms have are used.
+
+    Args:
+        accuracies: The accuracy in per cent, by arm and seed.
+    """
     seeds = set.intersection(*(set(accuracies[arm]) for arm, _ in ARMS))
     pairs = [
         (
@@ -46,15 +54,15 @@ def effects(accuracies: dict[str, dict[int, float]]) -> list[tuple[str, report.E
     ]
     named: list[tuple[str, Sequence[float]]] = [
         ("ReLU6 - linear, with shortcuts", [with_ for with_, _ in pairs]),
-        ("ReLU6 - linear, without", [without for _, without in pairs]),
+        ("ReLU6 - linear, without shortcuts", [without for _, without in pairs]),
         ("what shortcuts make up for", [with_ - without for with_, without in pairs]),
     ]
-    estimates = [(name, report.Estimate.of(values)) for name, values in named]
+    estimates = [(name, Estimate.of(values)) for name, values in named]
     return [(name, estimate) for name, estimate in estimates if estimate]
 
 
-def train(workdir: Path, steps: int, seeds: int) -> report.Sweep:
-    """Does the runs that are not finished in `workdir`, and loads all."""
+def train(workdir: Path, steps: int, seeds: int) -> Sweep:
+    """Trains the runs that are not finished in `workdir`, and loads all results."""
     config = v2_ablation.get_config()
     config.arms = ARMS
     config.panels = (
@@ -64,14 +72,14 @@ def train(workdir: Path, steps: int, seeds: int) -> report.Sweep:
     config.seeds = seeds
     config.duration = f"{steps} steps"
     config.eval_every = config.checkpoint_every = "0 steps"
-    execute.run(config, workdir)
-    return report.load(workdir)
+    run_sweep(config, workdir)
+    return load(workdir)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What the runs are told by."""
+    """Adds the arguments that describe the runs."""
     parser.add_argument("--workdir", type=Path, default=Path("runs/shortcuts"))
-    parser.add_argument("--steps", type=int, default=200, help="of each run")
+    parser.add_argument("--steps", type=int, default=200, help="steps of each run")
     parser.add_argument("--seeds", type=int, default=5)
 
 
@@ -81,13 +89,13 @@ def main() -> None:
     arguments = parser.parse_args()
     results = train(arguments.workdir, arguments.steps, arguments.seeds)
     found = effects({arm: results.accuracies(arm) for arm, _ in ARMS})
-    lines = [(name, report.plus_minus(estimate, "+")) for name, estimate in found]
+    lines = [(name, plus_minus(estimate, "+")) for name, estimate in found]
     print()
     for name, estimate in lines:
-        print(f"{name:32} {estimate} points")
-    by_arm = {row.arm: row for row in results.rows()}
+        print(f"{name:34} {estimate} points")
+    by_arm = {row.arm: row for row in rows(results)}
     lines = [
-        *((title, report.plus_minus(by_arm[arm].accuracy)) for arm, title in TITLES.items()),
+        *((title, plus_minus(by_arm[arm].accuracy)) for arm, title in TITLES.items()),
         *lines,
     ]
     header = ("", f"test top-1, %, or points ({arguments.seeds} seeds)")
@@ -95,5 +103,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages("experiments.shortcuts")
+    restart_with_huge_pages()
     run(main)

@@ -1,21 +1,18 @@
-"""Results in experiments/README.md: python -m experiments.tables
+"""Fills the measured tables into experiments/README.md: python -m experiments.tables
 
-Every experiment writes its tables as Markdown beside its CSV files. Here they are put into
-experiments/README.md, each between its two marks
+Every experiment writes its tables as Markdown, next to its CSV files. This command puts each of
+them into experiments/README.md, between its two markers
 
     <!-- NAME: measured by a command -->
     <!-- end of NAME -->
 
-and the figures that the README shows are copied to docs/. What has no result in runs/ stays as
-it is, and is named.
+and copies the figures that the README shows to docs/. Tables and figures without a result in runs/
+stay as they are. The names of these tables are printed.
 """
 
-import csv
 import re
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from mnv2.runtime.cli import command_parser, run
 from mnv2.runtime.files import write_text
@@ -28,25 +25,12 @@ TABLE = re.compile(
 FIGURE = re.compile(r"!\[[^]]*\]\(\.\./docs/(\w+)\.png\)")
 
 
-def write_csv(rows: Sequence[Any], path: Path) -> None:
-    """Writes rows of one named tuple, its fields as header, numbers to six digits."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(rows[0]._fields)
-        writer.writerows(
-            [f"{value:.6g}" if isinstance(value, float) else value for value in row] for row in rows
-        )
-
-
-def write_markdown(folder: Path, name: str, header: Sequence[str], rows: Sequence[Any]) -> None:
-    """Writes a table as folder/NAME.md: text in its first column, numbers in the others."""
-    lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
-    text = "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
-    write_text(folder / f"{name}.md", text)
-
-
 def fill(text: str, runs: Path) -> tuple[str, list[str]]:
-    """(`text` with the tables found in the folders of `runs`, names of those not found)."""
+    """Fills the tables that are found in the folders of `runs` into `text`.
+
+    Returns:
+        The new text, and the names of the tables that are not found.
+    """
     missing = []
 
     def filled(match: re.Match[str]) -> str:
@@ -60,7 +44,7 @@ def fill(text: str, runs: Path) -> tuple[str, list[str]]:
 
 
 def copy_figures(text: str, runs: Path, docs: Path) -> list[str]:
-    """Copies the figures that `text` shows, where an experiment drew them; returns their names."""
+    """Copies the figures that `text` shows from `runs` to `docs`, and returns their names."""
     copied = []
     for name in FIGURE.findall(text):
         drawn = [p for p in (runs / name / f"{name}.png", runs / name / "report.png") if p.exists()]
@@ -72,7 +56,9 @@ def copy_figures(text: str, runs: Path, docs: Path) -> list[str]:
 
 def main() -> None:
     parser = command_parser("experiments.tables", __doc__)
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="what experiments wrote")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), help="folder with the results of experiments"
+    )
     arguments = parser.parse_args()
     text, missing = fill(README.read_text(), arguments.runs)
     write_text(README, text)

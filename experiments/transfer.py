@@ -1,10 +1,11 @@
-"""What do pretrained weights buy where there are few pictures? python -m experiments.transfer
+"""What do pretrained weights gain when there are few pictures? python -m experiments.transfer
 
-Fashion-MNIST is parted by class. Five classes, with all their 30,000 pictures, make the weights;
-of the other five, which those weights have never seen, 20 training pictures a class are given.
-On these `configs/finetune.py:compare` trains with the same budget: all layers from the weights, the
-classifier alone over them, and the same network from scratch, five seeds each. Tested on all 5,000
-test pictures of those five classes. Writes everything to --workdir; a second call goes on.
+The classes of Fashion-MNIST are divided in two halves. The weights are trained on all 30,000
+pictures of five classes. The other five classes, which these weights have never seen, are learnt
+from 20 pictures per class. `configs/finetune.py:compare` trains on them with equal budgets and five
+seeds: all layers from the weights, only the classifier on top of them, and the same network from
+scratch. All 5,000 test pictures of these classes are used for testing. Writes everything to
+--workdir. The same command resumes unfinished runs.
 """
 
 from pathlib import Path
@@ -15,19 +16,23 @@ from configs import finetune, v2_ablation
 from mnv2 import data
 from mnv2.runtime.cli import command_parser, run
 from mnv2.runtime.huge_pages import restart_with_huge_pages
-from mnv2.sweeps import execute
+from mnv2.sweeps.execute import run_sweep
 
-# Both halves have tops, shoes and others.
+# Both halves have tops, shoes and other things.
 SOURCE = ("T-shirt/top", "Trouser", "Coat", "Sandal", "Bag")
 TARGET = ("Pullover", "Dress", "Shirt", "Sneaker", "Ankle boot")
-PICTURES = 20  # a class of TARGET to train on
+PICTURES = 20  # training pictures per class of TARGET
 
 
 def main() -> None:
     parser = command_parser("experiments.transfer", __doc__)
     parser.add_argument("--workdir", type=Path, default=Path("runs/transfer"))
-    parser.add_argument("--steps", type=int, default=50, help="of each run on the few pictures")
-    parser.add_argument("--source_steps", type=int, default=500, help="of the run that makes them")
+    parser.add_argument(
+        "--steps", type=int, default=50, help="steps of each run on the few pictures"
+    )
+    parser.add_argument(
+        "--source_steps", type=int, default=500, help="steps of the run that trains the weights"
+    )
     arguments = parser.parse_args()
     workdir: Path = arguments.workdir
     for name, classes, pictures in (("source", SOURCE, None), ("target", TARGET, PICTURES)):
@@ -42,9 +47,9 @@ def main() -> None:
     source.arms = (("linear", {}),)
     source.seeds = 1
     source.panels = ()
-    execute.run(source, workdir / "source")
+    run_sweep(source, workdir / "source")
 
-    print(f"\n{PICTURES} pictures each of {', '.join(TARGET)}", flush=True)
+    print(f"\n{PICTURES} pictures of each of {', '.join(TARGET)}", flush=True)
     config = finetune.get_config("compare")
     config.weights = str(workdir / "source/linear/0")
     config.data.name = f"folder:{workdir / 'pictures/target'}"
@@ -53,20 +58,24 @@ def main() -> None:
     config.data.pad = 2
     config.eval_batch_size = 500
     config.duration = f"{arguments.steps} steps"
-    config.optimization.backbone_rate = 0.5  # the weights know few pictures: they may move
+    config.optimization.backbone_rate = 0.5  # high, since these weights come from few pictures
     config.eval_every = config.checkpoint_every = "0 steps"
-    execute.run(config, workdir / "target")
+    run_sweep(config, workdir / "target")
 
 
 def write_pictures(folder: Path, classes: tuple[str, ...], pictures: int | None) -> None:
-    """Writes Fashion-MNIST's pictures of some classes to folder/SPLIT/CLASS/N.png.
+    """Writes the Fashion-MNIST pictures of some classes to FOLDER/SPLIT/CLASS/N.png.
 
-    `pictures` of each class for training, the first ones, or all; all for testing.
+    Args:
+        folder: Where they are written. Nothing is done if it is already complete.
+        classes: The names of the classes.
+        pictures: The number of training pictures per class, the first ones; None for all. All test
+            pictures are written.
     """
     done = folder / "done"
     if done.exists():
         return
-    import tensorflow as tf  # after mnv2, which silences it
+    import tensorflow as tf  # after mnv2, which silences its log
 
     dataset = data.open_dataset("fashion_mnist")
     for split, limit in (("train", pictures), ("test", None)):
@@ -80,5 +89,5 @@ def write_pictures(folder: Path, classes: tuple[str, ...], pictures: int | None)
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages("experiments.transfer")
+    restart_with_huge_pages()
     run(main)

@@ -70,16 +70,7 @@ def set_up(settings: Settings) -> Setup:
         )
     )
     check_positive(durations.total, "duration")
-    steps = create_steps(
-        model,
-        settings.optimization,
-        batch_size=settings.batch_size,
-        label_smoothing=settings.label_smoothing,
-        ema_decay=settings.ema_decay,
-        skip_nan=settings.on_nan == "skip",
-        total_steps=durations.total,
-        examples=examples,
-    )
+    steps = create_steps(model, settings, total_steps=durations.total, examples=examples)
     pixels = data.Pixels()
     if backbone is not None:
         pixels = data.Pixels(shape[2], backbone.preprocess.mean, backbone.preprocess.std)

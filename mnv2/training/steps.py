@@ -15,7 +15,7 @@ from mnv2.training import metrics
 from mnv2.training.devices import AXIS, place, shard
 from mnv2.training.evaluation import eval_step
 from mnv2.training.optimizer import create_optimizer, create_schedule
-from mnv2.training.settings import Optimization
+from mnv2.training.settings import Optimization, Settings
 from mnv2.training.state import TrainState
 
 
@@ -99,8 +99,33 @@ class Steps(NamedTuple):
     schedule: optax.Schedule
 
 
-@functools.cache  # runs that differ only in their seed share the compiled programs
 def create_steps(
+    model: nn.Module,
+    settings: Settings,
+    *,
+    total_steps: int,
+    examples: int,
+    devices: tuple[jax.Device, ...] | None = None,
+) -> Steps:
+    """Creates the steps of a run over `devices` (default: all of them).
+
+    `total_steps` and the number of training `examples` set the learning rate schedule.
+    """
+    return _create_steps(
+        model,
+        settings.optimization,
+        batch_size=settings.batch_size,
+        label_smoothing=settings.label_smoothing,
+        ema_decay=settings.ema_decay,
+        skip_nan=settings.on_nan == "skip",
+        total_steps=total_steps,
+        examples=examples,
+        devices=devices,
+    )
+
+
+@functools.cache  # runs that differ only in their seed share the compiled programs
+def _create_steps(
     model: nn.Module,
     optimization: Optimization,
     *,
@@ -110,9 +135,8 @@ def create_steps(
     skip_nan: bool,
     total_steps: int,
     examples: int,
-    devices: tuple[jax.Device, ...] | None = None,
+    devices: tuple[jax.Device, ...] | None,
 ) -> Steps:
-    """Creates `train_step` and `eval_state` over `devices` (default: all of them)."""
     schedule = create_schedule(
         optimization, total_steps=total_steps, examples=examples, batch_size=batch_size
     )

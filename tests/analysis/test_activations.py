@@ -3,12 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.contenders import unoptimised
+from experiments.common.initialisation import unoptimised
 from mnv2.analysis import activations
 from mnv2.models import create_model
 
 
-def test_positive_cut_saturated_and_dead_are_counted():
+def test_positive_cut_saturated_and_dead_values_are_counted():
     values = np.array([[-1.0, 2.0, 7.0, -3.0], [4.0, 0.0, 6.0, -1.0]]).reshape(1, 1, 2, 4)
     found = activations.activity(jnp.asarray(values))
     assert (found.channels, found.positive, found.deviation) == (4, 2.0, 0.0)
@@ -17,7 +17,7 @@ def test_positive_cut_saturated_and_dead_are_counted():
 
 
 @pytest.mark.parametrize("directions", [1, 3, 8])
-def test_effective_rank_is_the_number_of_equal_directions(directions):
+def test_effective_rank_of_equally_strong_directions_is_their_number(directions):
     random = np.random.default_rng(0)
     basis = np.linalg.qr(random.normal(size=(8, 8)))[0][:directions]
     independent = np.kron(np.eye(directions), [[1.0], [-1.0]])
@@ -25,11 +25,11 @@ def test_effective_rank_is_the_number_of_equal_directions(directions):
     assert activations.effective_rank(jnp.asarray(values)) == pytest.approx(directions, rel=1e-4)
 
 
-def test_effective_rank_of_a_constant_is_nothing():
+def test_effective_rank_of_a_constant_is_zero():
     assert activations.effective_rank(jnp.ones((2, 3, 3, 4))) == 0
 
 
-def test_what_relu6_would_see_is_found_in_every_layer():
+def test_the_input_of_the_activation_function_is_found_in_every_layer():
     model = create_model(
         "mobilenet_v2", width=0.1, repeats=(1,) * 7, num_classes=3, bottleneck="relu6"
     )
@@ -40,6 +40,6 @@ def test_what_relu6_would_see_is_found_in_every_layer():
     )
     assert len(found) == 1 + 2 + 6 * 3 + 1
     for path in ("stem", "block_0/depthwise", "block_5/expand", "block_5/project", "last_conv"):
-        # Normalised by the batch's own statistics, and not yet cut.
+        # These values are normalised by the statistics of the batch, and ReLU6 has not cut them.
         assert float(jnp.abs(found[path].mean())) < 1e-3
         assert float(found[path].min()) < 0

@@ -1,11 +1,14 @@
-"""The published counts. Keras, torchvision and slim print some of them; all follow from table 2."""
+"""Compares counts with the published ones.
+
+Keras, torchvision and slim print some of them. All of them follow from table 2.
+"""
 
 import pytest
 
 from mnv2.analysis import complexity
 from mnv2.models import NETWORKS, create_model
 
-# width: parameters with 1000 classes, MAdds at 224.
+# width: (parameters with 1000 classes, MAdds at 224 pixels).
 MOBILENET_V2 = {
     1.4: (6_108_776, 582_195_824),
     1.3: (5_386_792, 509_374_560),
@@ -14,7 +17,7 @@ MOBILENET_V2 = {
     0.5: (1_968_680, 97_131_840),
     0.35: (1_677_128, 59_285_808),
 }
-MOBILENET_V2_MILLIONS = {  # MAdds at 224, 192, 160, 128, 96
+MOBILENET_V2_MILLIONS = {  # width: millions of MAdds at 224, 192, 160, 128, 96 pixels
     1.4: (582.2, 428.2, 297.9, 191.3, 108.4),
     1.3: (509.4, 374.7, 260.7, 167.4, 94.9),
     1.0: (300.77, 221.32, 154.08, 99.07, 56.29),
@@ -22,7 +25,7 @@ MOBILENET_V2_MILLIONS = {  # MAdds at 224, 192, 160, 128, 96
     0.5: (97.13, 71.70, 50.18, 32.58, 18.89),
     0.35: (59.29, 43.90, 30.87, 20.22, 11.93),
 }
-MOBILENET_V1_MILLIONS = {  # MAdds at 224, 192, 160, 128, with slim's 1001 classes
+MOBILENET_V1_MILLIONS = {  # the same at 224, 192, 160, 128 pixels, with the 1001 classes of slim
     1.0: (568.7, 418.1, 290.7, 186.4),
     0.75: (325.4, 239.3, 166.4, 106.8),
     0.5: (149.5, 110.0, 76.5, 49.2),
@@ -59,16 +62,16 @@ def test_mobilenet_v1_has_the_published_multiply_adds_at_every_resolution(width)
 def test_mobilenet_v1_has_the_published_parameters():
     model = create_model("mobilenet_v1", num_classes=1001)
     assert complexity.parameters(model, (224, 224, 3)) == 4_233_001
-    # Without the classifier, as its authors' code says: 567,716,352 multiply-adds.
+    # The code of its authors states 567,716,352 multiply-adds, without the classifier.
     assert complexity.multiply_adds(model, (224, 224, 3)) - 1024 * 1001 == 567_716_352
 
 
-def test_resnet50_has_the_parameters_that_torchvision_counts():
+def test_resnet50_has_as_many_parameters_as_in_torchvision():
     assert complexity.parameters(create_model("resnet50"), (224, 224, 3)) == 25_557_032
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_layers_hold_all_parameters_and_stand_where_these_lie(name):
+def test_the_layers_contain_all_parameters_and_have_their_paths_as_names(name):
     model, image = create_model(name, width=0.5), (96, 96, 3)
     layers = complexity.layers(model, image)
     assert sum(layer.parameters for layer in layers) == complexity.parameters(model, image)
@@ -76,7 +79,7 @@ def test_the_layers_hold_all_parameters_and_stand_where_these_lie(name):
     assert (layers[0].name, layers[-1].name) == ("stem", "classifier")
 
 
-def test_a_layer_says_its_output_and_its_cost():
+def test_a_layer_has_its_output_shape_and_its_costs():
     layers = complexity.layers(create_model("mobilenet_v2"), (224, 224, 3))
     assert len(layers) == 53
     expand, depthwise, project = (layer for layer in layers if layer.name.startswith("block_1/"))
@@ -107,8 +110,8 @@ def test_a_layer_says_its_output_and_its_cost():
     )
 
 
-def test_a_convolution_costs_its_outputs_times_its_kernel():
-    # The narrowest V1: 8 channels everywhere, at 4x4 throughout.
+def test_the_multiply_adds_of_a_convolution_are_its_outputs_times_its_kernel():
+    # The narrowest MobileNetV1: 8 channels and 4x4 pixels in every layer.
     model = create_model("mobilenet_v1", width=1 / 128, num_classes=2, strides=(1,) * 14)
     expected = 4 * 4 * 9 * 3 * 8 + 13 * 4 * 4 * (9 * 8 + 8 * 8) + 8 * 2
     assert complexity.multiply_adds(model, (4, 4, 3)) == expected

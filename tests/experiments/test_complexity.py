@@ -10,12 +10,12 @@ def counted():
     return complexity.rows()
 
 
-def test_all_published_rows_are_there(counted):
+def test_all_published_rows_are_counted(counted):
     tables = [row.table for row in counted]
     assert (tables.count("slim V2"), tables.count("slim V1")) == (22, 16)
 
 
-def test_exactly_the_rows_known_to_be_wrong_differ_and_each_has_its_reason(counted):
+def test_exactly_the_known_rows_differ_and_each_has_a_reason(counted):
     differing = [
         (row.table, row.network, row.width, row.resolution) for row in counted if not row.agrees()
     ]
@@ -28,7 +28,7 @@ def test_exactly_the_rows_known_to_be_wrong_differ_and_each_has_its_reason(count
     assert all(complexity.reason(row) != "not known" for row in counted if not row.agrees())
 
 
-def test_a_wrong_count_would_be_noticed(counted):
+def test_a_wrong_count_does_not_agree(counted):
     row = next(row for row in counted if row.table == "slim V2")
     assert row.agrees()
     assert not row._replace(multiply_adds=row.multiply_adds + 2).agrees()
@@ -47,7 +47,7 @@ def test_the_table_and_the_figure_are_written(counted, tmp_path, capsys):
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
-def test_layers_add_up_to_the_whole(capsys):
+def test_layers_add_up_to_the_network(capsys):
     complexity.print_layers("mobilenet_v2", 1.0, 224)
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + 53 + 1

@@ -2,10 +2,10 @@ import pytest
 
 from configs import v2_ablation
 from experiments import expansion
-from mnv2 import report
 from mnv2.analysis import complexity
 from mnv2.models import create_model
 from mnv2.sweeps.execute import resolve
+from mnv2.sweeps.workdir import Sweep
 
 
 def multiply_adds(arm):
@@ -16,7 +16,7 @@ def multiply_adds(arm):
     return complexity.multiply_adds(model, (28, 28, 1))
 
 
-def test_equal_cost_is_equal_to_a_few_per_cent():
+def test_arms_of_equal_cost_agree_within_a_few_per_cent():
     arms = expansion.arms()
     for name in expansion.WIDTHS:
         wanted = multiply_adds(arms[f"{name}_6"])
@@ -25,7 +25,7 @@ def test_equal_cost_is_equal_to_a_few_per_cent():
             assert multiply_adds(equal) / wanted == pytest.approx(1, abs=0.022)
 
 
-def test_each_panel_shows_arms_that_exist():
+def test_each_panel_shows_existing_arms():
     arms = expansion.arms()
     assert len(arms) == 10
     for _, _, shown in expansion.panels():
@@ -33,7 +33,7 @@ def test_each_panel_shows_arms_that_exist():
         assert set(shown) <= set(arms)
 
 
-def test_differences_are_to_the_same_network_with_t_6(tmp_path):
+def test_differences_are_relative_to_the_same_network_with_t_6(tmp_path):
     def result(accuracy):
         return {
             "test": {"accuracy": accuracy},
@@ -50,7 +50,7 @@ def test_differences_are_to_the_same_network_with_t_6(tmp_path):
         }
         for arm in expansion.arms()
     }
-    expansion.write_table(report.Sweep(tmp_path, config, {}, results))
+    expansion.write_table(Sweep(tmp_path, config, {}, {}, results))
     lines = (tmp_path / "expansion.md").read_text().splitlines()
     assert len(lines) == 12
     assert "| wide, equal width | 10 | 0.75 | 2.00 M | 2 | 85.50 ± 6.35 | +5.00 ± 0.00 |" in lines

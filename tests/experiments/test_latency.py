@@ -3,19 +3,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import latency, machines, published
-from experiments.contenders import unoptimised
-from experiments.submodules import submodules
-from experiments.timing import in_turns, times
+from experiments.common import published
+from experiments.common.initialisation import unoptimised
+from experiments.common.submodules import submodules
+from experiments.common.timing import in_turns, times
+from experiments.roofline import layers, machines
 from mnv2.models import create_model, features, fold_batch_norm
 from mnv2.models.blocks import ConvBN
 
 
-def test_the_sign_is_predicted_for_at_least_twelve_published_machines():
+def test_the_sign_is_right_for_at_least_twelve_published_machines():
     known = [row for row in machines.machines() if row.published is not None]
     assert len(known) == 17
     assert sum(row.agrees for row in known) >= 12
-    # The two ends of the scale: a phone's core, and a large GPU.
+    # The two ends of the scale: one core of a phone, and a large GPU.
     ratios = {row.machine: row for row in known}
     assert ratios["Pixel 1, one core"].predicted < 0.6
     assert ratios["RTX 4090"].predicted > 1.2
@@ -27,13 +28,13 @@ def test_published_rates_are_compared_as_times():
     assert slower.v2 / slower.v1 == pytest.approx(247 / 180)
 
 
-def test_layers_by_themselves_are_the_networks():
+def test_layers_called_alone_give_the_output_of_the_network():
     model = create_model("mobilenet_v2", width=0.35, repeats=(1,) * 7, num_classes=3)
     variables = unoptimised(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     folded = fold_batch_norm(model, variables)
     found = submodules(model, folded, (2, 32, 32, 3), ConvBN)
     assert len(found) == 1 + 2 + 6 * 3 + 1
-    # The stem and the first depthwise convolution, one after the other, give what they give inside.
+    # The first layers, called one after the other, give the same output as inside the network.
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), jnp.float32)
     assert found["stem"].input_shape == images.shape
     x = images
@@ -45,20 +46,20 @@ def test_layers_by_themselves_are_the_networks():
 
 def test_shares_add_up():
     rows = [
-        latency.LayerTime("mobilenet_v2", "a", "depthwise", 10, 1.0, 1.0, 3.0, 1.5),
-        latency.LayerTime("mobilenet_v2", "b", "1 x 1", 90, 1.0, 1.0, 1.0, 1.0),
+        layers.LayerTime("mobilenet_v2", "a", "depthwise", 10, 1.0, 1.0, 3.0, 1.5),
+        layers.LayerTime("mobilenet_v2", "b", "1 x 1", 90, 1.0, 1.0, 1.0, 1.0),
     ]
-    depthwise, pointwise = latency.shares(rows)
+    depthwise, pointwise = layers.shares(rows)
     assert (depthwise.multiply_adds, depthwise.measured, depthwise.of_roofline) == (10, 75, 50)
     assert (pointwise.multiply_adds, pointwise.measured, pointwise.of_roofline) == (90, 25, 100)
-    total = latency.sum_of(rows, whole=5.0)
+    total = layers.sum_of(rows, whole=5.0)
     assert (total.layers, total.roofline) == (4.0, 2.5)
 
 
-def test_what_is_compared_takes_turns():
+def test_steps_take_turns():
     order = []
     steps = {name: (lambda name=name: order.append(name)) for name in "ab"}
     medians = in_turns(steps, rounds=2, seconds=0, say=lambda _: None)
-    assert order == ["a", "b", "a", "b", "a", "b"]  # once uncounted, then in turns
+    assert order == ["a", "b", "a", "b", "a", "b"]  # one uncounted call each, then in turns
     assert [len(values) for values in medians.values()] == [2, 2]
     assert len(list(times(lambda: None, seconds=0))) == 1

@@ -7,7 +7,7 @@ from experiments import manifold
 from mnv2.runtime.errors import UserError
 
 
-def test_collapse_over_many_draws_is_what_theorem_1_says():
+def test_mean_collapse_over_many_draws_agrees_with_theorem_1():
     curve = manifold.spiral(200)
     for dimensions in (2, 3, 5):
         row = manifold.measure(curve, dimensions, draws=2000)
@@ -24,7 +24,7 @@ def test_theorem_1_in_closed_form():
         assert manifold.collapsed_by_theorem(dimensions) == pytest.approx(expected, rel=1e-6)
 
 
-def test_without_negative_values_nothing_is_lost():
+def test_relu_loses_nothing_without_negative_values():
     curve = np.abs(manifold.spiral(50))
     matrix = np.abs(np.random.default_rng(0).normal(size=(7, 2)))
     back = np.linalg.pinv(matrix) @ np.maximum(matrix @ curve, 0)
@@ -40,7 +40,7 @@ def test_the_table_the_csv_and_the_picture_are_written(monkeypatch, tmp_path, ca
     assert (tmp_path / "manifold.png").stat().st_size > 20_000
 
 
-def test_no_draws_are_refused(monkeypatch, tmp_path):
+def test_zero_draws_are_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["manifold", "--draws", "0", "--out", str(tmp_path / "x")])
     with pytest.raises(UserError, match="--draws"):
         manifold.main()

@@ -2,8 +2,9 @@ import sys
 
 import pytest
 
-from experiments import scaling, throughput
-from experiments.contenders import Task
+from experiments import scaling
+from experiments.frameworks.results import Row
+from experiments.frameworks.tasks import Task
 from mnv2.runtime.errors import UserError
 
 
@@ -12,12 +13,12 @@ def run(monkeypatch, *arguments):
     scaling.main()
 
 
-def test_each_field_is_varied_by_itself_and_drawn(monkeypatch, tmp_path, capsys):
+def test_each_field_is_varied_alone_and_drawn(monkeypatch, tmp_path, capsys):
     measured = []
 
     def made_up(task, settings, names, rounds, seconds):
         measured.append(task)
-        return [throughput.Row(task, settings, name, (90.0, 100.0), 2**30) for name in names]
+        return [Row(task, settings, name, (90.0, 100.0), 2**30) for name in names]
 
     monkeypatch.setattr(scaling, "measure", made_up)
     run(monkeypatch, "--only", "mnv2", "--out", tmp_path)
@@ -30,13 +31,13 @@ def test_each_field_is_varied_by_itself_and_drawn(monkeypatch, tmp_path, capsys)
     assert len((tmp_path / "scaling.csv").read_text().splitlines()) == 1 + len(measured)
 
 
-def test_threads_go_up_to_the_processors_by_powers_of_two():
+def test_threads_are_powers_of_two_up_to_the_processors():
     curves = scaling.series(Task(threads=6), cores=6)
     assert [task.threads for task in curves["threads"]] == [1, 2, 4, 6]
     assert [task.batch for task in curves["batch"]] == [1, 8, 32, 128]
 
 
-def test_a_framework_that_is_not_known_is_refused(monkeypatch, tmp_path):
+def test_an_unknown_framework_is_refused(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="did you mean 'PyTorch'"):
         run(monkeypatch, "--only", "PyTroch", "--out", tmp_path / "never")
     assert not (tmp_path / "never").exists()

@@ -17,7 +17,7 @@ def test_effects_are_paired_by_seed():
     assert difference.half_width == pytest.approx(12.706, rel=1e-4)
 
 
-def test_the_arms_differ_in_bottleneck_and_shortcut_alone():
+def test_the_arms_differ_only_in_bottleneck_and_shortcut():
     assert len(shortcuts.ARMS) == 4
     assert {field for _, changes in shortcuts.ARMS for field in changes} == {
         "model.bottleneck",

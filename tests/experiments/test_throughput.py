@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import contenders, photographs, throughput
+from experiments import throughput
+from experiments.frameworks import photographs, steps
+from experiments.frameworks.tasks import Task
+from experiments.frameworks.turns import Contender
 from mnv2.runtime.errors import UserError
 
 
@@ -19,7 +22,7 @@ FEW = ("--rounds", "2", "--seconds", "0", "--mode", "infer", "--size", "32", "--
        "--threads", "1", "--only", "mnv2")  # fmt: skip
 
 
-def test_frameworks_take_turns_and_are_written_down(monkeypatch, tmp_path, capsys):
+def test_frameworks_take_turns_and_results_are_written(monkeypatch, tmp_path, capsys):
     run(monkeypatch, *FEW, "--batch", "3", "5", "--out", tmp_path)
     assert "infer V2 0.35, 32 px, batch 3, 1 threads, as users run them" in capsys.readouterr().out
     with (tmp_path / "throughput.csv").open() as file:
@@ -39,16 +42,17 @@ def test_a_framework_that_dies_is_left_out(monkeypatch, tmp_path, capsys):
         contender.process.kill()
         return True
 
-    monkeypatch.setattr(throughput.Contender, "ready", ready_and_killed)
+    monkeypatch.setattr(Contender, "ready", ready_and_killed)
     with pytest.raises(UserError, match="no framework could be measured"):
         run(monkeypatch, *FEW, "--batch", "3", "--out", tmp_path)
     assert "mnv2 is left out: it died" in capsys.readouterr().err
 
 
-def test_what_is_not_installed_is_left_out(monkeypatch):
-    monkeypatch.setitem(contenders.CONTENDERS, "PyTorch", (None, ("no_such_package",), ("train",)))
-    assert contenders.missing("PyTorch") == ["no_such_package"]
-    assert contenders.missing("mnv2") == []
+def test_missing_packages_are_found(monkeypatch):
+    lacking = steps.CONTENDERS["PyTorch"]._replace(packages=("no_such_package",))
+    monkeypatch.setitem(steps.CONTENDERS, "PyTorch", lacking)
+    assert steps.missing("PyTorch") == ["no_such_package"]
+    assert steps.missing("mnv2") == []
 
 
 @pytest.mark.parametrize(
@@ -65,10 +69,10 @@ def test_bad_input_is_refused(monkeypatch, tmp_path, arguments, message):
     assert not (tmp_path / "never").exists()
 
 
-def test_pictures_are_crops_of_a_photograph_of_imagenets_sizes(tmp_path):
+def test_pictures_are_crops_of_a_photograph_in_sizes_of_imagenet(tmp_path):
     photographs.write(tmp_path, count=3)
     first = (tmp_path / "train" / "photographs" / "0.jpg").read_bytes()
-    photographs.write(tmp_path, count=5)  # they are there already
+    photographs.write(tmp_path, count=5)  # does nothing, since they exist
     pictures = sorted(tmp_path.glob("train/*/*.jpg"))
     assert len(pictures) == 3
     assert pictures[0].read_bytes() == first
@@ -80,8 +84,8 @@ def test_pictures_are_crops_of_a_photograph_of_imagenets_sizes(tmp_path):
 
 def test_pictures_are_read_as_for_training(tmp_path):
     photographs.write(tmp_path, count=8)
-    task = contenders.Task("load", size=32, batch=8, pictures=str(tmp_path))
-    read = contenders.mnv2(task)
+    task = Task("load", size=32, batch=8, pictures=str(tmp_path))
+    read = steps.mnv2(task)
     for _ in range(2):
         batch = read()
     assert batch["image"].shape == (8, 32, 32, 3)

@@ -1,14 +1,17 @@
-"""Signals runs, damages what they wrote and fills their disk: python -m tests.faults.damage
+"""Signals runs, damages their files and fills their disk: python -m tests.faults.damage
 
-Each round trains the small network of tests.faults.kills, at random moments, drawn from --seed
-which is printed, in one of these ways:
+Each round trains the small network of tests.faults.kills once per fault. The moments are random,
+drawn from --seed, which is printed. The faults are:
 
-signals     SIGTERM or SIGINT after a random time; it must save and exit with 75 within 30 s
-truncated   a SIGKILL, then a random file of the newest checkpoint is cut short, or removed
-full disk   a disk that has no room for a second checkpoint; it must end in one line, and the first
-            must be whole. Then room is made. (Needs root, for a file system in memory.)
+signals     SIGTERM or SIGINT after a random time. The run must save and exit with code 75 within
+            30 s
+truncated   SIGKILL; then a random file of the newest checkpoint is cut short or removed
+full disk   a disk without room for a second checkpoint. The run must end with one line of error,
+            and the first checkpoint must be whole. Then room is made. (This needs root, for a file
+            system in memory.)
 
-and starts it again until it finishes, with the undisturbed run's parameters to the last bit.
+Then the run is started again until it finishes. Its parameters must be those of an undisturbed run,
+to the last bit.
 """
 
 import os
@@ -26,11 +29,11 @@ from mnv2.runtime.interruption import EXIT_CODE
 from tests.faults.kills import FOLDER, check_equal, final_state, newest, start
 
 PATIENCE = 30  # seconds to save and exit after a signal
-EARLIEST, LATEST = 0.0, 25.0  # seconds until something happens
+EARLIEST, LATEST = 0.0, 25.0  # seconds until the fault
 
 
 def signals(workdir: Path, moments: random.Random) -> str:
-    """Up to three signals, each to a process of its own."""
+    """Sends up to three signals, each to a new process. Returns what happened."""
     happened = []
     for _ in range(3):
         process = start(workdir)
@@ -52,7 +55,7 @@ def signals(workdir: Path, moments: random.Random) -> str:
 
 
 def truncated(workdir: Path, moments: random.Random) -> str:
-    """Kills a run that has two checkpoints, and damages a file of the newer one."""
+    """Kills a run with two checkpoints, and damages a file of the newer one."""
     process = start(workdir)
     checkpoints = workdir / FOLDER / "checkpoints"
     while len([p for p in checkpoints.glob("*") if p.name.isdigit()]) < 2:
@@ -76,7 +79,7 @@ def truncated(workdir: Path, moments: random.Random) -> str:
 
 
 def full_disk(workdir: Path, moments: random.Random) -> str:
-    """A disk with room for one checkpoint and some; then with room for all."""
+    """Trains on a disk with room for one checkpoint; then makes room for all."""
     if os.geteuid() != 0:
         return "skipped: mounting a disk needs root"
     workdir.mkdir(parents=True)
@@ -102,7 +105,7 @@ FAULTS: dict[str, Callable[[Path, random.Random], str]] = {
 
 def main() -> None:
     parser = command_parser("tests.faults.damage", __doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="of each fault")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each fault")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
@@ -122,7 +125,7 @@ def main() -> None:
                     check_equal(final_state(workdir), expected, workdir)
                 finally:
                     subprocess.run(["umount", str(workdir)], capture_output=True, check=False)
-                print(f"{name:9}  {happened}; finished as undisturbed", flush=True)
+                print(f"{name:9}  {happened}; finished as if undisturbed", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Kills runs at random moments and looks at what is left: python -m tests.faults.kills
+"""Kills runs at random moments and checks what is left: python -m tests.faults.kills
 
-A small network with augmentation, dropout and averaged parameters is trained once undisturbed.
-Then the same runs again, in processes that SIGKILL ends after a random time and that are started
-again, until there were --kills of them. Every finished run must have the undisturbed one's
-parameters, statistics and averages to the last bit, and no kill may lose a finished checkpoint.
-Moments are drawn from --seed, which is printed.
+A small network with augmentation, dropout and averaged parameters is trained once undisturbed. Then
+the run is repeated: SIGKILL ends its process after a random time, and it is started again. This is
+done until there were --kills of them. Every finished run must have the parameters, statistics and
+averages of the undisturbed run, to the last bit, and no kill may lose a finished checkpoint. The
+moments are drawn from --seed, which is printed.
 """
 
 import os
@@ -21,9 +21,9 @@ import numpy as np
 
 from mnv2.runtime.cli import command_parser, run
 from mnv2.runtime.errors import UserError
-from mnv2.runtime.throughput import Progress
-from mnv2.training.checkpoint import restore_state
-from mnv2.training.loop import RESULT
+from mnv2.runtime.layout import RESULT
+from mnv2.runtime.packed_arrays import read_newest
+from mnv2.runtime.terminal import StatusLine
 
 STEPS, EVERY = 400, 20
 COMMAND = (
@@ -39,10 +39,11 @@ COMMAND = (
     f"--config.checkpoint_every={EVERY} steps",
     "--config.eval_every=0 steps",
 )
-FOLDER = "linear/0"  # of the run in its workdir
+FOLDER = "linear/0"  # the folder of the run in its workdir
 
 
 def start(workdir: Path) -> subprocess.Popen[bytes]:
+    """Starts the run in a new process group. Its output goes to log.txt next to `workdir`."""
     with (workdir.parent / "log.txt").open("ab") as log:
         return subprocess.Popen(
             [*COMMAND, f"--workdir={workdir}"], stdout=log, stderr=log, start_new_session=True
@@ -50,30 +51,33 @@ def start(workdir: Path) -> subprocess.Popen[bytes]:
 
 
 def newest(workdir: Path) -> int:
-    """The step of the newest finished checkpoint; 0 if there is none."""
+    """Returns the step of the newest finished checkpoint; 0 if there is none."""
     folder = workdir / FOLDER / "checkpoints"
     return max((int(p.name) for p in folder.glob("*") if p.name.isdigit()), default=0)
 
 
 def final_state(workdir: Path, folder: str = FOLDER) -> Any:
-    return restore_state(workdir / folder / "checkpoints")
+    """Reads the newest checkpoint of a run."""
+    return read_newest(workdir / folder / "checkpoints")
 
 
 def check_equal(state: Any, expected: Any, workdir: Path) -> None:
-    """Raises UserError unless two states are the same to the last bit."""
+    """Raises UserError unless both states are the same to the last bit."""
     import jax
 
     for (path, ours), theirs in zip(
         jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(expected), strict=True
     ):
         if not np.array_equal(ours, theirs):
-            raise UserError(f"{workdir}: {jax.tree_util.keystr(path)} is not what it should be")
+            raise UserError(
+                f"{workdir}: {jax.tree_util.keystr(path)} differs from the undisturbed run"
+            )
 
 
 def main() -> None:
     parser = command_parser("tests.faults.kills", __doc__)
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--longest", type=float, default=25, help="seconds until a kill, at most")
+    parser.add_argument("--longest", type=float, default=25, help="most seconds until a kill")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     arguments = parser.parse_args()
     print(f"seed {arguments.seed}", flush=True)
@@ -85,7 +89,7 @@ def main() -> None:
             raise UserError((here / "log.txt").read_text())
         alone = time.perf_counter() - began
         expected = final_state(here / "undisturbed")
-        progress = Progress("kills", arguments.kills, 1)
+        progress = StatusLine("kills")
         kills, finished = 0, 0
         while kills < arguments.kills:
             workdir = here / f"run_{finished}"
@@ -107,11 +111,13 @@ def main() -> None:
             finished += 1
     progress.clear()
     if not finished:
-        raise UserError("no run finished: give more --kills, or a longer time between them")
+        raise UserError(
+            "no run finished: give more --kills, or a longer time before them (--longest)"
+        )
     print(
-        f"{kills} kills; {finished} runs of {STEPS} steps finished in spite of them, each with the "
+        f"{kills} kills; {finished} runs of {STEPS} steps finished nevertheless, each with the "
         f"parameters of the undisturbed run to the last bit; no checkpoint was lost "
-        f"(undisturbed a run takes {alone:.0f} s, kills came after 0 to {arguments.longest:g} s)"
+        f"(an undisturbed run takes {alone:.0f} s; kills came after 0 to {arguments.longest:g} s)"
     )
 
 

@@ -1,13 +1,15 @@
-"""One run in several processes: python -m tests.faults.processes
+"""Trains one run in several processes: python -m tests.faults.processes
 
-Trains the same small network in one process on one device, in one on four, and in two on two each,
-which meet over gloo: 50 steps. The parameters must be the same, and every evaluation must count
-each example once. Then one of two processes is sent SIGTERM: both must save and exit with 75. Then
-one is killed: the other must end, with a message, within two minutes. Started again, both must go
-on and finish.
+The same small network is trained for 50 steps in one process with one device, in one process with
+four devices, and in two processes with two devices each, which communicate over gloo. The
+parameters must be the same, and every evaluation must count each example once.
 
-In float64, where rounding has no say: in float32 the first steps of a freshly drawn network
-multiply any rounding error, on however many devices, until nothing is left to compare.
+Then one of two processes is sent SIGTERM: both must save and exit with code 75. Then one of two is
+killed: the other must end with a message within two minutes. When both are started again, they must
+resume and finish.
+
+All is in float64, where rounding does not matter. In float32 the first steps of a fresh network
+multiply any rounding error, on any number of devices, until no comparison is possible.
 """
 
 import json
@@ -24,11 +26,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from mnv2.runtime.cli import command_parser, run
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.interruption import EXIT_CODE
-from mnv2.training.checkpoint import restore_state
+from mnv2.runtime.packed_arrays import read_newest
 
 FOLDER = "linear/0"
 COMMAND = (
@@ -46,10 +49,11 @@ COMMAND = (
     "--config.eval_every=25 steps",
     "--noreport",
 )
-PATIENCE = 120  # seconds for a process to notice that another one has died
+PATIENCE = 120  # seconds in which a process must notice that another one has died
 
 
 def free_port() -> int:
+    """Returns a free port of this machine."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
@@ -58,7 +62,7 @@ def free_port() -> int:
 def start(
     workdir: Path, processes: int, devices: int, steps: int, more: Sequence[str] = ()
 ) -> list[subprocess.Popen[str]]:
-    """Processes of one run, each with so many devices and with `more` flags."""
+    """Starts the processes of one run, each with `devices` devices and the flags `more`."""
     environment = {
         **os.environ,
         "GLIBC_TUNABLES": "",
@@ -84,7 +88,7 @@ def start(
 
 
 def finish(processes: Sequence[subprocess.Popen[str]]) -> list[str]:
-    """What each process printed. Raises UserError if one has failed."""
+    """Waits for processes, and returns their output. Raises UserError if one has failed."""
     printed = [process.communicate()[0] for process in processes]
     for process, text in zip(processes, printed, strict=True):
         if process.returncode:
@@ -93,14 +97,14 @@ def finish(processes: Sequence[subprocess.Popen[str]]) -> list[str]:
 
 
 def result(workdir: Path) -> tuple[Any, str]:
-    """The parameters, statistics and averages at the end, and metrics.jsonl."""
-    state = restore_state(workdir / FOLDER / "checkpoints")
+    """Returns the final parameters, statistics and averages, and the text of metrics.jsonl."""
+    state = unflatten_dict(read_newest(workdir / FOLDER / "checkpoints"), sep="/")
     kept = {name: state[name] for name in ("params", "batch_stats", "ema")}
     return jax.device_get(kept), (workdir / FOLDER / "metrics.jsonl").read_text()
 
 
 def difference(one: Any, other: Any) -> float:
-    """The largest difference of two trees' arrays, in parts of the array's largest value."""
+    """Returns the largest difference of two trees, relative to the largest value of its array."""
     return max(
         float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-3))
         for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
@@ -108,7 +112,7 @@ def difference(one: Any, other: Any) -> float:
 
 
 def check_layouts(folder: Path, steps: int) -> None:
-    """Raises UserError unless one device, four, and two in each of two processes agree."""
+    """Trains with each layout of processes and devices. Raises UserError unless they agree."""
     jax.config.update("jax_enable_x64", True)
     expected, lines = None, 0
     for processes, devices in ((1, 1), (1, 4), (2, 2)):
@@ -127,25 +131,25 @@ def check_layouts(folder: Path, steps: int) -> None:
         }
         print(
             f"{processes} process{'es' * (processes > 1)} x {devices} devices: {steps} steps, "
-            f"{apart:.1e} from 1 x 1, evaluations of {sorted(examples)} examples, "
+            f"difference to 1 x 1 {apart:.1e}, evaluations of {sorted(examples)} examples, "
             f"{len(metrics.splitlines())} lines of metrics, {time.perf_counter() - began:.0f} s",
             flush=True,
         )
         if apart > np.finfo(np.float32).eps or examples != {1000, 10000}:
-            raise UserError(f"{workdir} is not what one device computes")
+            raise UserError(f"{workdir} differs from the result of one device")
         if len(metrics.splitlines()) != lines:
-            raise UserError(f"{workdir}: metrics are not written once")
+            raise UserError(f"{workdir}: metrics were not written exactly once")
 
 
 def last_words(text: str) -> str:
-    """The line that says why a process ended: ours, or JAX's."""
+    """Returns the line that says why a process ended, written by this project or by JAX."""
     said = ("error: ", "stopped by ", "Terminating process")
     lines = [line for line in text.splitlines() if any(words in line for words in said)]
     return lines[-1] if lines else text.strip()[-300:]
 
 
 def start_two(workdir: Path, steps: int) -> list[subprocess.Popen[str]]:
-    """Two processes of a run that has a checkpoint."""
+    """Starts two processes of one run, and waits for its first checkpoint."""
     processes = start(workdir, 2, 1, steps)
     while not list(workdir.glob(f"{FOLDER}/checkpoints/[0-9]*")):
         if processes[0].poll() is not None:
@@ -177,7 +181,7 @@ def check_death(workdir: Path, victim: int, steps: int) -> None:
         text, _ = other.communicate(timeout=PATIENCE)
     except subprocess.TimeoutExpired:
         other.kill()
-        raise UserError(f"process {1 - victim} does not notice that the other one died") from None
+        raise UserError(f"process {1 - victim} did not notice that the other one died") from None
     processes[victim].communicate()
     print(
         f"process {victim} killed; the other ended {time.perf_counter() - killed:.1f} s later, "
@@ -186,7 +190,7 @@ def check_death(workdir: Path, victim: int, steps: int) -> None:
     )
     finish(start(workdir, 2, 1, steps))
     _, metrics = result(workdir)
-    print(f"  started again they finish: {metrics.splitlines()[-1]}", flush=True)
+    print(f"  started again, both finish: {metrics.splitlines()[-1]}", flush=True)
 
 
 def main() -> None:

@@ -1,13 +1,13 @@
-"""A SLURM of one node, and a sweep through it: python -m tests.faults.slurm
+"""Runs a sweep on a SLURM cluster of one node: python -m tests.faults.slurm
 
-Starts munge and SLURM on the loopback interface, in a temporary folder, with two partitions of
-which one takes machines away from the other. Submits a sweep of two arms to the lower one, and
-while it trains a job to the upper one: the runs that are preempted must be queued again, and both
-must finish with what they would have had undisturbed. Then one arm again, with a time limit that it
-does not keep: it must save, be queued again and finish. Stops it all.
+Starts munge and SLURM on the loopback interface, in a temporary folder, with two partitions; the
+upper one may take machines away from the lower one. Submits a sweep of two arms to the lower
+partition, and a job to the upper one while the sweep trains. The preempted runs must be queued
+again, and both must finish with the result of undisturbed runs. Then one arm runs with a time limit
+that is too short: it must save, be queued again and finish. Everything is stopped at the end.
 
-Needs root and Debian's packages slurm-wlm and munge, which it installs where they are missing;
-where that is not possible it says why, and ends with exit code 0.
+Needs root and the Debian packages slurm-wlm and munge, and installs them if they are missing. If
+that is not possible, it prints why and ends with exit code 0.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from mnv2.runtime.cli import command_parser, run
@@ -63,17 +63,17 @@ NodeName={host} NodeAddr=127.0.0.1 CPUs=2 RealMemory=4000 State=UNKNOWN
 PartitionName=low Nodes={host} Default=YES PriorityTier=1 PreemptMode=REQUEUE State=UP
 PartitionName=high Nodes={host} PriorityTier=10 PreemptMode=OFF State=UP
 """
-# A job is queued again when its credential has expired: after 10 s above, 120 usually.
+# A job is queued again when its credential has expired: here after 10 s, by default after 120 s.
 PATIENCE = 600  # seconds
 
 
 def install() -> str | None:
-    """Installs SLURM where it is missing; returns why it cannot run here, if so."""
+    """Installs SLURM if it is missing. Returns why it cannot run here, or None if it can."""
     if os.geteuid() != 0:
-        return "starting SLURM's daemons needs root"
+        return "starting the SLURM daemons needs root"
     running = subprocess.run(["pgrep", "-x", "slurmctld"], capture_output=True, check=False)
     if running.returncode == 0:
-        return "a SLURM is running on this machine already"
+        return "SLURM is already running on this machine"
     if shutil.which("slurmctld") and shutil.which("munged"):
         return None
     if not shutil.which("apt-get"):
@@ -87,7 +87,7 @@ def install() -> str | None:
 
 @contextlib.contextmanager
 def cluster(folder: Path) -> Iterator[None]:
-    """SLURM, and munge for it, on loopback; stopped at the end."""
+    """Runs SLURM and munge on the loopback interface, and stops them at the end."""
     host = socket.gethostname().split(".")[0]
     for name in ("state", "spool"):
         (folder / name).mkdir()
@@ -116,11 +116,12 @@ def cluster(folder: Path) -> Iterator[None]:
 
 
 def output(*command: str) -> str:
+    """Runs a command, and returns its output."""
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
 
-def wait_for(condition, what: str) -> None:
-    """Looks again and again. Raises UserError when patience is at its end."""
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    """Waits until `condition()` is true. Raises UserError after PATIENCE seconds."""
     end = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > end:
@@ -129,20 +130,22 @@ def wait_for(condition, what: str) -> None:
 
 
 def sweep(workdir: Path, *arguments: str) -> None:
+    """Runs or submits the sweep, with further arguments."""
     subprocess.run([*COMMAND, f"--workdir={workdir}", *arguments], check=True)
 
 
 def states(workdir: Path) -> str:
+    """Returns the state of each run, as mnv2.status prints it."""
     return output(sys.executable, "-m", "mnv2.status", str(workdir))
 
 
 def preempt(workdir: Path) -> None:
-    """A job that takes the whole node, as soon as both arms have a checkpoint."""
+    """Submits a job that takes the whole node, as soon as both arms have a checkpoint."""
     wait_for(
         lambda: all(list(workdir.glob(f"{arm}/0/checkpoints/[0-9]*")) for arm in ARMS),
         "checkpoint of both arms",
     )
-    print(f"\nboth train:\n{output('squeue')}{states(workdir)}", flush=True)
+    print(f"\nboth runs train:\n{output('squeue')}{states(workdir)}", flush=True)
     subprocess.run(
         ["srun", "--partition=high", "--exclusive", "--job-name=urgent", "sh", "-c",
          "squeue; sleep 5"],
@@ -152,7 +155,7 @@ def preempt(workdir: Path) -> None:
 
 
 def restarts(folder: Path) -> int:
-    """How often jobs were queued again, by what they wrote."""
+    """Counts from the logs of the jobs how often a job was queued again."""
     return sum(
         path.read_text().count("Starting with JobEnvironment") - 1
         for path in folder.glob("*_log.out")
@@ -166,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        print("undisturbed, without SLURM:", flush=True)
+        print("undisturbed runs, without SLURM:", flush=True)
         sweep(folder / "undisturbed", "--noreport")
         with cluster(folder):
             print(f"\nthe cluster:\n{output('sinfo')}", flush=True)
@@ -181,12 +184,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             times = restarts(workdir / "slurm")
             if not times:
                 raise UserError("no job was queued again")
-            print(f"{times} jobs were preempted, queued again and finished exactly as undisturbed")
+            print(
+                f"{times} jobs were preempted, queued again and finished exactly as if undisturbed"
+            )
             exceed_the_limit(folder / "limited", folder / "undisturbed")
 
 
 def exceed_the_limit(workdir: Path, undisturbed: Path) -> None:
-    """A run of two minutes at most, 90 s of which its job keeps for saving."""
+    """Runs one arm with a limit of two minutes, of which its job reserves 90 s for saving."""
     sweep(workdir, "--launcher=slurm", "--cores=1", "--hours=0.033", f"--only={ARMS[0]}/0")
     wait_for(lambda: (workdir / "report.md").exists(), "run that was queued again")
     check_equal(
@@ -195,7 +200,7 @@ def exceed_the_limit(workdir: Path, undisturbed: Path) -> None:
     times = restarts(workdir / "slurm")
     if not times:
         raise UserError("the time limit was not reached: give the run more steps")
-    print(f"at its time limit a job was queued again {times} times and finished as undisturbed")
+    print(f"a job was queued again at its time limit {times} times and finished as if undisturbed")
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def test_the_shortcut_between_bottlenecks_adds_the_input(x):
 
 
 @pytest.mark.parametrize("other", [InvertedResidual(24), InvertedResidual(16, stride=2)])
-def test_there_is_no_shortcut_where_shapes_differ(x, other):
+def test_there_is_no_shortcut_if_input_and_output_differ_in_shape(x, other):
     (result, _), _ = run(other, x)
     (expected, _), _ = run(other.clone(shortcut="none"), x)
     np.testing.assert_array_equal(result, expected)
@@ -63,7 +63,7 @@ def test_the_shortcut_between_expansions_adds_the_previous_expanded_tensor(x):
 
 
 def additions(shortcut):
-    """How often a network adds two tensors of images."""
+    """Counts the additions of two image tensors in a network."""
     model = create_model("mobilenet_v2", shortcut=shortcut)
     program = jax.make_jaxpr(lambda x: model.init_with_output(jax.random.key(0), x)[0])
 
@@ -81,13 +81,13 @@ def additions(shortcut):
     return count(program(jnp.zeros((1, 224, 224, 3))).jaxpr)
 
 
-def test_both_shortcuts_are_added_ten_times_in_the_network():
+def test_both_kinds_of_shortcut_occur_ten_times_in_the_network():
     none = additions("none")
     assert additions("bottleneck") - none == 10
     assert additions("expansion") - none == 10
 
 
-def test_the_separable_block_convolves_each_channel_then_mixes_them(x):
+def test_the_separable_block_convolves_each_channel_and_then_mixes_the_channels(x):
     y, params = run(SeparableBlock(24, stride=2), x)
     assert params["depthwise"]["kernel"].shape == (3, 3, 1, 16)
     assert params["pointwise"]["kernel"].shape == (1, 1, 16, 24)
@@ -95,10 +95,11 @@ def test_the_separable_block_convolves_each_channel_then_mixes_them(x):
     assert y.shape == (2, 3, 3, 24)
 
 
-def test_in_xceptions_order_nothing_stands_between_depthwise_and_pointwise(x):
+def test_with_xception_the_depthwise_convolution_has_no_batch_norm_and_no_activation(x):
     y, params = run(SeparableBlock(24, xception=True), x)
     assert set(params["depthwise"]) == {"kernel"}
-    # Nothing between means linear: what the last ReLU6 clips for x, it does not clip for -x.
+    # Without activation in between, the block is linear before its last ReLU6: a value that is
+    # positive for x is not positive for -x.
     opposite, _ = run(SeparableBlock(24, xception=True), -x)
     assert not bool(jnp.any((y > 0) & (opposite > 0)))
 
@@ -115,7 +116,7 @@ def test_the_hourglass_narrows_to_a_quarter_and_adds(x):
     assert strided.shape == (2, 3, 3, 32)
 
 
-def test_the_depthwise_initialiser_counts_one_channel_as_fan():
+def test_depthwise_initial_values_do_not_depend_on_the_number_of_channels():
     kernels = {
         channels: ConvBN(channels, depthwise=True).init(
             jax.random.key(0), jnp.zeros((1, 4, 4, channels))

@@ -8,7 +8,7 @@ from mnv2.models import inference
 
 
 def random_variables(model, images):
-    """Statistics, scales and shifts unlike those of a new network."""
+    """Returns variables whose statistics, scales and biases differ from those of a new network."""
     random = np.random.default_rng(0)
     init = jax.jit(model.init, compiler_options={"xla_backend_optimization_level": 0})
     variables = init(jax.random.key(0), images)
@@ -29,9 +29,9 @@ def random_variables(model, images):
 
 
 @pytest.mark.parametrize("name", models.NETWORKS)
-def test_the_logits_are_those_of_an_evaluation_also_of_a_slice_cut_short(name):
+def test_logits_equal_those_of_the_network_even_if_the_last_chunk_is_smaller(name):
     model = models.create_model(name, width=0.25, num_classes=7)
-    shape = (2 * inference.IMAGES_AT_ONCE + 1, 37, 32, 3)
+    shape = (2 * inference.IMAGES_PER_CHUNK + 1, 37, 32, 3)
     images = jax.random.normal(jax.random.key(1), shape)
     variables = random_variables(model, images[:1])
     expected = jax.jit(lambda x: model.apply(variables, x, train=False))(images)
@@ -40,7 +40,7 @@ def test_the_logits_are_those_of_an_evaluation_also_of_a_slice_cut_short(name):
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5 * scale)
 
 
-def test_nothing_of_batch_norm_is_left_when_it_is_folded():
+def test_no_part_of_batch_norm_remains_after_folding():
     model = models.create_model("mobilenet_v2", width=0.1, num_classes=7)
     images = jnp.zeros((1, 32, 32, 3))
     shapes = jax.eval_shape(model.init, jax.random.key(0), images)

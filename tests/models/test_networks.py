@@ -15,7 +15,7 @@ def initialized(model, shape=(2, 32, 32, 3)):
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("strides", ["imagenet", "small"])
-def test_every_network_takes_any_image_and_gives_float32_logits(name, strides):
+def test_every_network_accepts_any_image_size_and_returns_float32_logits(name, strides):
     model = create_model(name, width=0.1, num_classes=7, strides=strides, dtype="bfloat16")
     for shape in [(2, 33, 47, 1), (1, 64, 64, 3)]:
         logits = jax.eval_shape(
@@ -40,7 +40,7 @@ def test_parameters_and_statistics_stay_float32_in_half_precision(name):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_half_precision_gives_nearly_the_logits_of_float32(name):
+def test_logits_in_half_precision_are_close_to_logits_in_float32(name):
     fields = {"width": 0.25, "num_classes": 5, "strides": "small"}
     variables, images = initialized(create_model(name, **fields))
     exact = jax.jit(create_model(name, **fields).apply)(variables, images)
@@ -71,7 +71,7 @@ def test_rounding_follows_the_published_channel_lists():
     assert [make_divisible(c * 0.35) for c in channels] == [16, 8, 8, 16, 24, 32, 56, 112]
 
 
-def test_the_last_convolution_does_not_shrink_below_1280_channels():
+def test_the_last_convolution_has_at_least_1280_channels():
     shapes = jax.eval_shape(
         create_model("mobilenet_v2", width=0.35).init, jax.random.key(0), jnp.zeros((1, 96, 96, 3))
     )
@@ -89,6 +89,6 @@ def test_the_last_convolution_does_not_shrink_below_1280_channels():
         ({"dtype": "float23"}, "unknown dtype 'float23'"),
     ],
 )
-def test_a_network_that_cannot_be_built_is_refused_in_one_line(fields, message):
+def test_a_network_that_cannot_be_built_is_refused_with_a_message(fields, message):
     with pytest.raises(UserError, match=message):
         create_model(fields.pop("name", "mobilenet_v2"), **fields)

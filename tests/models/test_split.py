@@ -12,8 +12,8 @@ from mnv2.models.split import inverted_residual_by_slices
 from mnv2.runtime.errors import UserError
 
 
-def folded(model, image):
-    """Variables as of a trained network, with batch norm folded."""
+def trained_variables(model, image):
+    """Returns variables with statistics like those of a trained network."""
     quick = {"xla_backend_optimization_level": 0}
     variables = jax.jit(model.init, compiler_options=quick)(jax.random.key(0), image)
     random = np.random.default_rng(0)
@@ -24,7 +24,7 @@ def folded(model, image):
 
 
 class Block(nn.Module):
-    """A block by itself, with what `fold_batch_norm` asks of a network."""
+    """One block as a network, with the field that `fold_batch_norm` needs."""
 
     features: int
     stride: int
@@ -48,7 +48,7 @@ class Block(nn.Module):
 
 
 BLOCKS = [
-    (16, 1, 1, "same"),  # as the first: no expansion
+    (16, 1, 1, "same"),  # no expansion, as in the first block
     (8, 2, 6, "same"),
     (16, 1, 6, "symmetric"),  # with a shortcut
     (16, 2, 6, "symmetric"),
@@ -57,10 +57,10 @@ BLOCKS = [
 
 @pytest.mark.parametrize("size", [(8, 8), (7, 5)])
 @pytest.mark.parametrize(("features", "stride", "expansion", "padding"), BLOCKS)
-def test_any_number_of_slices_gives_the_block(features, stride, expansion, padding, size):
+def test_any_number_of_slices_gives_the_same_result(features, stride, expansion, padding, size):
     x = jnp.asarray(np.random.default_rng(1).normal(size=(2, *size, 16)), jnp.float32)
     whole = Block(features, stride, expansion, padding)
-    variables = fold_batch_norm(whole, folded(whole, x))
+    variables = fold_batch_norm(whole, trained_variables(whole, x))
     expected = whole.apply(variables, x)
     channels = 16 * expansion
     for splits in (2, 3, 5, 8, channels):
@@ -69,10 +69,10 @@ def test_any_number_of_slices_gives_the_block(features, stride, expansion, paddi
         assert error < 1e-5, splits
 
 
-def test_the_whole_network_by_slices_gives_the_same_logits():
+def test_the_whole_network_in_slices_gives_the_same_logits():
     images = jnp.asarray(np.random.default_rng(1).normal(size=(2, 37, 45, 3)), jnp.float32)
     model = create_model("mobilenet_v2", width=0.35, num_classes=10)
-    variables = folded(model, images)
+    variables = trained_variables(model, images)
     split = model.clone(splits=(3,) * 17)
     folded_variables = fold_batch_norm(model, variables)
     quick = {"xla_backend_optimization_level": 0}
@@ -85,7 +85,7 @@ def test_the_whole_network_by_slices_gives_the_same_logits():
 def test_only_one_slice_of_the_expanded_tensor_exists_at_a_time():
     x = jax.ShapeDtypeStruct((1, 64, 64, 16), jnp.float32)
     whole = Block(16, 1, 6)
-    variables = fold_batch_norm(whole, folded(whole, jnp.zeros((1, 8, 8, 16))))
+    variables = fold_batch_norm(whole, trained_variables(whole, jnp.zeros((1, 8, 8, 16))))
     params = variables["params"]["block"]
 
     def temporary(splits):
@@ -97,9 +97,9 @@ def test_only_one_slice_of_the_expanded_tensor_exists_at_a_time():
     assert temporary(6) < 0.5 * temporary(1)
 
 
-def test_splits_are_refused_in_training_and_with_another_number_of_blocks():
+def test_splits_are_refused_with_batch_norm_and_with_a_wrong_number_of_blocks():
     block = Block(16, 1, 6, splits=2)
-    variables = folded(block, jnp.zeros((1, 8, 8, 16)))
+    variables = trained_variables(block, jnp.zeros((1, 8, 8, 16)))
     with pytest.raises(UserError, match="batch norm folded"):
         block.apply(variables, jnp.zeros((1, 8, 8, 16)))
     with pytest.raises(UserError, match="splits must be 17 numbers"):

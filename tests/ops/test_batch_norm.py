@@ -16,7 +16,7 @@ def inputs():
     return x, random.normal(size=6), random.normal(size=6)
 
 
-def test_the_batch_is_normalised_by_its_own_mean_and_biased_variance(inputs):
+def test_a_batch_is_normalised_by_its_own_mean_and_biased_variance(inputs):
     with jax.enable_x64(True):
         x, scale, bias = map(jnp.asarray, inputs)
         y, mean, var = normalize_batch(x, scale, bias, 1e-3, None)
@@ -38,7 +38,7 @@ def test_gradients_equal_finite_differences_in_float64(inputs):
         check_grads(loss, arguments, order=1, modes=["rev"], rtol=1e-6)
 
 
-def test_outputs_gradients_and_running_statistics_equal_flax(inputs):
+def test_outputs_gradients_and_running_statistics_equal_those_of_flax(inputs):
     x = jnp.asarray(inputs[0], jnp.float32)
     ours, theirs = BatchNorm(0.9, 1e-3), nn.BatchNorm(momentum=0.9, epsilon=1e-3)
     variables = ours.init(jax.random.key(0), x, True)
@@ -67,7 +67,7 @@ def test_outputs_gradients_and_running_statistics_equal_flax(inputs):
 
 
 @pytest.mark.parametrize("devices", [2, 4, 8])
-def test_devices_together_compute_what_one_computes_with_the_whole_batch(inputs, devices):
+def test_several_devices_compute_the_same_as_one_device_with_the_whole_batch(inputs, devices):
     x, scale, bias = (jnp.asarray(a, jnp.float32) for a in inputs)
     weights = jnp.cos(jnp.arange(x.size)).reshape(x.shape)
 

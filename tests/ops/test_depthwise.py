@@ -13,7 +13,8 @@ SIZES = [(6, 6), (7, 5), (1, 4), (9, 8)]
 
 def random_inputs(size, stride, convention, batch=3, channels=4):
     random = np.random.default_rng(0)
-    # A third below 0 and some above 6, where ReLU6 is flat, and none at its kinks.
+    # A third of the values are below 0 and some are above 6, where ReLU6 is flat. None is at a kink
+    # of ReLU6.
     images = 3 * (1 + 2 * random.normal(size=(batch, *size, channels)))
     for kink in (0, 6):
         images = np.where(abs(images - kink) < 0.1, kink + 0.2, images)
@@ -23,9 +24,7 @@ def random_inputs(size, stride, convention, batch=3, channels=4):
 
 
 def grouped(images, kernel, stride, padding, of_relu6=False):
-    return depthwise._grouped_conv(
-        images, kernel, stride=stride, padding=padding, of_relu6=of_relu6
-    )
+    return depthwise._grouped_conv(images, kernel, depthwise.Options(stride, padding, of_relu6))
 
 
 @pytest.mark.parametrize("of_relu6", [False, True])
@@ -61,11 +60,11 @@ def test_gradients_equal_finite_differences_in_float64(float64, size, stride, co
 @pytest.mark.parametrize("of_relu6", [False, True])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("batch", [1, 7, 64])
-def test_gradients_do_not_depend_on_how_many_images_are_taken_at_once(
+def test_gradients_do_not_depend_on_the_number_of_images_per_chunk(
     float64, batch, stride, of_relu6
 ):
     images, kernel, stride, padding = random_inputs((12, 12), stride, "same", batch, channels=32)
-    assert depthwise._images_at_once(images) < batch or batch in (1, 7)
+    assert depthwise._images_per_chunk(images) < batch or batch in (1, 7)
     convs = (
         functools.partial(conv, stride=stride, padding=padding, of_relu6=of_relu6)
         for conv in (depthwise_conv, grouped)
@@ -77,16 +76,16 @@ def test_gradients_do_not_depend_on_how_many_images_are_taken_at_once(
     np.testing.assert_allclose(ours, expected, rtol=1e-12, atol=1e-12)
 
 
-def test_float32_is_as_exact_as_float32_can_be():
+def test_float32_results_are_close_to_float64_results():
     images, kernel, stride, padding = random_inputs((14, 14), 1, "same", channels=16)
-    exact = depthwise_conv(images, kernel, stride, padding)
+    result = depthwise_conv(images, kernel, stride, padding)
     with jax.enable_x64(True):
         wide = (np.asarray(images, np.float64), np.asarray(kernel, np.float64))
         reference = depthwise_conv(*map(jnp.asarray, wide), stride, padding)
-    np.testing.assert_allclose(exact, reference, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(result, reference, rtol=1e-5, atol=1e-5)
 
 
-def test_half_precision_sums_in_float32():
+def test_sums_of_half_precision_images_are_computed_in_float32():
     images, kernel, stride, padding = random_inputs((14, 14), 1, "same", channels=16)
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), (images, kernel))
     result = depthwise_conv(*half, stride, padding)
@@ -96,7 +95,7 @@ def test_half_precision_sums_in_float32():
 
 
 @pytest.mark.parametrize(("platform", "convolutions"), [("cpu", 0), ("tpu", 1), ("cuda", 1)])
-def test_the_form_is_chosen_for_the_platform_of_the_lowering(platform, convolutions):
+def test_the_implementation_is_chosen_for_the_target_platform(platform, convolutions):
     images, kernel, stride, padding = random_inputs((8, 8), 1, "same")
     forward = jax.jit(lambda x, w: depthwise_conv(x, w, stride, padding))
     exported = jax.export.export(forward, platforms=[platform])(images, kernel)

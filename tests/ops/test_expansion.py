@@ -29,7 +29,7 @@ def loss_of(operation):
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True))
 
 
-def test_results_and_gradients_are_those_of_both_steps_in_float64(float64):
+def test_results_and_gradients_equal_those_of_the_two_steps_in_float64(float64):
     inputs = random_inputs()
     ours, theirs = (loss_of(f)(*inputs) for f in (expand_and_normalize, one_by_one))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11), ours, theirs)
@@ -42,14 +42,14 @@ def test_gradients_equal_finite_differences_in_float64(float64):
     check_grads(jax.jit(y), random_inputs(), order=1, modes=["rev"], rtol=1e-5)
 
 
-def test_float32_is_as_exact_as_the_two_steps_are():
-    wide = random_inputs(np.float32)
-    ours, theirs = (loss_of(f)(*wide) for f in (expand_and_normalize, one_by_one))
+def test_float32_results_are_close_to_those_of_the_two_steps():
+    inputs = random_inputs(np.float32)
+    ours, theirs = (loss_of(f)(*inputs) for f in (expand_and_normalize, one_by_one))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), ours, theirs)
 
 
 @pytest.mark.parametrize("devices", [2, 4])
-def test_devices_together_compute_what_one_computes_with_the_whole_batch(devices):
+def test_several_devices_compute_the_same_as_one_device_with_the_whole_batch(devices):
     images, *others = random_inputs(np.float32)
     weights = jnp.cos(jnp.arange(images.size // 6 * 20)).reshape(*images.shape[:3], 20)
 
@@ -69,12 +69,13 @@ def test_devices_together_compute_what_one_computes_with_the_whole_batch(devices
     close = {"rtol": 1e-4, "atol": 1e-4}
     np.testing.assert_allclose(of_parts[0].reshape(images.shape), of_whole[0], **close)
     for parts, whole in zip(of_parts[1:], of_whole[1:], strict=True):
-        np.testing.assert_allclose(np.sum(parts, 0), whole, **close)  # each device's own share
+        # The gradients of each device cover its own images only.
+        np.testing.assert_allclose(np.sum(parts, 0), whole, **close)
     for each, whole in zip(of_each, statistics, strict=True):
         np.testing.assert_allclose(each[0], whole, rtol=1e-5)
 
 
-def test_half_precision_stays_half_precision_and_statistics_float32():
+def test_half_precision_stays_half_precision_and_statistics_stay_float32():
     inputs = random_inputs(jnp.bfloat16)
     inputs = (*inputs[:2], *(x.astype(jnp.float32) for x in inputs[2:]))
     (_, (y, mean, var)), gradients = loss_of(expand_and_normalize)(*inputs)
@@ -84,13 +85,13 @@ def test_half_precision_stays_half_precision_and_statistics_float32():
 
 
 @pytest.mark.parametrize(("platform", "convolutions"), [("cpu", 0), ("tpu", 3), ("cuda", 3)])
-def test_other_platforms_convolve_and_normalise_one_by_one(platform, convolutions):
+def test_other_platforms_convolve_first_and_then_normalise(platform, convolutions):
     inputs = random_inputs(np.float32)
     exported = jax.export.export(loss_of(expand_and_normalize), platforms=[platform])(*inputs)
     assert exported.mlir_module().count("stablehlo.convolution") == convolutions
 
 
-def test_it_is_for_layers_with_many_more_features_than_inputs():
-    assert all(expansion.expands(c, 6 * c) for c in (16, 24, 32, 64, 96, 160))
-    assert not expansion.expands(320, 1280)
-    assert not expansion.expands(144, 24)
+def test_fusing_is_faster_only_for_layers_with_many_more_features_than_inputs():
+    assert all(expansion.is_faster_fused(c, 6 * c) for c in (16, 24, 32, 64, 96, 160))
+    assert not expansion.is_faster_fused(320, 1280)
+    assert not expansion.is_faster_fused(144, 24)

@@ -13,7 +13,7 @@ def random_inputs(dtype=np.float64):
     return images, jnp.asarray(random.normal(size=(1, 1, 6, 8)), dtype)
 
 
-def test_the_result_and_its_gradients_are_the_convolutions(float64):
+def test_the_result_and_its_gradients_equal_those_of_the_convolution(float64):
     inputs = random_inputs()
     for run in (pointwise_conv, jax.jit(pointwise_conv)):
         (ours, back), (expected, expected_back) = (
@@ -33,7 +33,7 @@ def test_half_precision_stays_half_precision():
 
 
 @pytest.mark.parametrize(("platform", "convolutions"), [("cpu", 0), ("tpu", 2), ("cuda", 2)])
-def test_the_form_is_chosen_for_the_platform_of_the_lowering(platform, convolutions):
+def test_the_implementation_is_chosen_for_the_target_platform(platform, convolutions):
     inputs = random_inputs(np.float32)
     backward = jax.jit(jax.grad(lambda x, w: pointwise_conv(x, w).sum(), argnums=(0, 1)))
     exported = jax.export.export(backward, platforms=[platform])(*inputs)

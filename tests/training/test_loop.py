@@ -25,17 +25,8 @@ SHAPE = (28, 28, 1)
 
 def steps_and_state(config, devices=None):
     of_run = settings.from_config(config)
-    steps = create_steps(
-        setup.set_up(of_run).model,
-        of_run.optimization,
-        batch_size=of_run.batch_size,
-        label_smoothing=of_run.label_smoothing,
-        ema_decay=of_run.ema_decay,
-        skip_nan=of_run.on_nan == "skip",
-        total_steps=100,
-        examples=1000,
-        devices=devices,
-    )
+    model = setup.set_up(of_run).model
+    steps = create_steps(model, of_run, total_steps=100, examples=1000, devices=devices)
     state = create_state(
         setup.set_up(of_run).model,
         steps.optimizer,

@@ -1,4 +1,4 @@
-"""A network's layers and blocks one by one."""
+"""Takes a network apart into layers or blocks that can be called alone."""
 
 from typing import Any, NamedTuple
 
@@ -8,17 +8,27 @@ import jax.numpy as jnp
 
 
 class Submodule(NamedTuple):
-    """A module as the network calls it: it can be called by itself as `module.apply`."""
+    """A module of a network, which `module.apply({"params": params}, x)` calls alone."""
 
     module: Any
     params: Any
-    input_shape: tuple[int, ...]
+    input_shape: tuple[int, ...]  # in the network
 
 
 def submodules(
     model: Any, variables: Any, image: tuple[int, ...], kinds: type | tuple[type, ...]
 ) -> dict[str, Submodule]:
-    """The modules of these kinds by path, for images of shape `image`, in evaluation."""
+    """Finds the modules of these kinds in a network.
+
+    Args:
+        model: The network.
+        variables: Its variables.
+        image: The shape of its input, "n h w c".
+        kinds: The classes of the modules to find.
+
+    Returns:
+        Each module as it is called in evaluation, by its path: "block_3/expand".
+    """
     found: dict[str, Submodule] = {}
 
     def note(following: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
@@ -37,7 +47,7 @@ def submodules(
 
 
 def at(tree: Any, path: tuple[str, ...]) -> Any:
-    """The branch of a tree under `path`."""
+    """Returns the branch of a nested dictionary at `path`."""
     for name in path:
         tree = tree[name]
     return tree

@@ -1,15 +1,15 @@
-"""Timing by turns: what is compared runs one after the other, again and again."""
+"""Timing in turns: the steps that are compared run one after the other, round after round."""
 
 import statistics
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Any
 
-Step = Callable[[], Any]  # does its work and waits for its end
+Step = Callable[[], Any]  # does its work and returns when the work is done
 
 
 def times(step: Step, seconds: float) -> Iterator[float]:
-    """The seconds of each call that begins within `seconds`; of one call at least."""
+    """Calls `step` until `seconds` are over, at least once. Yields the seconds of each call."""
     end = time.perf_counter() + seconds
     while True:
         began = time.perf_counter()
@@ -23,9 +23,10 @@ def times(step: Step, seconds: float) -> Iterator[float]:
 def in_turns[Name: Hashable](
     steps: Mapping[Name, Step], rounds: int, seconds: float, say: Callable[[str], None]
 ) -> dict[Name, list[float]]:
-    """The median seconds of each step in each round, after a call that is not counted.
+    """Times each step in each round, and returns the median seconds per round.
 
-    Interleaved, so that a machine whose speed wavers is as slow for one as for the other.
+    The steps take turns, so that a change in the machine's speed affects all of them alike. Each
+    step runs once before the first round; that call is not counted.
     """
     for step in steps.values():
         step()

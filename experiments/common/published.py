@@ -1,10 +1,10 @@
-"""Numbers as printed: in the papers, and in the tables beside their authors' code."""
+"""Published numbers: the papers' and slim's tables, and latencies that others measured."""
 
 from typing import NamedTuple
 
 
 class Checkpoint(NamedTuple):
-    """A row of slim's table of checkpoints."""
+    """One row of slim's table of checkpoints."""
 
     width: float
     resolution: int
@@ -14,7 +14,7 @@ class Checkpoint(NamedTuple):
 
 
 # github.com/tensorflow/models, research/slim/nets/mobilenet/README.md. Multiply-adds are rounded
-# down, parameters are weights of convolutions and classifier without batch norm and biases.
+# down. Parameters are the weights of convolutions and classifier, without batch norm and biases.
 MOBILENET_V2 = tuple(
     Checkpoint(*row)
     for row in (
@@ -68,7 +68,7 @@ MOBILENET_V1 = tuple(
 
 
 class PaperRow(NamedTuple):
-    """A row of one of the papers' tables: a network of theirs and its printed cost."""
+    """One row of a table in the papers: a network and its printed cost."""
 
     table: str
     network: str
@@ -97,26 +97,26 @@ PAPERS = tuple(
 
 
 class Latency(NamedTuple):
-    """MobileNetV1 1.0 and V2 1.0 on one machine, as someone measured them at 224 pixels.
+    """The latencies of MobileNetV1 1.0 and V2 1.0 on one machine, measured at 224 pixels.
 
-    Ceilings, in GFLOP/s and GB/s, are the vendor's: peak of the processors that were used, in
-    the arithmetic that was used, and bandwidth of memory. None where they are not published.
+    The ceilings are the vendor's: the peak of the processors and the arithmetic that were used, in
+    GFLOP/s, and the memory bandwidth, in GB/s. They are None if they are not published.
     """
 
     machine: str
     framework: str
-    v1: float  # both in one unit of time
+    v1: float  # v1 and v2 have the same unit of time
     v2: float
     batch: int
     bytes_per_element: int
-    fused: bool  # batch norm and activation within the convolutions
+    fused: bool  # batch norm and activation are part of the convolutions
     ceilings: tuple[float, float] | None
     source: str
 
 
-# Peaks of ARM cores: 8 FLOP a cycle in float32; of x86 cores: 16 with AVX, 32 with AVX2, 64 with
-# AVX-512. Of the Cortex-A53, whose device is not named, 1.4 GHz and 6.4 GB/s are assumed. Rates of
-# images a second stand here as their inverse.
+# Peak FLOP per cycle of a core in float32: 8 on ARM; on x86 16 with AVX, 32 with AVX2, 64 with
+# AVX-512. The source for the Cortex-A53 does not name the device: 1.4 GHz and 6.4 GB/s are assumed.
+# Sources that give images per second are entered as 1 / rate.
 FUSED, SEPARATE = True, False
 LATENCIES = tuple(
     Latency(*row)
@@ -124,7 +124,7 @@ LATENCIES = tuple(
         ("Pixel 1, one core", "TF-Lite", 113, 75, 1, 4, FUSED, (17.2, 29.8), "V2 paper, table 4"),
         ("Pixel 2, one core", "TF-Lite", 160.1, 117, 1, 4, FUSED, (18.8, 29.8), "TF-Lite models"),
         ("Pixel 2, uint8", "TF-Lite", 70.2, 80.3, 1, 1, FUSED, (75.2, 29.8), "TF-Lite models"),
-        ("Snapdragon 810, a core", "", 1 / 6.5, 1 / 8.9, 1, 4, FUSED, (16, 25.6), "ShuffleNetV2"),
+        ("Snapdragon 810, one core", "", 1 / 6.5, 1 / 8.9, 1, 4, FUSED, (16, 25.6), "ShuffleNetV2"),
         ("Cortex-A53, one core", "ncnn", 558, 492, 1, 4, FUSED, (11.2, 6.4), "ncnn#273"),
         ("Cortex-A53, four cores", "ncnn", 212, 215, 1, 4, FUSED, (44.8, 6.4), "ncnn#273"),
         ("i7-3770K", "MXNet", 26, 37, 1, 4, SEPARATE, (224, 25.6), "gluon-cv#483"),
@@ -144,7 +144,7 @@ LATENCIES = tuple(
     )
 )
 
-# Where nobody's measurement of both is at hand: GFLOP/s in bfloat16, GB/s.
+# Machines for which no measurement of both is known: GFLOP/s in bfloat16, GB/s.
 ACCELERATORS = {
     "A100": (312_000, 1555),
     "H100": (989_000, 3352),

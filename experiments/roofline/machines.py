@@ -1,12 +1,12 @@
-"""V2's time over V1's on other machines: as published, and by the roofline model.
+"""The ratio of V2's time to V1's on other machines: published, and predicted by the roofline model.
 
-Nothing is measured here; `python -m experiments.latency --machines` prints the table.
+Nothing is measured here. `python -m experiments.latency --machines` prints the table.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from experiments.published import ACCELERATORS, LATENCIES, Latency
+from experiments.common.published import ACCELERATORS, LATENCIES, Latency
 from mnv2.analysis import complexity
 from mnv2.analysis.roofline import Machine, layer_seconds
 from mnv2.models import create_model
@@ -15,7 +15,7 @@ SIZE = 224  # pixels
 
 
 class Ratio(NamedTuple):
-    """V2's time over V1's."""
+    """V2's time divided by V1's on one machine."""
 
     machine: str
     framework: str
@@ -26,12 +26,12 @@ class Ratio(NamedTuple):
 
     @property
     def agrees(self) -> bool:
-        """Whether the prediction is on the right side of 1."""
+        """Whether the prediction and the published ratio are on the same side of 1."""
         return self.published is not None and (self.predicted > 1) == (self.published > 1)
 
 
 def predict(machine: Machine, batch: int, bytes_per_element: int, fused: bool) -> float:
-    """V2's time over V1's by the roofline model, at 224 pixels."""
+    """Predicts V2's time divided by V1's with the roofline model, at 224 pixels."""
     v1, v2 = (
         sum(
             layer_seconds(layer, machine, batch, bytes_per_element, fused)
@@ -43,7 +43,7 @@ def predict(machine: Machine, batch: int, bytes_per_element: int, fused: bool) -
 
 
 def machines() -> list[Ratio]:
-    """The prediction beside each published pair; then others, by 128 images in bfloat16."""
+    """Predicts each published ratio; then those of ACCELERATORS, for 128 images in bfloat16."""
     return [_ratio(row, row.ceilings) for row in LATENCIES if row.ceilings] + [
         Ratio(name, "", machine.ridge, predict(machine, 128, 2, fused=True), None, "")
         for name, machine in ((name, _machine(of)) for name, of in ACCELERATORS.items())
@@ -62,8 +62,9 @@ def _machine(ceilings: tuple[float, float]) -> Machine:
 
 
 def print_machines(rows: Sequence[Ratio]) -> None:
+    """Prints the ratios, and for how many machines the prediction has the right sign."""
     known = [row for row in rows if row.published is not None]
-    print("\nV2's time over V1's, from the vendors' ceilings and as published")
+    print("\nV2's time / V1's: predicted from the vendors' ceilings, and published")
     print(f"  {'machine':24} {'framework':14} {'ridge':>6} {'predicted':>9} {'published':>9}")
     for row in rows:
         published = "" if row.published is None else f"{row.published:.2f}"
@@ -73,9 +74,9 @@ def print_machines(rows: Sequence[Ratio]) -> None:
             f"{published:>9}{mark}"
         )
     right = sum(row.agrees for row in known)
-    print(f"  faster or slower: right for {right} of {len(known)}")
+    print(f"  V2 faster or slower: predicted correctly for {right} of {len(known)} machines")
     unknown = ", ".join(row.machine for row in LATENCIES if row.ceilings is None)
-    print(f"  no ceilings are published for {unknown}")
+    print(f"  without published ceilings: {unknown}")
 
 
 MACHINE_HEADER = (
@@ -84,11 +85,12 @@ MACHINE_HEADER = (
     "FLOP per byte at the ridge",
     "predicted",
     "published",
-    "source of the published",
+    "source of the published ratio",
 )
 
 
 def machine_cells(row: Ratio) -> tuple[str, ...]:
+    """Returns one row of the table under MACHINE_HEADER; ✗ marks a wrong prediction."""
     if row.published is None:
         return row.machine, "", f"{row.ridge:.1f}", f"{row.predicted:.2f}", "", ""
     mark = "" if row.agrees else " ✗"

@@ -1,4 +1,4 @@
-"""MobileNetV1 and V2 as one writes them in Flax without a thought for speed: the yardstick."""
+"""MobileNetV1 and V2 in plain Flax, without any optimisation for speed, as a baseline."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,12 @@ from mnv2.models.blocks import linear, make_divisible, relu6
 
 
 class MobileNet(nn.Module):
-    """The networks of `mnv2.models`, of nn.Conv with feature_group_count and nn.BatchNorm."""
+    """A network of `mnv2.models`, made of nn.Conv with feature_group_count and nn.BatchNorm.
+
+    Attributes:
+        network: "mobilenet_v1" or "mobilenet_v2".
+        width: The width multiplier.
+    """
 
     network: str
     width: float = 1.0
@@ -37,6 +42,7 @@ class MobileNet(nn.Module):
         return nn.Dense(1000)(jnp.mean(x, (1, 2)))
 
     def separable(self, conv_bn: Callable[..., Any], images: Array) -> Array:
+        """Applies the layers of V1 before the pooling."""
         stem, *features = mobilenet_v1.scaled_channels(self.width)
         stem_stride, *strides = mobilenet_v1.IMAGENET_STRIDES
         x = conv_bn(images, stem, 3, stem_stride)
@@ -46,6 +52,7 @@ class MobileNet(nn.Module):
         return x
 
     def inverted_residuals(self, conv_bn: Callable[..., Any], images: Array) -> Array:
+        """Applies the layers of V2 before the pooling."""
         channels = mobilenet_v2.scaled_channels(self.width)
         stem_stride, *strides = mobilenet_v2.IMAGENET_STRIDES
         x = conv_bn(images, channels.stem, 3, stem_stride)

@@ -1,4 +1,4 @@
-"""Pictures like ImageNet's where that is not at hand: to time reading, not to learn from."""
+"""Writes pictures of ImageNet's usual sizes, to time how fast they are read."""
 
 from pathlib import Path
 
@@ -8,16 +8,17 @@ from PIL import Image
 
 PHOTOGRAPH = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
 
-# Most of ImageNet's pictures are 500 x 375 or 375 x 500 pixels, in JPEG files of about 110 kB.
+# Most ImageNet pictures have 500 x 375 or 375 x 500 pixels, in JPEG files of about 110 kB.
 SIZES = ((500, 375), (375, 500), (500, 333), (500, 500))
 COUNT = 512
 QUALITY = 95
 
 
 def write(folder: Path, count: int = COUNT) -> None:
-    """Writes `count` training pictures and a test picture to FOLDER/SPLIT/CLASS, if none are there.
+    """Writes `count` training pictures and one test picture to FOLDER/SPLIT/CLASS.
 
-    Each is another crop, at another scale, of the photograph that comes with matplotlib.
+    Does nothing if they are already there. Each picture is a random crop, at a random scale, of the
+    photograph that comes with matplotlib.
     """
     finished = folder / "test" / "photographs" / "0.jpg"
     if finished.exists():

@@ -1,0 +1,1 @@
+"""The comparison of frameworks, used by `experiments.throughput` and `experiments.scaling`."""

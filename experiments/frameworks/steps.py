@@ -1,0 +1,310 @@
+"""The step of each framework at a task, ready to be timed.
+
+Each framework is imported only by its own function, so each is optional.
+"""
+
+import importlib.util
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.common.timing import Step
+from experiments.frameworks.tasks import READING, Task
+
+
+def mnv2(task: Task) -> Step:
+    """This project: the training step of `mnv2.main`, or `models.for_inference`."""
+    import jax
+
+    from experiments.common.initialisation import random_network
+    from mnv2 import data, models
+
+    if task.mode in READING:
+        dataset = data.open_dataset(f"folder:{task.pictures}", None)
+        batches = data.train_batches(
+            dataset,
+            task.batch,
+            seed=0,
+            size=(task.size, task.size),
+            augmentation="inception",
+        )
+    if task.mode == "load":
+        return lambda: next(batches)
+
+    model: Any
+    if task.mode == "infer":
+        model, variables = random_network(task.network, width=task.width)
+        infer = models.for_inference(model, variables)
+        images = jax.device_put(task.images())
+        return lambda: infer(images).block_until_ready()
+
+    from configs import v2_ablation
+    from mnv2.training import settings
+    from mnv2.training.devices import AXIS
+    from mnv2.training.state import create_state
+    from mnv2.training.steps import create_steps
+
+    config = v2_ablation.get_config()
+    config.batch_size, config.ema_decay = task.batch, 0.0
+    model = models.create_model(task.network, width=task.width, axis_name=AXIS)
+    of_run = settings.from_config(config)
+    compiled = create_steps(model, of_run, total_steps=10_000, examples=1_000_000)
+    shape = (task.size, task.size, 3)
+    state = compiled.place(create_state(model, compiled.optimizer, shape, seed=0, ema=False))
+    random_batch = compiled.shard({"image": task.images(), "label": task.labels()})
+    key = jax.random.key(0)
+
+    def step() -> None:
+        nonlocal state
+        batch = compiled.shard(next(batches)) if task.mode == "feed" else random_batch
+        state, sums = compiled.train(state, batch, key)
+        jax.block_until_ready((state, sums))
+
+    return step
+
+
+def flax(task: Task) -> Step:
+    """Plain Flax: nn.Conv with feature_group_count, and nn.BatchNorm."""
+    import jax
+    import optax
+
+    from experiments.common.initialisation import random_statistics, unoptimised
+    from experiments.frameworks import stock_flax
+
+    model = stock_flax.MobileNet(task.network, task.width)
+    init = unoptimised(lambda image: model.init(jax.random.key(0), image, train=False))
+    variables = init(task.images()[:1])
+    images = jax.device_put(task.images())
+    if task.mode == "infer":
+        variables = random_statistics(variables)
+        apply = jax.jit(lambda images: model.apply(variables, images, train=False))
+        return lambda: apply(images).block_until_ready()
+
+    optimizer = optax.sgd(0.01, momentum=0.9)
+    labels = jax.device_put(task.labels())
+
+    def train_step(state: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
+        params, statistics, opt_state = state
+
+        def loss_of(params: Any) -> tuple[jax.Array, Any]:
+            logits, changed = model.apply(
+                {"params": params, "batch_stats": statistics},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+            )
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return losses.mean(), changed["batch_stats"]
+
+        gradients, statistics = jax.grad(loss_of, has_aux=True)(params)
+        updates, opt_state = optimizer.update(gradients, opt_state, params)
+        return optax.apply_updates(params, updates), statistics, opt_state
+
+    compiled = jax.jit(train_step, donate_argnums=0)
+    params = variables["params"]
+    state = (params, variables["batch_stats"], optimizer.init(params))
+
+    def step() -> None:
+        nonlocal state
+        state = jax.block_until_ready(compiled(state))
+
+    return step
+
+
+def pytorch(task: Task, compiled: bool = False) -> Step:
+    """PyTorch in eager mode, channels last: torchvision's V2, timm's V1."""
+    import torch
+
+    torch.set_num_threads(task.threads)
+    if task.mode in READING:
+        batches = _torch_batches(task)
+    if task.mode == "load":
+        return lambda: next(batches)
+    model = _torch_model(task).to(memory_format=torch.channels_last)
+    images = torch.from_numpy(task.images()).permute(0, 3, 1, 2)
+    images = images.contiguous(memory_format=torch.channels_last)
+    if task.mode == "infer":
+        model = torch.compile(model.eval()) if compiled else model.eval()
+
+        def infer() -> None:
+            with torch.inference_mode():
+                model(images)
+
+        return infer
+
+    labels = torch.from_numpy(task.labels()).long()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=4e-5)
+    loss_of = torch.nn.CrossEntropyLoss()
+    forward = torch.compile(model) if compiled else model
+
+    def step() -> None:
+        x, y = next(batches) if task.mode == "feed" else (images, labels)
+        optimizer.zero_grad(set_to_none=True)
+        loss_of(forward(x.contiguous(memory_format=torch.channels_last)), y).backward()
+        optimizer.step()
+
+    return step
+
+
+def pytorch_compiled(task: Task) -> Step:
+    """The networks of `pytorch`, compiled by torch.compile."""
+    return pytorch(task, compiled=True)
+
+
+def keras(task: Task) -> Step:
+    """keras.applications on TensorFlow, with train_on_batch and predict_on_batch."""
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(task.threads)
+    model, images = _keras_model(task), tf.constant(task.images())
+    if task.mode == "infer":
+        return lambda: model.predict_on_batch(images)
+    import keras
+
+    model.compile(
+        keras.optimizers.SGD(0.01, momentum=0.9, weight_decay=4e-5),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    labels = tf.constant(task.labels())
+    return lambda: model.train_on_batch(images, labels)
+
+
+def onnxruntime(task: Task) -> Step:
+    """The networks of `pytorch` in ONNX Runtime."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = task.threads
+    session = ort.InferenceSession(_onnx_model(task), options, providers=["CPUExecutionProvider"])
+    images = np.ascontiguousarray(task.images().transpose(0, 3, 1, 2))
+    return lambda: session.run(None, {"images": images})
+
+
+def openvino(task: Task) -> Step:
+    """The networks of `pytorch` in OpenVINO, in float32."""
+    import openvino as ov
+
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": task.threads,
+    }
+    core = ov.Core()
+    request = core.compile_model(core.read_model(_onnx_model(task)), "CPU", settings)
+    request = request.create_infer_request()
+    images = ov.Tensor(np.ascontiguousarray(task.images().transpose(0, 3, 1, 2)))
+    return lambda: request.infer({0: images})
+
+
+def litert(task: Task) -> Step:
+    """keras.applications, converted to TensorFlow Lite and run by XNNPACK."""
+    import keras
+    import tensorflow as tf
+    from ai_edge_litert.interpreter import Interpreter
+
+    image = keras.Input((task.size, task.size, 3), task.batch)
+    model = keras.Model(image, _keras_model(task)(image))
+    # Converting a concrete function would leave batch norm unfolded, and most of it out of XNNPACK.
+    content = tf.lite.TFLiteConverter.from_keras_model(model).convert()
+    interpreter = Interpreter(model_content=content, num_threads=task.threads)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], task.images())
+    return interpreter.invoke
+
+
+class Framework(NamedTuple):
+    """A framework: how its step is made, the packages it needs, and its modes."""
+
+    make_step: Callable[[Task], Step]
+    packages: tuple[str, ...]
+    modes: tuple[str, ...]
+
+
+TORCH = ("torchvision", "timm")
+CONTENDERS = {
+    "mnv2": Framework(mnv2, (), ("train", "infer", "load", "feed")),
+    "Flax": Framework(flax, (), ("train", "infer")),
+    "PyTorch": Framework(pytorch, TORCH, ("train", "infer", "load", "feed")),
+    "torch.compile": Framework(pytorch_compiled, TORCH, ("train", "infer")),
+    "Keras": Framework(keras, ("keras",), ("train", "infer")),
+    "ONNX Runtime": Framework(onnxruntime, ("onnxruntime", "onnxscript", *TORCH), ("infer",)),
+    "OpenVINO": Framework(openvino, ("openvino", "onnxscript", *TORCH), ("infer",)),
+    "LiteRT": Framework(litert, ("ai_edge_litert", "keras"), ("infer",)),
+}
+
+
+def missing(name: str) -> list[str]:
+    """Returns the packages that a framework needs and that are not installed."""
+    packages = CONTENDERS[name].packages
+    return [package for package in packages if not importlib.util.find_spec(package)]
+
+
+def installed(names: Iterable[str]) -> list[str]:
+    """Returns the installed frameworks, and prints the missing packages of the others."""
+    found = []
+    for name in names:
+        if lacking := missing(name):
+            packages = ", ".join(lacking)
+            print(f"{name} is left out: not installed: {packages} (make throughput installs it)")
+        else:
+            found.append(name)
+    return found
+
+
+def _torch_model(task: Task) -> Any:
+    if task.network == "mobilenet_v2":
+        import torchvision
+
+        return torchvision.models.mobilenet_v2(width_mult=task.width)
+    import timm
+
+    return timm.create_model("mobilenetv1_100", channel_multiplier=task.width)
+
+
+def _torch_batches(task: Task) -> Iterator[Any]:
+    """Yields batches without end, read as torchvision users do: one worker process per thread."""
+    import torch
+    from torchvision import datasets, transforms
+
+    view = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(task.size, scale=(0.05, 1)),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize((0.5,), (0.5,)),
+        ]
+    )
+    loader = torch.utils.data.DataLoader(
+        datasets.ImageFolder(f"{task.pictures}/train", view),
+        task.batch,
+        shuffle=True,
+        drop_last=True,
+        num_workers=task.threads,
+        persistent_workers=True,
+    )
+    while True:
+        yield from loader
+
+
+def _keras_model(task: Task) -> Any:
+    import keras
+
+    network = {
+        "mobilenet_v2": keras.applications.MobileNetV2,
+        "mobilenet_v1": keras.applications.MobileNet,
+    }[task.network]
+    return network((task.size, task.size, 3), task.width, weights=None, classifier_activation=None)
+
+
+def _onnx_model(task: Task) -> bytes:
+    import io
+
+    import torch
+
+    image = torch.zeros(task.batch, 3, task.size, task.size)
+    file = io.BytesIO()
+    torch.onnx.export(
+        _torch_model(task).eval(), (image,), file, input_names=["images"], dynamo=False
+    )
+    return file.getvalue()

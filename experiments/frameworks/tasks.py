@@ -1,0 +1,44 @@
+"""The tasks at which frameworks are compared."""
+
+import dataclasses
+
+import numpy as np
+
+MODES = ("train", "infer", "load", "feed")
+TRAINING = ("train", "feed")  # modes that train
+READING = ("load", "feed")  # modes that read pictures
+NETWORKS = {"mobilenet_v1": "V1", "mobilenet_v2": "V2"}  # and their titles
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One thing to time, on batches of square images of 1000 classes.
+
+    The modes are:
+        train: Training steps on random images.
+        infer: Inference on random images.
+        load: Reading pictures: JPEG decoding, Inception's crop, flip.
+        feed: Training steps on pictures that are read.
+    """
+
+    mode: str = "train"
+    network: str = "mobilenet_v2"  # or mobilenet_v1
+    width: float = 1.0
+    size: int = 224  # pixels
+    batch: int = 32
+    threads: int = 2
+    pictures: str = ""  # a folder with train/CLASS/*.jpg, for the modes load and feed
+
+    def __str__(self) -> str:
+        network = NETWORKS[self.network]
+        what = self.mode if self.mode == "load" else f"{self.mode} {network} {self.width:g}"
+        return f"{what}, {self.size} px, batch {self.batch}"
+
+    def images(self) -> np.ndarray:
+        """Returns a batch of random images, float32, NHWC."""
+        shape = (self.batch, self.size, self.size, 3)
+        return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+    def labels(self) -> np.ndarray:
+        """Returns random labels for a batch, int32."""
+        return np.random.default_rng(1).integers(0, 1000, self.batch).astype(np.int32)

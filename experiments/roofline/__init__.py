@@ -1,0 +1,1 @@
+"""The measurements and predictions of `experiments.latency`: networks, layers, machines."""
