@@ -1,21 +1,23 @@
-"""Every field of a config, with what most runs here share."""
+"""The fields that all configs share, with their default values."""
 
 import ml_collections
 from ml_collections import config_dict
 
 
 def defaults() -> ml_collections.ConfigDict:
-    """A short run of MobileNetV2 0.35 on Fashion-MNIST; experiments change what they are about."""
+    """Returns a short run of MobileNetV2 0.35 on Fashion-MNIST, which experiments change."""
     config = ml_collections.ConfigDict()
-    config.seed = 0  # the first; a run's seed sets its initial values, order of data, augmentation
-    config.seeds = 1
+    # The first seed. The seed of a run determines its initial values, order of data and
+    # augmentation.
+    config.seed = 0
+    config.seeds = 1  # number of seeds
 
     config.data = ml_collections.ConfigDict()
     config.data.name = "fashion_mnist"  # or any TFDS classification set, or folder:PATH
-    config.data.dir = config_dict.placeholder(str)  # TFDS's own: ~/tensorflow_datasets
-    config.data.on_broken = "stop"  # if pictures cannot be read; or skip them
-    config.data.validation = 5000  # held out from the end of train
-    config.data.image_size = config_dict.placeholder(int)  # as the data set has them
+    config.data.dir = config_dict.placeholder(str)  # default: that of TFDS, ~/tensorflow_datasets
+    config.data.on_broken = "stop"  # or skip: for pictures that cannot be read
+    config.data.validation = 5000  # examples held out from the end of train
+    config.data.image_size = config_dict.placeholder(int)  # default: that of the data set
     config.data.augmentation = "none"  # none, flip, crop_flip, inception
     config.data.pad = 4  # pixels, for crop_flip
 
@@ -26,11 +28,11 @@ def defaults() -> ml_collections.ConfigDict:
     config.model.bottleneck = "linear"
     config.model.shortcut = "bottleneck"
     config.model.block = "inverted_residual"
-    # Of the stem and of each row of table 2: 28 -> 14, 14, 7, 4, 4, 4, 2, 2.
+    # Strides of the stem and of each row of table 2: 28 -> 14, 14, 7, 4, 4, 4, 2, 2.
     config.model.strides = (2, 1, 2, 2, 1, 1, 2, 1)
     config.model.dropout = 0.0
     config.model.padding = "same"
-    config.model.bn_momentum = 0.9  # a run of 600 steps needs a short memory
+    config.model.bn_momentum = 0.9  # a run of 600 steps needs short running averages
     config.model.bn_epsilon = 1e-3
     config.model.dtype = "float32"
 
@@ -39,8 +41,8 @@ def defaults() -> ml_collections.ConfigDict:
     config.eval_batch_size = 500
     config.duration = "500 steps"  # a little more than an epoch
     config.label_smoothing = 0.0
-    config.on_nan = "stop"  # at a loss that is not finite; skip: leave that step out, and count it
-    config.ema_decay = 0.0  # 0: no moving average of the parameters
+    config.on_nan = "stop"  # or skip: for a loss that is not finite; skipped steps are counted
+    config.ema_decay = 0.0  # of the moving average of the parameters; 0: no average
     config.log_every = 50  # steps
     config.eval_every = "250 steps"
     config.checkpoint_every = "250 steps"
@@ -52,9 +54,9 @@ def defaults() -> ml_collections.ConfigDict:
     config.optimization.warmup = "50 steps"
     config.optimization.momentum = 0.9
     config.optimization.weight_decay = 4e-5
-    config.optimization.weight_decay_on = "kernel"  # a pattern of parameters' paths
-    config.optimization.decay_rate = 0.98  # exponential: a factor
-    config.optimization.decay_every = "1 epochs"  # exponential: this often
+    config.optimization.weight_decay_on = "kernel"  # a regular expression for paths of parameters
+    config.optimization.decay_rate = 0.98  # for exponential: factor per decay
+    config.optimization.decay_every = "1 epochs"  # for exponential: time between decays
     config.optimization.rmsprop_decay = 0.9
-    config.optimization.epsilon = 1.0  # rmsprop: slim's, not a typing error
+    config.optimization.epsilon = 1.0  # for rmsprop: slim uses 1.0, so this is not a typing error
     return config

@@ -1,27 +1,29 @@
-"""MobileNetV2's ablations: what does each choice of the paper buy?
+"""The ablations of MobileNetV2: how much does each choice of the paper improve accuracy?
 
-Five questions, one shared baseline (linear bottleneck, shortcut between bottlenecks, t = 6):
+Five comparisons with one baseline (linear bottleneck, shortcut between bottlenecks, t = 6):
 
     bottleneck   linear or ReLU6                                     figure 6a
     shortcut     between bottlenecks, between expansions, none       figure 6b
     expansion    t = 1, 2, 4, 6, 8                                   section 6.4
     width        0.25, 0.35, 0.5, 0.75, 1.0                          section 6.1
-    block        V2's against V1's and ResNet's, at equal multiply-adds
+    block        V2's block, V1's or ResNet's, at equal multiply-adds
 
-Presets, with what they cost and what to expect:
+Presets, with their cost and the expected result:
 
     configs/v2_ablation.py            Fashion-MNIST, 500 steps, width 0.35; linear and relu6 with 5
-                                      seeds, the shortcuts with 3, all others with one.
-                                      20 minutes on two CPU cores. Expect 84 to 86 % from linear,
-                                      79 to 83 % from relu6, 87 % from width_1.
-    configs/v2_ablation.py:quick      four arms for 30 steps: does everything work? A minute.
+                                      seeds, the shortcuts with 3, all other arms with one.
+                                      20 minutes on two CPU cores. Expect a top-1 accuracy of 84
+                                      to 86 % for linear, 79 to 83 % for relu6, 87 % for width_1.
+    configs/v2_ablation.py:quick      four arms, 30 steps each, to check that everything works.
+                                      One minute.
     configs/v2_ablation.py:full       Fashion-MNIST, 15 epochs with augmentation, 5 seeds of every
-                                      arm: what one would publish. Days on two CPU cores.
+                                      arm, as for a publication. Days on two CPU cores.
     configs/v2_ablation.py:cifar10    CIFAR-10, 100 epochs, width 0.5, 3 seeds. For one GPU.
     configs/v2_ablation.py:imagenet   ImageNet, 150 epochs, width 1.0, the paper's RMSProp, 1 seed.
-                                      For eight GPUs or TPUs. The paper's baseline: 72.0 % top-1.
+                                      For eight GPUs or TPUs. In the paper the baseline has
+                                      72.0 % top-1.
 
-The last three have not been run to their end by the authors of this file.
+The authors of this file have not run the last three presets to their end.
 """
 
 from typing import Any
@@ -34,13 +36,13 @@ PRESETS = ("", "quick", "full", "cifar10", "imagenet")
 
 
 def get_config(preset: str = "") -> ml_collections.ConfigDict:
-    """The sweep: shared settings, and what each arm changes of them."""
+    """Returns the config of the sweep: the shared settings, and the changes of each arm."""
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS[1:])}")
     config = defaults()
     expansions: tuple[float, ...] = (1.0, 2.0, 4.0, 6.0, 8.0)
     widths: tuple[float, ...] = (0.25, 0.35, 0.5, 0.75, 1.0)
-    separable, hourglass = 0.91, 0.79  # widths at which these blocks cost what the baseline does
+    separable, hourglass = 0.91, 0.79  # widths with the multiply-adds of the baseline
 
     if preset == "full":
         config.seeds = 5
@@ -78,7 +80,7 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
         config.model.dropout = 0.2
         config.model.bn_momentum = 0.997
         config.model.dtype = "bfloat16"
-        config.batch_size = 768  # 96 a device on eight; float32 images: 460 MB a batch
+        config.batch_size = 768  # 96 per device on eight; 460 MB per batch of float32 images
         config.eval_batch_size = 1000
         config.duration = "150 epochs"
         config.label_smoothing = 0.1
@@ -87,7 +89,7 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
         config.log_every = 100
         config.optimization.optimizer = "rmsprop"
         config.optimization.schedule = "exponential"
-        config.optimization.learning_rate = 0.36  # 0.045 a device, as slim scales it
+        config.optimization.learning_rate = 0.36  # 0.045 per device, as in slim
         config.optimization.warmup = "5 epochs"
         config.optimization.weight_decay_on = "(stem|expand|project|pointwise|last_conv).*kernel"
         expansions, widths = (*expansions, 10.0), (*widths, 1.4)
@@ -113,13 +115,13 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
         config.log_every = 10
         arms = {arm: arms[arm] for arm in ("linear", "relu6", "t_1", "width_0.25")}
         arms["linear"]["seeds"] = arms["relu6"]["seeds"] = 2
-    config.arms = tuple(arms.items())  # pairs, since a ConfigDict would sort them by name
+    config.arms = tuple(arms.items())  # pairs, because a ConfigDict would sort the arms by name
     config.baseline = "linear"
 
     def varied(prefix: str) -> tuple[str, ...]:
         return tuple(arm for arm in arms if arm.startswith(prefix))
 
-    # What the figure shows: a panel an ablation, (title, field on its x axis, arms).
+    # The panels of the figure, one per ablation: (title, field on the x axis, arms).
     config.panels = (
         ("bottleneck", "model.bottleneck", ("linear", "relu6")),
         ("shortcut", "model.shortcut", ("linear", "expansion_shortcut", "no_shortcut")),

@@ -1,1 +1,1 @@
-"""Pure functions of an architecture."""
+"""Analyses of networks: complexity, roofline, memory, activations, and confused classes."""

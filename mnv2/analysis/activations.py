@@ -1,4 +1,4 @@
-"""What activations keep of a tensor: positive channels, dead and saturated ones, effective rank."""
+"""Measures the effect of ReLU6 on tensors: positive and dead channels, effective rank."""
 
 from typing import Any, NamedTuple
 
@@ -12,25 +12,25 @@ from mnv2.models.batch_norm import BatchNorm
 
 
 class Activity(NamedTuple):
-    """What ReLU6 finds in a layer's values, over images and places of the images."""
+    """Statistics of the input of ReLU6 over all images and pixels."""
 
     channels: int
-    positive: float  # mean number of positive channels at a place
-    deviation: float  # its standard deviation over places
-    fewest: int  # the least, over places
-    most: int
-    cut: float  # share of values that are not positive: ReLU6 makes them 0
-    saturated: float  # share of values of 6 and more: ReLU6 makes them 6
-    dead: float  # share of channels that are positive nowhere
+    positive: float  # number of positive channels, mean over pixels
+    deviation: float  # the same, standard deviation over pixels
+    fewest: int  # the same, minimum over pixels
+    most: int  # the same, maximum over pixels
+    cut: float  # share of values that are not positive: ReLU6 maps them to 0
+    saturated: float  # share of values that are 6 or more: ReLU6 maps them to 6
+    dead: float  # share of channels that are not positive at any pixel
 
 
 def before_activation(
     model: nn.Module, variables: Any, images: Float[Array, "n h w c"], train: bool = False
 ) -> dict[str, Float[Array, "n h2 w2 c2"]]:
-    """What every batch norm gives by its layer's path: block_3/expand.
+    """Returns the output of every batch norm by the path of its layer, such as block_3/expand.
 
-    These are the values to which the layer's activation, if it has one, is then applied. With
-    `train`, batch norm takes the statistics of `images`: a fresh network has no others.
+    The layer then applies its activation function, if it has one, to these values. With `train`,
+    batch norm uses the statistics of `images`. A new network has no other statistics.
     """
     _, state = model.apply(
         variables,
@@ -45,13 +45,13 @@ def before_activation(
     found = {}
     for path, value in jax.tree_util.tree_leaves_with_path(state["intermediates"]):
         names = [part.key for part in path if isinstance(part, jax.tree_util.DictKey)]
-        if names[-1] == "__call__":  # not what networks sow by themselves
+        if names[-1] == "__call__":  # networks sow other tensors under other names
             found["/".join(names[:-2])] = value
     return found
 
 
 def activity(values: Float[Array, "n h w c"]) -> Activity:
-    """What ReLU6 would find in `values`."""
+    """Computes the statistics of `values`, the input of ReLU6."""
     channels = values.shape[-1]
     flat = np.asarray(values).reshape(-1, channels)
     positive = flat > 0
@@ -69,10 +69,11 @@ def activity(values: Float[Array, "n h w c"]) -> Activity:
 
 
 def effective_rank(values: Float[Array, "n h w c"]) -> float:
-    """How many directions a tensor's channels spread over, 1 to c.
+    """Computes the number of directions, 1 to c, over which the channels of a tensor spread.
 
-    The exponential of the entropy of the shares that the eigenvalues of their covariance have of
-    its trace (Roy & Vetterli 2007, EUSIPCO). 0 where nothing varies.
+    This is the exponential of an entropy (Roy & Vetterli 2007, EUSIPCO). The entropy is that of the
+    eigenvalues of the channels' covariance, each divided by the trace. The result is 0 for a
+    constant tensor.
     """
     flat = jnp.asarray(values, jnp.float32).reshape(-1, values.shape[-1])
     centred = np.asarray(flat - flat.mean(axis=0), np.float64)

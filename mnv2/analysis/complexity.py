@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds, counted from the network itself."""
+"""Counts parameters and multiply-adds (MAdds) from the network itself."""
 
 import dataclasses
 import functools
@@ -16,24 +16,25 @@ from flax.traverse_util import flatten_dict
 class Layer:
     """One convolution or matrix product, with the batch norm and bias that belong to it."""
 
-    name: str  # where its parameters lie, such as block_3/expand
-    output: tuple[int, ...]  # of one image: (height, width, channels) or (channels,)
+    name: str  # path of its parameters, such as block_3/expand
+    output: tuple[int, ...]  # shape for one image: (height, width, channels) or (channels,)
     parameters: int
-    multiply_adds: int
-    weights: int  # elements of its kernel
-    activations: int  # elements of its input and its output, for one image
+    multiply_adds: int  # for one image
+    weights: int  # number of elements of its kernel
+    activations: int  # number of elements of its input and its output, for one image
 
 
 @functools.cache
-def layers(model: nn.Module, image: tuple[int, int, int]) -> tuple[Layer, ...]:
-    """The layers of `model` in order, for images of (height, width, channels), in evaluation.
+def layers(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[Layer, ...]:
+    """Returns the layers of `model` in order, in evaluation.
 
-    Multiply-adds (MAdds) are those of convolutions and matrix products in the traced program, as
-    the papers count: nothing for batch norm, activations, additions or pooling.
+    `image_shape` is (height, width, channels). Multiply-adds (MAdds) are those of convolutions and
+    matrix products in the traced program. As in the papers, batch norm, activation functions,
+    additions and pooling count as zero.
     """
-    variables = _variables(model, image[2])
+    variables = _variables(model, image_shape[2])
     program = jax.make_jaxpr(lambda variables, x: model.apply(variables, x, train=False))(
-        variables, _images(image)
+        variables, _batch_of_one(image_shape)
     )
     found = []
     equation: Any
@@ -45,42 +46,42 @@ def layers(model: nn.Module, image: tuple[int, int, int]) -> tuple[Layer, ...]:
             params = functools.reduce(operator.getitem, path, variables["params"])
             output = equation.outvars[0].aval.shape[1:]
             tensors = [x.aval.size for x in equation.invars if getattr(x.aval, "ndim", 0) > 1]
-            kernel = math.prod(params["kernel"].shape)
-            read_and_written = sum(tensors) - kernel + math.prod(output)
+            weights = math.prod(params["kernel"].shape)
+            activations = sum(tensors) - weights + math.prod(output)
             found.append(
-                Layer("/".join(path), output, _size(params), cost, kernel, read_and_written)
+                Layer("/".join(path), output, _elements(params), cost, weights, activations)
             )
     return tuple(found)
 
 
-def parameters(model: nn.Module, image: tuple[int, int, int]) -> int:
-    """Number of trainable parameters: weights, biases, and batch norm's scale and shift."""
-    return _size(_variables(model, image[2])["params"])
+def parameters(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """Counts the trainable parameters: weights, biases, and scale and bias of batch norm."""
+    return _elements(_variables(model, image_shape[2])["params"])
 
 
-def weights(model: nn.Module, image: tuple[int, int, int]) -> int:
-    """Number of weights of convolutions and classifier alone: what slim's tables count."""
-    flat = flatten_dict(_variables(model, image[2])["params"])
-    return _size([leaf for path, leaf in flat.items() if path[-1] == "kernel"])
+def weights(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """Counts the weights of convolutions and classifier only, as the tables of slim do."""
+    flat = flatten_dict(_variables(model, image_shape[2])["params"])
+    return _elements([leaf for path, leaf in flat.items() if path[-1] == "kernel"])
 
 
-def multiply_adds(model: nn.Module, image: tuple[int, int, int]) -> int:
-    """Multiply-adds of one image's forward pass: the sum over `layers`."""
-    return sum(layer.multiply_adds for layer in layers(model, image))
+def multiply_adds(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """Counts the multiply-adds of the forward pass of one image: the sum over `layers`."""
+    return sum(layer.multiply_adds for layer in layers(model, image_shape))
 
 
 @functools.cache
 def _variables(model: nn.Module, channels: int) -> Any:
-    # They are the same for every size of image.
-    return jax.eval_shape(model.init, jax.random.key(0), _images((32, 32, channels)))
+    # The variables do not depend on the height and width of the images.
+    return jax.eval_shape(model.init, jax.random.key(0), _batch_of_one((32, 32, channels)))
 
 
-def _size(tree: Any) -> int:
+def _elements(tree: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-def _images(image: tuple[int, int, int]) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((1, *image), jax.numpy.float32)
+def _batch_of_one(image_shape: tuple[int, int, int]) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((1, *image_shape), jax.numpy.float32)
 
 
 def _count(program: jax_core.Jaxpr) -> int:
@@ -92,15 +93,15 @@ def _count_equation(equation: Any) -> int:
     match equation.primitive.name:
         case "conv_general_dilated":
             kernel = equation.invars[1].aval.shape
-            # HWIO, where I is the inputs of one group.
+            # The kernel is HWIO, and I is the number of input channels of one group.
             return math.prod(equation.outvars[0].aval.shape) * math.prod(kernel[:3])
         case "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             sizes = (equation.invars[0].aval.shape[axis] for axis in contracted)
             return math.prod(equation.outvars[0].aval.shape) * math.prod(sizes)
         case "cond":
-            # A platform's own form of an operation: the convolution counts, and shifted
-            # products, which have none, count nothing.
+            # One branch per platform. The branch with the convolution counts. A branch with shifted
+            # products has no convolution, so its count is zero.
             return max(inner)
         case "scan":
             return equation.params["length"] * sum(inner)
@@ -112,7 +113,7 @@ def _subprograms(equation: Any) -> list[jax_core.Jaxpr]:
     found: list[Any] = []
     for value in equation.params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
-            item = getattr(item, "jaxpr", item)  # a closed program holds an open one
+            item = getattr(item, "jaxpr", item)  # a ClosedJaxpr contains a Jaxpr
             if hasattr(item, "eqns"):
                 found.append(item)
     return found

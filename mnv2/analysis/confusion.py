@@ -1,4 +1,4 @@
-"""What a network confuses: from a matrix of true and predicted classes to a list and a picture."""
+"""Reports which classes a network confuses: the most frequent mistakes, a CSV file and a figure."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,11 +10,11 @@ from jaxtyping import Int
 
 Confusion = Int[np.ndarray, "true predicted"]
 
-NUMBERED = 20  # the largest number of classes for which the picture shows numbers
+NUMBERED = 20  # the figure shows numbers for at most this number of classes
 
 
 def commonest_mistakes(confusion: Confusion, count: int = 5) -> list[tuple[int, int, float]]:
-    """Returns (true class, predicted class, per cent of the true class), the commonest first."""
+    """Returns (true class, predicted class, per cent of the true class), most frequent first."""
     shares = _percent(confusion)
     np.fill_diagonal(shares, 0)
     places = np.argsort(-shares, axis=None)[:count]
@@ -35,7 +35,7 @@ def to_csv(confusion: Confusion, labels: Sequence[str]) -> str:
 
 
 def draw(confusion: Confusion, labels: Sequence[str], title: str, path: Path) -> None:
-    """Draws one row per true class, in per cent of it, and one column per predicted class."""
+    """Draws one row per true class and one column per predicted class, in per cent of the row."""
     shares = _percent(confusion)
     few = len(labels) <= NUMBERED
     side = 3 + 0.5 * len(labels) if few else 9

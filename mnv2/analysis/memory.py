@@ -1,4 +1,4 @@
-"""Activations that inference holds at a time, by the paper's model (section 5.1, equation 2)."""
+"""Peak memory of inference by the model of the MobileNetV2 paper (section 5.1, equation 2)."""
 
 from typing import NamedTuple
 
@@ -8,31 +8,32 @@ from mnv2.runtime.errors import UserError
 
 
 class BlockSize(NamedTuple):
-    """Elements of one inverted residual's tensors, for one image."""
+    """The sizes of the tensors of one inverted residual block, for one image."""
 
     name: str
-    inputs: int
-    outputs: int
+    inputs: int  # elements of the input
+    outputs: int  # elements of the output
     channels: int  # of the expanded tensor
     pixels_before: int  # of the expanded tensor, before the depthwise convolution
-    pixels_after: int
+    pixels_after: int  # of the expanded tensor, after the depthwise convolution
     expands: bool  # if not, the tensor before the depthwise convolution is the input
 
     def held(self, splits: int = 1) -> int:
-        """Elements that exist at once: input, output, and one slice before and after depthwise.
+        """Returns the number of elements that exist at the same time, with `splits` slices.
 
-        Equation 2 with the block as one operation whose own size |op| is that slice.
+        These are the input, the output, and one slice before and after the depthwise convolution.
+        This is equation 2 with the block as one operation; its size |op| is that slice.
         """
         slice_channels = -(-self.channels // splits)
         before = self.pixels_before if self.expands else 0
         return self.inputs + self.outputs + slice_channels * (before + self.pixels_after)
 
 
-def block_sizes(model: MobileNetV2, image: tuple[int, int]) -> list[BlockSize]:
-    """The tensors of each block of `model`, for images of (height, width)."""
+def block_sizes(model: MobileNetV2, image_size: tuple[int, int]) -> list[BlockSize]:
+    """Returns the sizes of the tensors of each block, for images of (height, width) pixels."""
     channels = scaled_channels(model.width, model.rounding)
     stem_stride, *row_strides = model.strides
-    height, width = (-(-length // stem_stride) for length in image)
+    height, width = (-(-length // stem_stride) for length in image_size)
     inputs, sizes = channels.stem, []
     for i, (features, stride) in enumerate(blocks(channels.rows, model.repeats, row_strides)):
         before = height * width
@@ -56,20 +57,25 @@ def block_sizes(model: MobileNetV2, image: tuple[int, int]) -> list[BlockSize]:
 
 
 def splits_within(
-    model: MobileNetV2, image: tuple[int, int], budget: int, bytes_per_element: int = 4
+    model: MobileNetV2, image_size: tuple[int, int], budget: int, bytes_per_element: int = 4
 ) -> tuple[int, ...]:
-    """For each block the fewest splits that hold no more than `budget` bytes.
+    """Returns, for each block, the fewest splits with which it holds at most `budget` bytes.
 
-    Raises UserError, with what would be enough, if slices of one channel are too much.
+    Raises UserError if even slices of one channel need more; the message says how many bytes are
+    enough.
     """
-    sizes = block_sizes(model, image)
-    worst = max(sizes, key=lambda size: size.held(size.channels))
+    blocks_of_model = block_sizes(model, image_size)
+    worst = max(blocks_of_model, key=lambda block: block.held(block.channels))
     least = worst.held(worst.channels) * bytes_per_element
     if least > budget:
         raise UserError(
             f"{budget:,} bytes are too few: {worst.name} holds {least:,} with one channel at a time"
         )
+
+    def fits(block: BlockSize, splits: int) -> bool:
+        return block.held(splits) * bytes_per_element <= budget
+
     return tuple(
-        next(t for t in range(1, size.channels + 1) if size.held(t) * bytes_per_element <= budget)
-        for size in sizes
+        next(splits for splits in range(1, block.channels + 1) if fits(block, splits))
+        for block in blocks_of_model
     )

@@ -1,7 +1,7 @@
-"""How long a layer must take: the roofline model (Williams et al. 2009, CACM 52 (4)).
+"""The least time of a layer by the roofline model (Williams et al. 2009, CACM 52 (4)).
 
-A layer can be no faster than its arithmetic at the machine's peak, and no faster than its tensors
-can be read and written once.
+A layer cannot be faster than its arithmetic at the peak rate of the machine. It also cannot be
+faster than reading and writing its tensors once.
 """
 
 import math
@@ -9,39 +9,40 @@ from typing import NamedTuple
 
 from mnv2.analysis.complexity import Layer
 
-# Layers without activation: a block's last convolution, ResNet's shortcut.
+# Layers without activation function: the last convolution of a block, and the shortcut of ResNet.
 LINEAR = ("project", "widen", "shortcut")
 
 
 class Machine(NamedTuple):
-    """A machine's two ceilings."""
+    """The two limits of a machine: arithmetic and memory bandwidth."""
 
-    flops: float  # floating-point operations a second; a multiply-add is two
-    bandwidth: float  # bytes a second, to and from memory
+    flops: float  # floating-point operations per second; a multiply-add is two
+    bandwidth: float  # bytes per second, to and from memory
 
     @property
     def ridge(self) -> float:
-        """FLOP per byte above which arithmetic is the limit, and below which memory is."""
+        """FLOP per byte: above this number arithmetic is the limit, below it memory is."""
         return self.flops / self.bandwidth
 
 
 def traffic(layer: Layer, batch: int = 1, bytes_per_element: int = 4) -> int:
-    """Bytes that a layer must read and write: input, kernel and output, each once."""
+    """Returns the bytes that a layer must read and write: input, kernel and output, each once."""
     return bytes_per_element * (batch * layer.activations + layer.weights)
 
 
 def intensity(layer: Layer, batch: int = 1, bytes_per_element: int = 4) -> float:
-    """FLOP per byte of traffic."""
+    """Returns the arithmetic intensity of a layer: FLOP per byte of traffic."""
     return 2 * batch * layer.multiply_adds / traffic(layer, batch, bytes_per_element)
 
 
 def layer_seconds(
     layer: Layer, machine: Machine, batch: int = 1, bytes_per_element: int = 4, fused: bool = True
 ) -> float:
-    """The least time of a layer on a machine.
+    """Returns the least time of a layer on a machine, in seconds.
 
-    Unless `fused`, batch norm and activation are operations of their own, as in a framework that
-    runs a network as it was trained: each reads and writes the layer's output once more.
+    If `fused` is False, batch norm and activation function are separate operations, as in a
+    framework that runs a network as it was trained. Each of them then reads and writes the output
+    of the layer once more.
     """
     seconds = max(
         2 * batch * layer.multiply_adds / machine.flops,

@@ -1,4 +1,4 @@
-"""The networks by name.
+"""Creates the networks by name.
 
 >>> model = create_model("mobilenet_v2", width=0.35, num_classes=10)
 >>> variables = model.init(jax.random.key(0), images)
@@ -27,7 +27,7 @@ NETWORKS: dict[str, type[nn.Module]] = {
     "resnet50": ResNet50,
 }
 
-# What `strides` may be called instead of being spelled out.
+# Names that `create_model` accepts as `strides`, and the numbers that they stand for.
 STRIDES: dict[str, dict[str, tuple[int, ...]]] = {
     "mobilenet_v1": {
         "imagenet": mobilenet_v1.IMAGENET_STRIDES,
@@ -42,13 +42,14 @@ STRIDES: dict[str, dict[str, tuple[int, ...]]] = {
 
 
 def create_model(name: str, **fields: Any) -> nn.Module:
-    """Builds `mobilenet_v1`, `mobilenet_v2` or `resnet50`.
+    """Creates the network `mobilenet_v1`, `mobilenet_v2` or `resnet50`.
 
-    `fields` are those of its class (MobileNetV1, MobileNetV2, ResNet50). `strides` may also be
-    `imagenet` or `small`, and `dtype` a name such as `bfloat16`. Call the model with
+    `fields` are the fields of its class (MobileNetV1, MobileNetV2, ResNet50). `strides` may also be
+    `imagenet` or `small`, and `dtype` may be a name such as `bfloat16`. Call the network with
     `model.apply(variables, images, train=False)`.
 
-    Raises UserError for an unknown name or field, and for a value that makes no network.
+    Raises UserError for an unknown name or field, and for a value with which no network can be
+    built.
     """
     check_choice(name, NETWORKS, "model")
     network = NETWORKS[name]
@@ -63,10 +64,11 @@ def create_model(name: str, **fields: Any) -> nn.Module:
     return network(**fields)
 
 
-def describe(model: nn.Module) -> tuple[str, dict[str, Any]]:
-    """A network's name and the fields that differ from its defaults: create_model's arguments.
+def name_and_fields(model: nn.Module) -> tuple[str, dict[str, Any]]:
+    """Returns the arguments of `create_model` for `model`: its name, and its changed fields.
 
-    Not among them is the device axis, which is no property of the network.
+    Fields with their default value are left out. The device axis is left out too, because it is not
+    a property of the network.
     """
     name = next(name for name, network in NETWORKS.items() if network is type(model))
     fields = {}
@@ -78,9 +80,10 @@ def describe(model: nn.Module) -> tuple[str, dict[str, Any]]:
 
 
 def features(model: nn.Module, variables: Any, images: jax.Array) -> dict[str, jax.Array]:
-    """A network's tensors by name, in evaluation: stem, block_0 ..., pooled, logits.
+    """Returns the intermediate tensors of a network by name, in evaluation.
 
-    For MobileNetV2 also each block's expanded tensor, block_0_expanded ..., and last_conv.
+    The names are stem, block_0 ..., pooled and logits. MobileNetV2 also has the expanded tensor of
+    each block, block_0_expanded ..., and last_conv.
     """
     logits, state = model.apply(
         variables,

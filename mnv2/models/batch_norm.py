@@ -13,11 +13,13 @@ from mnv2.ops import expand_and_normalize, normalize_batch
 class BatchNorm(nn.Module):
     """Normalises each channel over batch and image (arXiv 1502.03167), then scales and shifts.
 
-    In training by the statistics of the batch, over all devices of `axis_name` together, and keeps
-    running averages of them, `new = momentum * old + (1 - momentum) * batch` with the biased
-    variance; in evaluation by the running averages. Parameters and statistics are float32, the
-    result has type `dtype`. In training, with a `kernel`, of the 1x1 convolution of x with
-    it, which can be faster than both one by one.
+    In training it uses the statistics of the batch, over all devices of `axis_name` together. It
+    keeps running averages of them, `new = momentum * old + (1 - momentum) * batch` with the biased
+    variance, and uses these averages in evaluation. Parameters and statistics are float32. The
+    result has type `dtype`.
+
+    With a `kernel`, which must be None in evaluation, the layer convolves `x` with this 1x1 kernel
+    first. The two operations together can be faster than one after the other.
     """
 
     momentum: float = 0.99
@@ -40,7 +42,7 @@ class BatchNorm(nn.Module):
         if not train:
             factor = scale * lax.rsqrt(running_var.value + self.epsilon)
             return (x * factor + (bias - running_mean.value * factor)).astype(self.dtype)
-        # No device axis is bound while the parameters are made.
+        # No device axis exists while the parameters are initialised.
         axis_name = None if self.is_initializing() else self.axis_name
         constants = scale, bias, self.epsilon, axis_name
         if kernel is None:
@@ -53,5 +55,7 @@ class BatchNorm(nn.Module):
         return y.astype(self.dtype)
 
 
-def _average(old: Array, new: Array, momentum: float) -> Array:
+def _average(
+    old: Float[Array, " c"], new: Float[Array, " c"], momentum: float
+) -> Float[Array, " c"]:
     return momentum * old + (1 - momentum) * new

@@ -1,13 +1,13 @@
-"""The four building blocks, side by side.
+"""The four building blocks of the networks, side by side.
 
     ConvBN              conv k x k -> batch norm -> activation
     SeparableBlock      3x3 depthwise -> 1x1                      MobileNetV1 (and Xception's order)
     InvertedResidual    1x1 widen -> 3x3 depthwise -> 1x1 narrow, linear          MobileNetV2
     Hourglass           1x1 narrow -> 3x3 standard -> 1x1 widen                   ResNet
 
-A block takes `conv_bn`, the ConvBN with a network's conventions (padding, batch norm constants,
-type) already filled in; by itself it works with the defaults. Names of submodules are the names
-under which parameters are stored.
+A block takes `conv_bn`, which is ConvBN with the conventions of a network (padding, batch norm
+constants, type) already filled in. Without it, a block uses the defaults of ConvBN. Parameters are
+stored under the names of submodules.
 """
 
 import functools
@@ -21,28 +21,36 @@ from jaxtyping import Array, Float
 
 from mnv2.models.batch_norm import BatchNorm
 from mnv2.models.split import inverted_residual_by_slices
-from mnv2.ops import conv, depthwise_conv, expands, explicit_padding, pointwise_conv, relu6
+from mnv2.ops import (
+    conv,
+    depthwise_conv,
+    explicit_padding,
+    is_faster_fused,
+    pointwise_conv,
+    relu6,
+)
 from mnv2.runtime.errors import UserError
 
 Activation = Callable[[Array], Array]
 ConvBNFactory = Callable[..., nn.Module]
 
 # He et al. 2015, by fan-out. A depthwise filter feeds k*k outputs, whatever the number of
-# channels; in its (k, k, 1, c) kernel that number is the fan-in.
+# channels. Flax calls this number the fan-in of the (k, k, 1, c) kernel.
 CONV_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 DEPTHWISE_INIT = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
 CLASSIFIER_INIT = nn.initializers.normal(0.01)
 
 
-def linear(x: Array) -> Array:
-    """No activation."""
+def linear(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Returns `x` unchanged: the activation function of a linear layer."""
     return x
 
 
 def make_divisible(channels: float, divisor: int = 8) -> int:
-    """Rounds to a multiple of `divisor`, never below it nor below 90 % of `channels`.
+    """Rounds to a multiple of `divisor` that is at least `divisor` and 90 % of `channels`.
 
-    The rule of slim's `make_divisible`, with which every published MobileNetV2 was trained.
+    This is the rule of `make_divisible` in slim, with which every published MobileNetV2 was
+    trained.
     """
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * channels else rounded
@@ -51,15 +59,19 @@ def make_divisible(channels: float, divisor: int = 8) -> int:
 class ConvBN(nn.Module):
     """Convolution without bias, batch norm, activation.
 
-    `depthwise` gives every channel its own filter, and `features` must equal the input's
-    channels; it may convolve relu6(x), with `of_relu6`, faster than in two steps. With
-    `axis_name`, batch statistics are those of all devices on that axis together; with
-    `bn_frozen`, training uses the running ones and leaves them alone. Parameters in which batch
-    norm is folded (`mnv2.models.inference`) have a bias in its place.
+    features     output channels
+    depthwise    every channel has its own filter; `features` must equal the input channels
+    of_relu6     convolves relu6(x), faster than in two steps; for depthwise convolutions only
+    batch_norm   False leaves batch norm out
+    padding      same (TensorFlow) or symmetric (PyTorch)
+    bn_frozen    training uses the running statistics of batch norm and does not change them
+    axis_name    device axis over which batch statistics are computed together
+
+    Parameters with batch norm folded (`mnv2.models.inference`) have a bias instead of batch norm.
     """
 
     features: int
-    kernel: int = 3
+    kernel_size: int = 3
     stride: int = 1
     depthwise: bool = False
     of_relu6: bool = False
@@ -80,30 +92,35 @@ class ConvBN(nn.Module):
         kernel = self.param(
             "kernel",
             DEPTHWISE_INIT if self.depthwise else CONV_INIT,
-            (self.kernel, self.kernel, inputs, self.features),
+            (self.kernel_size, self.kernel_size, inputs, self.features),
             jnp.float32,
         )
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        batch_norm = BatchNorm(
+        normalize = BatchNorm(
             self.bn_momentum, self.bn_epsilon, self.axis_name, self.dtype, name="bn"
         )
-        if self.has_variable("params", "bias"):  # batch norm is folded into these
+        if self.has_variable("params", "bias"):  # batch norm is folded into the parameters
             x = self._convolve(x, kernel) + self.get_variable("params", "bias").astype(self.dtype)
         elif not self.batch_norm:
             x = self._convolve(x, kernel)
-        elif train and not self.bn_frozen and self._pointwise and expands(inputs, self.features):
-            x = batch_norm(x, True, kernel)
+        elif train and not self.bn_frozen and self._fuses(inputs):
+            x = normalize(x, True, kernel)
         else:
-            x = batch_norm(self._convolve(x, kernel), train and not self.bn_frozen)
+            x = normalize(self._convolve(x, kernel), train and not self.bn_frozen)
         return self.activation(x)
 
     @property
     def _pointwise(self) -> bool:
-        return not self.depthwise and self.kernel == 1 and self.stride == 1
+        return not self.depthwise and self.kernel_size == 1 and self.stride == 1
 
-    def _convolve(self, x: Array, kernel: Array) -> Array:
+    def _fuses(self, inputs: int) -> bool:
+        return self._pointwise and is_faster_fused(inputs, self.features)
+
+    def _convolve(
+        self, x: Float[Array, "n h w c"], kernel: Float[Array, "k k c_group d"]
+    ) -> Float[Array, "n h2 w2 d"]:
         size = (x.shape[1], x.shape[2])
-        padding = explicit_padding(size, self.kernel, self.stride, self.padding)
+        padding = explicit_padding(size, self.kernel_size, self.stride, self.padding)
         if self.depthwise:
             return depthwise_conv(x, kernel, self.stride, padding, self.of_relu6)
         if self._pointwise:
@@ -114,8 +131,10 @@ class ConvBN(nn.Module):
 class SeparableBlock(nn.Module):
     """MobileNetV1's depthwise separable convolution (arXiv 1704.04861, section 3.1, figure 3).
 
-    Costs 1/features + 1/9 of a standard 3x3 convolution. With `xception`, nothing stands between
-    depthwise and pointwise, as in Xception's separable convolution (arXiv 1610.02357, section 3).
+    It costs 1/features + 1/9 of the multiply-adds of a standard 3x3 convolution, where `features`
+    is the number of output channels. With `xception`, there is no batch norm and no activation
+    between the depthwise and the pointwise convolution, as in Xception (arXiv 1610.02357,
+    section 3).
     """
 
     features: int
@@ -142,16 +161,18 @@ class InvertedResidual(nn.Module):
 
     n h w k  --1x1-->  n h w tk  --3x3 depthwise, stride s-->  n h/s w/s tk  --1x1-->  n h/s w/s k'
 
-    There is no expansion layer where t = 1. `bottleneck` is the activation of the narrow output:
-    `linear` (the paper) or `relu6` (figure 6a). `shortcut` (figure 6b) adds the input to the
-    output where both have one shape (`bottleneck`), or `previous`, the expanded tensor of the
-    block before, to this block's expanded tensor before its ReLU6 (`expansion`), or nothing
-    (`none`). The first two add in the same places of a network.
+    features    output channels k'
+    expansion   t; there is no expansion layer if t = 1
+    bottleneck  activation of the narrow output: linear (the paper) or relu6 (figure 6a)
+    shortcut    figure 6b. bottleneck adds the input to the output if both have the same shape.
+                expansion adds `previous`, the expanded tensor of the previous block, to the
+                expanded tensor of this block before its ReLU6, if both have the same shape. none
+                adds nothing. The first two add at the same positions of a network.
+    splits      number of partial sums, over slices of the expanded channels, as which the block is
+                computed (section 5.1, `mnv2.models.split`). A number above 1 is for inference with
+                batch norm folded only
 
-    With `splits` above 1 the block is computed as so many partial sums over slices of its expanded
-    channels (section 5.1, `mnv2.models.split`): in inference with batch norm folded only.
-
-    Returns the output and the expanded tensor, which does not exist where there are splits.
+    Returns the output and the expanded tensor. The latter is None if `splits` is above 1.
     """
 
     features: int
@@ -177,12 +198,12 @@ class InvertedResidual(nn.Module):
         channels = x.shape[-1]
         expanded, expands = x, self.expansion != 1
         if expands:
-            width = make_divisible(channels * self.expansion)
-            expanded = self.conv_bn(width, 1, activation=linear, name="expand")(x, train)
+            wide = make_divisible(channels * self.expansion)
+            expanded = self.conv_bn(wide, 1, activation=linear, name="expand")(x, train)
             if self.shortcut == "expansion" and previous is not None:
                 if previous.shape == expanded.shape:
                     expanded = expanded + previous
-        # With the ReLU6 of the expanded tensor, unless it is the input itself.
+        # This layer applies the ReLU6 of the expanded tensor, unless that tensor is the input.
         y = self.conv_bn(
             expanded.shape[-1], 3, self.stride, depthwise=True, of_relu6=expands, name="depthwise"
         )(expanded, train)
@@ -207,8 +228,8 @@ class InvertedResidual(nn.Module):
 class Hourglass(nn.Module):
     """ResNet's bottleneck block (arXiv 1512.03385, figure 5): narrow, convolve, widen, add.
 
-    The 3x3 convolution is a standard one, between features/4 channels, and has the stride. Where
-    the input's shape is not the output's, the shortcut is a 1x1 convolution.
+    The 3x3 convolution is a standard convolution with features/4 input and output channels, and
+    has the stride. If input and output differ in shape, the shortcut is a 1x1 convolution.
     """
 
     features: int

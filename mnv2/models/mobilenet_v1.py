@@ -14,30 +14,33 @@ from mnv2.runtime.errors import UserError, check_positive
 # Channels of the 13 pointwise convolutions.
 CHANNELS = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
 
-# Stride of the stem, then of each block. The table prints 2 for the last block too, which would
-# leave 4x4 where it prints 7x7; the authors' code has 1.
+# Stride of the stem, then of each block. The paper's table also has 2 for the last block. That
+# would give 4x4 pixels, but the table has 7x7 there, and the code of the authors has stride 1.
 IMAGENET_STRIDES = (2, 1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)  # 224 -> 112, 56, 28, 14, 7
 SMALL_STRIDES = (1, 1, 1, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1)  # 32 -> 32, 32, 16, 8, 4
 
 
 def scaled_channels(width: float) -> tuple[int, ...]:
-    """Channels of the stem and of the 13 blocks, rounded down, at least 8 (section 3.3)."""
+    """Returns the channels of the stem and of the 13 blocks (section 3.3).
+
+    They are the channels of table 1 times `width`, rounded down, and at least 8.
+    """
     return tuple(max(8, int(channels * width)) for channels in (32, *CHANNELS))
 
 
 class MobileNetV1(nn.Module):
     """Stem, 13 separable blocks, global mean, classifier.
 
-    num_classes   0 for none: the result is then the pooled features
-    width         multiplies every number of channels: see `scaled_channels`
+    num_classes   number of classes; 0 for no classifier: the result is then the pooled features
+    width         width multiplier for every number of channels: see `scaled_channels`
     strides       of the stem and of each block: IMAGENET_STRIDES for 96 to 224 pixels,
                   SMALL_STRIDES for 28 to 64
-    xception      nothing between a block's depthwise and pointwise convolution
+    xception      no batch norm and no activation between the depthwise and pointwise convolution
     dropout       rate before the classifier
     padding       same (TensorFlow) or symmetric (PyTorch)
     bn_frozen     batch norm uses its running statistics in training too
     axis_name     device axis over which batch norm is synchronised
-    dtype         of the computation; parameters, statistics and logits are float32 at least
+    dtype         type of the computation; parameters, statistics and logits are at least float32
 
     Features (`mnv2.models.features`): stem, block_0 ... block_12, pooled.
     """
@@ -54,7 +57,7 @@ class MobileNetV1(nn.Module):
     axis_name: str | None = None
     dtype: Any = jnp.float32
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.num_classes < 0:
             raise UserError(f"num_classes must be 0 or more, got {self.num_classes}")
         check_positive(self.width, "width")
@@ -76,9 +79,9 @@ class MobileNetV1(nn.Module):
             dtype=self.dtype,
         )
         stem_stride, *block_strides = self.strides
-        stem, *rows = scaled_channels(self.width)
-        x = conv_bn(stem, 3, stem_stride, name="stem")(images, train)
-        for i, (features, stride) in enumerate(zip(rows, block_strides, strict=True)):
+        stem_channels, *block_channels = scaled_channels(self.width)
+        x = conv_bn(stem_channels, 3, stem_stride, name="stem")(images, train)
+        for i, (features, stride) in enumerate(zip(block_channels, block_strides, strict=True)):
             x = SeparableBlock(features, stride, self.xception, conv_bn, name=f"block_{i}")(
                 x, train
             )

@@ -20,11 +20,11 @@ from mnv2.models.blocks import (
 from mnv2.ops.precision import accumulator
 from mnv2.runtime.errors import UserError, check_choice, check_positive
 
-# Table 2's rows of bottlenecks: channels c and repeats n. 17 blocks in all.
+# The rows of bottleneck blocks in table 2: channels c and repeats n. They have 17 blocks in all.
 CHANNELS = (16, 24, 32, 64, 96, 160, 320)
 REPEATS = (1, 2, 3, 4, 3, 3, 1)
 
-# Stride of the stem, then of the first block of each row.
+# Strides of the stem, then of the first block of each row.
 IMAGENET_STRIDES = (2, 1, 2, 2, 2, 1, 2, 1)  # 224 -> 112, 112, 56, 28, 14, 14, 7, 7
 SMALL_STRIDES = (1, 1, 1, 2, 2, 1, 2, 1)  # 32 -> 32, 32, 32, 16, 8, 8, 4, 4
 
@@ -35,7 +35,7 @@ ROUNDINGS = ("nearest", "nearest_4", "fixed_ends", "up")
 
 
 class Channels(NamedTuple):
-    """Output channels of the stem, of each row's blocks, and of the last convolution."""
+    """Output channels of the stem, of the blocks of each row, and of the last convolution."""
 
     stem: int
     rows: tuple[int, ...]
@@ -43,13 +43,15 @@ class Channels(NamedTuple):
 
 
 def scaled_channels(width: float, rounding: str = "nearest") -> Channels:
-    """Table 2's channels times `width`, rounded as one of these does it:
+    """Returns the channels of table 2 times `width`, rounded as a published implementation does.
 
     nearest     slim, Keras, torchvision, timm, d-li14: make_divisible by 8; the last convolution
-                has 1280 channels, more with a width above 1, never fewer (section 6.1)
-    nearest_4   d-li14's 0.1: the same by 4
-    fixed_ends  timm's 110d and 120d: stem and last convolution as at width 1
-    up          tonylins: up to the next multiple of 8, the stem and the first row as at width 1
+                has 1280 channels, or more with a width above 1, but never fewer (section 6.1)
+    nearest_4   d-li14 at width 0.1: as nearest, but by 4
+    fixed_ends  110d and 120d of timm: as nearest, but stem and last convolution as at width 1
+    up          tonylins: up to the next multiple of 8, stem and first row as at width 1
+
+    Raises UserError for any other rounding.
     """
     check_choice(rounding, ROUNDINGS, "rounding")
 
@@ -69,27 +71,27 @@ def scaled_channels(width: float, rounding: str = "nearest") -> Channels:
 class MobileNetV2(nn.Module):
     """Stem, 17 blocks, 1x1 convolution to 1280, global mean, classifier.
 
-    num_classes   0 for none: the result is then the pooled features
-    width         multiplies the numbers of channels (section 6.1)
-    rounding      how they are rounded: see `scaled_channels`
-    expansion     t of every block but the first, whose t is 1
-    bottleneck    linear, or relu6 (figure 6a)
+    num_classes   number of classes; 0 for no classifier: the result is then the pooled features
+    width         width multiplier for every number of channels (section 6.1)
+    rounding      rule by which these numbers are rounded: see `scaled_channels`
+    expansion     t of every block except the first, whose t is 1
+    bottleneck    activation of the narrow tensors: linear, or relu6 (figure 6a)
     shortcut      bottleneck, expansion, or none (figure 6b)
-    block         what stands in table 2's rows: the paper's inverted_residual, MobileNetV1's
-                  separable or ResNet's hourglass, to compare blocks in one and the same network
-    repeats       blocks in each row (n)
-    splits        partial sums that each block is computed as (section 5.1), one number for each
-                  of the blocks; () for 1 everywhere. For inference with batch norm folded only
-    strides       of the stem and of each row's first block: IMAGENET_STRIDES for 96 to 224
+    block         kind of block in the rows of table 2: inverted_residual (the paper), separable
+                  (MobileNetV1) or hourglass (ResNet). It compares blocks in the same network
+    repeats       number of blocks in each row (n)
+    splits        number of partial sums as which each block is computed (section 5.1), one number
+                  per block; () for 1 everywhere. For inference with batch norm folded only
+    strides       of the stem and of the first block of each row: IMAGENET_STRIDES for 96 to 224
                   pixels, SMALL_STRIDES for 28 to 64
     dropout       rate before the classifier
     padding       same (TensorFlow) or symmetric (PyTorch)
     bn_frozen     batch norm uses its running statistics in training too
     axis_name     device axis over which batch norm is synchronised
-    dtype         of the computation; parameters, statistics and logits are float32 at least
+    dtype         type of the computation; parameters, statistics and logits are at least float32
 
-    Features (`mnv2.models.features`): stem, block_0 ... block_16, block_i_expanded,
-    last_conv, pooled.
+    Features (`mnv2.models.features`): stem, block_0 ... block_16, block_0_expanded ...
+    block_16_expanded, last_conv, pooled.
     """
 
     num_classes: int = 1000
@@ -110,7 +112,7 @@ class MobileNetV2(nn.Module):
     axis_name: str | None = None
     dtype: Any = jnp.float32
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.num_classes < 0:
             raise UserError(f"num_classes must be 0 or more, got {self.num_classes}")
         check_positive(self.width, "width")
@@ -145,8 +147,7 @@ class MobileNetV2(nn.Module):
         x = conv_bn(channels.stem, 3, stem_stride, name="stem")(images, train)
 
         expanded = None
-        rows = blocks(channels.rows, self.repeats, row_strides)
-        for i, (features, stride) in enumerate(rows):
+        for i, (features, stride) in enumerate(blocks(channels.rows, self.repeats, row_strides)):
             name = f"block_{i}"
             if self.block == "inverted_residual":
                 x, expanded = InvertedResidual(
@@ -161,8 +162,8 @@ class MobileNetV2(nn.Module):
                     name=name,
                 )(x, train, expanded)
             else:
-                block = SeparableBlock if self.block == "separable" else Hourglass
-                x = block(features, stride, conv_bn=conv_bn, name=name)(x, train)
+                block_class = SeparableBlock if self.block == "separable" else Hourglass
+                x = block_class(features, stride, conv_bn=conv_bn, name=name)(x, train)
 
         x = conv_bn(channels.last, 1, name="last_conv")(x, train)  # n h/32 w/32 1280
         x = jnp.mean(x, axis=(1, 2), dtype=accumulator(self.dtype))  # n 1280
@@ -176,7 +177,7 @@ class MobileNetV2(nn.Module):
 def blocks(
     rows: Sequence[int], repeats: Sequence[int], row_strides: Sequence[int]
 ) -> Iterator[tuple[int, int]]:
-    """Yields channels and stride of every block of table 2."""
+    """Yields the output channels and the stride of every block of table 2."""
     for channels, count, row_stride in zip(rows, repeats, row_strides, strict=True):
         for repeat in range(count):
             yield channels, row_stride if repeat == 0 else 1

@@ -1,4 +1,4 @@
-"""ResNet-50 (arXiv 1512.03385, table 1), the network that MobileNetV2's block turns inside out."""
+"""ResNet-50 (arXiv 1512.03385, table 1), whose bottleneck block MobileNetV2's block inverts."""
 
 import functools
 from typing import Any
@@ -13,11 +13,11 @@ from mnv2.ops import explicit_padding
 from mnv2.ops.precision import accumulator
 from mnv2.runtime.errors import UserError, check_positive
 
-# Table 1's four stages: (channels, blocks).
+# The four stages of table 1: output channels and number of blocks.
 STAGES = ((256, 3), (512, 4), (1024, 6), (2048, 3))
 
-# Stride of the 7x7 stem, of the 3x3 max pooling, and of each stage's first block. The stride
-# of a block stands in its 3x3 convolution, as in every current implementation.
+# Strides of the 7x7 stem, of the 3x3 max pooling, and of the first block of each stage. The 3x3
+# convolution of a block has its stride, as in every current implementation.
 IMAGENET_STRIDES = (2, 2, 1, 2, 2, 2)  # 224 -> 112, 56, 56, 28, 14, 7
 SMALL_STRIDES = (1, 1, 1, 2, 2, 2)  # 32 -> 32, 32, 32, 16, 8, 4
 
@@ -25,16 +25,16 @@ SMALL_STRIDES = (1, 1, 1, 2, 2, 2)  # 32 -> 32, 32, 32, 16, 8, 4
 class ResNet50(nn.Module):
     """Stem, max pooling, 16 hourglass blocks, global mean, classifier.
 
-    num_classes   0 for none: the result is then the pooled features
-    width         multiplies every number of channels
-    strides       of the stem, the pooling and each stage's first block: IMAGENET_STRIDES for 96
-                  to 224 pixels, SMALL_STRIDES for 28 to 64. A stem of stride 1 is 3x3 instead of
-                  7x7, and a pooling of stride 1 is left out.
+    num_classes   number of classes; 0 for no classifier: the result is then the pooled features
+    width         width multiplier for every number of channels
+    strides       of the stem, of the pooling and of the first block of each stage:
+                  IMAGENET_STRIDES for 96 to 224 pixels, SMALL_STRIDES for 28 to 64. A stem of
+                  stride 1 is 3x3 instead of 7x7, and a pooling of stride 1 is left out
     dropout       rate before the classifier
     padding       same (TensorFlow) or symmetric (PyTorch)
     bn_frozen     batch norm uses its running statistics in training too
     axis_name     device axis over which batch norm is synchronised
-    dtype         of the computation; parameters, statistics and logits are float32 at least
+    dtype         type of the computation; parameters, statistics and logits are at least float32
 
     Features (`mnv2.models.features`): stem, block_0 ... block_15, pooled.
     """
@@ -50,7 +50,7 @@ class ResNet50(nn.Module):
     axis_name: str | None = None
     dtype: Any = jnp.float32
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.num_classes < 0:
             raise UserError(f"num_classes must be 0 or more, got {self.num_classes}")
         check_positive(self.width, "width")
@@ -83,9 +83,9 @@ class ResNet50(nn.Module):
             padding = explicit_padding((x.shape[1], x.shape[2]), 3, pool_stride, self.padding)
             x = nn.max_pool(x, (3, 3), (pool_stride, pool_stride), padding)
         i = 0
-        for (channels, blocks), stage_stride in zip(STAGES, stage_strides, strict=True):
-            for block in range(blocks):
-                stride = stage_stride if block == 0 else 1
+        for (channels, repeats), stage_stride in zip(STAGES, stage_strides, strict=True):
+            for repeat in range(repeats):
+                stride = stage_stride if repeat == 0 else 1
                 features = make_divisible(channels * self.width)
                 x = Hourglass(features, stride, conv_bn, name=f"block_{i}")(x, train)
                 i += 1

@@ -1,11 +1,12 @@
-"""The inverted residual in little memory: MobileNetV2, section 5.1.
+"""Computes the inverted residual in little memory (MobileNetV2, section 5.1).
 
-Between expansion and projection a block works channel by channel, so it is a sum over slices of its
-expanded channels,
+Between expansion and projection, a block processes every channel separately. It is therefore a sum
+over slices of its expanded channels:
 
     F(x) = sum over i of  project_i(depthwise_i(expand_i(x)))
 
-and only one slice's expanded tensor need exist at a time. Multiply-adds and result stay the same.
+Only the expanded tensor of one slice needs to exist at a time. The multiply-adds and the result
+stay the same.
 """
 
 from collections.abc import Mapping
@@ -26,21 +27,21 @@ def inverted_residual_by_slices(
     stride: int,
     padding: Padding,
 ) -> Float[Array, "n h2 w2 k2"]:
-    """The block before its shortcut and without activation of its output, as `splits` partial sums.
+    """Computes the block as `splits` partial sums, without its shortcut and output activation.
 
-    `params` are an InvertedResidual's with batch norm folded: kernel and bias of depthwise,
-    project and, where the block expands, expand. Where `splits` does not divide the expanded
-    channels, the last slice is filled up with zeros.
+    `params` are the parameters of an InvertedResidual with batch norm folded: kernel and bias of
+    `depthwise`, of `project` and, if the block expands, of `expand`. If `splits` does not divide
+    the number of expanded channels, the last slice is filled with zeros.
     """
     channels = params["depthwise"]["kernel"].shape[-1]
-    size = -(-channels // splits)
-    missing = splits * size - channels
+    slice_channels = -(-channels // splits)
+    missing = splits * slice_channels - channels
 
     def sliced(array: Array, axis: int) -> Array:
-        """... channels ... -> splits ... size ..."""
-        filled = jnp.pad(array, [(0, missing if i == axis else 0) for i in range(array.ndim)])
-        shape = (*array.shape[:axis], splits, size, *array.shape[axis + 1 :])
-        return jnp.moveaxis(filled.reshape(shape), axis, 0)
+        """Splits one axis, and moves the slices to the front: splits ... slice_channels ..."""
+        padded = jnp.pad(array, [(0, missing if i == axis else 0) for i in range(array.ndim)])
+        shape = (*array.shape[:axis], splits, slice_channels, *array.shape[axis + 1 :])
+        return jnp.moveaxis(padded.reshape(shape), axis, 0)
 
     slices = {
         name: {
@@ -51,14 +52,14 @@ def inverted_residual_by_slices(
         for name, layer in params.items()
     }
     slices = jax.tree.map(lambda value: value.astype(x.dtype), slices)
-    filled = x if "expand" in params else jnp.pad(x, ((0, 0),) * 3 + ((0, missing),))
+    padded_x = x if "expand" in params else jnp.pad(x, ((0, 0),) * 3 + ((0, missing),))
 
-    def add_slice(total: Array, number_and_layers: tuple[Array, Any]) -> tuple[Array, None]:
-        number, layers = number_and_layers
+    def add_slice(total: Array, index_and_layers: tuple[Array, Any]) -> tuple[Array, None]:
+        index, layers = index_and_layers
         if "expand" in layers:
             wide = pointwise_conv(x, layers["expand"]["kernel"]) + layers["expand"]["bias"]
         else:
-            wide = lax.dynamic_slice_in_dim(filled, number * size, size, axis=3)
+            wide = lax.dynamic_slice_in_dim(padded_x, index * slice_channels, slice_channels, 3)
         depthwise = layers["depthwise"]
         wide = depthwise_conv(wide, depthwise["kernel"], stride, padding, "expand" in layers)
         wide = relu6(wide + depthwise["bias"])

@@ -1,10 +1,10 @@
-"""The operations that stock XLA does badly on some platform, each with its reason."""
+"""The operations that stock XLA runs slowly on some platform. Each module explains why."""
 
 from mnv2.ops.batch_norm import normalize_batch as normalize_batch
 from mnv2.ops.conv import conv as conv
 from mnv2.ops.depthwise import depthwise_conv as depthwise_conv
 from mnv2.ops.expansion import expand_and_normalize as expand_and_normalize
-from mnv2.ops.expansion import expands as expands
+from mnv2.ops.expansion import is_faster_fused as is_faster_fused
 from mnv2.ops.padding import Padding as Padding
 from mnv2.ops.padding import explicit_padding as explicit_padding
 from mnv2.ops.pointwise import pointwise_conv as pointwise_conv

@@ -1,11 +1,13 @@
-"""Batch norm with a backward pass in two sweeps over the image instead of five.
+"""Batch norm whose backward pass reads the image twice instead of five times.
 
-Automatic differentiation of the textbook formula leaves XLA several reductions with selects and
-broadcasts inside, which its CPU backend runs far below memory speed. Written out, the gradient
-needs two sums, of `g` and of `g * x`, and one linear combination of `g` and `x`.
+Automatic differentiation of the textbook formula leaves several reductions to XLA, with selects
+and broadcasts inside. The CPU backend of XLA runs these far below memory speed. Written out, the
+gradient needs only two sums, of `g` and of `g * x`, and one linear combination of `g` and `x`.
+Here x is the input of batch norm, and g is the gradient of the loss for its output.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,22 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from mnv2.ops.precision import accumulator
+
+# An image with two vectors over its channels: either (y, mean, variance), or the gradients for
+# (x, scale, bias).
+ImageAndTwoVectors = tuple[Float[Array, "n h w c"], Float[Array, " c"], Float[Array, " c"]]
+
+
+class Saved(NamedTuple):
+    """The tensors that the backward pass needs from the forward pass.
+
+    `mean` is the mean of `x` per channel, and `inverse_std` is 1 / sqrt(variance + epsilon).
+    """
+
+    x: Float[Array, "n h w c"]
+    scale: Float[Array, " c"]
+    mean: Float[Array, " c"]
+    inverse_std: Float[Array, " c"]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
@@ -22,71 +40,91 @@ def normalize_batch(
     bias: Float[Array, " c"],
     epsilon: float,
     axis_name: str | None,
-) -> tuple[Float[Array, "n h w c"], Float[Array, " c"], Float[Array, " c"]]:
-    """(x - mean) / sqrt(var + epsilon) * scale + bias, the batch's mean and its biased variance.
+) -> ImageAndTwoVectors:
+    """Returns (x - mean) / sqrt(variance + epsilon) * scale + bias, the mean and the variance.
 
-    Mean and variance are for running averages: no gradient flows through them.
+    Mean and biased variance are those of the batch, over all devices of `axis_name` together. They
+    are meant for running averages: no gradient flows through them.
     """
     return forward(x, scale, bias, epsilon, axis_name)[0]
 
 
-def forward(x, scale, bias, epsilon, axis_name):
+def forward(
+    x: Float[Array, "n h w c"],
+    scale: Float[Array, " c"],
+    bias: Float[Array, " c"],
+    epsilon: float,
+    axis_name: str | None,
+) -> tuple[ImageAndTwoVectors, Saved]:
+    """Returns the results of `normalize_batch`, and the tensors that `gradients` needs."""
     dtype = accumulator(x.dtype)
     total = sum_over_devices(jnp.sum(x, (0, 1, 2), dtype=dtype), axis_name)
     squares = sum_over_devices(_sum_of_products(x, x), axis_name)
-    pixels = count(x, axis_name)
+    pixels = count_pixels(x, axis_name)
     mean = total / pixels
     var = jnp.maximum(squares / pixels - mean * mean, 0)
-    inverse = lax.rsqrt(var + epsilon)
-    y = x * (inverse * scale) + (bias - mean * inverse * scale)
-    return (y.astype(x.dtype), mean, var), (x, scale, mean, inverse)
+    inverse_std = lax.rsqrt(var + epsilon)
+    y = x * (inverse_std * scale) + (bias - mean * inverse_std * scale)
+    return (y.astype(x.dtype), mean, var), Saved(x, scale, mean, inverse_std)
 
 
-def backward(epsilon, axis_name, saved, gradients):
-    x, scale, mean, inverse = saved
-    g, _, _ = gradients
+def gradients(
+    saved: Saved, g: Float[Array, "n h w c"], axis_name: str | None
+) -> ImageAndTwoVectors:
+    """Returns the gradients for x, scale and bias, given the gradient for y."""
+    x, scale, mean, inverse_std = saved
     local_g = jnp.sum(g, (0, 1, 2), dtype=mean.dtype)
     local_gx = _sum_of_products(g, x)
     sum_g = sum_over_devices(local_g, axis_name)
     sum_gx = sum_over_devices(local_gx, axis_name)
-    factor, slope, offset = coefficients(scale, mean, inverse, sum_g, sum_gx, count(x, axis_name))
+    pixels = count_pixels(x, axis_name)
+    factor, slope, offset = coefficients(scale, mean, inverse_std, sum_g, sum_gx, pixels)
     g_x = (factor * g + slope * x + offset).astype(x.dtype)
-    # Parameters' gradients are each device's own: whoever averages gradients adds them up.
-    return g_x, (local_gx - mean * local_g) * inverse, local_g
+    # The gradients for parameters cover the images of this device only: the training step adds
+    # them up when it averages gradients over devices.
+    return g_x, (local_gx - mean * local_g) * inverse_std, local_g
 
 
-normalize_batch.defvjp(forward, backward)
+def _backward(
+    epsilon: float, axis_name: str | None, saved: Saved, output_gradients: ImageAndTwoVectors
+) -> ImageAndTwoVectors:
+    return gradients(saved, output_gradients[0], axis_name)
+
+
+normalize_batch.defvjp(forward, _backward)
 
 
 def coefficients(
     scale: Float[Array, " c"],
     mean: Float[Array, " c"],
-    inverse: Float[Array, " c"],
+    inverse_std: Float[Array, " c"],
     sum_g: Float[Array, " c"],
     sum_gx: Float[Array, " c"],
     pixels: int,
 ) -> tuple[Float[Array, " c"], Float[Array, " c"], Float[Array, " c"]]:
-    """(factor, slope, offset): the gradient for x is factor * g + slope * x + offset.
+    """Returns (factor, slope, offset): the gradient for x is factor * g + slope * x + offset.
 
-    That is scale/std * (g - mean(g) - x_hat * mean(g * x_hat)), with x_hat = (x - mean)/std and
-    `inverse` = 1/std; sums are over all pixels of all devices.
+    This equals scale/std * (g - mean(g) - x_hat * mean(g * x_hat)), with x_hat = (x - mean)/std.
+    The sums are over all pixels of all devices, and `pixels` is the number of these.
     """
-    factor = scale * inverse
-    slope = -factor * inverse * inverse * (sum_gx - mean * sum_g) / pixels
+    factor = scale * inverse_std
+    slope = -factor * inverse_std * inverse_std * (sum_gx - mean * sum_g) / pixels
     return factor, slope, -mean * slope - factor * sum_g / pixels
 
 
-def _sum_of_products(a: Array, b: Array) -> Array:
+def _sum_of_products(a: Float[Array, "n h w c"], b: Float[Array, "n h w c"]) -> Float[Array, " c"]:
     dtype = accumulator(a.dtype)
     return jnp.einsum("nhwc,nhwc->c", a, b, preferred_element_type=dtype)
 
 
-def sum_over_devices(value: Array, axis_name: str | None) -> Array:
-    """`value` summed over the axis, or as it is where there is none."""
+def sum_over_devices(
+    value: Float[Array, "*shape"], axis_name: str | None
+) -> Float[Array, "*shape"]:
+    """Sums `value` over the devices of `axis_name`; without an axis, returns it unchanged."""
     return value if axis_name is None else lax.psum(value, axis_name)
 
 
-def count(x: Array, axis_name: str | None) -> int:
-    """Pixels of all devices' images together."""
+def count_pixels(images: Float[Array, "n h w c"], axis_name: str | None) -> int:
+    """Counts the pixels of the images of all devices together."""
     devices = 1 if axis_name is None else lax.axis_size(axis_name)
-    return devices * x.size // x.shape[-1]
+    return devices * images.size // images.shape[-1]

@@ -1,4 +1,4 @@
-"""XLA's own convolution, in this package's layout."""
+"""The convolution of XLA, in the layout of this package."""
 
 from jax import lax
 from jaxtyping import Array, Float
@@ -13,7 +13,7 @@ def conv(
     padding: Padding,
     groups: int = 1,
 ) -> Float[Array, "n h2 w2 d"]:
-    """A convolution of NHWC images with an HWIO kernel, channels parted into `groups`."""
+    """Convolves NHWC images with an HWIO kernel; the channels are divided into `groups`."""
     return lax.conv_general_dilated(
         images,
         kernel,

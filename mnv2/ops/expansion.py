@@ -1,26 +1,31 @@
-"""1x1 convolution to more channels, and batch norm of its result, as one operation.
+"""1x1 convolution to more channels and batch norm of its result, as one operation.
 
-MobileNetV2's expanded tensors are most of what a training step moves through memory: each is
-written by the convolution, read twice for its mean and variance, and normalised; backward, batch
-norm reads it and its gradient twice more. On CPU all but the first is avoided. What batch norm
-needs of y = x w, it knows from the narrow x: with m the mean of x over pixels, and C its
-covariance,
+In a training step, MobileNetV2 moves its expanded tensors through memory more than anything else.
+The convolution writes each of them. Batch norm reads it twice for its mean and variance, and
+normalises it. In the backward pass, batch norm reads it and its gradient twice more. On CPU this
+module avoids all of these passes except the first. Let y = x w be the result of the convolution,
+with m the mean of x over pixels and C the covariance of x. Batch norm needs the mean of y, the
+variance of y and the sum of g y, where g is the gradient of the loss for the output of batch norm.
+All three follow from the narrow tensor x:
 
     mean(y) = m w        var(y)_d = w_d' C w_d        sum(g y)_d = w_d' (x' g)_d
 
-and the gradient of y, factor g + slope y + offset, goes through w without being written:
+The gradient for y is factor g + slope y + offset (see `batch_norm.coefficients`). It passes
+through w without being written to memory:
 
     for x:  g (factor w)' + x (w slope w') + offset w'
     for w:  factor (x' g) + slope (x' x) w + (sum of x) offset
 
-C costs inputs / features of the convolution's own multiply-adds, hence it pays where a layer
-expands. A training step of MobileNetV2 at 224 pixels, batch 32, on two cores, went from 1.02 to
-0.91 s by this and by ReLU6 inside the depthwise convolution, its process from 5.6 to 4.1 GiB.
+C costs inputs / features of the convolution's own multiply-adds, so this is faster only if a layer
+has many more features (output channels) than inputs (input channels). Together with ReLU6 inside
+the depthwise convolution, it changed a training step of MobileNetV2 at 224 pixels, batch 32, on
+two cores, from 1.02 to 0.91 s, and the memory of the process from 5.6 to 4.1 GiB.
 
-On GPU and TPU this is the convolution and then batch norm.
+On GPU and TPU the operation is the convolution followed by batch norm.
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +36,42 @@ from mnv2.ops import batch_norm
 from mnv2.ops.pointwise import gradients_of_conv, pointwise_conv
 from mnv2.ops.precision import accumulator
 
-# inputs * inputs / features up to which the products of inputs cost less than what they save.
-WORTHWHILE = 48
+# The largest inputs * inputs / features for which the products of inputs cost less than they save.
+LARGEST_RATIO = 48
+
+# The gradients for (images, kernel, scale, bias).
+Gradients = tuple[
+    Float[Array, "n h w c"], Float[Array, "1 1 c d"], Float[Array, " d"], Float[Array, " d"]
+]
+
+# The output, its mean and its variance before normalisation.
+Normalized = tuple[Float[Array, "n h w d"], Float[Array, " d"], Float[Array, " d"]]
+
+
+class Intermediates(NamedTuple):
+    """The intermediate tensors of the forward pass, with the same shapes on every platform.
+
+    convolved    the result of the convolution. On CPU, where nothing reads it, the output stands in
+                 its place: the output is in memory anyway, for the layer that follows
+    mean         of the result of the convolution, per channel
+    inverse_std  1 / sqrt(variance + epsilon) of the result of the convolution, per channel
+    moments      the products of all inputs and 1 with one another, summed over the pixels of this
+                 device. Only the CPU reads them; elsewhere they are zeros
+    """
+
+    convolved: Float[Array, "n h w d"]
+    mean: Float[Array, " d"]
+    inverse_std: Float[Array, " d"]
+    moments: Float[Array, "c+1 c+1"]
+
+
+class Saved(NamedTuple):
+    """The tensors that the backward pass needs from the forward pass."""
+
+    images: Float[Array, "n h w c"]
+    kernel: Float[Array, "1 1 c d"]
+    scale: Float[Array, " d"]
+    intermediates: Intermediates
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -43,113 +82,139 @@ def expand_and_normalize(
     bias: Float[Array, " d"],
     epsilon: float,
     axis_name: str | None,
-) -> tuple[Float[Array, "n h w d"], Float[Array, " d"], Float[Array, " d"]]:
-    """normalize_batch(pointwise_conv(images, kernel), scale, bias, epsilon, axis_name).
+) -> Normalized:
+    """Returns normalize_batch(pointwise_conv(images, kernel), scale, bias, epsilon, axis_name).
 
-    As there, no gradient flows through the mean and the variance.
+    As in `normalize_batch`, no gradient flows through the mean and the variance.
     """
     return _forward(images, kernel, scale, bias, epsilon, axis_name)[0]
 
 
-def expands(inputs: int, features: int) -> bool:
-    """Whether a layer has so many more features than inputs that this is faster."""
-    return inputs**2 <= WORTHWHILE * features
+def is_faster_fused(inputs: int, features: int) -> bool:
+    """Returns whether `expand_and_normalize` is faster than convolution and batch norm in turn.
+
+    It is if the layer has many more features (output channels) than inputs (input channels).
+    """
+    return inputs**2 <= LARGEST_RATIO * features
 
 
-def _forward(images, kernel, scale, bias, epsilon, axis_name):
-    settings = {"epsilon": epsilon, "axis_name": axis_name}
-    results, kept = lax.platform_dependent(
+def _forward(
+    images: Float[Array, "n h w c"],
+    kernel: Float[Array, "1 1 c d"],
+    scale: Float[Array, " d"],
+    bias: Float[Array, " d"],
+    epsilon: float,
+    axis_name: str | None,
+) -> tuple[Normalized, Saved]:
+    normalized, intermediates = lax.platform_dependent(
         images,
         kernel,
         scale,
         bias,
-        cpu=functools.partial(_by_moments, **settings),
-        default=functools.partial(_one_by_one, **settings),
+        cpu=functools.partial(_by_moments, epsilon=epsilon, axis_name=axis_name),
+        default=functools.partial(_one_by_one, epsilon=epsilon, axis_name=axis_name),
     )
-    return results, (images, kernel, scale, kept)
+    return normalized, Saved(images, kernel, scale, intermediates)
 
 
-def _backward(epsilon, axis_name, saved, gradients):
-    settings = {"epsilon": epsilon, "axis_name": axis_name}
+def _backward(
+    epsilon: float, axis_name: str | None, saved: Saved, output_gradients: Normalized
+) -> Gradients:
     return lax.platform_dependent(
-        *saved,
-        gradients[0],
-        cpu=functools.partial(_gradients_by_moments, **settings),
-        default=functools.partial(_gradients_one_by_one, **settings),
+        saved,
+        output_gradients[0],
+        cpu=functools.partial(_gradients_by_moments, axis_name=axis_name),
+        default=functools.partial(_gradients_one_by_one, axis_name=axis_name),
     )
 
 
 expand_and_normalize.defvjp(_forward, _backward)
 
 
-# Both forms keep the same shapes for the backward pass: (wide, mean, inverse, moments). Here wide
-# is the convolution's result.
-def _one_by_one(images, kernel, scale, bias, *, epsilon, axis_name):
-    wide = pointwise_conv(images, kernel)
-    results, (_, _, mean, inverse) = batch_norm.forward(wide, scale, bias, epsilon, axis_name)
-    unused = jnp.zeros((images.shape[-1] + 1,) * 2, mean.dtype)
-    return results, (wide, mean, inverse, unused)
+def _one_by_one(
+    images: Float[Array, "n h w c"],
+    kernel: Float[Array, "1 1 c d"],
+    scale: Float[Array, " d"],
+    bias: Float[Array, " d"],
+    *,
+    epsilon: float,
+    axis_name: str | None,
+) -> tuple[Normalized, Intermediates]:
+    convolved = pointwise_conv(images, kernel)
+    normalized, saved = batch_norm.forward(convolved, scale, bias, epsilon, axis_name)
+    unused = jnp.zeros((images.shape[-1] + 1,) * 2, saved.mean.dtype)
+    return normalized, Intermediates(convolved, saved.mean, saved.inverse_std, unused)
 
 
-def _gradients_one_by_one(images, kernel, scale, kept, gradient, *, epsilon, axis_name):
-    wide, mean, inverse, _ = kept
-    g, g_scale, g_bias = batch_norm.backward(
-        epsilon, axis_name, (wide, scale, mean, inverse), (gradient, None, None)
-    )
-    return *gradients_of_conv(images, kernel, g), g_scale, g_bias
+def _gradients_one_by_one(
+    saved: Saved, gradient: Float[Array, "n h w d"], *, axis_name: str | None
+) -> Gradients:
+    convolved, mean, inverse_std, _ = saved.intermediates
+    of_batch_norm = batch_norm.Saved(convolved, saved.scale, mean, inverse_std)
+    g, g_scale, g_bias = batch_norm.gradients(of_batch_norm, gradient, axis_name)
+    return *gradients_of_conv(saved.images, saved.kernel, g), g_scale, g_bias
 
 
-# Here it is batch norm's, which nothing uses: it is in memory anyway for the layer that follows.
-def _by_moments(images, kernel, scale, bias, *, epsilon, axis_name):
-    rows, weights = _rows_and_ones(images), kernel[0, 0].astype(accumulator(images.dtype))
-    moments = _across(rows, rows)
-    count = batch_norm.count(images, axis_name)
+def _by_moments(
+    images: Float[Array, "n h w c"],
+    kernel: Float[Array, "1 1 c d"],
+    scale: Float[Array, " d"],
+    bias: Float[Array, " d"],
+    *,
+    epsilon: float,
+    axis_name: str | None,
+) -> tuple[Normalized, Intermediates]:
+    pixels, weights = _pixels_and_ones(images), kernel[0, 0].astype(accumulator(images.dtype))
+    moments = _sum_of_products(pixels, pixels)
+    count = batch_norm.count_pixels(images, axis_name)
     averages = batch_norm.sum_over_devices(moments, axis_name) / count
-    center = averages[-1, :-1]
-    covariance = averages[:-1, :-1] - jnp.outer(center, center)
-    mean = center @ weights
+    centre = averages[-1, :-1]
+    covariance = averages[:-1, :-1] - jnp.outer(centre, centre)
+    mean = centre @ weights
     var = jnp.maximum(jnp.sum(weights * (covariance @ weights), 0), 0)
-    inverse = lax.rsqrt(var + epsilon)
-    factor = scale * inverse
-    both = jnp.vstack([weights * factor, bias - mean * factor]).astype(rows.dtype)
-    wide = (rows @ both).reshape(*images.shape[:3], -1)
-    return (wide, mean, var), (wide, mean, inverse, moments)
+    inverse_std = lax.rsqrt(var + epsilon)
+    factor = scale * inverse_std
+    weights_and_bias = jnp.vstack([weights * factor, bias - mean * factor]).astype(pixels.dtype)
+    y = (pixels @ weights_and_bias).reshape(*images.shape[:3], -1)
+    return (y, mean, var), Intermediates(y, mean, inverse_std, moments)
 
 
-def _gradients_by_moments(images, kernel, scale, kept, gradient, *, epsilon, axis_name):
-    _, mean, inverse, moments = kept
-    rows, weights = _rows_and_ones(images), kernel[0, 0].astype(mean.dtype)
-    g = gradient.reshape(rows.shape[0], -1)
-    across = _across(rows, g)
-    local_gy, local_g = jnp.sum(weights * across[:-1], 0), across[-1]
+def _gradients_by_moments(
+    saved: Saved, gradient: Float[Array, "n h w d"], *, axis_name: str | None
+) -> Gradients:
+    images, kernel, scale, (_, mean, inverse_std, moments) = saved
+    pixels, weights = _pixels_and_ones(images), kernel[0, 0].astype(mean.dtype)
+    g = gradient.reshape(pixels.shape[0], -1)
+    sum_xg = _sum_of_products(pixels, g)
+    local_gy, local_g = jnp.sum(weights * sum_xg[:-1], 0), sum_xg[-1]
     factor, slope, offset = batch_norm.coefficients(
         scale,
         mean,
-        inverse,
+        inverse_std,
         batch_norm.sum_over_devices(local_g, axis_name),
         batch_norm.sum_over_devices(local_gy, axis_name),
-        batch_norm.count(images, axis_name),
+        batch_norm.count_pixels(images, axis_name),
     )
-    g_weights = across[:-1] * factor + (moments[:-1, :-1] @ weights) * slope
+    g_weights = sum_xg[:-1] * factor + (moments[:-1, :-1] @ weights) * slope
     g_weights += jnp.outer(moments[-1, :-1], offset)
     through_g = lax.dot_general(g, (weights * factor).astype(g.dtype), (((1,), (1,)), ((), ())))
-    both = jnp.vstack([weights * slope, offset]) @ weights.T
-    g_rows = through_g + rows @ both.astype(rows.dtype)
+    through_y_and_offset = jnp.vstack([weights * slope, offset]) @ weights.T
+    g_pixels = through_g + pixels @ through_y_and_offset.astype(pixels.dtype)
     return (
-        g_rows.reshape(images.shape),
+        g_pixels.reshape(images.shape),
         g_weights[None, None].astype(kernel.dtype),
-        (local_gy - mean * local_g) * inverse,
+        (local_gy - mean * local_g) * inverse_std,
         local_g,
     )
 
 
-def _rows_and_ones(images: Array) -> Array:
-    """(n, h, w, c) -> (n h w, c + 1): with a column of ones, products with which are sums."""
+def _pixels_and_ones(images: Float[Array, "n h w c"]) -> Float[Array, "n*h*w c+1"]:
+    """Returns the pixels as rows, with a column of ones: products with this column are sums."""
     with_ones = jnp.pad(images, ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=1)
     return with_ones.reshape(-1, with_ones.shape[-1])
 
 
-def _across(a: Array, b: Array) -> Array:
-    """(r, c), (r, d) -> (c, d): a' b."""
+def _sum_of_products(a: Float[Array, "r c"], b: Float[Array, "r d"]) -> Float[Array, "c d"]:
+    """Computes a' b: the products of every column of `a` and of `b`, summed over rows."""
     dims = (((0,), (0,)), ((), ()))
     return lax.dot_general(a, b, dims, preferred_element_type=accumulator(a.dtype))

@@ -1,4 +1,4 @@
-"""The type in which sums are kept."""
+"""The type in which sums are computed."""
 
 from typing import Any
 
@@ -6,5 +6,5 @@ import jax.numpy as jnp
 
 
 def accumulator(dtype: Any) -> jnp.dtype:
-    """float32 for numbers of less precision, else their own type."""
+    """Returns float32 for a type of lower precision, and any other type unchanged."""
     return jnp.promote_types(dtype, jnp.float32)
