@@ -1,6 +1,6 @@
 # make ablation and make test need nothing but Python 3.12 or newer and a package index.
 
-# The first of these that is new enough and can make environments.
+# The first of these that is new enough and can create environments.
 CANDIDATES := $(PYTHON) python3.12 python3.13 python3.14 python3 \
 	$(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python)
 PYTHON_FOUND := $(shell for python in $(CANDIDATES); do \
@@ -10,7 +10,8 @@ PYTHON_FOUND := $(shell for python in $(CANDIDATES); do \
 WORKDIR ?= runs/v2_ablation
 BIN := .venv/bin
 
-.PHONY: help ablation experiments throughput scaling test faults slurm-test check tensorboard clean
+.PHONY: help ablation experiments throughput scaling test faults slurm-test check tour \
+	tensorboard clean
 
 help:
 	@echo 'make ablation     train the ablations on Fashion-MNIST, print the table, draw the figure'
@@ -20,14 +21,15 @@ help:
 	@echo 'make test         run the tests'
 	@echo 'make faults       kill, signal, damage and starve runs at random; nothing may be lost'
 	@echo 'make slurm-test   preempt a sweep on a SLURM of one node, which is installed and started'
-	@echo 'make check        format, lint, types'
+	@echo 'make check        format, lint, types, the import rule'
+	@echo 'make tour         run the notebook docs/tour.ipynb from a clean kernel'
 	@echo 'make tensorboard  look at the curves of make ablation'
 	@echo 'make clean        remove the environments; runs stay'
 
 ablation: .venv/ready
 	$(BIN)/python -m mnv2.main --config configs/v2_ablation.py --workdir $(WORKDIR)
 
-# Each ends within ten minutes on two cores by default; here expansion has five seeds, and takes 20.
+# Each takes at most ten minutes on two cores; expansion, here with five seeds, takes 20.
 EXPERIMENTS := complexity architecture manifold memory shortcuts activations "expansion --seeds 5" \
 	latency checkpoints
 
@@ -57,6 +59,10 @@ check: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+tour: .venv/ready
+	$(BIN)/python -m tests.tour
 
 tensorboard: .venv/ready
 	$(BIN)/tensorboard --logdir $(WORKDIR)
@@ -64,17 +70,18 @@ tensorboard: .venv/ready
 clean:
 	rm -rf .venv .venv-peers
 
-# Exactly the locked versions, where the lock has them for this platform.
-.venv/ready: requirements.txt requirements-dev.txt requirements.lock
+# Exactly the locked versions, if the lock has them for this platform.
+.venv/ready: pyproject.toml requirements.txt requirements-dev.txt requirements.lock
 	@test -n '$(PYTHON_FOUND)' || { echo 'error: no Python 3.12 or newer found; install one' \
 		'(apt-get install python3.12-venv, brew install python@3.12, pyenv install 3.12),' \
 		'or say where it is: make PYTHON=/path/to/python' >&2; exit 2; }
 	$(PYTHON_FOUND) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		-r requirements.txt -r requirements-dev.txt -c requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
-# The other frameworks beside it, 3 GB, in an environment of their own.
+# The other frameworks, 3 GB, in their own environment.
 .venv-peers/ready: .venv/ready requirements-peers.txt
 	$(PYTHON_FOUND) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --disable-pip-version-check -r requirements.txt \

@@ -1,10 +1,11 @@
-"""What the README says is so."""
+"""What the README and the pages in docs/ say is true."""
 
 import importlib.util
 import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 from absl import flags
 from ml_collections import config_flags
@@ -14,9 +15,11 @@ from tests.training.test_finetune import weights as weights
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = {path.name: path.read_text() for path in (ROOT / "docs").glob("*.md")}
 COMMANDS = [
     shlex.split(line, comments=True)
-    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    for page in (README, *PAGES.values())
+    for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
     for line in block.splitlines()
 ]
 
@@ -30,6 +33,8 @@ def test_every_command_exists(command):
             assert importlib.util.find_spec(module)
         case ["pip", "install", "-r", file]:
             assert (ROOT / file).exists()
+        case ["pip", "install", "."]:
+            assert (ROOT / "pyproject.toml").exists()
         case _:
             assert command[:2] == ["tensorboard", "--logdir"]
 
@@ -61,14 +66,25 @@ def test_the_python_example_prints_what_its_comments_say():
     assert {"stem", "block_0_expanded", "pooled", "logits"} <= names["stages"].keys()
 
 
+def test_the_example_of_weights_runs(weights, tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", PAGES["weights.md"], re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    save = 'pretrained.save(loaded, "out.h5", names="keras")'
+    assert save in code  # the small network of this test is not one of Keras
+    images = np.zeros((2, 224, 224, 3), np.uint8)
+    exec(code.replace('"FILE"', repr(weights)).replace(save, ""), {"images": images})
+
+
 def test_the_table_is_the_one_that_was_measured():
     table = (ROOT / "docs" / "v2_ablation.md").read_text().split("\n\n")[0]
     assert table in README
 
 
 def test_every_file_that_is_named_exists():
-    named = re.findall(r"\]\(((?!http)[^)]+)\)", README)
-    named += re.findall(r"^((?:mnv2|configs)/\S+)", README, re.MULTILINE)
+    named = [ROOT / path for path in re.findall(r"\]\(((?!http)[^)]+)\)", README)]
+    named += [ROOT / path for path in re.findall(r"^((?:mnv2|configs)/\S+)", README, re.MULTILINE)]
+    for page in PAGES.values():
+        named += [ROOT / "docs" / path for path in re.findall(r"\]\(((?!http)[^)]+)\)", page)]
     assert len(named) > 5
     for path in named:
-        assert (ROOT / path).exists(), path
+        assert path.exists(), path
