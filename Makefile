@@ -16,7 +16,7 @@ BIN := .venv/bin
 help:
 	@echo 'make ablation     train the ablations on Fashion-MNIST, print the table, draw the figure'
 	@echo 'make experiments  answer open questions about the papers by measuring; fill the tables'
-	@echo 'make throughput   measure the speed here beside PyTorch, Keras, ONNX Runtime and others'
+	@echo 'make throughput   measure the speed here compared to PyTorch, Keras, ONNX Runtime and others'
 	@echo 'make scaling      measure how speed changes with batch size, resolution, width and threads'
 	@echo 'make test         run the tests'
 	@echo 'make faults       kill, signal, damage and starve runs at random; nothing may be lost'

@@ -4,7 +4,7 @@ from configs import v2_ablation
 from experiments import expansion
 from mnv2.analysis import complexity
 from mnv2.models import create_model
-from mnv2.sweeps.execute import resolve
+from mnv2.sweeps.plan import resolve
 from mnv2.sweeps.workdir import Sweep
 
 
