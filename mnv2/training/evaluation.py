@@ -46,7 +46,8 @@ def evaluate(
     `step` takes a batch that is split over devices, and `view` turns pictures into the network's
     input. `batch_size` is rounded up to a multiple of the devices; a mask covers the rows that the
     last batch lacks. `after_batch` is called with the sums of each batch. If a `confusion` matrix
-    is given (true class, predicted class), the predictions are added to it.
+    is given (true class, predicted class), the predictions are added to it. Raises UserError if a
+    loss is not finite.
     """
     batch_size += -batch_size % jax.device_count()
     window = []
@@ -60,6 +61,11 @@ def evaluate(
             predicted = np.asarray(predictions).reshape(-1)
             np.add.at(confusion, (batch["label"][counted], predicted[counted]), 1)
         after_batch(sums)
+    if metrics.first_not_finite(window) is not None:
+        raise UserError(
+            f"the loss on the {split} split of {dataset.name} is not finite: the weights hold, or "
+            "lead to, values that are not finite"
+        )
     return metrics.summarize(window)
 
 
