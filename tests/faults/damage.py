@@ -9,6 +9,8 @@ truncated   SIGKILL; then a random file of the newest checkpoint is cut short or
 full disk   a disk without room for a second checkpoint. The run must end with one line of error,
             and the first checkpoint must be whole. Then room is made. (This needs root, for a file
             system in memory.)
+not finite  a learning rate that overflows. The run must end with one line of error, without a
+            result and without a checkpoint that is not finite
 
 Then the run is started again until it finishes. Its parameters must be those of an undisturbed run,
 to the last bit.
@@ -23,9 +25,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from mnv2.runtime.cli import command_parser, run
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.interruption import EXIT_CODE
+from mnv2.runtime.layout import RESULT
 from tests.faults.kills import FOLDER, check_equal, final_state, newest, start
 
 PATIENCE = 30  # seconds to save and exit after a signal
@@ -96,10 +101,37 @@ def full_disk(workdir: Path, moments: random.Random) -> str:
     return f"{size} kB: exit code {code}, checkpoint of step {first} kept"
 
 
+def not_finite(workdir: Path, moments: random.Random) -> str:
+    """Starts two runs whose loss overflows. One stops there; the other skips, and must stop, too."""
+    happened = []
+    for on_nan in ("stop", "skip"):
+        place = workdir.with_name(f"{workdir.name}_{on_nan}")
+        process = start(
+            place,
+            [
+                "--config.optimization.learning_rate=1e30",
+                "--config.optimization.warmup=0 steps",
+                f"--config.on_nan={on_nan}",
+                f"--config.checkpoint_every={moments.randrange(1, 9)} steps",
+                f"--config.log_every={moments.randrange(1, 99)}",
+            ],
+        )
+        code = process.wait()
+        if code != 2 or (place / FOLDER / RESULT).exists():
+            raise UserError(f"exit code {code} although the loss is not finite ({on_nan})")
+        if newest(place):
+            state = final_state(place)
+            if not all(np.isfinite(array).all() for array in state.values()):
+                raise UserError(f"{place} holds a checkpoint that is not finite")
+        happened.append(f"{on_nan}: exit code 2, newest checkpoint {newest(place)}")
+    return "; ".join(happened)
+
+
 FAULTS: dict[str, Callable[[Path, random.Random], str]] = {
     "signals": signals,
     "truncated": truncated,
     "full disk": full_disk,
+    "not finite": not_finite,
 }
 
 
