@@ -102,7 +102,7 @@ def full_disk(workdir: Path, moments: random.Random) -> str:
 
 
 def not_finite(workdir: Path, moments: random.Random) -> str:
-    """Starts two runs whose loss overflows. One stops there; the other skips, and must stop, too."""
+    """Starts two runs whose loss overflows. One stops there; the other skips and must stop, too."""
     happened = []
     for on_nan in ("stop", "skip"):
         place = workdir.with_name(f"{workdir.name}_{on_nan}")
