@@ -7,10 +7,9 @@ from typing import Any
 
 import ml_collections
 
-from mnv2.runtime.errors import UserError, check_choice
+from mnv2.runtime.errors import UserError, check_choice, check_positive
 from mnv2.runtime.layout import RESULT
 from mnv2.training import settings
-from mnv2.training.checks import integer
 from mnv2.training.setup import set_up
 
 BETWEEN_ARMS = ("arms", "panels", "baseline")  # fields that describe the sweep and no single run
@@ -41,11 +40,10 @@ class Run:
         return (self.folder / RESULT).exists()
 
 
-def plan(config: ml_collections.ConfigDict, workdir: Path, only: Sequence[str] = ()) -> list[Run]:
+def plan(config: ml_collections.ConfigDict, workdir: Path) -> list[Run]:
     """Lists the runs of `config`: all arms with the first seed, then with the second, and so on.
 
-    `only` names arms, or runs as arm/seed; the other arms are left out. Raises UserError if any of
-    the runs cannot start, and for a name that does not exist.
+    Raises UserError if any of the runs cannot start.
     """
     try:
         arms = dict(config.arms)
@@ -53,15 +51,12 @@ def plan(config: ml_collections.ConfigDict, workdir: Path, only: Sequence[str] =
         raise UserError(
             f"arms must be pairs of a name and its changes, got {config.arms!r}"
         ) from None
-    for name in only:
-        check_choice(name.partition("/")[0], arms, "arm")
-    wanted = {name.partition("/")[0] for name in only} or set(arms)
     runs = []
-    for arm in (arm for arm in arms if arm in wanted):
+    for arm in arms:
         resolved = resolve(config, arm)
         of_arm = settings.from_config(resolved)
         steps = set_up(of_arm).durations.total
-        integer(1)(resolved.seeds, f"seeds of arm {arm}")
+        check_positive(resolved.seeds, f"seeds of arm {arm}")
         for seed in range(config.seed, config.seed + resolved.seeds):
             runs.append(
                 Run(

@@ -1,11 +1,13 @@
 """The curves of a run: metrics.jsonl, and the same for TensorBoard."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from clu import metric_writers
+from flax.traverse_util import flatten_dict
 
 from mnv2.runtime.files import append_line, keep_lines
 from mnv2.runtime.layout import METRICS
@@ -18,27 +20,22 @@ class MetricsLog:
 
     def __init__(self, folder: Path):
         self._path = folder / METRICS
-        self._tensorboard: metric_writers.MetricWriter = metric_writers.MultiWriter(())
+        self._tensorboard = (
+            metric_writers.SummaryWriter(str(folder))
+            if is_writer()
+            else metric_writers.MultiWriter(())
+        )
 
     def resume(self, step: int, settings: Settings) -> None:
-        """Starts after `step`: drops what was written of later steps, which are done again.
-
-        TensorBoard's events cannot be dropped one by one, so they are written again from the lines
-        that stay: each step is in its curves once.
-        """
+        """Starts after `step`: drops what was written of later steps, which are done again."""
         if is_writer():
             keep_lines(self._path, lambda line: json.loads(line)["step"] <= step)
-            for old in self._path.parent.glob("events.out.tfevents.*"):
-                old.unlink()
-            self._tensorboard = metric_writers.SummaryWriter(str(self._path.parent))
-            lines = self._path.read_text().splitlines() if self._path.exists() else []
-            for values in map(json.loads, lines):
-                self._tensorboard.write_scalars(values.pop("step"), _scalars(values))
         self._tensorboard.write_hparams(_hyperparameters(settings))
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes values by name. TensorBoard does not get the numbers of examples."""
-        self._tensorboard.write_scalars(step, _scalars(values))
+        scalars = {name: x for name, x in values.items() if not name.endswith("/examples")}
+        self._tensorboard.write_scalars(step, scalars)
         if is_writer():
             append_line(self._path, json.dumps({"step": step, **values}))
 
@@ -48,8 +45,6 @@ class MetricsLog:
 
     def holds(self, step: int, name: str) -> bool:
         """Tells whether a value of that name was written for a step."""
-        if not self._path.exists():
-            return False
         lines = map(json.loads, self._path.read_text().splitlines())
         return any(line["step"] == step and name in line for line in lines)
 
@@ -61,13 +56,14 @@ class MetricsLog:
         self._tensorboard.close()
 
 
-def _scalars(values: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in values.items() if not name.endswith("/examples")}
-
-
 def _hyperparameters(settings: Settings) -> dict[str, Any]:
-    """Returns all fields of a run, as numbers, truth values and strings, for TensorBoard."""
+    """Returns what TensorBoard's HParams tab shows of a run: numbers, truth values and strings."""
+    names = ["model", "optimization", "duration", "batch_size", "label_smoothing", "seed"]
+    values = dataclasses.asdict(settings)
+    if settings.weights is not None:
+        names += ["weights", "start"]
+    flat = flatten_dict({name: values[name] for name in names}, sep=".")
     return {
         name: value if isinstance(value, int | float | str) else str(value)
-        for name, value in settings.flat().items()
+        for name, value in flat.items()
     }

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
-from flax.traverse_util import flatten_dict
 
-from mnv2.runtime.errors import UserError
-from mnv2.training.checks import check_fields
+from mnv2.runtime.errors import UserError, check_choice, check_positive
+
+ON_NAN = ("stop", "skip")
+STARTS = ("weights", "scratch")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,15 +77,11 @@ class Settings:
         """Tells whether the weights of the file are used, and not only its network."""
         return self.weights is not None and self.start == "weights"
 
-    def flat(self) -> dict[str, Any]:
-        """Returns all fields by their dotted names, as on the command line."""
-        return flatten_dict(dataclasses.asdict(self), sep=".")
-
 
 def from_config(config: ml_collections.ConfigDict) -> Settings:
     """Returns the settings of a run from its resolved config.
 
-    Raises UserError for a field that is missing, unknown or has an impossible value.
+    Raises UserError for a field that is missing or has an impossible value.
     """
     if "weights" in config and not config.weights:
         raise UserError("no weights given: set config.weights to a file, as --config.weights FILE")
@@ -96,7 +93,9 @@ def from_config(config: ml_collections.ConfigDict) -> Settings:
             "optimization": optimization(config.optimization),
         }
     )
-    check_fields(settings.flat())
+    check_positive(settings.batch_size, "batch_size")
+    check_choice(settings.on_nan, ON_NAN, "on_nan")
+    check_choice(settings.start, STARTS, "start")
     return settings
 
 
