@@ -3,6 +3,7 @@
 import importlib
 import sys
 
+from mnv2.runtime.cli import fail
 from mnv2.runtime.errors import UserError, check_choice
 
 COMMANDS = {
@@ -26,8 +27,7 @@ def main() -> None:
     try:
         check_choice(verb, COMMANDS, "command")
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        fail(str(error))
     sys.argv = [f"mnv2 {verb}", *sys.argv[2:]]
     importlib.import_module(COMMANDS[verb][0]).command()
 

@@ -1,5 +1,7 @@
 """Reports which classes a network confuses: the most frequent mistakes, a CSV file and a figure."""
 
+import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,10 +30,11 @@ def commonest_mistakes(confusion: Confusion, count: int = 5) -> list[tuple[int, 
 
 def to_csv(confusion: Confusion, labels: Sequence[str]) -> str:
     """Formats the counts as CSV: one row per true class, one column per predicted class."""
-    lines = [",".join(["", *(_quoted(name) for name in labels)])]
-    for name, row in zip(labels, confusion, strict=True):
-        lines.append(",".join([_quoted(name), *map(str, row)]))
-    return "\n".join(lines) + "\n"
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["", *labels])
+    writer.writerows([name, *row] for name, row in zip(labels, confusion, strict=True))
+    return text.getvalue()
 
 
 def draw(confusion: Confusion, labels: Sequence[str], title: str, path: Path) -> None:
@@ -61,7 +64,3 @@ def draw(confusion: Confusion, labels: Sequence[str], title: str, path: Path) ->
 
 def _percent(confusion: Confusion) -> np.ndarray:
     return 100 * confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"' if set(name) & {",", '"'} else name

@@ -33,21 +33,12 @@ result = {"test": {"accuracy": 0.5}, "parameters": 1, "multiply_adds": 1, "train
 """
 
 
-@pytest.fixture
-def config(tiny_config, fashion_mnist):
-    tiny_config.arms = (("a", {}), ("b", {}), ("c", {}))
-    tiny_config.baseline = "a"
-    tiny_config.panels = ()
-    tiny_config.seeds = 1
-    return tiny_config
-
-
 def command(workdir, fails="nothing", then="ends"):
     return [sys.executable, "-c", COMMAND, str(workdir), fails, then]
 
 
-def test_runs_are_done_in_processes_that_share_the_cores(config, tmp_path, capsys):
-    local.run_in_processes(config, tmp_path, (), 2, command(tmp_path))
+def test_runs_are_done_in_processes_that_share_the_cores(three_runs, tmp_path, capsys):
+    local.run_in_processes(three_runs, tmp_path, (), 2, command(tmp_path))
     printed = capsys.readouterr().out
     assert "3 of 3 runs to do, 2 at a time, " in printed
     assert "[3/3] " in printed
@@ -62,17 +53,17 @@ def test_runs_are_done_in_processes_that_share_the_cores(config, tmp_path, capsy
     assert sorted(os.sched_getaffinity(0)) == available
 
 
-def test_a_run_that_fails_does_not_stop_the_others_and_is_named(config, tmp_path, capsys):
+def test_a_run_that_fails_does_not_stop_the_others_and_is_named(three_runs, tmp_path, capsys):
     with pytest.raises(UserError, match="1 of the runs failed: b/0: ValueError: no luck"):
-        local.run_in_processes(config, tmp_path, (), 1, command(tmp_path, fails="b/0"))
+        local.run_in_processes(three_runs, tmp_path, (), 1, command(tmp_path, fails="b/0"))
     assert "b/0                    failed: ValueError: no luck" in capsys.readouterr().out
     assert (tmp_path / "c" / "0" / "result.json").exists()
     with pytest.raises(UserError, match="no luck"):
-        local.run_in_processes(config, tmp_path, (), 1, command(tmp_path, fails="b/0"))
+        local.run_in_processes(three_runs, tmp_path, (), 1, command(tmp_path, fails="b/0"))
     assert "1 of 3 runs to do" in capsys.readouterr().out
 
 
-def test_a_signal_is_passed_on_to_every_process(config, tmp_path):
+def test_a_signal_is_passed_on_to_every_process(three_runs, tmp_path):
     def interrupt():
         while not all((tmp_path / arm / "0" / "begun").exists() for arm in "ab"):
             pass
@@ -81,7 +72,7 @@ def test_a_signal_is_passed_on_to_every_process(config, tmp_path):
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(Stopped, match="SIGTERM"):
-        local.run_in_processes(config, tmp_path, (), 2, command(tmp_path, then="waits"))
+        local.run_in_processes(three_runs, tmp_path, (), 2, command(tmp_path, then="waits"))
     thread.join()
     for arm in "ab":
         assert (tmp_path / arm / "0" / "saved").exists()
@@ -97,8 +88,8 @@ def test_gpus_are_dealt_out(monkeypatch):
     assert [share.gpus for share in _shares(2)] == [None, None]
 
 
-def test_single_runs_can_be_chosen(config, tmp_path):
-    runs = plan(config, tmp_path)
+def test_single_runs_can_be_chosen(three_runs, tmp_path):
+    runs = plan(three_runs, tmp_path)
     assert [one.name for one in chosen(runs, ["b", "c/0"])] == ["b/0", "c/0"]
     with pytest.raises(UserError, match="unknown run 'c/1': did you mean 'c/0'"):
         chosen(runs, ["c/1"])

@@ -8,15 +8,6 @@ from mnv2.runtime.interruption import Stopped
 from mnv2.sweeps import slurm
 
 
-@pytest.fixture
-def config(tiny_config, fashion_mnist):
-    tiny_config.arms = (("a", {}), ("b", {}), ("c", {}))
-    tiny_config.baseline = "a"
-    tiny_config.panels = ()
-    tiny_config.seeds = 1
-    return tiny_config
-
-
 def test_what_slurm_is_asked_for_is_what_was_given():
     wanted = slurm.Resources("gpu", cores=3, gpus=1, hours=1.5, parallel=2)
     script = submitit.slurm.slurm._make_sbatch_string(
@@ -29,14 +20,14 @@ def test_what_slurm_is_asked_for_is_what_was_given():
     assert not {"partition", "gpus_per_node"} & set(without)
 
 
-def test_without_slurm_it_says_so(config, tmp_path, monkeypatch):
+def test_without_slurm_it_says_so(three_runs, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     wanted = slurm.Resources(None, cores=1, gpus=0, hours=1, parallel=1)
     with pytest.raises(UserError, match=r'SLURM takes no jobs here: .*"srun"'):
-        slurm.submit(config, tmp_path, (), wanted)
+        slurm.submit(three_runs, tmp_path, (), wanted)
 
 
-def test_a_job_stops_by_itself_before_its_time_limit(config, tmp_path, monkeypatch):
+def test_a_job_stops_by_itself_before_its_time_limit(three_runs, tmp_path, monkeypatch):
     """Is queued again, and waits for SLURM to end it."""
     happened = []
     monkeypatch.setattr(slurm, "run_sweep", lambda *_, **__: signal.raise_signal(signal.SIGALRM))
@@ -52,7 +43,7 @@ def test_a_job_stops_by_itself_before_its_time_limit(config, tmp_path, monkeypat
 
     try:
         signal.signal(signal.SIGTERM, stopped)  # as within a run
-        slurm._Job(config, tmp_path, "a/0", ["a/0"], minutes=10)()
+        slurm._Job(three_runs, tmp_path, "a/0", ["a/0"], minutes=10)()
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
