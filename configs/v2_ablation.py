@@ -91,7 +91,8 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
         config.optimization.schedule = "exponential"
         config.optimization.learning_rate = 0.36  # 0.045 per device, as in slim
         config.optimization.warmup = "5 epochs"
-        config.optimization.weight_decay_on = "(stem|expand|project|pointwise|last_conv).*kernel"
+        # Everything but depthwise filters, as in slim; norms and biases have no kernel.
+        config.optimization.weight_decay_on = "^(?!.*depthwise).*kernel"
         expansions, widths = (*expansions, 10.0), (*widths, 1.4)
         separable, hourglass = 2.38, 2.12
 
@@ -111,6 +112,7 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
         arms["expansion_shortcut"]["seeds"] = arms["no_shortcut"]["seeds"] = 3
     if preset == "quick":
         config.duration = "30 steps"
+        config.optimization.warmup = "5 steps"
         config.data.validation = 58_000
         config.log_every = 10
         arms = {arm: arms[arm] for arm in ("linear", "relu6", "t_1", "width_0.25")}

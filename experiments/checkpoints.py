@@ -23,7 +23,7 @@ from mnv2.runtime.cli import command_parser, run
 from mnv2.runtime.huge_pages import restart_with_huge_pages
 from mnv2.runtime.terminal import StatusLine
 from mnv2.training import settings
-from mnv2.training.checkpoint import Checkpoints
+from mnv2.training.checkpoint import Checkpoints, Timing
 from mnv2.training.setup import set_up
 from mnv2.training.start import initial_state
 
@@ -59,7 +59,7 @@ def blocks(config: Any, pairs: int, folder: Path) -> Iterator[Block]:
         saves = block % 2 == 0
         began = time.perf_counter()
         if saves:
-            checkpoints.save(block * STEPS, state, 0.0)
+            checkpoints.save(block * STEPS, state, Timing())
         for _ in range(STEPS):
             state, _ = steps.train(state, steps.shard(next(batches)), key)
         jax.block_until_ready(state)

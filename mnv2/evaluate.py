@@ -20,6 +20,7 @@ from mnv2.runtime.cli import command_parser, hide_gpus_from_tensorflow, run
 from mnv2.runtime.errors import check_choice, check_positive
 from mnv2.runtime.files import write_json, write_text
 from mnv2.runtime.huge_pages import restart_with_huge_pages
+from mnv2.runtime.weights_options import add_weights_options
 
 if TYPE_CHECKING:  # these import JAX and TensorFlow, which --help does not wait for
     from mnv2.training.evaluation import Evaluation
@@ -29,25 +30,26 @@ SPLITS = ("train", "validation", "test")
 
 def main() -> None:
     parser = command_parser("mnv2.evaluate", __doc__)
-    parser.add_argument("--weights", required=True, metavar="FILE")
+    add_weights_options(parser)
     parser.add_argument("--dataset", required=True, metavar="NAME")
     parser.add_argument(
         "--data_dir", help="folder of the data sets (default: ~/tensorflow_datasets)"
     )
-    parser.add_argument("--split", default="test", help="train or test (default: test)")
-    parser.add_argument("--image_size", type=int, help="pixels (default: as the weights expect)")
+    parser.add_argument("--split", default="test", help="train, validation or test (default: test)")
     parser.add_argument("--batch_size", type=int, default=100)
     parser.add_argument("--output", type=Path, default=Path("runs/evaluation"))
     arguments = parser.parse_args()
     check_choice(arguments.split, SPLITS, "--split")
     check_positive(arguments.batch_size, "--batch_size")
     hide_gpus_from_tensorflow()
-    from mnv2 import data, pretrained
+    from mnv2 import data
+    from mnv2.pretrained.usage import describe_input, load_as_asked
     from mnv2.training.evaluation import evaluate_weights, match_classes
 
-    loaded = pretrained.load_classifier(arguments.weights, arguments.image_size)
+    loaded = load_as_asked(arguments)
     dataset = data.open_dataset(arguments.dataset, arguments.data_dir)
     loaded = match_classes(loaded, dataset, arguments.weights)
+    describe_input(loaded, arguments.mean is not None)
     evaluation = evaluate_weights(loaded, dataset, arguments.split, arguments.batch_size)
     title = f"{arguments.weights} on {dataset.name}"
     report(evaluation, loaded.display_names, title, arguments.output)

@@ -20,8 +20,6 @@ stopped and skips runs that are finished. Results: python -m mnv2.report WORKDIR
 tensorboard --logdir WORKDIR.
 """
 
-import itertools
-import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -30,7 +28,11 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
-from mnv2.runtime.cli import fail, hide_gpus_from_tensorflow, run
+from mnv2.runtime.bad_flags import explanation
+from mnv2.runtime.cli import fail, hide_gpus_from_tensorflow, run, silence_libraries
+from mnv2.runtime.config_file import check_config, prepared
+from mnv2.runtime.errors import UserError
+from mnv2.runtime.folders import check_can_be_written, given_folder
 from mnv2.runtime.huge_pages import restart_with_huge_pages
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -61,8 +63,13 @@ _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes
 _COORDINATOR = flags.DEFINE_string(
     "coordinator_address", None, "Join processes: HOST:PORT where the first one listens."
 )
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Join processes: their number.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Join processes: this one, from 0.")
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "Join processes: their number.", lower_bound=1
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Join processes: this one, from 0.", lower_bound=0
+)
+OF_LAUNCHERS = ("parallel", "partition", "cores", "gpus", "hours")  # flags
 
 
 def main(argv: Sequence[str]) -> None:
@@ -70,43 +77,84 @@ def main(argv: Sequence[str]) -> None:
         fail(f"unexpected argument {argv[1]!r}: see --help")
     if _CONFIG.value is None:
         fail("no --config given: try --config configs/v2_ablation.py, or --help")
-    workdir = Path(
-        _WORKDIR.value or _default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]))
-    )
-    run(lambda: _train(workdir))
+    run(_train)
 
 
-def _train(workdir: Path) -> None:
+def _train() -> None:
     """Executes the runs, in this process or by a launcher."""
+    # Before TensorFlow and JAX are imported, which takes seconds.
+    config, workdir, only, joins = _CONFIG.value, _workdir(), _only(), _joins()
+    if flags.FLAGS["launcher"].using_default_value:
+        for name in OF_LAUNCHERS:
+            if flags.FLAGS[name].present:
+                fail(f"--{name} is for a launcher: add --launcher local or --launcher slurm")
     hide_gpus_from_tensorflow()
-    import jax  # takes seconds, which --help does not wait for
+    import jax
 
-    joins = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-    several = _DISTRIBUTED.value or joins != (None, None, None)
     if _LAUNCHER.value == "none":
         from mnv2.runtime import processes
         from mnv2.sweeps.execute import run_sweep
 
-        if several:
+        if joins is not None:
             processes.meet(*joins)
         with processes.together():
-            run_sweep(_CONFIG.value, workdir, _ONLY.value, reports=_REPORT.value)
+            run_sweep(config, workdir, only, reports=_REPORT.value)
         return
-    if several:
-        fail("a launcher starts its own processes: leave out --distributed and the like")
     jax.config.update("jax_platforms", "cpu")  # GPUs are for the runs
     if _LAUNCHER.value == "local":
         from mnv2.sweeps import local
 
         command = local.this_command(sys.argv[1:])
-        local.run_in_processes(_CONFIG.value, workdir, _ONLY.value, _PARALLEL.value, command)
+        local.run_in_processes(
+            config, workdir, only, _PARALLEL.value, command, reports=_REPORT.value
+        )
         return
     from mnv2.sweeps import slurm
 
     wanted = slurm.Resources(
         _PARTITION.value, _CORES.value, _GPUS.value, _HOURS.value, _PARALLEL.value
     )
-    slurm.submit(_CONFIG.value, workdir, _ONLY.value, wanted)
+    slurm.submit(config, workdir, only, wanted, reports=_REPORT.value)
+
+
+def _workdir() -> Path:
+    """Returns the folder of the runs. Raises UserError if it can be none."""
+    if _WORKDIR.value is None:
+        folder = _default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]))
+    else:
+        folder = given_folder(_WORKDIR.value, "--workdir")
+    check_can_be_written(folder, "--workdir")
+    return folder
+
+
+def _only() -> list[str]:
+    """Returns the names that --only gives. Raises UserError if one is empty."""
+    names = [name.strip() for name in _ONLY.value]
+    if not all(names) or (flags.FLAGS["only"].present and not names):
+        raise UserError("--only has an empty name: give arms or runs, such as linear,relu6/0")
+    return names
+
+
+def _joins() -> tuple[str | None, int | None, int | None] | None:
+    """Returns how to join other processes; None if this is the only one."""
+    joins = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    if not _DISTRIBUTED.value and joins == (None, None, None):
+        return None
+    if _LAUNCHER.value != "none":
+        raise UserError("a launcher starts its own processes: leave out --distributed and the like")
+    address, count, which = joins
+    if not _DISTRIBUTED.value and None in joins:
+        raise UserError(
+            "to join processes, give --coordinator_address, --num_processes, --process_id, all "
+            "three; or --distributed if JAX knows the cluster"
+        )
+    if address is not None:
+        host, _, port = address.rpartition(":")
+        if not host or not port.isdecimal():
+            raise UserError(f"--coordinator_address must be HOST:PORT, got {address!r}")
+    if count is not None and which is not None and which >= count:
+        raise UserError(f"--process_id must be 0 to {count - 1}, got {which}")
+    return joins
 
 
 def _default_workdir(config_file: str) -> Path:
@@ -116,33 +164,20 @@ def _default_workdir(config_file: str) -> Path:
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
-    _make_configs_importable(argv)
+    silence_libraries()
     try:
-        rest = flags.FLAGS(argv)
-        getattr(_CONFIG.value, "arms", None)  # a config that failed to load raises when it is used
-        return rest
-    except (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
-        fail(_explain(error))
-
-
-def _make_configs_importable(argv: Sequence[str]) -> None:
-    """Lets a config file import its neighbours, as `configs.defaults`, from any folder."""
-    words = [word for argument in argv for word in argument.split("=", 1)]
-    for flag, value in itertools.pairwise(words):
-        if flag in ("--config", "-config"):
-            sys.path.append(str(Path(value.partition(":")[0]).expanduser().absolute().parents[1]))
-
-
-def _explain(error: Exception) -> str:
-    """Says what is wrong with the flags, without the traceback that ml_collections adds."""
-    text = str(error)
-    if match := re.search(r'Did you mean "(\S+)" instead of "(\S+)"', text):
-        return f"unknown config field {match[2]!r}: did you mean {match[1]!r}?"
-    if match := re.search(r"No such file or directory: '(.+)'", text):
-        return f"no config file {match[1]}: try configs/v2_ablation.py"
-    if "Traceback" in text:
-        return text.strip().splitlines()[-1].partition(": ")[2]
-    return text
+        argv, config_file = prepared(argv)
+        try:
+            rest = flags.FLAGS(argv)
+            if config_file is not None:
+                check_config(_CONFIG.value, config_file)
+        except UserError:
+            raise
+        except Exception as error:  # a config file is a program, which may raise anything
+            raise UserError(explanation(error, flags.FLAGS, config_file)) from error
+    except UserError as error:
+        fail(str(error))
+    return rest
 
 
 def command() -> None:

@@ -1,68 +1,236 @@
 """Classifies pictures: python -m mnv2.predict PICTURE... --weights FILE
 
-FILE is anything that mnv2.pretrained.load reads: weights of Keras, torchvision, timm or slim, the
-folder of a run, a .safetensors file of this package, or a name on the Hugging Face hub.
+PICTURE is a picture, or a folder with pictures at any depth. FILE is anything that
+mnv2.pretrained.load reads: weights of Keras, torchvision, timm or slim, the folder of a run, a
+.safetensors file of this package, or a name on the Hugging Face hub.
 
     python -m mnv2.predict cat.jpg dog.png --weights mobilenet_v2-7ebf99e0.safetensors
     python -m mnv2.predict photos/*.jpg --weights runs/finetune/finetune/0 --plot seen.png
+    python -m mnv2.predict photos --weights model.keras --classes labels.txt --output photos.csv
+
+A picture that cannot be read is named and left out; the exit code is then 2.
 """
 
-from collections.abc import Sequence
+import csv
+import io
+import itertools
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from mnv2.runtime.cli import command_parser, hide_gpus_from_tensorflow, run
 from mnv2.runtime.errors import UserError, check_positive
+from mnv2.runtime.files import write_json, write_text
+from mnv2.runtime.folders import check_can_be_written
+from mnv2.runtime.terminal import StatusLine, note, warn
+from mnv2.runtime.weights_options import add_weights_options
 
 if TYPE_CHECKING:  # imports JAX, which --help does not wait for
     from mnv2.pretrained import Pretrained
 
 BAR = 20  # characters for a probability of 1
+BATCH_SIZE = 32  # pictures that go through the network at once, at most
+MOST_DRAWN = 100  # pictures in one drawing
+OUTPUTS = (".csv", ".json")
+
+
+class Prediction(NamedTuple):
+    """A picture and the probabilities of its classes."""
+
+    path: Path
+    probabilities: np.ndarray
 
 
 def main() -> None:
     parser = command_parser("mnv2.predict", __doc__)
     parser.add_argument("pictures", metavar="PICTURE", nargs="+", type=Path)
-    parser.add_argument("--weights", required=True, metavar="FILE")
+    add_weights_options(parser)
     parser.add_argument("--top", type=int, default=5, help="classes per picture (default: 5)")
-    parser.add_argument("--image_size", type=int, help="pixels (default: as the weights expect)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="write path, rank, class and probability to this .csv or .json, and print nothing",
+    )
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw pictures and classes here")
     arguments = parser.parse_args()
     check_positive(arguments.top, "--top")
+    check_outputs(arguments.output, arguments.plot)
     hide_gpus_from_tensorflow()
-    from mnv2 import pretrained
+    paths = find_pictures(arguments.pictures)
+    if arguments.plot and len(paths) > MOST_DRAWN:
+        raise UserError(f"--plot draws {MOST_DRAWN} pictures at most, not {len(paths)}")
+    from mnv2.pretrained.usage import describe_input, load_as_asked
 
-    loaded = pretrained.load_classifier(arguments.weights, arguments.image_size)
-    pictures = [read_picture(path, loaded.channels) for path in arguments.pictures]
-    probabilities = predict(loaded, pictures)
-    for path, row in zip(arguments.pictures, probabilities, strict=True):
-        print(f"{path}\n{format_classes(row, loaded.display_names, arguments.top)}")
-    if arguments.plot:
-        titles = [path.name for path in arguments.pictures]
-        draw(titles, pictures, probabilities, loaded.display_names, arguments.top, arguments.plot)
+    loaded = load_as_asked(arguments)
+    unreadable: list[Path] = []
+    pictures = read_pictures(paths, unreadable)
+    first = next(pictures, None)
+    predictions: list[Prediction] = []
+    if first:
+        describe_input(loaded, arguments.mean is not None)
+        line = StatusLine("predicting")
+        line.say("compiling")
+        for new in predict(loaded, itertools.chain([first], pictures), batch_size(len(paths))):
+            predictions.extend(new)
+            line.clear()
+            for path, row in () if arguments.output else new:
+                print(f"{path}\n{format_classes(row, loaded.display_names, arguments.top)}")
+            if len(paths) > BATCH_SIZE:
+                line.say(f"{len(predictions) + len(unreadable)} of {len(paths)} pictures")
+        line.clear()
+    if predictions and arguments.output:
+        write(predictions, loaded.display_names, arguments.top, arguments.output)
+        print(f"{len(predictions)} pictures in {arguments.output}")
+    if predictions and arguments.plot:
+        draw(predictions, loaded.display_names, arguments.top, arguments.plot)
         print(f"drawn in {arguments.plot}")
+    if unreadable:
+        raise UserError(f"{len(unreadable)} of {len(paths)} pictures cannot be read: see above")
 
 
-def read_picture(path: Path, channels: int) -> np.ndarray:
-    """Reads a picture file as h w c, uint8, upright as EXIF says."""
+def check_outputs(output: Path | None, plot: Path | None) -> None:
+    """Raises UserError unless the files that were asked for can be written."""
+    if output and output.suffix not in OUTPUTS:
+        raise UserError(f"--output {output} must end in {' or '.join(OUTPUTS)}")
+    if plot:
+        import matplotlib.figure
+
+        formats = matplotlib.figure.Figure().canvas.get_supported_filetypes()
+        if plot.suffix[1:].lower() not in formats:
+            raise UserError(f"--plot {plot} must end in .png, .pdf or .svg")
+    for path, what in ((output, "--output"), (plot, "--plot")):
+        if path:
+            if path.is_dir():
+                raise UserError(f"{what} {path} is a folder: give a file")
+            check_can_be_written(path.parent, f"the folder of {what}")
+
+
+def find_pictures(paths: Sequence[Path]) -> list[Path]:
+    """Returns the given files, and in place of each folder the pictures in it, sorted.
+
+    A file in a folder is a picture if it starts like one. Hidden files are left out; so are other
+    files, which a note says. Raises UserError for a folder without pictures.
+    """
+    from mnv2.data.decoding import format_of
+
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        files = sorted(
+            Path(place, name)
+            for place, folders, names in os.walk(path)
+            for name in names
+            if not _is_hidden(Path(place, name).relative_to(path))
+        )
+        pictures = [file for file in files if format_of(_first_bytes(file)) is not None]
+        if not pictures:
+            raise UserError(f"no pictures in the folder {path} ({len(files)} files)")
+        others = [str(file) for file in files if file not in set(pictures)]
+        if others:
+            more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+            note(f"files in {path} that are no pictures: {', '.join(others[:3])}{more}")
+        found.extend(pictures)
+    return found
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _first_bytes(path: Path) -> bytes:
+    """Returns the start of a file; empty if it cannot be read."""
     try:
-        with Image.open(path) as picture:
-            upright = ImageOps.exif_transpose(picture)
-            array = np.asarray(upright.convert("L" if channels == 1 else "RGB"))
+        with path.open("rb") as file:
+            return file.read(1000)
+    except OSError:
+        return b""
+
+
+def read_pictures(
+    paths: Sequence[Path], unreadable: list[Path]
+) -> Iterator[tuple[Path, np.ndarray]]:
+    """Yields pictures with their paths.
+
+    A single picture that cannot be read raises UserError. Of several, it is named in a warning and
+    added to `unreadable`.
+    """
+    for path in paths:
+        try:
+            yield path, read_picture(path)
+        except UserError as error:
+            if len(paths) == 1:
+                raise
+            warn(f"{error}; it is left out")
+            unreadable.append(path)
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """Reads a picture file as training does: h w 3, uint8, upright as EXIF says."""
+    from mnv2.data.decoding import decode_picture
+
+    try:
+        return decode_picture(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"no such picture: {path}") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except OSError as error:
+        raise UserError(f"cannot read picture {path}: {error.strerror}") from None
+    except UserError as error:
         raise UserError(f"cannot read picture {path}: {error}") from None
-    return array.reshape(*array.shape[:2], channels)
 
 
-def predict(loaded: "Pretrained", pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Computes the probabilities of the classes for each picture: n classes."""
-    views = [np.asarray(loaded.preprocess.crop_and_resize(x, loaded.image_size)) for x in pictures]
-    return np.stack([loaded.probabilities(view[None])[0] for view in views])
+def batch_size(count: int) -> int:
+    """Returns the size of batches for a number of pictures: it compiles once, and wastes little."""
+    return min(count, BATCH_SIZE) if count <= 4 else min(-(-count // 4) * 4, BATCH_SIZE)
+
+
+def predict(
+    loaded: "Pretrained", pictures: Iterator[tuple[Path, np.ndarray]], size: int
+) -> Iterator[list[Prediction]]:
+    """Computes the probabilities of the classes of pictures, in batches of one size.
+
+    Raises UserError if they are not finite.
+    """
+    from mnv2.data.preprocess import to_channels
+
+    def view(picture: np.ndarray) -> np.ndarray:
+        resized = loaded.preprocess.crop_and_resize(picture, loaded.image_size)
+        return np.asarray(to_channels(resized, loaded.channels))
+
+    views = ((path, view(picture)) for path, picture in pictures)
+    for batch in itertools.batched(views, size):
+        images = np.zeros((size, *batch[0][1].shape), np.float32)
+        images[: len(batch)] = [image for _, image in batch]
+        probabilities = np.asarray(loaded.probabilities(images))
+        new = [Prediction(path, row) for (path, _), row in zip(batch, probabilities, strict=False)]
+        for path, row in new:
+            if not np.isfinite(row).all():
+                raise UserError(
+                    f"the probabilities for {path} are not finite: the weights cannot be used"
+                )
+        yield new
+
+
+def write(predictions: Sequence[Prediction], labels: Sequence[str], top: int, path: Path) -> None:
+    """Writes the most probable classes of each picture as a table, whole or not at all."""
+    rows = [
+        {"path": str(name), "rank": rank, "class": labels[i], "probability": float(f"{row[i]:.8g}")}
+        for name, row in predictions
+        for rank, i in enumerate(np.argsort(-row)[:top], start=1)
+    ]
+    if path.suffix == ".json":
+        write_json(path, rows)
+        return
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def format_classes(probabilities: np.ndarray, labels: Sequence[str], top: int) -> str:
@@ -76,25 +244,16 @@ def format_classes(probabilities: np.ndarray, labels: Sequence[str], top: int) -
     )
 
 
-def draw(
-    titles: Sequence[str],
-    pictures: Sequence[np.ndarray],
-    probabilities: np.ndarray,
-    labels: Sequence[str],
-    top: int,
-    path: Path,
-) -> None:
+def draw(predictions: Sequence[Prediction], labels: Sequence[str], top: int, path: Path) -> None:
     """Draws each picture next to bars of its most probable classes."""
     import matplotlib.figure
 
-    count = len(pictures)
+    count = len(predictions)
     figure = matplotlib.figure.Figure(figsize=(9, 2.6 * count), layout="constrained")
     axes = figure.subplots(count, 2, squeeze=False, width_ratios=(1, 2))
-    for (left, right), title, picture, row in zip(
-        axes, titles, pictures, probabilities, strict=True
-    ):
-        left.imshow(picture.squeeze(), cmap="gray")
-        left.set_title(title, fontsize="medium")
+    for (left, right), (name, row) in zip(axes, predictions, strict=True):
+        left.imshow(read_picture(name))
+        left.set_title(name.name, fontsize="medium")
         left.axis("off")
         best = np.argsort(-row)[:top][::-1]
         bars = right.barh([labels[i] for i in best], 100 * row[best], color="0.6")

@@ -1,7 +1,8 @@
 """Downloads and prepares a data set: python -m mnv2.prepare NAME [--data_dir DIR]
 
 NAME is fashion_mnist, cifar10, cifar100, imagenet2012 or any other classification set of TensorFlow
-Datasets. folder:PATH checks a folder of pictures, PATH/train/CLASS/PICTURE and PATH/test/...
+Datasets, or the path of one that is prepared. folder:PATH checks a folder of pictures,
+PATH/train/CLASS/PICTURE and PATH/test/..., or PATH/CLASS/PICTURE.
 """
 
 from mnv2.runtime.cli import command_parser, hide_gpus_from_tensorflow, run
@@ -20,9 +21,9 @@ def main() -> None:
 
     dataset = open_dataset(arguments.name, arguments.data_dir)
     print(f"{dataset.name}: {dataset.num_classes} classes, images {dataset.image_shape}")
-    for split in ("train", "test"):
-        print(f"  {split:5} {dataset.num_examples(split):>9,} images")
-    print(f"  in    {dataset.folder}")
+    for split in dataset.splits:
+        print(f"  {split:10} {dataset.num_examples(split):>9,} images")
+    print(f"  in         {dataset.folder}")
 
 
 def command() -> None:

@@ -5,15 +5,14 @@ as report.md, report.csv and report.png, and for TensorBoard. It can be made at 
 are not finished are named and left out.
 """
 
-from pathlib import Path
-
 from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.folders import given_folder
 
 
 def main() -> None:
     parser = command_parser("mnv2.report", __doc__)
-    parser.add_argument("workdir", metavar="WORKDIR", type=Path)
-    workdir = parser.parse_args().workdir
+    parser.add_argument("workdir", metavar="WORKDIR")
+    workdir = given_folder(parser.parse_args().workdir, "WORKDIR")
     from mnv2.sweeps.report import write_report  # imports JAX, which --help does not wait for
 
     write_report(workdir)

@@ -1,11 +1,12 @@
 import pytest
+from flax.traverse_util import flatten_dict
 
 from configs import finetune, v2_ablation
 from mnv2.analysis import complexity
 from mnv2.models import create_model
 from mnv2.sweeps.plan import resolve
 from mnv2.training import settings
-from mnv2.training.optimizer import create_optimizer, create_schedule
+from mnv2.training.optimizer import create_optimizer, create_schedule, name_mask
 
 IMAGE = {"fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3), "imagenet2012": (224, 224, 3)}
 CLASSES = {"fashion_mnist": 10, "cifar10": 10, "imagenet2012": 1000}
@@ -23,11 +24,22 @@ def test_every_arm_of_every_preset_builds(preset):
         optimization = settings.optimization(resolved.optimization)
         schedule = create_schedule(optimization, total_steps=100, examples=1000, batch_size=10)
         create_optimizer(optimization, schedule)
+        _check_decayed(model, IMAGE[resolved.data.name][2], optimization, preset)
     for block in {"separable", "hourglass"} & cost.keys():
         assert cost[block] == pytest.approx(cost["linear"], rel=0.03)
     for _, _, arms in config.panels:
         assert preset == "quick" or set(arms) <= cost.keys()
     assert config.baseline in cost
+
+
+def _check_decayed(model, channels, optimization, preset):
+    """Every kernel is decayed, except depthwise ones for ImageNet as in slim; nothing else is."""
+    shapes = complexity._variables(model, channels)["params"]
+    decayed = flatten_dict(name_mask(shapes, optimization.weight_decay_on), sep="/")
+    for name, is_decayed in decayed.items():
+        depthwise = preset == "imagenet" and "depthwise" in name
+        assert is_decayed == (name.endswith("/kernel") and not depthwise), name
+    assert decayed["classifier/kernel"]
 
 
 def test_the_arms_are_the_papers_ablations():

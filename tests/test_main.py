@@ -11,8 +11,26 @@ CONFIG = "--config=configs/v2_ablation.py:quick"
 BAD_INPUT = {
     "no config": ([], "no --config given"),
     "missing config": (["--config=configs/v3.py"], "no config file configs/v3.py"),
+    "misspelt config": (["--config=configs/v2_ablaton.py"], "did you mean configs/v2_ablation.py?"),
+    "empty config": (["--config="], "--config is empty"),
+    "config that is a folder": (["--config=configs"], "configs is a folder: give a config file"),
+    "config that is no Python": (["--config=README.md"], "README.md, line "),
+    "nothing after config": (["--config"], "--config needs a file"),
     "unknown preset": (["--config=configs/v2_ablation.py:ful"], "unknown preset 'ful'"),
-    "unknown flag": ([CONFIG, "--wrkdir=x"], "wrkdir"),
+    "unknown flag": ([CONFIG, "--wrkdir=x"], "unknown flag --wrkdir: did you mean --workdir?"),
+    "unknown flag without a neighbour": ([CONFIG, "--qqq"], "unknown flag --qqq: see --help"),
+    "unknown field without a neighbour": (
+        [CONFIG, "--config.zzz=1"], "unknown config field 'zzz': see configs/defaults.py"
+    ),
+    "a group of fields": ([CONFIG, "--config.model=3"], "set one of them, as --config.model.NAME"),
+    "no whole number": ([CONFIG, "--config.seed=x"], "seed must be a whole number, got 'x'"),
+    "a fraction": ([CONFIG, "--config.batch_size=1.5"], "must be a whole number, got '1.5'"),
+    "no runs at a time": ([CONFIG, "--parallel=0"], "--parallel must be a whole number of 1 or mo"),
+    "a launcher's flag": ([CONFIG, "--parallel=2"], "--parallel is for a launcher: add --launcher"),
+    "hours that are no number": ([CONFIG, "--hours=x"], "--hours must be a number, got 'x'"),
+    "nothing chosen": ([CONFIG, "--only="], "--only has an empty name"),
+    "half nothing chosen": ([CONFIG, "--only=linear,"], "--only has an empty name"),
+    "unknown run": ([CONFIG, "--only=linear/x"], "unknown run 'linear/x'"),
     "unknown field": ([CONFIG, "--config.modle.width=0.5"], "'modle': did you mean 'model'?"),
     "unknown nested field": ([CONFIG, "--config.model.wdith=1."], "'wdith': did you mean 'width'?"),
     "odd arms": ([CONFIG, "--config.arms=a"], "arms must be pairs of a name and its changes"),
@@ -26,23 +44,34 @@ BAD_INPUT = {
     "no weights": (["--config=configs/finetune.py"], "no weights given: set config.weights"),
     "wrong weights": (
         ["--config=configs/finetune.py", "--config.weights=README.md"],
-        "unknown format '.md' of README.md: the known suffixes are .h5",
+        "unknown format '.md' of README.md: known are .h5",
     ),
-    "unknown launcher": ([CONFIG, "--launcher=slrm"], "launcher"),
+    "unknown launcher": ([CONFIG, "--launcher=slrm"], "'slrm': did you mean 'slurm'?"),
     "a launcher and processes": (
         [CONFIG, "--launcher=local", "--distributed"], "leave out --distributed"
     ),
     "processes without an address": (
         [CONFIG, "--num_processes=2"], "give --coordinator_address, --num_processes, --process_id"
     ),
+    "a process without its number": (
+        [CONFIG, "--process_id=1"], "give --coordinator_address, --num_processes, --process_id"
+    ),
+    "a process too many": (
+        [CONFIG, "--process_id=2", "--num_processes=2", "--coordinator_address=a:1"],
+        "--process_id must be 0 to 1, got 2",
+    ),
+    "an address without a port": (
+        [CONFIG, "--process_id=1", "--num_processes=2", "--coordinator_address=a"],
+        "--coordinator_address must be HOST:PORT, got 'a'",
+    ),
     "stray argument": ([CONFIG, "run"], "unexpected argument 'run'"),
 }  # fmt: skip
 
 
-def main(*arguments):
+def main(*arguments, python=()):
     """Runs the command as a user would; without the restart for huge pages, which costs time."""
     return subprocess.run(
-        [sys.executable, "-m", "mnv2.main", *arguments],
+        [sys.executable, *python, "-m", "mnv2.main", *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -65,10 +94,43 @@ def test_bad_input_is_one_clear_line(tmp_path, fashion_mnist, name):
     assert not (tmp_path / "never").exists()
 
 
-def test_a_workdir_that_cannot_be_written_is_one_clear_line(tmp_path, fashion_mnist):
-    (tmp_path / "file").write_text("")
-    done = main(CONFIG, f"--workdir={tmp_path}/file/runs")
-    assert_one_line(done, f"cannot write to --workdir {tmp_path}/file/runs: Not a directory")
+@pytest.mark.parametrize(
+    ("workdir", "message"),
+    [
+        ("", "--workdir is empty"),
+        ("gs://bucket/runs", "--workdir gs://bucket/runs is an address"),
+        ("file:///tmp/runs", "is an address"),
+        ("README.md", "--workdir README.md is a file"),
+        ("README.md/runs", "cannot write to --workdir README.md/runs: "),
+        ("~nobody_of_this_name/runs", "there is no such home folder"),
+    ],
+)
+def test_a_workdir_that_can_be_none_is_refused_before_anything_is_imported(workdir, message):
+    done = main(CONFIG, f"--workdir={workdir}", python=("-X", "importtime"))
+    assert_one_line(done, message)
+    assert not {"jax", "tensorflow"} & {
+        line.rpartition("|")[2].strip() for line in done.stderr.splitlines()
+    }
+
+
+CONFIGS = {
+    "syntax": ("def get_config(:", "line 1: invalid syntax"),
+    "raises": ("def get_config():\n    raise KeyError('oops')", "line 2: KeyError: 'oops'"),
+    "no import": ("import nothing_like_it", "line 1: ModuleNotFoundError: No module named"),
+    "no function": ("x = 1", "has no function get_config"),
+    "number": ("def get_config():\n    return 3", "must return an ml_collections.ConfigDict"),
+    "nothing": ("def get_config():\n    pass", "and returned None"),
+    "no file": ("def get_config():\n    open('/none')", "line 2: FileNotFoundError: "),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_is_wrong_in_a_config_file_is_one_line_that_says_where(tmp_path, name):
+    content, message = CONFIGS[name]
+    (tmp_path / "mine.py").write_text(content)
+    done = main(f"--config={tmp_path}/mine.py", f"--workdir={tmp_path}/never")
+    assert_one_line(done, message)
+    assert not (tmp_path / "never").exists()
 
 
 def test_help_teaches():

@@ -1,5 +1,6 @@
 """The commands that use weights: what they print, draw and refuse."""
 
+import csv
 import json
 import sys
 
@@ -12,6 +13,7 @@ from mnv2 import convert, evaluate, predict, pretrained
 from mnv2.analysis import confusion
 from mnv2.data.datasets import TfdsDataset
 from mnv2.models import create_model
+from mnv2.pretrained.loaded import DenseHead
 from mnv2.runtime import cli
 from mnv2.training import metrics
 from mnv2.training.evaluation import match_classes
@@ -19,6 +21,7 @@ from mnv2.training.evaluation import match_classes
 
 def drawn(channels, class_names, **fields):
     fields = {"num_classes": len(class_names), "width": 0.1, "strides": "small", **fields}
+    fields = {"repeats": (1,) * 7, **fields}  # with all 17 blocks it compiles for twice as long
     model = create_model("mobilenet_v2", **fields)
     init = jax.jit(model.init, compiler_options={"xla_backend_optimization_level": 0})
     variables = init(jax.random.key(3), jax.numpy.zeros((1, 28, 28, channels)))
@@ -83,8 +86,8 @@ def test_gray_turned_and_single_logit_pictures_are_understood(files, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held upright
     tall.save(tmp_path / "tall.jpg", exif=exif)
-    assert predict.read_picture(tmp_path / "tall.jpg", 3).shape == (30, 20, 3)
-    assert predict.read_picture(files / "pictures/test/ant/0.png", 1).shape[2] == 1
+    assert predict.read_picture(tmp_path / "tall.jpg").shape == (30, 20, 3)
+    assert predict.read_picture(files / "pictures/test/ant/0.png").shape[2] == 3
     one = drawn(3, ("only",))
     one = pretrained.Pretrained(one.model, one.variables, one.preprocess, one.image_size)
     probabilities = one.probabilities(np.full((1, 28, 28, 3), 99.0))
@@ -173,3 +176,162 @@ def test_weights_are_converted(files, monkeypatch, capsys, tmp_path):
         for path in (files / "weights.safetensors", tmp_path / "new/again.safetensors")
     )
     jax.tree.map(np.testing.assert_array_equal, before.variables, after.variables)
+
+
+@pytest.fixture(scope="module")
+def album(files, tmp_path_factory):
+    """A folder of six pictures at two depths, with a text and a hidden picture."""
+    folder = tmp_path_factory.mktemp("album")
+    picture = files / "pictures/test/ant/0.png"
+    for name in ("b.png", "a.png", "sub/c.png", "sub/d.png", "sub/e.png", "z.png", ".hidden.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(picture.read_bytes())
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def test_the_pictures_of_a_folder_are_predicted_in_order_and_written(
+    files, album, monkeypatch, capsys, tmp_path
+):
+    weights, single = files / "weights.safetensors", files / "pictures/test/ant/0.png"
+    expected = [
+        str(path) for path in (single, *(album / name for name in ("a.png", "b.png")),
+        *(album / "sub" / name for name in ("c.png", "d.png", "e.png")), album / "z.png")
+    ]  # fmt: skip
+    tables = []
+    for name in ("out.csv", "out.json"):
+        output = tmp_path / "new" / name
+        call(predict, monkeypatch, single, album, "--weights", weights, "--output", output)
+        printed = capsys.readouterr()
+        assert printed.out == f"7 pictures in {output}\n"
+        assert f"no pictures: {album / 'notes.txt'}\n" in printed.err
+        text = output.read_text()
+        tables.append(
+            list(csv.DictReader(text.splitlines()) if "csv" in name else json.loads(text))
+        )
+    assert [{key: str(value) for key, value in row.items()} for row in tables[1]] == tables[0]
+    assert [row["path"] for row in tables[1] if row["rank"] == 1] == expected
+    loaded = pretrained.load(weights)
+    view = loaded.preprocess.crop_and_resize(predict.read_picture(single), (28, 28))
+    logits = loaded.model.apply(loaded.variables, loaded.preprocess(np.asarray(view)[None]))
+    probabilities = jax.nn.softmax(logits)[0]
+    for row in tables[1]:
+        number = loaded.class_names.index(row["class"])
+        assert row["probability"] == pytest.approx(float(probabilities[number]), rel=1e-4)
+
+
+def test_of_several_pictures_those_that_cannot_be_read_are_named_and_the_others_predicted(
+    files, monkeypatch, capsys, tmp_path
+):
+    picture, broken = files / "pictures/test/ant/0.png", tmp_path / "broken.png"
+    broken.write_bytes(picture.read_bytes()[:50])
+    output = tmp_path / "out.csv"
+    with pytest.raises(SystemExit) as ended:
+        call(
+            predict, monkeypatch, broken, picture, tmp_path / "none.jpg",
+            "--weights", files / "weights.safetensors", "--output", output,
+        )  # fmt: skip
+    assert ended.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["warning", "note", "note", "warning", "error"]
+    assert str(broken) in lines[0]
+    assert "none.jpg" in lines[3]
+    assert "2 of 3 pictures cannot be read" in lines[4]
+    assert {row.split(",")[0] for row in output.read_text().splitlines()[1:]} == {str(picture)}
+
+
+def test_prediction_computes_the_logits_of_the_network():
+    """Batch norm is folded and a batch is split, which must change nothing but the rounding.
+
+    The network has a head of two layers and a single logit, which separates two classes.
+    """
+    backbone = drawn(3, ("any",)).backbone()
+    head = DenseHead(backbone.model, ((8, "relu"), (1, "linear")))
+    random = np.random.default_rng(0)
+    images = random.uniform(0, 255, (8, 28, 28, 3)).astype(np.float32)
+    init = jax.jit(head.init, compiler_options={"xla_backend_optimization_level": 0})
+    variables = init(jax.random.key(1), images[:1])
+    variables["batch_stats"] = jax.tree.map(
+        lambda x: random.uniform(0.5, 2, x.shape).astype(np.float32), variables["batch_stats"]
+    )
+    loaded = pretrained.Pretrained(head, variables, pretrained.Preprocessing(), (28, 28))
+    expected = jax.jit(loaded.logits)(variables, images)
+    found = loaded.logits_for_inference()(images)
+    assert found.shape == (8, 2)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_batches_are_few_and_of_one_size():
+    assert [predict.batch_size(count) for count in (1, 3, 5, 20, 31, 32, 5000)] == [
+        1, 3, 8, 20, 32, 32, 32,
+    ]  # fmt: skip
+
+
+def test_what_a_file_does_not_tell_can_be_said(files, monkeypatch, capsys, tmp_path):
+    weights, picture = files / "weights.safetensors", files / "pictures/test/ant/0.png"
+    (tmp_path / "labels.txt").write_text("\ufeffone\r\ntwo words\r\nthree\r\n")
+    (tmp_path / "labels.json").write_text('["one", "two words", "three"]')
+    for labels in ("labels.txt", "labels.json"):
+        call(
+            predict, monkeypatch, picture, "--weights", weights, "--classes", tmp_path / labels,
+            "--mean", "0.1,0.2,0.3", "--std", "0.5", "--resize", "pillow",
+        )  # fmt: skip
+        printed = capsys.readouterr()
+        assert sorted(line[6:15].strip() for line in printed.out.splitlines()[1:]) == [
+            "one", "three", "two words",
+        ]  # fmt: skip
+        assert "view (pillow): the whole picture stretched to 28 x 28" in printed.err
+        assert "mean 0.1, 0.2, 0.3, std 0.5 (as you say)" in printed.err
+
+
+def test_results_that_are_not_finite_are_refused(files, monkeypatch, capsys, tmp_path):
+    loaded = pretrained.load(files / "weights.safetensors")
+    classifier = loaded.variables["params"]["classifier"]
+    classifier["kernel"] = jax.numpy.full_like(classifier["kernel"], 3e38)
+    pretrained.save(loaded, tmp_path / "large.safetensors")
+    picture = files / "pictures/test/ant/0.png"
+    for module, arguments, message in (
+        (predict, [picture, "--output", tmp_path / "x.json"], "0.png are not finite"),
+        (evaluate, ["--dataset", f"folder:{files / 'pictures'}"], "not finite"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            call(module, monkeypatch, *arguments, "--weights", tmp_path / "large.safetensors")
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_wrong_options_for_weights_are_refused_before_anything_is_computed(
+    files, monkeypatch, capsys, tmp_path
+):
+    weights, picture = files / "weights.safetensors", files / "pictures/test/ant/0.png"
+    (tmp_path / "two.txt").write_text("a\nb")
+    (tmp_path / "gap.txt").write_text("a\n\nb")
+    (tmp_path / "empty").mkdir()
+    for arguments, message in (
+        (["--mean", "0.5"], "--mean and --std belong together"),
+        (["--mean", "0.5", "--std", "0"], "--std must not be 0"),
+        (["--mean", "a", "--std", "1"], "--mean 'a' is not a number"),
+        (["--mean", "nan", "--std", "1"], "--mean 'nan' is not a number"),
+        (["--mean", "0,0", "--std", "1"], "--mean has 2 numbers but the network has 3"),
+        (["--resize", "pilow"], "unknown --resize 'pilow': did you mean 'pillow'?"),
+        (["--classes", tmp_path / "two.txt"], "names 2 classes but the weights know 3"),
+        (["--classes", tmp_path / "gap.txt"], "is no list of classes"),
+        (["--classes", tmp_path / "none.txt"], "none.txt: No such file"),
+        (["--output", tmp_path / "x.txt"], "must end in .csv or .json"),
+        (["--output", tmp_path / "x"], "must end in .csv or .json"),
+        (["--plot", tmp_path / "x.txt"], "must end in .png, .pdf or .svg"),
+    ):
+        line = refused(predict, monkeypatch, capsys, picture, "--weights", weights, *arguments)
+        assert message in line
+    line = refused(predict, monkeypatch, capsys, tmp_path / "empty", "--weights", weights)
+    assert "no pictures in the folder" in line
+    assert not (tmp_path / "x.txt").exists()
+
+
+def test_weights_without_names_of_classes_get_those_of_the_data_set(fashion_mnist, capsys):
+    loaded = drawn(1, fashion_mnist.class_names)
+    unnamed = pretrained.Pretrained(loaded.model, loaded.variables, loaded.preprocess, (28, 28))
+    matched = match_classes(unnamed, fashion_mnist, "w.h5")
+    assert matched.display_names == tuple(fashion_mnist.class_names)
+    assert "note: w.h5 does not name its classes: taken in the order of" in capsys.readouterr().err

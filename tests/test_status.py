@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -20,7 +23,9 @@ def workdir(tmp_path):
     write_json(
         tmp_path / "sweep.json", {"config": config.to_dict(), "environment": {}, "steps": steps}
     )
-    write_json(tmp_path / "linear/0/result.json", {"test": {"accuracy": 0.8512}})
+    result = {"test": {"accuracy": 0.8512}, "parameters": 1, "multiply_adds": 1,
+              "images_per_second": 1.0, "train_seconds": 1.0}  # fmt: skip
+    write_json(tmp_path / "linear/0/result.json", result)
     (tmp_path / "relu6/0").mkdir(parents=True)
     for line in (
         {"step": 10, "train/loss": 1.0, "train/images_per_second": 64.0},
@@ -57,3 +62,95 @@ def test_a_run_in_a_process_is_running_and_says_how_long_still(workdir, capsys):
 def test_another_folder_is_refused(tmp_path):
     with pytest.raises(UserError, match="is not the --workdir of any runs"):
         status.show(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "row", "detail"),
+    [
+        ("linear/0/result.json", "", "linear/0", "linear/0/result.json is damaged (it is empty)"),
+        ("linear/0/result.json", "NaN", "linear/0", "(it holds NaN): delete it, and repeat"),
+        ("relu6/0/metrics.jsonl", "[1]\n", "relu6/0", "line 1 of "),
+        ("relu6/0/metrics.jsonl", '{"step": "x", "train/loss": 1}\n', "relu6/0", "line 1 of "),
+        ("relu6/0/metrics.jsonl", '\n{"step": 1}\n', "relu6/0", "line 1 of "),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named_and_the_others_are_shown(
+    workdir, capsys, name, content, row, detail
+):
+    (workdir / name).write_text(content)
+    found = {one.name: one for one in statuses(workdir)}
+    assert len(found) == 6
+    assert found[row].state == "damaged"
+    assert detail in found[row].detail
+    status.show(workdir)
+    assert "1 damaged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"config": {}}', '{"config": 3}', '{"conf'])
+def test_a_damaged_sweep_json_is_one_line(workdir, content):
+    (workdir / "sweep.json").write_text(content)
+    with pytest.raises(UserError, match=r"sweep.json is damaged \(.*\): delete it, and repeat"):
+        status.show(workdir)
+
+
+def test_what_else_lies_beside_the_seeds_is_not_shown(workdir):
+    for name in ("old", "0.bak", ".ipynb_checkpoints"):
+        (workdir / "linear" / name).mkdir()
+    assert len(statuses(workdir)) == 6
+
+
+def test_an_empty_failure_is_still_a_failure(workdir):
+    (workdir / "t_1/0/failure.txt").write_text("")
+    found = {one.name: one for one in statuses(workdir)}
+    assert found["t_1/0"].state == "failed"
+
+
+@pytest.mark.parametrize(
+    ("command", "given", "message"),
+    [
+        ("status", "gs://bucket/runs", "is an address"),
+        ("report", "s3://bucket/runs", "is an address"),
+        ("report", "", "WORKDIR is empty"),
+        ("status", "README.md", "WORKDIR README.md is a file"),
+    ],
+)
+def test_what_can_be_no_workdir_is_one_line(command, given, message):
+    done = subprocess.run(
+        [sys.executable, "-m", f"mnv2.{command}", given],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_where_nothing_can_be_cached_a_command_works_and_one_warning_says_so(workdir):
+    done = subprocess.run(
+        [sys.executable, "-m", "mnv2.status", str(workdir)],
+        env={**os.environ, "XDG_CACHE_HOME": str(workdir / "sweep.json")},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "linear/0  done" in done.stdout
+    assert done.stderr.startswith("warning: nothing is cached, because cannot write to ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_reader_of_a_pipe_may_leave_and_a_terminal_may_lack_a_sign():
+    command = """if True:
+        import sys
+        from mnv2.runtime.cli import run
+        run(lambda: print("\\u00b1", *range(100_000)))
+    """
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    with subprocess.Popen(
+        [sys.executable, "-c", command], env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert process.stdout.read(3) == "? 0"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait() == 141

@@ -12,25 +12,28 @@ PHOTOGRAPH = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jp
 SIZES = ((500, 375), (375, 500), (500, 333), (500, 500))
 COUNT = 512
 QUALITY = 95
+CLASSES = ("photographs", "pictures")  # a data set has two
 
 
 def write(folder: Path, count: int = COUNT) -> None:
-    """Writes `count` training pictures and one test picture to FOLDER/SPLIT/CLASS.
+    """Writes `count` training pictures and two test pictures to FOLDER/SPLIT/CLASS.
 
     Does nothing if they are already there. Each picture is a random crop, at a random scale, of the
     photograph that comes with matplotlib.
     """
-    finished = folder / "test" / "photographs" / "0.jpg"
+    finished = folder / "test" / CLASSES[-1] / "0.jpg"
     if finished.exists():
         return
     random = np.random.default_rng(0)
     photograph = Image.open(PHOTOGRAPH).convert("RGB")
     for number in range(count):
-        target = folder / "train" / "photographs" / f"{number}.jpg"
+        target = folder / "train" / CLASSES[number % 2] / f"{number}.jpg"
         target.parent.mkdir(parents=True, exist_ok=True)
         _crop(photograph, random).save(target, quality=QUALITY)
-    finished.parent.mkdir(parents=True)
-    _crop(photograph, random).save(finished, quality=QUALITY)
+    for label in CLASSES:
+        target = folder / "test" / label / "0.jpg"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _crop(photograph, random).save(target, quality=QUALITY)
 
 
 def _crop(photograph: Image.Image, random: np.random.Generator) -> Image.Image:

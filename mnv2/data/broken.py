@@ -1,22 +1,22 @@
 """Finds pictures that cannot be decoded, names them, and rejects or skips them."""
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from mnv2.data.decoding import short_message
 from mnv2.runtime.errors import UserError
-from mnv2.runtime.files import caches, write_text
-from mnv2.runtime.terminal import StatusLine
+from mnv2.runtime.files import read_cache, write_cache
+from mnv2.runtime.terminal import StatusLine, warn
 
 ON_BROKEN = ("stop", "skip")
 MAX_NAMED = 10  # broken pictures in one message
+Decode = Callable[[tf.Tensor], tf.Tensor]  # encoded picture -> h w c, uint8
 CHUNK_SIZE = 256  # encoded examples in memory while they are checked
 
 
@@ -41,10 +41,10 @@ def raise_or_warn(checked: str, broken: Mapping[str, str], on_broken: str) -> No
         raise UserError(
             f"{problem}: {named}{more}; repair or remove them, or set data.on_broken to skip"
         )
-    print(f"warning: {problem} and are skipped: {named}{more}", flush=True)
+    warn(f"{problem} and are skipped: {named}{more}")
 
 
-def decoding_error(content: bytes, decode: Callable[[tf.Tensor], tf.Tensor]) -> str | None:
+def decoding_error(content: bytes, decode: Decode) -> str | None:
     """Returns why `decode` fails on an encoded picture; None if it succeeds."""
     if not content:
         return "it is empty"
@@ -55,35 +55,31 @@ def decoding_error(content: bytes, decode: Callable[[tf.Tensor], tf.Tensor]) -> 
     return None
 
 
-def short_message(message: str) -> str:
-    """Shortens an error message to one line without the names of TensorFlow operations."""
-    lines = message.strip().splitlines() or ["no reason given"]
-    return lines[0].rpartition("}} ")[2].partition(" [Op:")[0]
-
-
-def cache_path(key: str) -> Path:
-    """Returns the file in which the results for a data set are cached."""
-    return caches() / "pictures" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+def cache_name(key: str) -> str:
+    """Returns the name of the file in which the results for a data set are cached."""
+    return f"pictures/{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
 
 
 def find_broken(
-    builder: tfds.core.DatasetBuilder, splits: Sequence[str]
+    builder: tfds.core.DatasetBuilder, splits: Sequence[str], decode: Decode
 ) -> dict[str, list[BrokenExample]]:
     """Decodes every picture of some TFDS splits; returns the broken ones of each split.
 
     The result is cached until the data set is prepared again.
     """
     written = (builder.data_path / "dataset_info.json").stat().mtime
-    cache = cache_path(f"{os.fspath(builder.data_path)} {written} {splits}")
-    if cache.exists():
-        cached = json.loads(cache.read_text())
+    cache = cache_name(f"{os.fspath(builder.data_path)} {written} {splits}")
+    cached = read_cache(cache)
+    if cached.keys() >= set(splits):
         return {split: [BrokenExample(*row) for row in cached[split]] for split in splits}
-    broken = {split: _find_broken_in(builder, split) for split in splits}
-    write_text(cache, json.dumps(broken))
+    broken = {split: _find_broken_in(builder, split, decode) for split in splits}
+    write_cache(cache, broken)
     return broken
 
 
-def _find_broken_in(builder: tfds.core.DatasetBuilder, split: str) -> list[BrokenExample]:
+def _find_broken_in(
+    builder: tfds.core.DatasetBuilder, split: str, decode: Decode
+) -> list[BrokenExample]:
     """Returns the broken examples in the order of the split; decodes on all cores."""
     examples = builder.as_dataset(
         split,
@@ -93,7 +89,6 @@ def _find_broken_in(builder: tfds.core.DatasetBuilder, split: str) -> list[Broke
     ).map(lambda example: (example["tfds_id"], example["image"]))
     count = builder.info.splits[split].num_examples
     status = StatusLine(f"checking the pictures in {split} of {builder.name}")
-    decode = builder.info.features["image"].decode_example
     broken: list[BrokenExample] = []
     position = 0
     with ThreadPoolExecutor() as pool:

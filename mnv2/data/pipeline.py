@@ -52,7 +52,8 @@ def train_batches(
     `batch_size` counts the rows of all shards. `augmentation`, `size`, `pad` and `pixels` are as in
     `preprocess.train_image`.
 
-    Raises UserError if a batch is larger than the training set, or if an example cannot be read.
+    Raises UserError if a batch is larger than the training set, or if an example cannot
+    be read or has no class.
     """
     steps_per_epoch = dataset.num_examples("train") // batch_size
     if steps_per_epoch == 0:
@@ -65,12 +66,12 @@ def train_batches(
     )
     if dataset.fits_in_memory():
         batches = _epochs_in_memory(dataset, augment, batch_size, seed, first_step, shard)
-        yield from _to_numpy(dataset, batches.prefetch(tf.data.AUTOTUNE))
+        yield from _to_numpy(dataset, "train", batches.prefetch(tf.data.AUTOTUNE))
         return
     epoch, step = divmod(first_step, steps_per_epoch)
     while True:
         batches = _epoch_from_disk(dataset, augment, batch_size, seed, epoch, step, shard)
-        yield from _to_numpy(dataset, batches.prefetch(tf.data.AUTOTUNE))
+        yield from _to_numpy(dataset, "train", batches.prefetch(tf.data.AUTOTUNE))
         epoch, step = epoch + 1, 0
 
 
@@ -88,9 +89,11 @@ def eval_batches(
     `transform` maps images (... h w c, uint8) to the input of the network, as
     `preprocess.eval_image` does.
 
-    Raises UserError if an example cannot be read.
+    Raises UserError if there is no such split, or if an example cannot be read or has no class.
     """
     rows = batch_size // shard[1]
+    if dataset.num_examples(split) == 0:
+        raise UserError(f"the split {split} of {dataset.name} has no examples that can be read")
     in_memory = dataset.fits_in_memory()
     if in_memory:
         images, labels = dataset.arrays(split)
@@ -115,7 +118,7 @@ def eval_batches(
     else:
         batches = examples.map(decode, tf.data.AUTOTUNE).batch(rows)
     named = batches.map(lambda image, label, mask: {**_to_batch(image, label), "mask": mask})
-    yield from _to_numpy(dataset, named.prefetch(tf.data.AUTOTUNE))
+    yield from _to_numpy(dataset, split, named.prefetch(tf.data.AUTOTUNE))
 
 
 def _epochs_in_memory(
@@ -204,9 +207,24 @@ def _to_batch(images: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
     return {"image": images, "label": tf.cast(labels, tf.int32)}
 
 
-def _to_numpy(dataset: Dataset, batches: tf.data.Dataset) -> Iterator[Batch]:
-    """Yields batches as NumPy arrays. Raises UserError if TensorFlow fails to read one."""
+def _to_numpy(dataset: Dataset, split: str, batches: tf.data.Dataset) -> Iterator[Batch]:
+    """Yields batches as NumPy arrays.
+
+    Raises UserError if TensorFlow fails to read one, or if a label is none of the classes.
+    """
     try:
-        yield from batches.as_numpy_iterator()
+        for batch in batches.as_numpy_iterator():
+            _check_labels(dataset, split, batch["label"])
+            yield batch
     except tf.errors.OpError as error:
         raise UserError(dataset.explain(error)) from error
+
+
+def _check_labels(dataset: Dataset, split: str, labels: np.ndarray) -> None:
+    outside = labels[(labels < 0) | (labels >= dataset.num_classes)]
+    if len(outside):
+        unlabelled = "; -1 means that it is not labelled" if outside[0] == -1 else ""
+        raise UserError(
+            f"the split {split} of {dataset.name} has the label {outside[0]}, but the labels of "
+            f"its {dataset.num_classes} classes are 0 to {dataset.num_classes - 1}{unlabelled}"
+        )

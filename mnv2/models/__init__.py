@@ -14,12 +14,13 @@ import jax.numpy as jnp
 
 from mnv2.models import mobilenet_v1, mobilenet_v2, resnet
 from mnv2.models.blocks import make_divisible as make_divisible
+from mnv2.models.checks import checked
 from mnv2.models.inference import fold_batch_norm as fold_batch_norm
 from mnv2.models.inference import for_inference as for_inference
 from mnv2.models.mobilenet_v1 import MobileNetV1 as MobileNetV1
 from mnv2.models.mobilenet_v2 import MobileNetV2 as MobileNetV2
 from mnv2.models.resnet import ResNet50 as ResNet50
-from mnv2.runtime.errors import UserError, check_choice
+from mnv2.runtime.errors import check_choice
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "mobilenet_v1": MobileNetV1,
@@ -49,19 +50,28 @@ def create_model(name: str, **fields: Any) -> nn.Module:
     `model.apply(variables, images, train=False)`.
 
     Raises UserError for an unknown name or field, and for a value with which no network can be
-    built.
+    built: `mnv2/models/checks.py` says which values can be.
     """
     check_choice(name, NETWORKS, "model")
     network = NETWORKS[name]
-    known = {field.name for field in dataclasses.fields(network)} - {"parent", "name"}
+    defaults = {
+        field.name: field.default
+        for field in dataclasses.fields(network)
+        if field.name not in ("parent", "name")
+    }
     for field in fields:
-        check_choice(field, known, f"field of {name}")
-    if isinstance(strides := fields.get("strides"), str):
+        check_choice(field, defaults, f"field of {name}")
+    if (strides := _only_name(fields.get("strides"))) is not None:
         check_choice(strides, STRIDES[name], "strides")
         fields["strides"] = STRIDES[name][strides]
-    if "dtype" in fields:
-        fields["dtype"] = _dtype(fields["dtype"])
-    return network(**fields)
+    return network(**checked(fields, defaults))
+
+
+def _only_name(strides: Any) -> str | None:
+    """Returns a name that was given as strides, also as the only item, as a command line does."""
+    if isinstance(strides, tuple | list) and len(strides) == 1:
+        (strides,) = strides
+    return strides if isinstance(strides, str) else None
 
 
 def name_and_fields(model: nn.Module) -> tuple[str, dict[str, Any]]:
@@ -101,10 +111,3 @@ def features(model: nn.Module, variables: Any, images: jax.Array) -> dict[str, j
             value, named[f"{name}_expanded"] = value
         named[name] = value
     return {**named, "logits": logits}
-
-
-def _dtype(value: Any) -> jnp.dtype:
-    try:
-        return jnp.dtype(value)
-    except TypeError:
-        raise UserError(f"unknown dtype {value!r}: choose float32 or bfloat16") from None

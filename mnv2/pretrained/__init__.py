@@ -3,8 +3,8 @@
 >>> pretrained = load("mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224.h5")
 >>> logits = pretrained.model.apply(pretrained.variables, pretrained.preprocess(images))
 
-Files are read as arrays and are never unpickled. Neither Keras nor PyTorch has to be installed,
-except that PyTorch is needed to read `.pth` and `.pt` files; it reads only tensors from them.
+Files are read as arrays and are never unpickled: nothing in them is run. Neither Keras nor PyTorch
+has to be installed.
 """
 
 import dataclasses
@@ -14,51 +14,61 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 
 from mnv2.models import mobilenet_v1, mobilenet_v2
-from mnv2.pretrained import hub, imagenet, keras, native, slim, torch
+from mnv2.pretrained import formats, hub, imagenet, keras, native, slim, torch
 from mnv2.pretrained.infer import infer_network
 from mnv2.pretrained.loaded import Pretrained as Pretrained
 from mnv2.pretrained.preprocessing import Preprocessing as Preprocessing
 from mnv2.runtime.errors import UserError, check_choice, check_positive
 from mnv2.runtime.layout import NETWORK
 
-READERS = {"keras": keras.read, "torch": torch.read, "slim": slim.read}
-FORMAT_OF_SUFFIX = {
-    **dict.fromkeys((".h5", ".keras"), "keras"),
-    **dict.fromkeys((".safetensors", ".pth", ".pt"), "torch"),
-}
+FORMATS = ("mnv2", "keras", "torch", "slim")
 NAMING_SCHEMES = ("mnv2", "keras", "torchvision")
 
 
 def load(
-    path: str | Path, *, format: str | None = None, drop_background: bool = False
+    path: str | Path,
+    *,
+    format: str | None = None,
+    drop_background: bool = False,
+    need_head: bool = True,
 ) -> Pretrained:
     """Loads a file: builds the network that the file holds, with its weights.
 
     keras   `.h5`, `.weights.h5` and `.keras` files of MobileNet and MobileNetV2 from
             keras.applications, with or without their top; also inside a larger model, under a head
             of global average pooling and dense layers
-    torch   `.safetensors`, `.pth` and `.pt` files of MobileNetV2 with the tensor names of
-            torchvision, timm, d-li14 or tonylins, and of timm's MobileNetV1
+    torch   `.safetensors` files and files of torch.save, with MobileNetV2 under the tensor names of
+            torchvision, timm, d-li14 or tonylins, with timm's MobileNetV1, or with either network
+            of transformers; also with prefixes, and with one linear layer of any name as the head
     slim    checkpoints `model.ckpt-N` of both networks, given by their common prefix or folder
     mnv2    the folder of a run, or a `.safetensors` file that `save` wrote
 
-    `format` is one of these four names; by default it is inferred from the file. If there is no
-    file `path`, it may be the name of a repository on the Hugging Face hub. `drop_background`
-    removes the first of slim's 1001 classes.
+    The format is told by the content of the file. `format`, one of these four names, insists on
+    one. If there is no file `path`, it may be the name of a repository on the Hugging Face hub.
+    `drop_background` removes the first of slim's 1001 classes. Unless `need_head`, a head that
+    is not understood is left out, after a note, instead of being refused.
 
     Raises UserError if the file cannot be read, if it holds another network, or if a tensor is
-    missing, unexpected or has the wrong shape.
+    missing, unexpected, misshapen or not finite.
     """
     if format is not None:
-        check_choice(format, ("mnv2", *READERS), "format")
+        check_choice(format, FORMATS, "format")
     source = Path(path).expanduser()
     prefix = slim.find_prefix(source)
     if not source.exists() and prefix is None:
         if not hub.is_repository_name(str(path)):
             raise UserError(f"no such file: {source}")
         source = hub.download(str(path))
-    loaded = _read(source, prefix, format)
+    loaded = _read(source, prefix, format, need_head)
     return loaded.without_background() if drop_background else loaded
+
+
+def load_backbone(path: str | Path) -> Pretrained:
+    """Loads a file as `load` does, but without any head: the network gives pooled features.
+
+    A head that `load` refuses is left out, after a note.
+    """
+    return load(path, need_head=False).backbone()
 
 
 def load_classifier(weights: str, image_size: int | None = None) -> Pretrained:
@@ -109,28 +119,37 @@ def save(pretrained: Pretrained, path: str | Path, *, names: str = "mnv2") -> No
         keras.write(path, arrays, "mobilenet_v1" if is_v1 else "mobilenet_v2")
 
 
-def _read(source: Path, prefix: Path | None, format: str | None) -> Pretrained:
-    """Reads `source`, or the slim checkpoint `prefix`, in the given or inferred format."""
-    if format == "mnv2" or native.is_run(source) or native.is_export(source):
+def _read(source: Path, prefix: Path | None, format: str | None, need_head: bool) -> Pretrained:
+    """Reads `source`, or the slim checkpoint `prefix`; `format` is the only one to accept."""
+    if native.is_run(source):
+        found = "mnv2"
+    elif prefix is not None:
+        found, source = "slim", prefix
+    else:
+        source = _file_in(source) if source.is_dir() else source
+        found = formats.format_of(source)
+    if format not in (None, found):
+        raise UserError(f"{source} has the format {found}, not {format}")
+    if found == "mnv2":
         return native.read_run(source) if source.is_dir() else native.read(source)
-    if prefix is not None:
-        format, source = format or "slim", prefix
-    format = format or FORMAT_OF_SUFFIX.get(source.suffix)
-    if format is None:
-        if source.is_dir():
-            raise UserError(
-                f"{source} is neither the folder of a run (it has no {NETWORK}) "
-                "nor of a slim checkpoint (it has no .index file)"
-            )
-        raise UserError(
-            f"unknown format {source.suffix!r} of {source}: the known suffixes are "
-            f"{', '.join(FORMAT_OF_SUFFIX)}"
-        )
-    contents = READERS[format](source)
+    read = {"keras": keras.read, "torch": torch.read}.get(found)
+    contents = read(source, need_head) if read else slim.read(source)
     loaded = infer_network(contents, str(source))
-    if contents.head:
+    if contents.head or loaded.class_names is not None:
         return loaded
     return dataclasses.replace(loaded, class_names=imagenet.class_names(loaded.num_classes))
+
+
+def _file_in(folder: Path) -> Path:
+    """Returns the file of weights in a folder of the Hugging Face hub, which has a config.json."""
+    found = hub.find_weights(folder) if (folder / "config.json").exists() else None
+    if found is None:
+        raise UserError(
+            f"{folder} is neither the folder of a run (it has no {NETWORK}) nor of a slim "
+            "checkpoint (it has no .index file), nor one of the hub with config.json and weights: "
+            "name a file in it"
+        )
+    return found
 
 
 def _check_buildable(model: Any, names: str) -> None:

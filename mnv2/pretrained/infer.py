@@ -16,6 +16,7 @@ from mnv2.models import create_model, mobilenet_v1, mobilenet_v2
 from mnv2.pretrained.loaded import DenseHead, Pretrained
 from mnv2.pretrained.preprocessing import Preprocessing
 from mnv2.runtime.errors import UserError
+from mnv2.runtime.terminal import note
 
 # The published width multipliers come first: two width multipliers can give the same channels.
 WIDTHS = (1.0, 0.75, 0.5, 0.35, 0.25, 1.3, 1.4, *(i / 100 for i in range(10, 201, 5)))
@@ -27,6 +28,15 @@ class DenseWeights(NamedTuple):
     kernel: np.ndarray
     bias: np.ndarray
     activation: str
+
+
+class Usage(NamedTuple):
+    """How the authors of weights use them: the fields of `Pretrained` with the same names."""
+
+    preprocess: Preprocessing
+    image_size: tuple[int, int] = (224, 224)
+    class_names: tuple[str, ...] | None = None
+    output: str = "softmax"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +52,7 @@ class FileContents:
     image_size   (height, width) for which the weights were trained
     head         dense layers over the pooled features that replace the network's own classifier
     output       the function from logits to probabilities, as in `Pretrained`
+    class_names  one per logit; None if the file does not contain them
     """
 
     network: str
@@ -52,6 +63,7 @@ class FileContents:
     image_size: tuple[int, int] = (224, 224)
     head: Sequence[DenseWeights] = ()
     output: str = "softmax"
+    class_names: tuple[str, ...] | None = None
 
 
 def infer_network(contents: FileContents, source: str) -> Pretrained:
@@ -74,13 +86,34 @@ def infer_network(contents: FileContents, source: str) -> Pretrained:
     model = create_model(contents.network, **fields)
     stem = arrays.get("params/stem/kernel")
     channels = 3 if stem is None or stem.ndim != 4 else stem.shape[2]
+    preprocess = fit_channels(contents.preprocess, channels, source)
     check_tensors(arrays, shapes_of(model, channels), source, contents.names)
     variables = to_variables(arrays)
     if len(contents.head) > 1:
-        model, variables = _with_head(model, variables, contents.head)
-    return Pretrained(
-        model, variables, contents.preprocess, contents.image_size, output=contents.output
-    )
+        model, variables = _with_head(model, variables, contents.head, source)
+    loaded = Pretrained(model, variables, preprocess, contents.image_size, output=contents.output)
+    names = contents.class_names
+    if names is not None and len(names) != loaded.num_classes:
+        note(f"{source}: its {len(names)} names of classes do not fit {loaded.num_classes} logits")
+        names = None
+    return dataclasses.replace(loaded, class_names=names)
+
+
+def fit_channels(preprocess: Preprocessing, channels: int, source: str) -> Preprocessing:
+    """Returns the preprocessing for images with `channels` channels.
+
+    Gray images get the average of the colours' mean and standard deviation, after a note. Raises
+    UserError for images that are neither gray nor RGB.
+    """
+    if channels not in (1, 3):
+        raise UserError(
+            f"{source} takes images with {channels} channels; only gray (1) and RGB (3) can be used"
+        )
+    if {len(preprocess.mean), len(preprocess.std)} <= {1, channels}:
+        return preprocess
+    mean, std = (round(float(np.mean(x)), 4) for x in (preprocess.mean, preprocess.std))
+    note(f"{source} takes gray images: assumed the colours' average, mean {mean} and std {std}")
+    return dataclasses.replace(preprocess, mean=(mean,), std=(std,))
 
 
 def to_variables(arrays: Mapping[str, ArrayLike]) -> dict[str, Any]:
@@ -105,7 +138,8 @@ def check_tensors(
 ) -> None:
     """Raises UserError unless `arrays` have exactly the `expected` paths and shapes.
 
-    The message gives the names of the missing, unexpected or misshapen tensors in the file.
+    All numbers must be finite, too. The message gives the names of the missing, unexpected or
+    misshapen tensors in the file.
     """
     for problem, paths in (
         ("lacks", sorted(expected.keys() - arrays.keys())),
@@ -121,6 +155,22 @@ def check_tensors(
                 f"{source}: {names.get(path, path)} has shape {arrays[path].shape} "
                 f"(h w i o, i o or c), expected {shape}"
             )
+    for path in expected:
+        _check_numbers(arrays[path], f"{source}: {names.get(path, path)}", path.endswith("bn/var"))
+
+
+def _check_numbers(array: Any, what: str, is_variance: bool = False) -> None:
+    """Raises UserError unless `array` has finite floating-point numbers, also as float32."""
+    array = np.asarray(array)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise UserError(f"{what} has the type {array.dtype}, expected floating-point numbers")
+    with np.errstate(over="ignore"):
+        array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        count = array.size - np.isfinite(array).sum()
+        raise UserError(f"{what} is not finite in {count} of {array.size} numbers")
+    if is_variance and (array < 0).any():
+        raise UserError(f"{what} has negative variances")
 
 
 def _infer_scaling(contents: FileContents, source: str) -> dict[str, Any]:
@@ -173,14 +223,16 @@ def _known_scalings(contents: FileContents) -> Iterator[_Scaling]:
 
 
 def _with_head(
-    model: nn.Module, variables: dict[str, Any], head: Sequence[DenseWeights]
+    model: nn.Module, variables: dict[str, Any], head: Sequence[DenseWeights], source: str
 ) -> tuple[nn.Module, dict[str, Any]]:
     layers = tuple((dense.kernel.shape[1], dense.activation) for dense in head)
     params = {"backbone": variables["params"]}
     for i, dense in enumerate(head):
+        weights = {"kernel": dense.kernel, "bias": dense.bias}
+        for name, array in weights.items():
+            _check_numbers(array, f"{source}: the {name} of dense layer {i + 1} of its head")
         params[f"dense_{i}"] = {
-            "kernel": jnp.asarray(dense.kernel),
-            "bias": jnp.asarray(dense.bias),
+            name: jnp.asarray(array, jnp.float32) for name, array in weights.items()
         }
     return DenseHead(model, layers), {
         "params": params,

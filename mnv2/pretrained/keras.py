@@ -17,8 +17,9 @@ import h5py
 import numpy as np
 from jax.typing import ArrayLike
 
-from mnv2.pretrained import keras_model
+from mnv2.pretrained import keras_graph, keras_model, tfjs
 from mnv2.pretrained.infer import DenseWeights, FileContents
+from mnv2.pretrained.keras_model import KERAS_VIEW, TOP_LAYERS
 from mnv2.pretrained.names import (
     NUM_BLOCKS,
     VariableSuffixes,
@@ -26,8 +27,10 @@ from mnv2.pretrained.names import (
     tensor_names,
     translate,
 )
+from mnv2.pretrained.preprocessing import size_to_assume
 from mnv2.pretrained.slim import SLIM, tensorflow_layout
 from mnv2.runtime.errors import UserError
+from mnv2.runtime.terminal import note
 
 FIELDS = {
     "mobilenet_v1": {"padding": "same", "bn_epsilon": 1e-3, "bn_momentum": 0.99},
@@ -36,7 +39,6 @@ FIELDS = {
 VARIABLE_SUFFIXES = VariableSuffixes(
     "/kernel", "/bias", "/gamma", "/beta", "/moving_mean", "/moving_variance"
 )
-TOP_LAYERS = ("predictions", "Logits", "conv_preds")
 
 # The variables of each class of numbered layers, in the order of their numbers.
 NUMBERED_VARIABLES = {
@@ -44,38 +46,66 @@ NUMBERED_VARIABLES = {
     "depthwise_conv2d": ("kernel",),
     "batch_normalization": ("gamma", "beta", "moving_mean", "moving_variance"),
     "dense": ("kernel", "bias"),
+    "normalization": ("mean", "variance", "count"),
 }
 
 
-def read(path: Path) -> FileContents:
-    """Reads a file. Raises UserError if it is damaged or holds another network."""
+def read(path: Path, need_head: bool = True) -> FileContents:
+    """Reads a file. Raises UserError if it is damaged or holds another network.
+
+    Unless `need_head`, a head that is not understood is left out, after a note.
+    """
+    if path.suffix == ".json":
+        text, arrays = tfjs.read(path)
+        tensors: dict[str, np.ndarray] = {}
+        for name, array in arrays.items():
+            layer, _, variable = name.partition("/")
+            _add(tensors, layer, variable, array, path)
+        return _contents(path, keras_graph.read(text, str(path)), tensors, need_head)
     try:
         with _open(path) as file:
-            model = _read_model(path, file)
-            head_layers = [name for name, _ in model.dense] if model else []
-            tensors = _numbered_tensors(file, head_layers) or _named_tensors(file)
+            graph = _read_graph(path, file)
+            tensors = _tensors(file, graph, path)
     except (OSError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"cannot read {path}: {error}") from error
+    return _contents(path, graph, tensors, need_head)
+
+
+def _contents(
+    path: Path, graph: keras_graph.Graph | None, tensors: dict[str, np.ndarray], need_head: bool
+) -> FileContents:
+    """Finds the network among the tensors of a file, and what its model does around it."""
+    top = next((name for name in TOP_LAYERS if f"{name}/kernel" in tensors), None)
     network = "mobilenet_v1" if "conv_pw_1/kernel" in tensors else "mobilenet_v2"
+    model = None
+    try:
+        model = keras_model.read(graph, tensors, SLIM, str(path)) if graph else None
+    except UserError as error:
+        if need_head or graph is None:
+            raise
+        own = list(_tensor_names(network, None).values())
+        model, top = keras_model.read_backbone(graph, tensors, own, SLIM, str(path)), None
+        note(f"{error}; not needed: only the network before its head is used")
     if not {"conv1/kernel", "Conv1/kernel"} & tensors.keys():
         raise UserError(f"{path} holds no MobileNet or MobileNetV2 of keras.applications")
-    top = next((name for name in TOP_LAYERS if f"{name}/kernel" in tensors), None)
     names = _tensor_names(network, top)
-    head = _pop_head(tensors, names, model, path)
-    contents = FileContents(
+    if model is None:
+        head: Sequence[DenseWeights] = _pop_head(tensors, names, path, need_head)
+        preprocess = dataclasses.replace(SLIM, **(KERAS_VIEW if head else {}))
+        model = keras_model.KerasModel(preprocess, None, head, "softmax")
+        if head:
+            note(
+                f"{path} holds only weights: assumed that its classes exclude each other "
+                "(softmax), and that nothing but pooling is between the network and its dense layer"
+            )
+    return FileContents(
         network,
         translate(tensors, names, tensorflow_layout),
         names,
         FIELDS[network],
-        SLIM,
-        head=head,
-    )
-    if model is None:
-        return contents
-    return dataclasses.replace(
-        contents,
-        preprocess=model.preprocess,
-        image_size=model.image_size,
+        model.preprocess,
+        model.image_size or size_to_assume(path),
+        head=model.head,
         output=model.output,
     )
 
@@ -138,15 +168,15 @@ def _v2_layers(module: str) -> tuple[str, str]:
 
 
 def _open(path: Path) -> h5py.File:
-    if path.suffix == ".keras":
+    if zipfile.is_zipfile(path) or path.suffix == ".keras":
         with zipfile.ZipFile(path) as archive:
             return h5py.File(io.BytesIO(archive.read("model.weights.h5")))
     return h5py.File(path)
 
 
-def _read_model(path: Path, file: h5py.File) -> keras_model.KerasModel | None:
-    """Parses the JSON of the model; returns None if the file holds only weights."""
-    if path.suffix == ".keras":
+def _read_graph(path: Path, file: h5py.File) -> keras_graph.Graph | None:
+    """Reads the description of the model; returns None if the file holds only weights."""
+    if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             text = archive.read("config.json").decode()
     elif "model_config" in file.attrs:
@@ -154,26 +184,73 @@ def _read_model(path: Path, file: h5py.File) -> keras_model.KerasModel | None:
         text = text.decode() if isinstance(text, bytes) else text
     else:
         return None
-    return keras_model.parse(text, SLIM, str(path))
+    return keras_graph.read(text, str(path))
 
 
-def _named_tensors(file: h5py.File) -> dict[str, np.ndarray]:
+def _tensors(file: h5py.File, graph: keras_graph.Graph | None, path: Path) -> dict[str, np.ndarray]:
+    """Reads all tensors except those of the optimiser, by LAYER/VARIABLE."""
+    if graph is None:
+        return _numbered_tensors(file) or _named_tensors(file, path)
+    return _tensors_in_folders(file, graph, path) or _named_tensors(file, path)
+
+
+def _named_tensors(file: h5py.File, path: Path) -> dict[str, np.ndarray]:
     """Reads the tensors of an `.h5` file by LAYER/VARIABLE, at any depth of nested models."""
-    tensors = {}
+    found: dict[str, np.ndarray] = {}
     for name, dataset in _datasets(file.get("model_weights", file)):
         layer, variable = name.split("/")[-2:]
-        variable = variable.removesuffix(":0").replace("depthwise_kernel", "kernel")
         if not name.startswith("optimizer_weights") and variable != "seed_generator_state":
-            tensors[f"{layer}/{variable}"] = dataset[()]
-    return tensors
+            _add(found, layer, variable, dataset, path)
+    return found
 
 
-def _numbered_tensors(file: h5py.File, head_layers: Sequence[str]) -> dict[str, np.ndarray]:
-    """Reads the tensors of a `.weights.h5` file by the names that `.h5` files give them.
+def _tensors_in_folders(
+    file: h5py.File, graph: keras_graph.Graph, path: Path
+) -> dict[str, np.ndarray]:
+    """Reads the tensors of a `.weights.h5` file from the folders of a model's layers.
+
+    Returns an empty dict for another kind of file.
+    """
+    layers = {layer.folder: layer for layer in graph.layers}
+    found: dict[str, np.ndarray] = {}
+    for name, dataset in _datasets(file):
+        match = re.fullmatch(r"(layers/.*)/vars/(\d+)", name)
+        if match and (layer := layers.get(match[1])):
+            kind = re.sub(r"_\d+$", "", match[1].rpartition("/")[2])
+            variables = NUMBERED_VARIABLES.get(kind, ())
+            if kind == "batch_normalization":  # without scale or center there are fewer
+                variables = tuple(
+                    variable
+                    for variable, setting in zip(
+                        variables, ("scale", "center", "", ""), strict=True
+                    )
+                    if layer.config.get(setting, True)
+                )
+            index = int(match[2])
+            variable = variables[index] if index < len(variables) else f"vars/{index}"
+            _add(found, layer.name, variable, dataset, path)
+    return found
+
+
+def _add(
+    tensors: dict[str, np.ndarray],
+    layer: str,
+    variable: str,
+    dataset: h5py.Dataset | np.ndarray,
+    path: Path,
+) -> None:
+    """Adds a tensor. Raises UserError if two layers have the same name."""
+    name = f"{layer}/{variable.removesuffix(':0').replace('depthwise_kernel', 'kernel')}"
+    if name in tensors:
+        raise UserError(f"{path} holds two layers of the name {layer!r}: rename one of them")
+    tensors[name] = np.asarray(dataset[()])
+
+
+def _numbered_tensors(file: h5py.File) -> dict[str, np.ndarray]:
+    """Reads the tensors of a `.weights.h5` file without its model, by the names of `.h5` files.
 
     The file names them .../layers/CLASS_N/vars/I, with N counting a model's layers of one class.
-    `head_layers` are the names of the dense layers around the network. Returns an empty dict for
-    another kind of file.
+    Returns an empty dict for another kind of file.
     """
     models: dict[str, dict[tuple[str, int], dict[int, np.ndarray]]] = {}
     for name, dataset in _datasets(file):
@@ -187,7 +264,7 @@ def _numbered_tensors(file: h5py.File, head_layers: Sequence[str]) -> dict[str, 
     for layers in models.values():
         num_depthwise = sum(kind == "depthwise_conv2d" for kind, _ in layers)
         network = {count: name for name, count in NUM_BLOCKS.items()}.get(num_depthwise)
-        order = _layers_by_class(network, head_layers) if network else {"dense": list(head_layers)}
+        order = _layers_by_class(network) if network else {}
         for (kind, number), variables in layers.items():
             known = order.get(kind, [])
             # An unexpected layer keeps its numbered name, which `check_tensors` then rejects.
@@ -197,12 +274,12 @@ def _numbered_tensors(file: h5py.File, head_layers: Sequence[str]) -> dict[str, 
     return tensors
 
 
-def _layers_by_class(network: str, head_layers: Sequence[str]) -> dict[str, list[str]]:
+def _layers_by_class(network: str) -> dict[str, list[str]]:
     """Returns Keras' names of the layers of each class, in order."""
     order: dict[str, list[str]] = defaultdict(list)
     for module in module_paths(network, NUM_BLOCKS[network]):
         if module == "classifier":
-            order["dense"] = list(head_layers) or ["predictions"]
+            order["dense"] = ["predictions"]
             if network == "mobilenet_v1":
                 order["conv2d"].append("conv_preds")
             continue
@@ -214,34 +291,28 @@ def _layers_by_class(network: str, head_layers: Sequence[str]) -> dict[str, list
 
 
 def _pop_head(
-    tensors: dict[str, np.ndarray],
-    names: Mapping[str, str],
-    model: keras_model.KerasModel | None,
-    path: Path,
+    tensors: dict[str, np.ndarray], names: Mapping[str, str], path: Path, need_head: bool
 ) -> list[DenseWeights]:
-    """Removes a user's dense layers from `tensors` and returns them in order."""
-    if model is not None:
-        layers = list(model.dense)
-    else:
-        known = set(names.values())
-        others = [
-            name.removesuffix("/kernel")
-            for name, array in tensors.items()
-            if name.endswith("/kernel") and array.ndim == 2 and name not in known
-        ]
-        if len(others) > 1:
-            raise UserError(
-                f"{path} holds the dense layers {', '.join(others)} but not the layers between "
-                "them: save the whole model, as .keras or .h5"
-            )
-        layers = [(name, "linear") for name in others]
+    """Removes a user's dense layer from the tensors of a file without a model, and returns it."""
+    known = set(names.values())
+    layers = [
+        name.removesuffix("/kernel")
+        for name, array in tensors.items()
+        if name.endswith("/kernel") and array.ndim == 2 and name not in known
+    ]
+    if len(layers) > 1 and need_head:
+        raise UserError(
+            f"{path} holds the dense layers {', '.join(layers)} but not the layers between "
+            "them: save the whole model, as .keras or .h5"
+        )
     head = []
-    for name, activation in layers:
-        kernel = tensors.pop(f"{name}/kernel", None)
-        if kernel is None:
-            raise UserError(f"{path} lacks {name}/kernel")
+    for name in layers:
+        kernel = tensors.pop(f"{name}/kernel")
         bias = tensors.pop(f"{name}/bias", np.zeros(kernel.shape[-1], np.float32))
-        head.append(DenseWeights(kernel, bias, activation))
+        head.append(DenseWeights(kernel, bias, "linear"))
+    if len(head) > 1:
+        note(f"{path}: its dense layers {', '.join(layers)} are left out")
+        return []
     return head
 
 

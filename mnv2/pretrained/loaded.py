@@ -1,7 +1,8 @@
 """A network with its weights, and how to use it."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +11,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from mnv2.models import for_inference
+from mnv2.ops.precision import accumulator
 from mnv2.pretrained.preprocessing import Preprocessing
+from mnv2.runtime.errors import UserError
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "linear": lambda x: x,
@@ -31,6 +35,13 @@ class DenseHead(nn.Module):
 
     backbone: nn.Module
     layers: tuple[tuple[int, str], ...]
+
+    @property
+    def bn_epsilon(self) -> float:
+        """The epsilon of the backbone, to which all batch norm belongs."""
+        backbone: Any = self.backbone
+        epsilon: float = backbone.bn_epsilon
+        return epsilon
 
     @nn.compact
     def __call__(
@@ -87,15 +98,31 @@ class Pretrained:
         A single logit x that separates two classes becomes the two logits 0 and x.
         """
         logits: Any = self.model.apply(variables, self.preprocess(images), train=False)
-        if self.num_classes == 1:
-            return jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
-        return logits
+        return self._of_each_class(logits)
+
+    def logits_for_inference(self) -> Callable[[ArrayLike], Float[Array, "n classes"]]:
+        """Returns a compiled function from images in [0, 255] to the logits of `logits`.
+
+        It is faster, and compiles once for each size of a batch.
+        """
+        apply = for_inference(self.model, self.variables)
+        return jax.jit(lambda images: self._of_each_class(apply(self.preprocess(images))))
 
     def probabilities(self, images: ArrayLike) -> Float[Array, "n classes"]:
         """Computes the probability of each class for images (n h w c) in [0, 255]."""
-        logits = jax.jit(self.logits)(self.variables, images)
+        logits = self._logits_for_inference(images)
+        logits = logits.astype(accumulator(logits.dtype))
         exclusive = self.output == "softmax" or self.num_classes == 1
         return jax.nn.softmax(logits) if exclusive else jax.nn.sigmoid(logits)
+
+    @functools.cached_property
+    def _logits_for_inference(self) -> Callable[[ArrayLike], Float[Array, "n classes"]]:
+        return self.logits_for_inference()
+
+    def _of_each_class(self, logits: Array) -> Float[Array, "n classes"]:
+        if self.num_classes == 1:
+            return jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
+        return logits
 
     def backbone(self) -> "Pretrained":
         """Returns the network without classifier or dense layers; it gives pooled features."""
@@ -107,6 +134,18 @@ class Pretrained:
             params = {k: v for k, v in self.variables["params"].items() if k != "classifier"}
             variables, model = {**self.variables, "params": params}, model.clone(num_classes=0)
         return dataclasses.replace(self, model=model, variables=variables, class_names=None)
+
+    def with_class_names(self, names: Sequence[str], source: str) -> "Pretrained":
+        """Returns the same network with other names of its classes.
+
+        Raises UserError if there are too few or too many. `source` names where they are from.
+        """
+        if len(names) != len(self.display_names):
+            raise UserError(
+                f"{source} names {len(names)} classes but the weights know "
+                f"{len(self.display_names)}"
+            )
+        return dataclasses.replace(self, class_names=tuple(names))
 
     def with_image_size(self, size: int) -> "Pretrained":
         """Returns the same network for square images of `size` pixels."""

@@ -17,11 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mnv2.models import create_model, name_and_fields
-from mnv2.pretrained.infer import check_tensors, shapes_of, to_variables
+from mnv2.pretrained.infer import check_tensors, fit_channels, shapes_of, to_variables
 from mnv2.pretrained.loaded import DenseHead, Pretrained
-from mnv2.pretrained.preprocessing import Preprocessing
+from mnv2.pretrained.preprocessing import METHODS, Preprocessing
 from mnv2.runtime import packed_arrays
-from mnv2.runtime.errors import UserError
+from mnv2.runtime.errors import UserError, check_choice
 from mnv2.runtime.files import write_json
 from mnv2.runtime.layout import CHECKPOINTS, NETWORK
 
@@ -80,12 +80,14 @@ def read_run(folder: Path) -> Pretrained:
 
 def _eval_variables(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns the variables for evaluation: averaged parameters, if any, and statistics."""
-    averaged = any(name.startswith("ema/") for name in state)
-    params = "ema/" if averaged else "params/"
+    if any(name.startswith("ema/") for name in state):
+        state = {
+            name.removeprefix("ema/"): array
+            for name, array in state.items()
+            if name.startswith("ema/")
+        }
     return {
-        name.replace("ema/", "params/", 1): array
-        for name, array in state.items()
-        if name.startswith((params, "batch_stats/"))
+        name: array for name, array in state.items() if name.startswith(("params/", "batch_stats/"))
     }
 
 
@@ -105,10 +107,15 @@ def read(path: Path) -> Pretrained:
     """
     try:
         with safe_open(path, "numpy") as file:
-            description = json.loads(file.metadata()[METADATA_KEY])
+            metadata = file.metadata() or {}
+            if METADATA_KEY not in metadata:
+                raise UserError(f"{path} is no file of mnv2: it does not describe its network")
+            description = json.loads(metadata[METADATA_KEY])
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+    except UserError:
+        raise
+    except Exception as error:  # a damaged file raises several types
+        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error
     return _build(description, arrays, str(path))
 
 
@@ -129,27 +136,31 @@ def write(path: Path, pretrained: Pretrained) -> None:
     save_file(arrays, path, metadata={METADATA_KEY: json.dumps(description)})
 
 
-def _build(description: dict[str, Any], arrays: dict[str, Any], source: str) -> Pretrained:
+def _build(description: Any, arrays: dict[str, Any], source: str) -> Pretrained:
     """Builds the described network with weights by path. `source` names the file in messages."""
-    fields = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in description["fields"].items()
-    }
-    model: nn.Module = create_model(description["network"], **fields)
-    if description["head"]:
-        model = DenseHead(model, tuple((units, name) for units, name in description["head"]))
-    check_tensors(arrays, shapes_of(model, description["channels"]), source, {})
-    saved = description["preprocess"]
-    preprocess = Preprocessing(
-        saved["method"], saved["crop"], tuple(saved["mean"]), tuple(saved["std"])
-    )
-    height, width = description["image_size"]
-    class_names = description["class_names"]
-    return Pretrained(
-        model,
-        to_variables(arrays),
-        preprocess,
-        (height, width),
-        None if class_names is None else tuple(class_names),
-        description["output"],
-    )
+    try:
+        fields = _with_tuples(description["fields"])
+        model: nn.Module = create_model(description["network"], **fields)
+        if description["head"]:
+            model = DenseHead(model, tuple((units, name) for units, name in description["head"]))
+        preprocess = Preprocessing(**_with_tuples(description["preprocess"]))
+        check_choice(preprocess.method, METHODS, f"method of {source}")
+        height, width = description["image_size"]
+        class_names = description["class_names"]
+        names = None if class_names is None else tuple(class_names)
+        channels, output = description["channels"], description["output"]
+        shapes = shapes_of(model, channels)
+    except UserError as error:
+        raise UserError(f"{source} describes a network that cannot be built: {error}") from None
+    except Exception as error:  # a damaged description raises several types
+        raise UserError(
+            f"the description of the network in {source} is damaged: {error!r}"
+        ) from None
+    check_tensors(arrays, shapes, source, {})
+    preprocess = fit_channels(preprocess, channels, source)
+    return Pretrained(model, to_variables(arrays), preprocess, (height, width), names, output)
+
+
+def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns `values` with tuples instead of the lists of JSON."""
+    return {name: tuple(x) if isinstance(x, list) else x for name, x in values.items()}

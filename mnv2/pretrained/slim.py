@@ -1,48 +1,71 @@
-"""Reads MobileNet and MobileNetV2 from checkpoints of TensorFlow's slim, `model.ckpt-N`.
+"""Reads MobileNet and MobileNetV2 of TensorFlow's slim: checkpoints and frozen graphs.
 
 If a checkpoint has moving averages of its trained variables, they are read instead of the
 variables, since the authors evaluated with them. There are 1001 classes; the first is background.
+A frozen graph, `.pb`, may have a retrained classifier instead.
 """
 
+import dataclasses
+import math
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from mnv2.pretrained.infer import FileContents
+from mnv2.pretrained.infer import DenseWeights, FileContents
 from mnv2.pretrained.names import NUM_BLOCKS, VariableSuffixes, tensor_names, translate
-from mnv2.pretrained.preprocessing import Preprocessing
+from mnv2.pretrained.preprocessing import Preprocessing, size_in_name, size_to_assume
 from mnv2.runtime.errors import UserError
+from mnv2.runtime.terminal import note
 
 SCOPES = {"MobilenetV1/": "mobilenet_v1", "MobilenetV2/": "mobilenet_v2"}
-FIELDS = {
+FIELDS: dict[str, dict[str, Any]] = {
     "mobilenet_v1": {"padding": "same", "bn_epsilon": 1e-3, "bn_momentum": 0.9997},
     "mobilenet_v2": {"padding": "same", "bn_epsilon": 1e-3, "bn_momentum": 0.997},
 }
 VARIABLE_SUFFIXES = VariableSuffixes(
     "/weights", "/biases", "/gamma", "/beta", "/moving_mean", "/moving_variance"
 )
+BATCH_NORM = ("gamma", "beta", "moving_mean", "moving_variance")
 AVERAGE_SUFFIX = "/ExponentialMovingAverage"
 OPTIMIZER_SUFFIXES = ("/RMSProp", "/RMSProp_1", "/Momentum", "/Adam", "/Adam_1")
-SLIM = Preprocessing("slim", 0.875, (0.5,), (0.5,))
+SLIM = Preprocessing("slim", 0.875, (0.5,), (0.5,), assumed=True)
+VARIABLES = ("weights", "depthwise_weights", "biases", *BATCH_NORM)
+# The head of TensorFlow's retraining, over pooled features of pictures that were not cropped.
+RETRAINED = re.compile(r"(?:.*/)?final_(?:retrain|training)_ops/(weights|biases)/final_\1")
 
 
 def find_prefix(path: Path) -> Path | None:
-    """Finds the common prefix of a checkpoint's files.
+    """Finds the common prefix of a checkpoint's files, or the file of a frozen graph.
 
     `path` is the prefix itself, one of the files, or their folder. In a folder of several
-    checkpoints the newest one is found. Returns None if there is no checkpoint.
+    checkpoints the newest one is found, after a note. Returns None if there is no checkpoint.
     """
+    if path.suffix == ".pb" and path.is_file():
+        return path
     if path.suffix in (".index", ".meta") or ".data-" in path.name:
         path = path.with_name(path.name.rpartition(".")[0])
     if path.is_dir():
         indices = sorted(path.glob("*.index"), key=lambda index: index.stat().st_mtime)
+        if len(indices) > 1:
+            others = ", ".join(index.stem for index in indices[-2::-1][:3])
+            note(f"{path} holds {len(indices)} checkpoints: read {indices[-1].stem}, not {others}")
         return indices[-1].with_suffix("") if indices else None
     return path if path.with_name(path.name + ".index").exists() else None
 
 
 def read(prefix: Path) -> FileContents:
-    """Reads a checkpoint. Raises UserError if it is damaged or holds another network."""
-    tensors = _load(prefix)
+    """Reads a checkpoint or a frozen graph.
+
+    Raises UserError if it is damaged or holds another network.
+    """
+    head: list[DenseWeights] = []
+    size = None
+    if prefix.suffix == ".pb":
+        tensors, head, size = _load_graph(prefix)
+    else:
+        tensors = _load(prefix)
     scopes = [scope for scope in SCOPES if scope + _stem_kernel(scope) in tensors]
     if len(scopes) != 1:
         raise UserError(f"{prefix} holds no MobileNet or MobileNetV2 of slim")
@@ -59,7 +82,10 @@ def read(prefix: Path) -> FileContents:
     )
     in_scope = {name: array for name, array in tensors.items() if name.startswith(scope)}
     arrays = translate(in_scope, names, tensorflow_layout)
-    return FileContents(network, arrays, names, FIELDS[network], SLIM)
+    preprocess = dataclasses.replace(SLIM, crop=1.0) if head else SLIM
+    if size is None:  # a checkpoint may have its size in the name of its folder
+        size = size_in_name(prefix.parent.name) or size_to_assume(prefix)
+    return FileContents(network, arrays, names, FIELDS[network], preprocess, size, head)
 
 
 def tensorflow_layout(path: str, array: np.ndarray) -> np.ndarray:
@@ -98,6 +124,54 @@ def _load(prefix: Path) -> dict[str, np.ndarray]:
         }
     except (tf.errors.OpError, ValueError, IndexError) as error:
         raise UserError(f"cannot read {prefix}: {str(error).splitlines()[0]}") from error
+
+
+def _load_graph(
+    path: Path,
+) -> tuple[dict[str, np.ndarray], list[DenseWeights], tuple[int, int] | None]:
+    """Reads the constants of a frozen graph by slim's names, its retrained head, and its size."""
+    import tensorflow as tf
+    from google.protobuf.message import DecodeError
+
+    try:
+        graph = tf.compat.v1.GraphDef.FromString(path.read_bytes())
+    except (OSError, DecodeError) as error:
+        raise UserError(f"cannot read {path} as a frozen graph of TensorFlow: {error}") from error
+    tensors: dict[str, np.ndarray] = {}
+    head: dict[str, np.ndarray] = {}
+    size = None
+    for node in graph.node:
+        if node.op == "Placeholder" and len(node.attr["shape"].shape.dim) == 4:
+            _, height, width, _ = (side.size for side in node.attr["shape"].shape.dim)
+            size = size or ((height, width) if min(height, width) > 0 else None)
+        if node.op.startswith("FusedBatchNorm"):
+            _check_epsilon(path, node.name, node.attr["epsilon"].f)
+        if node.op != "Const" or node.attr["dtype"].type != tf.float32.as_datatype_enum:
+            continue
+        array = tf.make_ndarray(node.attr["value"].tensor)
+        if node.name.endswith("/batchnorm/add/y"):
+            _check_epsilon(path, node.name, float(array))
+        own = re.search(rf"(?:^|/)((?:{'|'.join(SCOPES)}).*/({'|'.join(VARIABLES)}))$", node.name)
+        if retrained := RETRAINED.fullmatch(node.name):
+            head[retrained[1]] = array
+        elif own:
+            tensors[own[1].replace("depthwise_weights", "weights")] = array
+        elif array.ndim > 1 and array.size > 1:
+            raise UserError(
+                f"{path}: the constant {node.name} of the shape {array.shape} belongs to no "
+                "MobileNet of slim, and not to TensorFlow's retraining"
+            )
+    if any(node.op.startswith("FakeQuant") for node in graph.node):
+        note(f"{path} simulates numbers of 8 bits: that is left out")
+    if head and head.keys() != {"weights", "biases"}:
+        raise UserError(f"{path} lacks the weights or the biases of its retrained classifier")
+    dense = [DenseWeights(head["weights"], head["biases"], "linear")] if head else []
+    return tensors, dense, size
+
+
+def _check_epsilon(path: Path, name: str, value: float) -> None:
+    if not math.isclose(value, FIELDS["mobilenet_v2"]["bn_epsilon"], rel_tol=1e-4):
+        raise UserError(f"{path}: the batch norm {name} has the epsilon {value:.3g}, not 0.001")
 
 
 def _stem_kernel(scope: str) -> str:

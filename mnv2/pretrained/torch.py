@@ -1,26 +1,40 @@
 """Reads and writes MobileNet and MobileNetV2 with the names of torchvision, timm and others.
 
-torchvision, timm, d-li14 and tonylins each give other names to the same tensors. All of them use
-PyTorch's layout, O I H W.
+torchvision, timm, transformers, d-li14 and tonylins each give other names to the same tensors. All
+of them use PyTorch's layout, O I H W. Their classifier may have been replaced by a layer of any
+name.
 """
 
-import itertools
-import json
-import pickle
+import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.typing import ArrayLike
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from mnv2.models.mobilenet_v2 import REPEATS
-from mnv2.pretrained.infer import FileContents
-from mnv2.pretrained.names import LayerNames, VariableSuffixes, tensor_names, translate
-from mnv2.pretrained.preprocessing import Preprocessing
+from mnv2.pretrained import hub_config, state_dicts, transformers
+from mnv2.pretrained.infer import FileContents, Usage
+from mnv2.pretrained.names import (
+    NUM_BLOCKS,
+    LayerNames,
+    VariableSuffixes,
+    tensor_names,
+    translate,
+)
+from mnv2.pretrained.preprocessing import Preprocessing, size_in_name
+from mnv2.pretrained.torch_names import (
+    flat_names,
+    timm_stages,
+    timm_v1_names,
+    timm_v2_names,
+    torchvision_names,
+)
 from mnv2.runtime.errors import UserError
+from mnv2.runtime.terminal import note
 
 # PyTorch's batch norm has epsilon 1e-5 and momentum 0.1, which this package writes as 1 - 0.1.
 FIELDS = {"padding": "symmetric", "bn_epsilon": 1e-5, "bn_momentum": 0.9}
@@ -31,55 +45,62 @@ VARIABLE_SUFFIXES = VariableSuffixes(
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TORCHVISION = Preprocessing("bilinear", 224 / 256, IMAGENET_MEAN, IMAGENET_STD)
-# For torchvision's IMAGENET1K_V2 weights, which are recognised by the hash in their file name.
 TORCHVISION_2 = Preprocessing("bilinear", 224 / 232, IMAGENET_MEAN, IMAGENET_STD)
 TIMM_V2 = Preprocessing("bicubic", 0.875, IMAGENET_MEAN, IMAGENET_STD)
 TIMM_V1 = Preprocessing("bicubic", 0.875, (0.5,), (0.5,))
 
-# timm's names of the layers outside of the blocks.
-TIMM_OUTSIDE_BLOCKS = {
-    "stem": ("conv_stem", "bn1"),
-    "last_conv": ("conv_head", "bn2"),
-    "classifier": ("classifier", ""),
+# torchvision published weights twice; only the hash in the name of the file tells them apart.
+TORCHVISION_HASHES = {
+    "b0353104": ("IMAGENET1K_V1", TORCHVISION),
+    "7ebf99e0": ("IMAGENET1K_V2", TORCHVISION_2),
 }
+SMALLEST = 32  # a smaller size in the name of a file means something else
+CLASSIFIERS = re.compile("classifier|fc|head|linear|logits|predictions")
 
 
-def read(path: Path) -> FileContents:
-    """Reads a file. Raises UserError if it is damaged or holds another network."""
-    state = {
-        name.removeprefix("module."): array
-        for name, array in _load(path).items()
-        if not name.endswith("num_batches_tracked")
-    }
-    network, fields, preprocess = "mobilenet_v2", dict(FIELDS), TORCHVISION
-    repeats: Sequence[int] = REPEATS
-    if "features.1.conv.0.0.weight" in state:
-        layer_names: LayerNames = torchvision_names
-        if "7ebf99e0" in path.name:
-            preprocess = TORCHVISION_2
-    elif "features.1.conv.0.weight" in state:
-        # d-li14 keeps the last convolution outside of `features`.
-        last = "conv" if "conv.0.weight" in state else "features.18"
-        classifier = "classifier" if "classifier.weight" in state else "classifier.1"
-        layer_names = _flat_names(last, classifier)
-    elif "conv_stem.weight" in state and "blocks.0.0.conv_dw.weight" in state:
-        repeats = _timm_stages(state)
-        layer_names, preprocess = _timm_v2_names(repeats), TIMM_V2
-        fields["repeats"] = tuple(repeats)
-        if not any("conv_pwl" in name for name in state):
-            network, layer_names = "mobilenet_v1", _timm_v1_names(repeats)
-            preprocess = TIMM_V1
-            del fields["repeats"]
-        elif len(repeats) != len(REPEATS):
-            raise UserError(f"{path} has {len(repeats)} stages but MobileNetV2 has {len(REPEATS)}")
-        preprocess = _timm_preprocessing(path, preprocess)
-    else:
-        raise UserError(
-            f"{path} holds no MobileNet or MobileNetV2 of torchvision, timm, d-li14 or tonylins"
-        )
-    has_classifier = any(name.startswith("classifier") for name in state)
-    names = tensor_names(network, sum(repeats), layer_names, VARIABLE_SUFFIXES, has_classifier)
-    return FileContents(network, translate(state, names, _to_hwio), names, fields, preprocess)
+class _Layout(NamedTuple):
+    """How a file names the tensors of its network, and how the network is built and used.
+
+    names  the names of the layers, without the prefix of the file
+    trunk  matches what follows the prefix in the name of any layer before the classifier
+    """
+
+    network: str
+    num_blocks: int
+    names: LayerNames
+    trunk: str
+    fields: Mapping[str, Any]
+    usage: Usage
+
+
+def read(path: Path, need_head: bool = True) -> FileContents:
+    """Reads a file. Raises UserError if it is damaged or holds another network.
+
+    Unless `need_head`, a head that is not one linear layer is left out, after a note.
+    """
+    weights = state_dicts.load(path)
+    layout = _layout(path, weights)
+    arrays = dict(weights.arrays)
+    trunk = set(_tensor_names(layout, weights, None).values())
+    in_trunk = re.compile(re.escape(weights.prefix) + layout.trunk)
+    head = [name for name in arrays if name not in trunk and not in_trunk.match(name)]
+    classifier = _find_classifier(path, arrays, head, need_head)
+    if not need_head and set(head) - {f"{classifier}.weight", f"{classifier}.bias"}:
+        more = f" and {len(head) - 3} more" if len(head) > 3 else ""
+        note(f"{path}: left out its head, {', '.join(head[:3])}{more}")
+        arrays = {name: array for name, array in arrays.items() if name not in head}
+        classifier = None
+    if classifier is not None and f"{classifier}.bias" not in arrays:
+        size = len(arrays[f"{classifier}.weight"])
+        arrays[f"{classifier}.bias"] = np.zeros(size, np.float32)
+    names = _tensor_names(layout, weights, classifier)
+    return FileContents(
+        layout.network,
+        translate(arrays, names, _to_hwio),
+        names,
+        layout.fields,
+        **layout.usage._asdict(),
+    )
 
 
 def write(path: Path, arrays: Mapping[str, ArrayLike]) -> None:
@@ -96,144 +117,151 @@ def write(path: Path, arrays: Mapping[str, ArrayLike]) -> None:
         state[name.replace("running_mean", "num_batches_tracked")] = np.array(0, np.int64)
     if path.suffix == ".safetensors":
         save_file(state, path)
-    else:
-        torch = _import_torch(f"writing {path}")
-        torch.save({name: torch.from_numpy(array) for name, array in state.items()}, path)
-
-
-def _load(path: Path) -> Mapping[str, np.ndarray]:
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except Exception as error:  # a damaged file raises several types
-            raise UserError(f"cannot read {path}: {error}") from error
-    torch = _import_torch(f"reading {path}")
-    try:
-        # PyTorch rejects a pickle that does anything other than hold tensors.
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} holds more than tensors and is not read: save the model's state_dict()"
-        ) from error
-    except Exception as error:  # a damaged file makes torch raise any of many types
-        raise UserError(f"cannot read {path}: {str(error).strip().splitlines()[0]}") from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else {}
-    return {k: v.float().numpy() for k, v in state.items() if isinstance(v, torch.Tensor)}
-
-
-def _import_torch(doing: str) -> Any:
+        return
     try:
         import torch
     except ImportError:
-        raise UserError(f"{doing} needs PyTorch: pip install torch, or use .safetensors") from None
-    return torch
+        raise UserError(
+            f"writing {path} needs PyTorch: pip install torch, or use .safetensors"
+        ) from None
+    torch.save({name: torch.from_numpy(array) for name, array in state.items()}, path)
 
 
-def torchvision_names(module: str) -> tuple[str, str]:
-    """Returns torchvision's names of a module's convolution (or dense layer) and batch norm."""
-    outside_blocks = {
-        "stem": ("features.0.0", "features.0.1"),
-        "last_conv": ("features.18.0", "features.18.1"),
-        "classifier": ("classifier.1", ""),
-    }
-    if module in outside_blocks:
-        return outside_blocks[module]
-    block, part, index = _parse_module(module)
-    prefix = f"features.{block + 1}.conv.{index}"
-    if part == "project":
-        return prefix, f"features.{block + 1}.conv.{index + 1}"
-    return f"{prefix}.0", f"{prefix}.1"
+def _layout(path: Path, weights: state_dicts.Weights) -> _Layout:
+    if weights.scheme.startswith("transformers"):
+        network = f"mobilenet_{weights.scheme.removeprefix('transformers ')}"
+        fields, usage = transformers.settings(path, network)
+        layer_names = transformers.LAYER_NAMES[network]
+        trunk = transformers.TRUNK
+        return _Layout(network, NUM_BLOCKS[network], layer_names, trunk, fields, usage)
+    if weights.scheme == "timm":
+        return _timm_layout(path, weights)
+    layer_names = torchvision_names
+    if weights.scheme == "flat":
+        # d-li14 keeps the last convolution outside of `features`.
+        outside = _with_prefix(weights, "conv.0.weight") in weights.arrays
+        layer_names = flat_names("conv" if outside else "features.18")
+    trunk, usage = r"(\d|1[0-8])\.", _torchvision_usage(path)
+    return _Layout("mobilenet_v2", sum(REPEATS), layer_names, trunk, FIELDS, usage)
 
 
-def _flat_names(last: str, classifier: str) -> LayerNames:
-    """Names if each block is one sequence: convolution, batch norm, activation, convolution, ...
+def _timm_layout(path: Path, weights: state_dicts.Weights) -> _Layout:
+    names = [name.removeprefix(weights.prefix) for name in weights.arrays]
+    repeats, trunk = timm_stages(names), r"(conv_stem|bn1|blocks|conv_head|bn2)\."
+    if not any("conv_pwl" in name for name in names):
+        layer_names, usage = timm_v1_names(repeats), _timm_usage(path, TIMM_V1)
+        return _Layout("mobilenet_v1", sum(repeats), layer_names, trunk, FIELDS, usage)
+    if len(repeats) != len(REPEATS):
+        raise UserError(f"{path} has {len(repeats)} stages but MobileNetV2 has {len(REPEATS)}")
+    fields = {**FIELDS, "repeats": tuple(repeats)}
+    layer_names, usage = timm_v2_names(repeats), _timm_usage(path, TIMM_V2)
+    return _Layout("mobilenet_v2", sum(repeats), layer_names, trunk, fields, usage)
 
-    `last` and `classifier` are the names of the last convolution and of the classifier.
-    """
+
+def _tensor_names(
+    layout: _Layout, weights: state_dicts.Weights, classifier: str | None
+) -> dict[str, str]:
+    """Maps the paths of this package to the names in the file, with its prefix."""
 
     def layer_names(module: str) -> tuple[str, str]:
         if module == "classifier":
-            return classifier, ""
-        if module in ("stem", "last_conv"):
-            prefix = "features.0" if module == "stem" else last
-            return f"{prefix}.0", f"{prefix}.1"
-        block, _, index = _parse_module(module)
-        prefix = f"features.{block + 1}.conv"
-        return f"{prefix}.{3 * index}", f"{prefix}.{3 * index + 1}"
+            return str(classifier), ""
+        layer, batch_norm = layout.names(module)
+        return _with_prefix(weights, layer), _with_prefix(weights, batch_norm)
 
-    return layer_names
+    return tensor_names(
+        layout.network, layout.num_blocks, layer_names, VARIABLE_SUFFIXES, classifier is not None
+    )
 
 
-def _timm_v2_names(repeats: Sequence[int]) -> LayerNames:
-    def layer_names(module: str) -> tuple[str, str]:
-        if module in TIMM_OUTSIDE_BLOCKS:
-            return TIMM_OUTSIDE_BLOCKS[module]
-        block, part, index = _parse_module(module)
-        names = {"expand": "conv_pw", "depthwise": "conv_dw", "project": "conv_pwl"}
-        convolution = "conv_pw" if module == "block_0/project" else names[part]
-        prefix = _timm_block(block, repeats)
-        return f"{prefix}.{convolution}", f"{prefix}.bn{index + 1}"
-
-    return layer_names
+def _with_prefix(weights: state_dicts.Weights, name: str) -> str:
+    """Returns the name in the file. A prefix of torchvision's names includes `features.`."""
+    if weights.scheme in ("torchvision", "flat") and not name.startswith("features."):
+        return weights.prefix.removesuffix("features.") + name
+    return weights.prefix + name.removeprefix("features.")
 
 
-def _timm_v1_names(repeats: Sequence[int]) -> LayerNames:
-    def layer_names(module: str) -> tuple[str, str]:
-        if module in TIMM_OUTSIDE_BLOCKS:
-            return TIMM_OUTSIDE_BLOCKS[module]
-        block, part, _ = _parse_module(module)
-        prefix = _timm_block(block, repeats)
-        convolution, batch_norm = {
-            "depthwise": ("conv_dw", "bn1"),
-            "pointwise": ("conv_pw", "bn2"),
-        }[part]
-        return f"{prefix}.{convolution}", f"{prefix}.{batch_norm}"
+def _find_classifier(
+    path: Path, arrays: Mapping[str, np.ndarray], head: Sequence[str], need_head: bool
+) -> str | None:
+    """Finds the only linear layer in the head of a network, whatever its name is.
 
-    return layer_names
-
-
-def _timm_block(block: int, repeats: Sequence[int]) -> str:
-    """Returns timm's name of a block, which counts the blocks within each stage.
-
-    For example, block 7 is blocks.3.1 if the stages have 1, 2, 3, 4, ... blocks.
+    Returns None if there is none. If there are several, a state dict does not hold what is between
+    them: raises UserError, or returns None unless `need_head`.
     """
-    starts = [0, *itertools.accumulate(repeats)]
-    stage = max(i for i, start in enumerate(starts) if start <= block)
-    return f"blocks.{stage}.{block - starts[stage]}"
-
-
-def _timm_stages(state: Mapping[str, np.ndarray]) -> list[int]:
-    """Returns the number of blocks in each stage."""
-    num_blocks: dict[int, int] = {}
-    for name in state:
-        if match := re.match(r"blocks\.(\d+)\.(\d+)\.", name):
-            stage, index = int(match[1]), int(match[2])
-            num_blocks[stage] = max(num_blocks.get(stage, 0), index + 1)
-    return [num_blocks[stage] for stage in sorted(num_blocks)]
-
-
-def _timm_preprocessing(path: Path, default: Preprocessing) -> Preprocessing:
-    """Reads the preprocessing from the config.json that timm puts next to weights on the hub.
-
-    Returns `default` if there is no such file, or if it does not contain the preprocessing.
-    """
-    try:
-        config = json.loads(path.with_name("config.json").read_text())["pretrained_cfg"]
-        return Preprocessing(
-            config["interpolation"],
-            config["crop_pct"],
-            tuple(config["mean"]),
-            tuple(config["std"]),
+    layers = [
+        name.removesuffix(".weight")
+        for name in head
+        if name.endswith(".weight") and arrays[name].ndim == 2
+    ]
+    if len(layers) > 1 and need_head:
+        raise UserError(
+            f"{path} has the linear layers {', '.join(layers[:6])}, and a state dict does not say "
+            "what is between them, such as ReLU: give a file with one, or use load_backbone"
         )
-    except (OSError, KeyError, ValueError):
-        return default
+    if len(layers) != 1:
+        return None
+    if not CLASSIFIERS.search(layers[0]) and not re.fullmatch(r"(.*\.)?\d+", layers[0]):
+        note(f"{path}: took {layers[0]}, its only linear layer, as the classifier")
+    return layers[0]
 
 
-def _parse_module(module: str) -> tuple[int, str, int]:
-    """Splits block_3/depthwise into 3, depthwise, and 1, the index of the part in its block."""
-    block, part = module.removeprefix("block_").split("/")
-    parts = ("depthwise", "project") if block == "0" else ("expand", "depthwise", "project")
-    return int(block), part, parts.index(part) if part in parts else 1
+def _torchvision_usage(path: Path) -> Usage:
+    """Says how torchvision, d-li14 and tonylins prepare pictures, which is not in the file."""
+    name, preprocess = TORCHVISION_HASHES["b0353104"]
+    why = ""
+    for digits, published in TORCHVISION_HASHES.items():
+        if digits in path.name:
+            (name, preprocess), why = published, ", from its name"
+    side = _side_in_name(path)
+    note(
+        f"{path} does not tell how to prepare pictures: as for torchvision's {name}{why} "
+        f"(shorter side {int(side / preprocess.crop)}, then the centre of {side} x {side})"
+    )
+    return Usage(dataclasses.replace(preprocess, assumed=True), (side, side))
+
+
+def _timm_usage(path: Path, default: Preprocessing) -> Usage:
+    """Reads the config.json that timm puts next to weights on the hub, if there is one."""
+    file = path.with_name("config.json")
+    config = hub_config.read(file)
+    inner = config.get("pretrained_cfg")
+    if isinstance(inner, dict):
+        config |= {name: value for name, value in inner.items() if value is not None}
+
+    def take(name: str, is_valid: Callable[[Any], bool], fallback: Any) -> Any:
+        return hub_config.take(config, name, is_valid, fallback, file)
+
+    told = config.get("mean") is not None and config.get("std") is not None
+    if not told:
+        note(f"{path} does not tell how to prepare pictures: as timm does by default")
+    preprocess = Preprocessing(
+        take("interpolation", lambda value: value in ("bilinear", "bicubic"), default.method),
+        take("crop_pct", hub_config.is_fraction, default.crop),
+        tuple(take("mean", hub_config.is_color, default.mean)),
+        tuple(take("std", hub_config.is_scale, default.std)),
+        assumed=not told,
+    )
+    take("crop_mode", lambda value: value == "center", "center")
+    size = config.get("input_size")
+    side = 224 if size is not None else _side_in_name(path)
+    _, height, width = take("input_size", _is_input_size, (3, side, side))
+    labels = take("label_names", hub_config.is_list_of_strings, None)
+    return Usage(preprocess, (height, width), labels and tuple(labels))
+
+
+def _is_input_size(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(map(hub_config.is_side, value))
+
+
+def _side_in_name(path: Path) -> int:
+    """Returns the pixels of a side from a name such as mobilenetv2_128x128-fd66a69d.pth, or 224."""
+    match = re.search(r"(?<!\d)(\d{2,4})x\1(?!\d)", path.name)
+    if match is not None and int(match[1]) >= SMALLEST:
+        note(f"{path}: pictures have {match[0]} pixels, from its name")
+        return int(match[1])
+    named = size_in_name(path.name)
+    return named[0] if named else 224
 
 
 def _to_hwio(path: str, array: np.ndarray) -> np.ndarray:

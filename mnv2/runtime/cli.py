@@ -1,14 +1,19 @@
 """How a command starts and ends: quietly, and after bad input with one line and exit code 2."""
 
 import argparse
+import atexit
+import io
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from typing import NoReturn
 
 from absl import logging
 
 from mnv2.runtime.errors import UserError
+from mnv2.runtime.files import caches
 from mnv2.runtime.interruption import EXIT_CODE, Stopped, compiling
 
 
@@ -24,10 +29,16 @@ def command_parser(module: str, description: str | None) -> argparse.ArgumentPar
 def run(main: Callable[[], None]) -> None:
     """Runs a command's main function: a UserError becomes one line and exit code 2."""
     silence_libraries()
+    let_libraries_cache()
+    print_everything()
     try:
         main()
+        sys.stdout.flush()
     except UserError as error:
         fail(str(error))
+    except BrokenPipeError:  # nobody reads what is printed any more, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        leave(141)  # the exit code of a process that SIGPIPE ended
     except Stopped as stopped:
         print(f"\nstopped by {stopped}: the same command resumes there", file=sys.stderr)
         if compiling():
@@ -46,6 +57,25 @@ def silence_libraries() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     logging.set_verbosity(logging.ERROR)
+
+
+def let_libraries_cache() -> None:
+    """Gives libraries a temporary cache if the user's cannot be written.
+
+    When they are imported, TensorFlow Datasets would fail, and Matplotlib would warn again.
+    """
+    if caches() is None:
+        folder = tempfile.mkdtemp()
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        os.environ.setdefault("TFDS_CACHE_DIR", folder)
+        os.environ.setdefault("MPLCONFIGDIR", folder)
+
+
+def print_everything() -> None:
+    """Lets a terminal without the sign ± show a question mark, where Python would fail."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def hide_gpus_from_tensorflow() -> None:

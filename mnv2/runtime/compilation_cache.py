@@ -10,22 +10,39 @@ from pathlib import Path
 
 import jax
 
-from mnv2.runtime.files import caches
+from mnv2.runtime.files import caches, check_writable, warn_once
 
 CPU_INFO = Path("/proc/cpuinfo")
 
 
-def enable() -> Path:
+def enable() -> str | None:
     """Lets JAX store its compiled programs in a folder and reuse them; returns the folder.
 
-    JAX_COMPILATION_CACHE_DIR, or JAX's own setting, chooses another folder.
+    JAX_COMPILATION_CACHE_DIR, or JAX's own setting, chooses another folder. Returns None, after a
+    warning, if nothing can be written there.
     """
     chosen = jax.config.jax_compilation_cache_dir
     if chosen:
-        return Path(chosen)
-    folder = caches() / "compiled" / _processor()
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    return folder
+        return _checked(chosen)
+    folder = caches()
+    if folder is None:
+        return None
+    ours = str(folder / "compiled" / _processor())
+    jax.config.update("jax_compilation_cache_dir", ours)
+    return ours
+
+
+def _checked(chosen: str) -> str | None:
+    """Returns the folder that the user chose; JAX would name it again for every program."""
+    if "://" not in chosen:
+        try:
+            Path(chosen).mkdir(parents=True, exist_ok=True)
+            check_writable(Path(chosen))
+        except OSError as error:
+            warn_once(f"compiled programs are not kept: cannot write to {chosen}: {error.strerror}")
+            jax.config.update("jax_compilation_cache_dir", None)
+            return None
+    return chosen
 
 
 def _processor() -> str:
@@ -34,7 +51,10 @@ def _processor() -> str:
     A program for another kind may not run, and several machines may share a home folder.
     """
     flags = platform.machine()
-    if CPU_INFO.exists():
-        lines = CPU_INFO.read_text().splitlines()
-        flags += next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    try:
+        lines = CPU_INFO.read_text(errors="replace").splitlines()
+    except OSError:  # not Linux, or not permitted
+        lines = []
+        flags += platform.processor()
+    flags += next((line for line in lines if line.startswith(("flags", "Features"))), "")
     return hashlib.sha256(flags.encode()).hexdigest()[:12]

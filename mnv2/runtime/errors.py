@@ -2,13 +2,14 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(ValueError):
     """Bad input. Its message is one line: what is wrong, where, and what would be right."""
 
 
-def check_choice(value: str, choices: Iterable[str], what: str) -> None:
+def check_choice(value: Any, choices: Iterable[str], what: str) -> None:
     """Raises UserError unless `value` is one of `choices`; the message suggests the nearest one."""
     names = sorted(choices)
     if value in names:

@@ -8,6 +8,7 @@ process starts, so the command restarts itself.
 
 import os
 import platform
+import re
 import sys
 from pathlib import Path
 
@@ -15,26 +16,70 @@ VARIABLE = "GLIBC_TUNABLES"
 SETTINGS = {"arena_max": 1, "hugetlb": 1, "mmap_threshold": 1 << 34, "trim_threshold": 1 << 34}
 TUNABLES = ":".join(f"glibc.malloc.{name}={n}" for name, n in SETTINGS.items())
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+DEVICES = Path("/dev")
+
+# What may have started this command, as `python -m NAME`: a restart also starts it again, and a
+# profiler does not mind. Debuggers forget their breakpoints.
+PROFILERS = ("cProfile", "profile")
+DEBUGGERS = ("pdb", "ipdb", "pudb", "debugpy", "trace", "coverage")
+# Modules of debuggers, notebooks and tests, which would lose this process.
+CONNECTED = ("debugpy", "pydevd", "ipykernel", "IPython", "pytest")
 
 
 def restart_with_huge_pages() -> None:
     """Restarts this command with the settings, unless GLIBC_TUNABLES is set, even if it is empty.
 
-    Does so only if they help: if there is glibc, huge pages on request, and no accelerator.
+    Does so only if they help: if there is glibc, huge pages on request, and no accelerator. Does
+    not, and says so, if a debugger, a profiler or another program would lose this process.
     """
     if VARIABLE in os.environ or not _helps():
         return
-    os.environ[VARIABLE] = TUNABLES
-    print(f"allocating in huge pages (set {VARIABLE}= to switch off)", flush=True)
-    # With Python's own options, and with a profiler that was started as a module.
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    reason = _reason_to_stay()
+    if reason is None:
+        print(f"allocating in huge pages (set {VARIABLE}= to switch off)", flush=True)
+        try:
+            # With Python's own options, and with a profiler that was started as a module.
+            os.execve(
+                sys.executable,
+                [sys.executable, *sys.orig_argv[1:]],
+                {**os.environ, VARIABLE: TUNABLES},
+            )
+        except OSError as error:
+            reason = f"Python cannot be started again ({error.strerror})"
+    print(
+        f"note: not allocating in huge pages, because {reason}; "
+        f"{VARIABLE}={TUNABLES} in the environment does so from the start",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def _reason_to_stay() -> str | None:
+    """Returns why this process must not be replaced by another; None if it may be."""
+    program = Path(sys.orig_argv[0]).name if sys.orig_argv else ""
+    if not sys.executable or not re.fullmatch(r"(python|pypy)[\w.-]*", program):
+        return "Python is part of another program"
+    if sys.flags.inspect or os.environ.get("PYTHONINSPECT") or hasattr(sys, "ps1"):
+        return "this Python is interactive"
+    # The words before the command's own arguments.
+    own = len(sys.orig_argv) - len(sys.argv) + 1
+    words = {word.removeprefix("-m") for word in sys.orig_argv[:own]}
+    connected = words.intersection(DEBUGGERS) | sys.modules.keys() & set(CONNECTED)
+    if connected:
+        return f"{min(connected)} would lose this process"
+    if sys.gettrace() is not None:
+        return "a debugger would lose this process"
+    profiled = sys.getprofile() is not None or any(map(sys.monitoring.get_tool, range(6)))
+    if profiled and not words.intersection(PROFILERS):
+        return "a profiler would lose this process"
+    return None
 
 
 def _helps() -> bool:
-    accelerator = any(Path("/dev").glob("nvidia[0-9]*")) or any(Path("/dev").glob("accel*"))
-    return (
-        platform.libc_ver()[0] == "glibc"
-        and not accelerator
-        and HUGE_PAGES.exists()
-        and "[never]" not in HUGE_PAGES.read_text()
-    )
+    accelerator = any(DEVICES.glob("nvidia[0-9]*")) or any(DEVICES.glob("accel*"))
+    if platform.libc_ver()[0] != "glibc" or accelerator:
+        return False
+    try:
+        return "[never]" not in HUGE_PAGES.read_text()
+    except OSError:  # no such setting, or not permitted to read it
+        return False

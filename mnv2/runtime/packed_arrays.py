@@ -56,12 +56,27 @@ def read(manager: ocp.CheckpointManager, step: int) -> tuple[dict[str, np.ndarra
     return arrays, index
 
 
+def reader(folder: Path) -> ocp.CheckpointManager:
+    """Opens a folder of checkpoints for reading, by this process alone.
+
+    Otherwise Orbax waits, at each read, for all processes of the run to read the same.
+    """
+    alone = ocp.options.MultiprocessingOptions()
+    if jax.process_count() > 1:
+        index = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"reader{index}"
+        )
+    options = ocp.CheckpointManagerOptions(read_only=True, multiprocessing_options=alone)
+    return ocp.CheckpointManager(folder.absolute(), options=options)
+
+
 def read_newest(folder: Path) -> dict[str, np.ndarray]:
     """Reads the arrays of the newest checkpoint in `folder`, by name.
 
     Raises UserError if there is no checkpoint.
     """
-    with ocp.CheckpointManager(folder.absolute()) as manager:
+    with reader(folder) as manager:
         step = manager.latest_step()
         if step is None:
             raise UserError(f"{folder} holds no checkpoint yet")

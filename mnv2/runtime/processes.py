@@ -77,6 +77,13 @@ def of_first(value: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
 
 
+def number_of_first(value: int) -> int:
+    """Returns the first process's `value`. All processes must call it."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+
+
 @contextlib.contextmanager
 def together() -> Iterator[None]:
     """Ends this process immediately if it fails or loses another one; the others notice.

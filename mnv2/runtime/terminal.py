@@ -28,6 +28,16 @@ class StatusLine:
             self._shown = False
 
 
+def note(text: str) -> None:
+    """Says in one line, on stderr, what was assumed or left out."""
+    print(f"note: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+
+def warn(text: str) -> None:
+    """Says in one line, on stderr, what is wrong but stops nothing."""
+    print(f"warning: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+
 def waiting_for_input(share: float) -> str:
     """Returns a note on the share of the time spent waiting for input; nothing if it is small."""
     return f"  {share:.0%} waiting for input" if share > NOTICEABLE else ""
@@ -42,5 +52,8 @@ def format_seconds(seconds: float) -> str:
 
 def short_path(path: Path) -> str:
     """Formats a path, with ~ for the user's home folder."""
-    home = Path.home()
+    try:
+        home = Path.home()
+    except RuntimeError:  # this user has none
+        return str(path)
     return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)

@@ -8,11 +8,12 @@ class Stopwatch:
     """Times training steps alone.
 
     The clock is stopped during compilation, evaluation and saving. A resumed run starts from the
-    `seconds` that it had trained for; its rate counts only the steps of this process.
+    `seconds` that it had trained for and the `steps` that took them; its rate counts only the steps
+    of this process.
     """
 
-    def __init__(self, batch_size: int, seconds: float = 0.0):
-        self.batch_size, self.seconds = batch_size, seconds
+    def __init__(self, batch_size: int, seconds: float = 0.0, steps: int = 0):
+        self.batch_size, self.seconds, self.steps = batch_size, seconds, steps
         self._timed_steps, self._timed_seconds, self._waited_seconds = 0, 0.0, 0.0
         self._since: tuple[float, int] | None = None
 
@@ -29,6 +30,7 @@ class Stopwatch:
         self.seconds += elapsed
         self._timed_seconds += elapsed
         self._timed_steps += step - first
+        self.steps += step - first
         self._since = None
 
     def watch[Item](self, batches: Iterable[Item], idle: Callable[[], bool]) -> Iterator[Item]:

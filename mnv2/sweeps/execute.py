@@ -15,7 +15,7 @@ from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import Held, sole_writer, write_text
 from mnv2.runtime.interruption import Stopper
 from mnv2.runtime.layout import FAILURE
-from mnv2.runtime.processes import any_of, is_writer, of_first, say
+from mnv2.runtime.processes import any_of, is_writer, number_of_first, of_first, say
 from mnv2.runtime.terminal import format_seconds, short_path, waiting_for_input
 from mnv2.sweeps import workdir as workdirs
 from mnv2.sweeps.plan import Run
@@ -58,7 +58,7 @@ def outcome(label: str, result: dict[str, Any], seconds: float) -> str:
     return (
         f"{label:28} test {100 * result['test']['accuracy']:5.2f} %  "
         f"{result['images_per_second']:6,.0f} images/s  {format_seconds(seconds):>6}"
-        f"{waiting_for_input(result['waiting_for_input'])}"
+        f"{waiting_for_input(result.get('waiting_for_input', 0.0))}"
     )
 
 
@@ -77,12 +77,17 @@ def _execute_all(
         started = time.perf_counter()
         label = f"[{number}/{len(runs)}] {one.name}"
         with contextlib.ExitStack() as held:
-            if holder := _hold(one, held):
-                say(f"{label:28} is being done by {holder}")
-                continue
-            if of_first(one.finished):  # by another process, in the meantime
-                continue
             try:
+                if holder := _hold(one, held):
+                    say(f"{label:28} is being done by {holder}")
+                    continue
+                if of_first(one.finished):  # by another process, in the meantime
+                    continue
+                if before := number_of_first(one.trained or 0):
+                    say(
+                        f"{label:28} was finished after {before} steps, and is trained to step "
+                        f"{one.steps} with the learning rates of a run of that length"
+                    )
                 if is_writer():
                     workdirs.record(one)
                 result = train(one.settings, one.folder, label=label, stopper=stopper)
@@ -99,9 +104,10 @@ def _execute_all(
         left = spent / (number - done) * (len(runs) - number)
         say(f"{outcome(label, result, time.perf_counter() - started)}  {format_seconds(left)} left")
     if waiting:
+        kept = f"; compiled programs are kept in {short_path(Path(cache))}" if cache else ""
         say(
             f"{format_seconds(compiling)} of {format_seconds(time.perf_counter() - began)} were "
-            f"first steps, with compilation; compiled programs are kept in {short_path(cache)}"
+            f"first steps, with compilation{kept}"
         )
     return failed
 
@@ -114,6 +120,8 @@ def _hold(one: Run, until: contextlib.ExitStack) -> str | None:
             until.enter_context(sole_writer(one.folder))
         except Held as held:
             holder = str(held)
+        except OSError as error:
+            raise UserError(f"cannot write to {one.folder}: {error.strerror}") from error
     return (holder or "another process") if of_first(holder is not None) else None
 
 

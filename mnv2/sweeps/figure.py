@@ -9,6 +9,7 @@ import matplotlib.figure
 import numpy as np
 from matplotlib.axes import Axes
 
+from mnv2.runtime.files import replacing
 from mnv2.sweeps.statistics import Row, prediction_interval
 from mnv2.sweeps.workdir import Sweep
 
@@ -35,9 +36,8 @@ def draw(sweep: Sweep, rows: Sequence[Row], path: Path) -> None:
         f"seeds. Grey: where one more run of the baseline, {sweep.baseline}, would fall (95 %)",
         fontsize="medium",
     )
-    unfinished = path.with_name("unfinished-" + path.name)
-    figure.savefig(unfinished, dpi=110)
-    unfinished.replace(path)
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, dpi=110, format=path.suffix.removeprefix("."))
 
 
 def write_to_tensorboard(image: Path, folder: Path) -> None:
@@ -45,7 +45,7 @@ def write_to_tensorboard(image: Path, folder: Path) -> None:
     from clu import metric_writers  # imports TensorFlow, which drawing does not need
 
     for old in folder.glob("events.out.tfevents.*"):
-        old.unlink()
+        old.unlink(missing_ok=True)  # another process may write a report too
     pixels = matplotlib.image.imread(image)
     writer = metric_writers.SummaryWriter(str(folder))
     writer.write_images(0, {"report": pixels[None, ..., :3]})

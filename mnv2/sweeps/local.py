@@ -6,13 +6,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_collections
 
-from mnv2.runtime.errors import check_positive
+from mnv2.runtime.errors import UserError, check_positive
+from mnv2.runtime.files import warn_once
 from mnv2.runtime.interruption import Stopper
 from mnv2.runtime.layout import LOG
 from mnv2.runtime.terminal import StatusLine, format_seconds
@@ -30,6 +31,8 @@ def run_in_processes(
     only: Sequence[str],
     parallel: int,
     command: Sequence[str],
+    *,
+    reports: bool = True,
 ) -> None:
     """Executes every run that is not finished in its own process, `parallel` at a time.
 
@@ -46,7 +49,7 @@ def run_in_processes(
     stopper = Stopper()
     with stopper.listening(), stopper.deferred():
         failed = _Pool(command, shares, waiting, stopper).work()
-    if any(workdirs.load(workdir).results.values()):
+    if reports and any(workdirs.load(workdir).results.values()):
         write_report(workdir)
     raise_if_failed(failed)
 
@@ -54,11 +57,13 @@ def run_in_processes(
 class _Share(NamedTuple):
     """The part of this machine that one of several processes may use."""
 
-    cores: tuple[int, ...]
+    cores: tuple[int, ...] | None  # None if processes cannot be bound to cores: all of them
     gpus: tuple[str, ...] | None  # None if there are no GPUs
 
     def __str__(self) -> str:
         gpus = "" if self.gpus is None else f" and GPU {','.join(self.gpus)}"
+        if self.cores is None:
+            return f"all cores{gpus}"
         return f"{len(self.cores)} core{'s' * (len(self.cores) > 1)}{gpus}"
 
 
@@ -67,10 +72,12 @@ def _shares(count: int) -> list[_Share]:
 
     If there are fewer cores or GPUs than processes, several processes use the same one.
     """
-    cores = sorted(os.sched_getaffinity(0))
+    cores = sorted(os.sched_getaffinity(0)) if _can_bind() else None
     gpus = _gpus()
 
-    def block(which: int) -> tuple[int, ...]:
+    def block(which: int) -> tuple[int, ...] | None:
+        if cores is None:
+            return None
         begin, end = which * len(cores) // count, (which + 1) * len(cores) // count
         return tuple(cores[begin : max(end, begin + 1)])
 
@@ -78,6 +85,11 @@ def _shares(count: int) -> list[_Share]:
         return tuple(gpus[which % len(gpus) :: count]) if gpus else None
 
     return [_Share(block(which), dealt(which)) for which in range(count)]
+
+
+def _can_bind() -> bool:
+    """Tells whether this operating system can bind a process to cores: Linux can, macOS cannot."""
+    return hasattr(os, "sched_getaffinity") and hasattr(os, "sched_setaffinity")
 
 
 def _gpus() -> list[str]:
@@ -116,13 +128,11 @@ class _Pool:
                     left = (time.perf_counter() - began) / number * (total - number)
                     label = f"[{number}/{total}] {one.name}"
                     self._line.clear()
-                    if one.finished:
-                        line = outcome(label, workdirs.result_of(one), seconds)
-                    else:
-                        failed[one.name] = (
-                            workdirs.failure_of(one.folder) or f"see {one.folder / LOG}"
-                        )
-                        line = f"{label:28} failed: {failed[one.name]}"
+                    try:
+                        line = outcome(label, _result_of(one), seconds)
+                    except UserError as error:
+                        failed[one.name] = str(error)
+                        line = f"{label:28} failed: {error}"
                     print(f"{line}  {format_seconds(left)} left", flush=True)
                 names = ", ".join(one.name for one, _, _ in self._running.values())
                 self._line.say(f"{len(self._waiting)} waiting: {names}")
@@ -159,24 +169,49 @@ class _Pool:
             process.wait()
 
 
+def _result_of(one: Run) -> dict[str, Any]:
+    """Reads the result of a run whose process has ended. Raises UserError if it failed."""
+    if not one.finished:
+        raise UserError(workdirs.failure_of(one.folder) or f"see {one.folder / LOG}")
+    return workdirs.result_of(one)
+
+
 def _start(command: Sequence[str], log: Path, share: _Share) -> subprocess.Popen[bytes]:
     """Starts a process that has its share of the cores from its first instruction on."""
     environment = dict(os.environ)
     if share.gpus is not None:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(share.gpus)
     log.parent.mkdir(parents=True, exist_ok=True)
+    with _bound_to(share.cores), log.open("ab") as file:
+        # In its own session, because otherwise Ctrl-C would reach it in addition to our signal.
+        return subprocess.Popen(
+            command, stdout=file, stderr=file, env=environment, start_new_session=True
+        )
+
+
+@contextlib.contextmanager
+def _bound_to(cores: tuple[int, ...] | None) -> Iterator[None]:
+    """Binds this thread, and the processes that it starts, to some cores."""
+    if cores is None:
+        yield
+        return
     ours = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, share.cores)  # children inherit it
     try:
-        with log.open("ab") as file:
-            # In its own session, because otherwise Ctrl-C would reach it in addition to our signal.
-            return subprocess.Popen(
-                command, stdout=file, stderr=file, env=environment, start_new_session=True
-            )
+        os.sched_setaffinity(0, cores)
+    except OSError as error:
+        warn_once(f"processes are not bound to cores: {error.strerror}")
+    try:
+        yield
     finally:
-        os.sched_setaffinity(0, ours)
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, ours)
 
 
 def this_command(arguments: Sequence[str]) -> list[str]:
-    """Returns the command that executes runs in one process: this one without its launcher."""
-    return [sys.executable, "-m", "mnv2.main", *arguments, "--launcher=none", "--noreport"]
+    """Returns the command that executes runs in one process: this one without its launcher.
+
+    It has Python's own options too, such as -X dev.
+    """
+    options = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+    command = [sys.executable, *options, "-m", "mnv2.main", *arguments]
+    return [*command, "--launcher=none", "--noreport"]

@@ -7,7 +7,9 @@ from typing import Any
 
 import ml_collections
 
-from mnv2.runtime.errors import UserError, check_choice, check_positive
+from mnv2.runtime.checks import whole
+from mnv2.runtime.errors import UserError, check_choice
+from mnv2.runtime.files import read_json
 from mnv2.runtime.layout import RESULT
 from mnv2.training import settings
 from mnv2.training.setup import set_up
@@ -36,14 +38,29 @@ class Run:
         return f"{self.arm}/{self.seed}"
 
     @property
+    def trained(self) -> int | None:
+        """The number of steps after which a result was written; None if there is no result.
+
+        A result that is damaged counts as one after all steps: whoever reads it says what to do.
+        """
+        path = self.folder / RESULT
+        if not path.exists():
+            return None
+        try:
+            return int(read_json(path, "").get("steps", self.steps))
+        except (UserError, TypeError, ValueError):
+            return self.steps
+
+    @property
     def finished(self) -> bool:
-        return (self.folder / RESULT).exists()
+        return self.trained is not None and self.trained >= self.steps
 
 
-def plan(config: ml_collections.ConfigDict, workdir: Path) -> list[Run]:
+def plan(config: ml_collections.ConfigDict, workdir: Path, only: Sequence[str] = ()) -> list[Run]:
     """Lists the runs of `config`: all arms with the first seed, then with the second, and so on.
 
-    Raises UserError if any of the runs cannot start.
+    `only` names arms, or runs as arm/seed; the other arms are left out. Raises UserError if any of
+    the runs cannot start, and for a name that does not exist.
     """
     try:
         arms = dict(config.arms)
@@ -51,12 +68,15 @@ def plan(config: ml_collections.ConfigDict, workdir: Path) -> list[Run]:
         raise UserError(
             f"arms must be pairs of a name and its changes, got {config.arms!r}"
         ) from None
+    for name in only:
+        check_choice(name.partition("/")[0], arms, "arm")
+    wanted = {name.partition("/")[0] for name in only} or set(arms)
     runs = []
-    for arm in arms:
+    for arm in (arm for arm in arms if arm in wanted):
         resolved = resolve(config, arm)
         of_arm = settings.from_config(resolved)
         steps = set_up(of_arm).durations.total
-        check_positive(resolved.seeds, f"seeds of arm {arm}")
+        whole(1)(f"seeds of arm {arm}", resolved.seeds)
         for seed in range(config.seed, config.seed + resolved.seeds):
             runs.append(
                 Run(

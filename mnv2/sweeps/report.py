@@ -6,13 +6,14 @@ from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import write_text
 from mnv2.runtime.layout import REPORT
 from mnv2.sweeps import figure, tables, workdir
+from mnv2.sweeps.environment import provenance
 from mnv2.sweeps.statistics import rows
 
 
 def write_report(folder: Path) -> None:
     """Prints the table of the finished runs in `folder`; writes report.md, .csv and .png there.
 
-    Raises UserError if no run is finished.
+    Raises UserError if no run is finished, and if the files cannot be written.
     """
     sweep = workdir.load(folder)
     finished = rows(sweep)
@@ -21,9 +22,15 @@ def write_report(folder: Path) -> None:
     print(f"\n{tables.terminal_table(finished)}\n")
     if missing := sweep.missing():
         print(f"not finished: {', '.join(missing)}\n")
-    write_text(folder / f"{REPORT}.md", tables.markdown(sweep, finished))
-    write_text(folder / f"{REPORT}.csv", tables.to_csv(finished))
-    figure.draw(sweep, finished, folder / f"{REPORT}.png")
-    figure.write_to_tensorboard(folder / f"{REPORT}.png", folder / REPORT)
+    environments = provenance(sweep.results, sweep.environments)
+    if len(environments) > 1:
+        print("\n  ".join(["the runs differ in where they were executed:", *environments]) + "\n")
+    try:
+        write_text(folder / f"{REPORT}.md", tables.markdown(sweep, finished))
+        write_text(folder / f"{REPORT}.csv", tables.to_csv(finished))
+        figure.draw(sweep, finished, folder / f"{REPORT}.png")
+        figure.write_to_tensorboard(folder / f"{REPORT}.png", folder / REPORT)
+    except OSError as error:
+        raise UserError(f"cannot write the report to {folder}: {error.strerror}") from error
     print(f"report    {folder}/{REPORT}.md, {REPORT}.csv, {REPORT}.png")
     print(f"curves    tensorboard --logdir {folder}")

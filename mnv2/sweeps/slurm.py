@@ -1,5 +1,6 @@
 """Submits runs as jobs of a SLURM cluster."""
 
+import math
 import os
 import signal
 import subprocess
@@ -37,7 +38,12 @@ class Resources(NamedTuple):
 
 
 def submit(
-    config: ml_collections.ConfigDict, workdir: Path, only: Sequence[str], wanted: Resources
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    only: Sequence[str],
+    wanted: Resources,
+    *,
+    reports: bool = True,
 ) -> None:
     """Submits every run that is not finished as a job of one array. Does not wait for the jobs.
 
@@ -48,6 +54,8 @@ def submit(
 
     check_positive(wanted.parallel, "--parallel")
     check_positive(wanted.hours, "--hours")
+    if not math.isfinite(wanted.hours):
+        raise UserError(f"--hours must be a finite number, got {wanted.hours}")
     runs = claim(config, workdir, only)
     waiting = [one for one in runs if not one.finished]
     if not waiting:
@@ -58,7 +66,9 @@ def submit(
         executor.update_parameters(**_parameters(wanted))
         with executor.batch():
             jobs = [
-                executor.submit(_Job(config, workdir.absolute(), one.name, only, wanted.minutes))
+                executor.submit(
+                    _Job(config, workdir.absolute(), one.name, only, wanted.minutes, reports)
+                )
                 for one in waiting
             ]
     except (RuntimeError, submitit.core.utils.FailedJobError) as error:
@@ -97,9 +107,10 @@ class _Job:
         name: str,
         only: Sequence[str],
         minutes: int,
+        reports: bool = True,
     ):
         self.config, self.workdir, self.name, self.only = config, workdir, name, only
-        self.minutes = minutes
+        self.minutes, self.reports = minutes, reports
 
     def __call__(self) -> None:
         silence_libraries()
@@ -124,7 +135,7 @@ class _Job:
             # SLURM queues a preempted job again only if SLURM itself ends it.
             signal.pause()
         runs = chosen(plan(self.config, self.workdir), self.only)
-        if all(one.finished for one in runs):
+        if self.reports and all(one.finished for one in runs):
             write_report(self.workdir)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
+from mnv2.runtime.files import warn_once
 from mnv2.sweeps.workdir import Sweep
 
 CONFIDENCE = 0.95
@@ -43,12 +44,17 @@ class Row:
     multiply_adds: int
     accuracy: Estimate
     difference: Estimate | None
-    images_per_second: float
+    images_per_second: float | None  # None if no step was timed
     minutes: float
 
 
 def rows(sweep: Sweep) -> list[Row]:
-    """Returns one row per arm that has a finished run, in the order of the config."""
+    """Returns one row per arm that has a finished run, in the order of the config.
+
+    A run whose result cannot be read is left out, with a warning.
+    """
+    for reason in sweep.damaged.values():
+        warn_once(f"a run is left out: {reason}")
     return [_row(sweep, arm) for arm, runs in sweep.results.items() if runs]
 
 
@@ -74,12 +80,13 @@ def _row(sweep: Sweep, arm: str) -> Row:
         [accuracies[seed] - baseline[seed] for seed in accuracies if seed in baseline]
     )
     first = next(iter(runs.values()))
+    rates = [result["images_per_second"] for result in runs.values() if result["images_per_second"]]
     return Row(
         arm,
         first["parameters"],
         first["multiply_adds"],
         accuracy,
         difference,
-        float(np.median([result["images_per_second"] for result in runs.values()])),
+        float(np.median(rates)) if rates else None,
         sum(result["train_seconds"] for result in runs.values()) / 60,
     )

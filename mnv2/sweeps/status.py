@@ -1,15 +1,15 @@
 """How far the runs of a sweep are, from the files in its workdir."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mnv2.runtime.files import holder
+from mnv2.runtime.errors import UserError
+from mnv2.runtime.files import damaged_line, holder, read_lines
 from mnv2.runtime.layout import METRICS
 from mnv2.runtime.terminal import format_seconds
 from mnv2.sweeps.workdir import Sweep, failure_of, load
 
-STATES = ("done", "running", "stopped", "failed", "waiting")
+STATES = ("done", "running", "stopped", "failed", "damaged", "waiting")
 
 
 class Status(NamedTuple):
@@ -29,9 +29,14 @@ def statuses(workdir: Path) -> list[Status]:
 def _state(sweep: Sweep, arm: str, seed: int) -> tuple[str, str]:
     if seed in sweep.results[arm]:
         return "done", f"{sweep.accuracies(arm)[seed]:.2f} %"
+    if reason := sweep.damaged.get(f"{arm}/{seed}"):
+        return "damaged", reason
     folder = sweep.workdir / arm / str(seed)
     process = holder(folder)
-    line = _last_training_line(folder / METRICS)
+    try:
+        line = _last_training_line(folder / METRICS)
+    except UserError as error:
+        return "damaged", str(error)
     progress = f"step {line.get('step', 0)} of {sweep.steps.get(arm, '?')}"
     if process:
         rate = line.get("train/images_per_second")
@@ -45,9 +50,11 @@ def _state(sweep: Sweep, arm: str, seed: int) -> tuple[str, str]:
 
 
 def _last_training_line(path: Path) -> dict[str, Any]:
-    """Returns the newest line about training; the last line of a running run may be cut short."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    for line in reversed(lines):
-        if line.endswith("\n") and "train/loss" in (values := json.loads(line)):
+    """Returns the newest line about training. Raises UserError for a damaged file."""
+    for number, values in reversed(list(enumerate(read_lines(path), start=1))):
+        if "train/loss" in values or "train/images_per_second" in values:
+            step, rate = values.get("step"), values.get("train/images_per_second", 0)
+            if not isinstance(step, int) or not isinstance(rate, int | float):
+                raise damaged_line(path, number)
             return values
     return {}

@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Sequence
 
+from mnv2.sweeps.environment import provenance
 from mnv2.sweeps.statistics import Estimate, Row
 from mnv2.sweeps.workdir import Sweep
 
@@ -37,17 +38,18 @@ def markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
     """Formats rows as Markdown, with notes on how they were measured."""
     lines = [f"| {' | '.join(HEADER)} |", "|---|--:|--:|--:|--:|--:|--:|--:|"]
     lines += [f"| {' | '.join(_cells(row))} |" for row in rows]
-    data, environment = sweep.config["data"]["name"], sweep.environment
+    data = sweep.config["data"]["name"]
     notes = [
         f"{data}, {sweep.config['duration']}, batch {sweep.config['batch_size']}. "
         f"± is the half-width of a 95 % interval (Student's t over seeds), not adjusted for the "
         f"number of arms. The difference is to `{sweep.baseline}`, paired by seed. Minutes are of "
         "training, all seeds together.",
-        f"{', '.join(environment['devices'])} ({environment['machine']}), JAX "
-        f"{environment['packages']['jax']}, commit {environment['commit']}.",
+        *provenance(sweep.results, sweep.environments),
     ]
     if missing := sweep.missing():
         notes.append(f"Not finished: {', '.join(missing)}.")
+    if sweep.damaged:
+        notes.append(f"Left out, because the result is damaged: {', '.join(sweep.damaged)}.")
     return "\n".join([*lines, "", *("\n\n".join(notes).splitlines()), ""])
 
 
@@ -77,6 +79,6 @@ def _cells(row: Row) -> tuple[str, ...]:
         plus_minus(row.accuracy),
         plus_minus(row.difference, sign="+"),
         str(row.accuracy.count),
-        f"{row.images_per_second:,.0f}",
+        "" if row.images_per_second is None else f"{row.images_per_second:,.0f}",
         f"{row.minutes:.1f}",
     )

@@ -1,37 +1,53 @@
 """The folder of a sweep: what it records, and what of it is finished."""
 
+import contextlib
 import dataclasses
-import importlib.metadata
 import json
-import platform
-import shutil
-import subprocess
+import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import ml_collections
 from flax.traverse_util import flatten_dict
 
 from mnv2.runtime.errors import UserError
-from mnv2.runtime.files import write_json
-from mnv2.runtime.layout import CONFIG, ENVIRONMENT, FAILURE, RESULT, SWEEP
+from mnv2.runtime.files import read_json, to_json, warn_once, write_json
+from mnv2.runtime.layout import CHECKPOINTS, CONFIG, ENVIRONMENT, FAILURE, RESULT, SWEEP
 from mnv2.runtime.processes import is_writer
+from mnv2.sweeps.checks import check_comparison, check_description, check_result
+from mnv2.sweeps.environment import environment, is_environment
 from mnv2.sweeps.plan import BETWEEN_ARMS, Run, chosen, plan
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
+# These fields may change while a run is not finished, or to train it longer.
+MAY_CHANGE = ("log_every", "eval_every", "checkpoint_every", "eval_batch_size", "on_nan")
+SEED = re.compile(r"0|[1-9][0-9]*")  # the name of a run's folder
+
+# What to do about a damaged file.
+SWEEP_REMEDY = "delete it, and repeat the command that began the runs: it writes the file again"
+RESULT_REMEDY = "delete it, and repeat the command that began the run: it evaluates again"
+CONFIG_REMEDY = (
+    "delete it to resume the run with the config given now, or the folder to start from the "
+    "beginning"
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """A workdir as it is now: its config, and the results by arm and seed."""
+    """A workdir as it is now: its config, and the results by arm and seed.
+
+    steps         the number of steps of each arm's runs
+    environments  of each run that has recorded one, by its name (arm/seed)
+    damaged       the runs whose result cannot be read, by name, and why
+    """
 
     workdir: Path
     config: dict[str, Any]
-    environment: dict[str, Any]
-    steps: dict[str, int]  # of each arm's runs
+    steps: dict[str, int]
     results: dict[str, dict[int, dict[str, Any]]]
+    environments: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    damaged: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def baseline(self) -> str:
@@ -53,7 +69,8 @@ class Sweep:
 
     def missing(self) -> list[str]:
         """Names the runs of the config that are not finished, as arm/seed."""
-        return [f"{arm}/{seed}" for arm, seed in self.runs() if seed not in self.results[arm]]
+        names = [f"{arm}/{seed}" for arm, seed in self.runs() if seed not in self.results[arm]]
+        return [name for name in names if name not in self.damaged]
 
     def _seeds(self, changes: dict[str, Any]) -> range:
         first = self.config["seed"]
@@ -62,98 +79,146 @@ class Sweep:
 
 def load(workdir: Path) -> Sweep:
     """Reads what is finished in `workdir`. Raises UserError if it is not the workdir of a sweep."""
+    description = _read_description(workdir)
+    if description is None:
+        raise UserError(f"{workdir} is not the --workdir of any runs: it has no {SWEEP}")
+    config = description["config"]
+    results: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm in dict(config["arms"])}
+    steps = description.get("steps", {})
+    environments, damaged = {}, {}
+    for arm, seed, path in _result_paths(workdir, list(results)):
+        name = f"{arm}/{seed}"
+        try:
+            result = read_result(path)
+            if result.get("steps", math.inf) >= steps.get(arm, 0):  # otherwise it trains longer now
+                results[arm][seed] = result
+        except UserError as error:
+            damaged[name] = str(error)
+        with contextlib.suppress(UserError):  # the report says that it is not recorded
+            if is_environment(found := read_json(path.with_name(ENVIRONMENT), "")):
+                environments[name] = found
+    return Sweep(workdir, config, steps, results, environments, damaged)
+
+
+def _result_paths(workdir: Path, arms: Sequence[str]) -> list[tuple[str, int, Path]]:
+    """Lists the results of the arms in the order of their seeds; names those of other folders."""
+    found = []
+    for arm in arms:
+        for path in sorted((workdir / arm).glob(f"*/{RESULT}")):
+            if SEED.fullmatch(path.parent.name):
+                found.append((arm, int(path.parent.name), path))
+            else:
+                warn_once(f"{path} is left out: {path.parent.name!r} is no seed")
+    return sorted(found, key=lambda one: one[1])
+
+
+def _read_description(workdir: Path) -> dict[str, Any] | None:
+    """Reads sweep.json; None if there is none."""
     path = workdir / SWEEP
     if not path.exists():
-        raise UserError(f"{workdir} is not the --workdir of any runs: it has no {path.name}")
-    description = json.loads(path.read_text())
-    results: dict[str, dict[int, dict[str, Any]]] = {}
-    for arm in dict(description["config"]["arms"]):
-        paths = sorted((workdir / arm).glob(f"*/{RESULT}"), key=lambda p: int(p.parent.name))
-        results[arm] = {int(path.parent.name): json.loads(path.read_text()) for path in paths}
-    return Sweep(
-        workdir,
-        description["config"],
-        description["environment"],
-        description.get("steps", {}),
-        results,
-    )
+        return None
+    return check_description(read_json(path, SWEEP_REMEDY), path, SWEEP_REMEDY)
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Reads a result.json. Raises UserError if it is damaged."""
+    return check_result(read_json(path, RESULT_REMEDY), path, RESULT_REMEDY)
 
 
 def claim(config: ml_collections.ConfigDict, workdir: Path, only: Sequence[str]) -> list[Run]:
     """Records the config in `workdir`, and returns the runs that `only` chooses.
 
+    The config may be that of the workdir with a longer duration: its runs are then trained longer,
+    all arms alike.
+
     Raises UserError if the workdir belongs to another config, cannot be written to, or if a run
     cannot start.
     """
-    everything = plan(config, workdir)
+    check_comparison(config)
+    old = _read_description(workdir)
+    lasts_longer = old is not None and old["config"]["duration"] != config.duration
+    everything = plan(config, workdir, () if lasts_longer else only)
     runs = chosen(everything, only)
-    _check_same(workdir, config, runs)
+    before = (old or {}).get("steps", {})
+    may_change = MAY_CHANGE
+    if all(one.steps >= before.get(one.arm, 0) for one in everything):
+        may_change += ("duration",)
+    _check_same(workdir, old, config, runs, may_change)
     if is_writer():
+        # The environment is that of the last command that had something to do.
+        idle = old is not None and all(one.finished for one in runs)
+        description = {
+            "config": config.to_dict(),
+            "environment": old.get("environment", {}) if old and idle else environment(),
+            "steps": {
+                **before,
+                **{one.arm: one.steps for one in everything},
+            },
+        }
         try:
-            description = {
-                "config": config.to_dict(),
-                "environment": environment(),
-                "steps": {one.arm: one.steps for one in everything},
-            }
-            write_json(workdir / SWEEP, description)
+            if json.loads(to_json(description)) != old:
+                write_json(workdir / SWEEP, description)
         except OSError as error:
             raise UserError(f"cannot write to --workdir {workdir}: {error.strerror}") from error
     return runs
 
 
 def record(one: Run) -> None:
-    """Writes the config and the environment of a run that starts, and forgets its last failure."""
+    """Writes the config and the environment of a run that starts, and forgets its last failure.
+
+    If the run is resumed in another environment, those before stay recorded, as `earlier`.
+    """
     (one.folder / FAILURE).unlink(missing_ok=True)
     write_json(one.folder / CONFIG, one.config)
-    write_json(one.folder / ENVIRONMENT, environment())
+    now, before = environment(), _environments_before(one.folder)
+    if before and before[-1] == now:
+        before.pop()
+    write_json(one.folder / ENVIRONMENT, {**now, **({"earlier": before} if before else {})})
+
+
+def _environments_before(folder: Path) -> list[dict[str, Any]]:
+    """Returns the environments in which the checkpoint of a run was trained; [] without one."""
+    if not any((folder / CHECKPOINTS).glob("[0-9]*")):
+        return []
+    with contextlib.suppress(UserError):
+        if is_environment(last := read_json(folder / ENVIRONMENT, "")):
+            return [*last.pop("earlier", []), last]
+    return []
 
 
 def result_of(one: Run) -> dict[str, Any]:
-    """Reads the result of a finished run."""
-    return json.loads((one.folder / RESULT).read_text())
+    """Reads the result of a finished run. Raises UserError if it is damaged."""
+    return read_result(one.folder / RESULT)
 
 
 def failure_of(folder: Path) -> str | None:
     """Returns the last line of a failed run's error; None if the run did not fail."""
     path = folder / FAILURE
-    return path.read_text().splitlines()[-1] if path.exists() else None
-
-
-def environment() -> dict[str, Any]:
-    """Returns what a result depends on besides its config: versions, commit, devices."""
-    return {
-        "python": platform.python_version(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "commit": _commit(),
-        "devices": [device.device_kind for device in jax.devices()],
-        "machine": f"{platform.system()} {platform.machine()}",
-    }
-
-
-def _commit() -> str | None:
-    """Returns the git commit of this code, with '+' if it was changed since; None without git."""
-    if not shutil.which("git"):
+    if not path.exists():
         return None
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12"]
-    done = subprocess.run([*command, "--dirty=+"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line for line in reversed(lines) if line.strip()), f"{path} is empty")
 
 
-def _check_same(workdir: Path, config: ml_collections.ConfigDict, runs: Sequence[Run]) -> None:
+def _check_same(
+    workdir: Path,
+    old: dict[str, Any] | None,
+    config: ml_collections.ConfigDict,
+    runs: Sequence[Run],
+    may_change: Sequence[str],
+) -> None:
     """Raises UserError if `workdir` belongs to another config."""
-    path = workdir / SWEEP
-    if path.exists():
-        old = json.loads(path.read_text())["config"]
-        ignored = ("seeds", *BETWEEN_ARMS)
-        if difference := _difference(old, config.to_dict(), ignored):
+    if old is not None:
+        ignored = ("seeds", *BETWEEN_ARMS, *may_change)
+        if difference := _difference(old["config"], config.to_dict(), ignored):
             raise UserError(f"{workdir} holds runs with {difference}; choose another --workdir")
-        if not dict(old["arms"]).keys() & dict(config.arms).keys():
+        if not dict(old["config"]["arms"]).keys() & dict(config.arms).keys():
             raise UserError(f"{workdir} holds the runs of other arms; choose another --workdir")
     for one in runs:
         path = one.folder / CONFIG
         if path.exists():
-            old = json.loads(path.read_text())
-            if difference := _difference(old, one.config, ignored=("seeds",)):
+            theirs = read_json(path, CONFIG_REMEDY)
+            if difference := _difference(theirs, one.config, ("seeds", *may_change)):
                 raise UserError(
                     f"{path.parent} holds a run with {difference}; choose another --workdir"
                 )
@@ -162,7 +227,7 @@ def _check_same(workdir: Path, config: ml_collections.ConfigDict, runs: Sequence
 def _difference(old: dict[str, Any], new: dict[str, Any], ignored: Sequence[str]) -> str:
     """Names the first field in which two configs differ, and both values; '' if none differs."""
     old_flat = flatten_dict(old, sep=".")
-    new_flat = flatten_dict(json.loads(json.dumps(new)), sep=".")
+    new_flat = flatten_dict(json.loads(to_json(new)), sep=".")
     for field in sorted(old_flat.keys() | new_flat.keys()):
         before, now = old_flat.get(field), new_flat.get(field)
         if before != now and field not in ignored:

@@ -1,30 +1,51 @@
 """Saves the state of a run, and restores it so that the run can be resumed."""
 
 import contextlib
+import errno
 import os
 import shutil
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from mnv2.runtime import packed_arrays
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.layout import DAMAGED
-from mnv2.runtime.processes import is_writer
+from mnv2.runtime.processes import is_writer, number_of_first
 from mnv2.training.state import TrainState
 
 MARGIN = 1 << 20  # bytes that a checkpoint needs besides its arrays
+# Errors of a file system that is out of reach for a moment; they say nothing about the files.
+PASSING = (
+    *(errno.EIO, errno.ETIMEDOUT, errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.EACCES),
+    *(errno.EPERM, errno.ENOTCONN, errno.EHOSTDOWN, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+)
+
+
+class NotFinite(UserError):
+    """A state holds values that are not finite, so that it is not worth saving."""
+
+
+class Timing(NamedTuple):
+    """The time spent on training so far, and the number of steps that took it.
+
+    The first step of each process, which may compile, is in neither.
+    """
+
+    seconds: float = 0.0
+    steps: int = 0
 
 
 class Checkpoints:
     """The checkpoints of one run in `folder`. The newest two are kept.
 
-    Each holds the state and `seconds`, the time spent training until then.
+    Each holds the state and the timing of the training until then.
     """
 
     def __init__(self, folder: Path):
@@ -34,21 +55,26 @@ class Checkpoints:
             self._folder, options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
         )
 
-    def save(self, step: int, state: TrainState, seconds: float) -> None:
+    def save(self, step: int, state: TrainState, timing: Timing) -> None:
         """Copies the state, which the next step overwrites, and writes it in the background.
 
-        Raises UserError if the state cannot be written, or if the previous one could not.
+        Raises UserError if the state cannot be written, or if the previous one could not, and
+        NotFinite if the state holds a value that is not finite: no run could resume from it.
         """
         if step == self._manager.latest_step():
             return
         vectors, index = packed_arrays.pack(state)
+        if not all(np.isfinite(vector).all() for vector in vectors.values()):
+            raise NotFinite(
+                f"the state after step {step} is not finite and is not saved; {self.newest()}"
+            )
         self._check_space(step, sum(vector.nbytes for vector in vectors.values()))
         self._write(
             lambda: self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(vectors),
-                    index=ocp.args.JsonSave({"seconds": seconds, **index}),
+                    index=ocp.args.JsonSave({"timing": timing, **index}),
                 ),
             )
         )
@@ -80,33 +106,44 @@ class Checkpoints:
             reason = str(error).strip().splitlines()[0][:200]
             raise UserError(f"cannot write to {self._folder}: {reason}; {self.newest()}") from error
 
-    def restore(self, template: TrainState) -> tuple[TrainState, float]:
-        """Returns the newest readable state and its seconds; (template, 0) if none was saved.
+    def restore(self, template: TrainState) -> tuple[TrainState, Timing]:
+        """Returns the newest readable state and its timing; the template if none was saved.
 
-        Damaged newer checkpoints are moved to the folder `damaged`, with a warning. Raises
-        UserError if all checkpoints are damaged.
+        Damaged newer checkpoints are moved to the folder `damaged`, with a warning. With several
+        processes, one of them decides which checkpoint is readable, and all read that one. Raises
+        UserError if all checkpoints are damaged, or if the file system fails.
         """
         damaged: list[tuple[int, str]] = []
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        steps = sorted(self._manager.all_steps(), reverse=True) if is_writer() else []
+        found, trouble = None, None
+        for step in steps:
             try:
-                saved = self._restore(step, template)
+                found = step, self._restore(step, template)
+                break
             except Exception as error:  # a damaged file makes Orbax fail in any of many ways
-                damaged.append((step, f"{type(error).__name__}: {error}".splitlines()[0]))
-                continue
-            for bad, reason in damaged if is_writer() else ():
-                self._set_aside(bad)
-                print(
-                    f"warning: the checkpoint of step {bad} is damaged and was moved to "
-                    f"{self._damaged}; the run resumes from step {step} ({reason})",
-                    file=sys.stderr,
-                )
-            return saved
-        if damaged:
-            raise UserError(
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                if passing(error):
+                    trouble = f"cannot read the checkpoint of step {step} now ({reason}): try again"
+                    break
+                damaged.append((step, reason))
+        if is_writer() and not found and damaged and not trouble:
+            trouble = (
                 f"no checkpoint in {self._folder} can be read ({damaged[0][1]}): "
                 "move that folder away to start from the beginning"
             )
-        return template, 0.0
+        agreed = number_of_first(-1 if trouble else found[0] if found else 0)
+        if agreed < 0:
+            raise UserError(trouble or "the first process cannot read a checkpoint")
+        if not agreed:
+            return template, Timing()
+        for bad, reason in damaged:
+            self._set_aside(bad)
+            print(
+                f"warning: the checkpoint of step {bad} is damaged and was moved to "
+                f"{self._damaged}; the run resumes from step {agreed} ({reason})",
+                file=sys.stderr,
+            )
+        return found[1] if found else self._restore(agreed, template)
 
     def newest(self) -> str:
         """Says which checkpoint is the newest."""
@@ -116,8 +153,9 @@ class Checkpoints:
             return "there is no checkpoint"
         return f"the newest checkpoint is that of step {step}, in {self._folder}"
 
-    def _restore(self, step: int, template: TrainState) -> tuple[TrainState, float]:
-        arrays, index = packed_arrays.read(self._manager, step)
+    def _restore(self, step: int, template: TrainState) -> tuple[TrainState, Timing]:
+        with packed_arrays.reader(self._folder) as manager:
+            arrays, index = packed_arrays.read(manager, step)
         leaves, structure = jax.tree_util.tree_flatten_with_path(template)
         restored = []
         for path, leaf in leaves:
@@ -126,7 +164,7 @@ class Checkpoints:
             if array.shape != leaf.shape or array.dtype != leaf.dtype:
                 raise ValueError(f"{name} is {array.shape} there and {leaf.shape} here")
             restored.append(jax.device_put(array, leaf.sharding))
-        return jax.tree.unflatten(structure, restored), index["seconds"]
+        return jax.tree.unflatten(structure, restored), Timing(*index["timing"])
 
     def _set_aside(self, step: int) -> None:
         self._damaged.mkdir(exist_ok=True)
@@ -142,3 +180,13 @@ class Checkpoints:
         """Waits, and releases Orbax's resources."""
         self.wait()
         self._manager.close()
+
+
+def passing(error: BaseException) -> bool:
+    """Tells whether an error, or its cause, is a failure of the file system and no damage."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, MemoryError) or (isinstance(seen, OSError) and seen.errno in PASSING):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False

@@ -1,6 +1,6 @@
 """The evaluation loop, for training and for finished weights: every example counts exactly once."""
 
-import functools
+import dataclasses
 import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,10 +15,10 @@ from mnv2.data.preprocess import to_channels
 from mnv2.pretrained import Pretrained, imagenet
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.processes import process_shard
-from mnv2.runtime.terminal import StatusLine, format_seconds, waiting_for_input
+from mnv2.runtime.terminal import StatusLine, format_seconds, note, waiting_for_input
 from mnv2.runtime.throughput import Stopwatch
 from mnv2.training import metrics
-from mnv2.training.devices import AXIS, place, shard
+from mnv2.training.devices import AXIS, shard
 
 Step = Callable[[data.Batch], tuple[metrics.Sums, Array]]
 
@@ -46,7 +46,8 @@ def evaluate(
     `step` takes a batch that is split over devices, and `view` turns pictures into the network's
     input. `batch_size` is rounded up to a multiple of the devices; a mask covers the rows that the
     last batch lacks. `after_batch` is called with the sums of each batch. If a `confusion` matrix
-    is given (true class, predicted class), the predictions are added to it.
+    is given (true class, predicted class), the predictions are added to it. Raises UserError if a
+    loss is not finite.
     """
     batch_size += -batch_size % jax.device_count()
     window = []
@@ -60,6 +61,11 @@ def evaluate(
             predicted = np.asarray(predictions).reshape(-1)
             np.add.at(confusion, (batch["label"][counted], predicted[counted]), 1)
         after_batch(sums)
+    if metrics.first_not_finite(window) is not None:
+        raise UserError(
+            f"the loss on the {split} split of {dataset.name} is not finite: the weights hold, or "
+            "lead to, values that are not finite"
+        )
     return metrics.summarize(window)
 
 
@@ -76,14 +82,16 @@ def evaluate_weights(
     """Evaluates finished weights on every example of `split` once, over all devices."""
     batch_size += -batch_size % jax.device_count()
 
-    def step(variables: Any, batch: dict[str, Array]) -> tuple[metrics.Sums, Int[Array, " b"]]:
-        return eval_step(loaded.logits(variables, batch["image"]), batch)
+    logits = loaded.logits_for_inference()
+
+    def step(batch: dict[str, Array]) -> tuple[metrics.Sums, Int[Array, " b"]]:
+        return eval_step(logits(batch["image"]), batch)
 
     def view(pictures: Any) -> Any:
         resized = loaded.preprocess.crop_and_resize(pictures, loaded.image_size)
         return to_channels(resized, loaded.channels)
 
-    run_step = jax.pmap(step, AXIS, in_axes=(None, 0), out_axes=(None, 0))
+    evaluate_step = jax.pmap(step, AXIS, out_axes=(None, 0))
     confusion = np.zeros((len(loaded.display_names),) * 2, np.int64)
     stopwatch, line = Stopwatch(batch_size), StatusLine("evaluating")
     batches = -(-dataset.num_examples(split) // batch_size)
@@ -97,7 +105,6 @@ def evaluate_weights(
         stopwatch.start(number)
 
     line.say("compiling")
-    evaluate_step = functools.partial(run_step, place(loaded.variables))
     summary = evaluate(evaluate_step, dataset, split, batch_size, view, show, confusion)
     line.clear()
     return Evaluation(summary, confusion)
@@ -106,7 +113,8 @@ def evaluate_weights(
 def match_classes(loaded: Pretrained, dataset: data.Dataset, weights: str) -> Pretrained:
     """Returns the network for the classes of a data set: without slim's background for ImageNet.
 
-    Raises UserError if the network and the data set do not have the same classes.
+    Weights that do not name their classes get the names of the data set, after a note. Raises
+    UserError if the network and the data set do not have the same classes.
     """
     if dataset.num_classes == 1000:
         loaded = loaded.without_background()
@@ -116,7 +124,14 @@ def match_classes(loaded: Pretrained, dataset: data.Dataset, weights: str) -> Pr
             f"{weights} knows {len(names)} classes, {dataset.name} has {len(theirs)}: "
             "fine-tune it on that data set with configs/finetune.py"
         )
-    if loaded.class_names is None or theirs == imagenet.synsets():
+    if loaded.class_names is None:
+        first = ", ".join(theirs[:3]) + (", ..." if len(theirs) > 3 else "")
+        note(
+            f"{weights} does not name its classes: taken in the order of {dataset.name} ({first}); "
+            "--classes gives another"
+        )
+        return dataclasses.replace(loaded, class_names=theirs)
+    if theirs == imagenet.synsets():
         return loaded
     for i, (ours, name) in enumerate(zip(names, theirs, strict=True)):
         if ours != name:

@@ -1,15 +1,12 @@
 """The curves of a run: metrics.jsonl, and the same for TensorBoard."""
 
-import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from clu import metric_writers
-from flax.traverse_util import flatten_dict
 
-from mnv2.runtime.files import append_line, keep_lines
+from mnv2.runtime.files import append_line, keep_lines, read_lines, to_json
 from mnv2.runtime.layout import METRICS
 from mnv2.runtime.processes import is_writer
 from mnv2.training.settings import Settings
@@ -20,24 +17,32 @@ class MetricsLog:
 
     def __init__(self, folder: Path):
         self._path = folder / METRICS
-        self._tensorboard = (
-            metric_writers.SummaryWriter(str(folder))
-            if is_writer()
-            else metric_writers.MultiWriter(())
-        )
+        self._tensorboard: metric_writers.MetricWriter = metric_writers.MultiWriter(())
 
     def resume(self, step: int, settings: Settings) -> None:
-        """Starts after `step`: drops what was written of later steps, which are done again."""
+        """Starts after `step`: drops what was written of later steps, which are done again.
+
+        TensorBoard's events cannot be dropped one by one, so they are written again from the lines
+        that stay: each step is in its curves once.
+        """
         if is_writer():
-            keep_lines(self._path, lambda line: json.loads(line)["step"] <= step)
+            keep_lines(self._path, lambda values: values["step"] <= step)
+            for old in self._path.parent.glob("events.out.tfevents.*"):
+                old.unlink()
+            self._tensorboard = metric_writers.SummaryWriter(str(self._path.parent))
+            for values in read_lines(self._path):
+                self._tensorboard.write_scalars(values.pop("step"), _scalars(values))
         self._tensorboard.write_hparams(_hyperparameters(settings))
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Writes values by name. TensorBoard does not get the numbers of examples."""
-        scalars = {name: x for name, x in values.items() if not name.endswith("/examples")}
-        self._tensorboard.write_scalars(step, scalars)
+        """Writes values by name. TensorBoard does not get the numbers of examples.
+
+        Raises UserError, and writes nothing, for a value that is not finite.
+        """
+        line = to_json({"step": step, **values})
+        self._tensorboard.write_scalars(step, _scalars(values))
         if is_writer():
-            append_line(self._path, json.dumps({"step": step, **values}))
+            append_line(self._path, line)
 
     def write_images(self, step: int, name: str, images: np.ndarray) -> None:
         """Shows images (n h w c, in [0, 1]) in TensorBoard."""
@@ -45,8 +50,7 @@ class MetricsLog:
 
     def holds(self, step: int, name: str) -> bool:
         """Tells whether a value of that name was written for a step."""
-        lines = map(json.loads, self._path.read_text().splitlines())
-        return any(line["step"] == step and name in line for line in lines)
+        return any(line["step"] == step and name in line for line in read_lines(self._path))
 
     def flush(self) -> None:
         """Lets TensorBoard see everything that was written."""
@@ -56,14 +60,13 @@ class MetricsLog:
         self._tensorboard.close()
 
 
+def _scalars(values: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if not name.endswith("/examples")}
+
+
 def _hyperparameters(settings: Settings) -> dict[str, Any]:
-    """Returns what TensorBoard's HParams tab shows of a run: numbers, truth values and strings."""
-    names = ["model", "optimization", "duration", "batch_size", "label_smoothing", "seed"]
-    values = dataclasses.asdict(settings)
-    if settings.weights is not None:
-        names += ["weights", "start"]
-    flat = flatten_dict({name: values[name] for name in names}, sep=".")
+    """Returns all fields of a run, as numbers, truth values and strings, for TensorBoard."""
     return {
         name: value if isinstance(value, int | float | str) else str(value)
-        for name, value in flat.items()
+        for name, value in settings.flat().items()
     }

@@ -20,12 +20,14 @@ from mnv2.runtime.processes import is_writer, of_first, process_shard
 from mnv2.runtime.terminal import StatusLine
 from mnv2.runtime.throughput import Stopwatch
 from mnv2.training import metrics
-from mnv2.training.checkpoint import Checkpoints
+from mnv2.training.checkpoint import Checkpoints, NotFinite, Timing
 from mnv2.training.evaluation import evaluate, progress
 from mnv2.training.log import MetricsLog
 from mnv2.training.settings import Settings
 from mnv2.training.setup import Setup, set_up
 from mnv2.training.start import initial_state
+
+MOST_SKIPPED = 10  # steps in a row, with on_nan = skip, after which a run stops
 
 
 @contextlib.contextmanager
@@ -67,10 +69,10 @@ def train(
         contextlib.closing(Checkpoints(folder / CHECKPOINTS)) as checkpoints,
         contextlib.closing(MetricsLog(folder)) as log,
     ):
-        state, seconds = checkpoints.restore(state)
+        state, timing = checkpoints.restore(state)
         step = int(state.step)  # the number of steps done; the last may still run on the devices
         log.resume(step, settings)
-        stopwatch, line = Stopwatch(settings.batch_size, seconds), StatusLine(label)
+        stopwatch, line = Stopwatch(settings.batch_size, *timing), StatusLine(label)
 
         def validation_is_due() -> bool:
             due = step == total_steps or (eval_every and step % eval_every == 0)
@@ -123,32 +125,38 @@ def train(
                         checkpoint_every and step % checkpoint_every == 0
                     )
                     if saves or validation_is_due() or step % settings.log_every == 0:
-                        _check_finite(window, step, settings, setup, checkpoints)
-                        summary, skipped = metrics.summarize(window), metrics.skipped(window)
-                        window.clear()
-                        stopwatch.stop(step)
-                        values = {f"train/{name}": summary[name] for name in ("loss", "accuracy")}
+                        _check_finite(window, step, setup, checkpoints)
+                        summary, values = metrics.summarize(window), {}
+                        if summary["examples"]:  # none if all steps were skipped
+                            for name in ("loss", "accuracy"):
+                                values[f"train/{name}"] = summary[name]
+                            values["train/gradient_norm"] = metrics.gradient_norm(window)
                         values["train/learning_rate"] = float(steps.schedule(step - 1))
                         if settings.on_nan == "skip":
-                            values["train/skipped_steps"] = skipped
+                            values["train/skipped_steps"] = metrics.skipped(window)
+                        window.clear()
+                        stopwatch.stop(step)
                         values["train/images_per_second"] = stopwatch.images_per_second
                         values["train/waiting_for_input"] = stopwatch.waiting
                         log.write(step, values)
                         line.say(progress(step, total_steps, summary["loss"], stopwatch))
                         if saves:
-                            checkpoints.save(step, state, stopwatch.seconds)
+                            checkpoints.save(step, state, _timing(stopwatch))
                         if validation_is_due():
                             evaluate_on("validation")
                         stopwatch.start(step)
                     stopper.check()
+                test = evaluate_on("test")
         except Stopped as stopped:
             line.clear()
             stopwatch.stop(step)
             if step == 0:
                 raise
-            checkpoints.save(step, state, stopwatch.seconds)
+            try:
+                checkpoints.save(step, state, _timing(stopwatch))
+            except NotFinite as error:
+                raise Stopped(f"{stopped}; {label}: {error}") from None
             raise Stopped(f"{stopped}; step {step} of {label} is saved in {folder}") from None
-        test = evaluate_on("test")
 
     line.clear()
     result = {
@@ -156,9 +164,10 @@ def train(
         "parameters": complexity.parameters(setup.model, setup.image_shape),
         "multiply_adds": complexity.multiply_adds(setup.model, setup.image_shape),
         "steps": total_steps,
-        "images_per_second": total_steps * settings.batch_size / stopwatch.seconds,
+        "images_per_second": _rate(stopwatch),
         "train_seconds": stopwatch.seconds,
         "waiting_for_input": stopwatch.waiting,
+        "skipped_steps": int(state.skipped),
         "first_step_seconds": first_step_seconds,  # with compilation, if the cache lacks the step
     }
     if is_writer():
@@ -181,25 +190,37 @@ def _batches(setup: Setup, settings: Settings, first_step: int) -> Iterator[data
 
 
 def _check_finite(
-    window: list[metrics.Sums],
-    step: int,
-    settings: Settings,
-    setup: Setup,
-    checkpoints: Checkpoints,
+    window: list[metrics.Sums], step: int, setup: Setup, checkpoints: Checkpoints
 ) -> None:
-    """Raises UserError if a loss is not finite, or if the last log_every steps were skipped."""
+    """Raises UserError if a loss or gradient is not finite, or if too many steps were skipped."""
     bad = metrics.first_not_finite(window)
-    if metrics.skipped(window) >= settings.log_every:
-        bad = 0
-    if bad is None:
+    skipped = metrics.skipped_in_a_row(window)
+    if bad is None and skipped < MOST_SKIPPED:
         return
-    bad_step = step - len(window) + 1 + bad
+    if bad is not None:
+        bad_step = step - len(window) + 1 + bad
+        where = f"at step {bad_step}"
+    else:
+        bad_step = step
+        where = f"in {skipped} steps in a row up to step {step}"
     raise UserError(
-        f"the loss is not finite {'from' if settings.on_nan == 'skip' else 'at'} step {bad_step}"
-        f" (learning rate {float(setup.steps.schedule(bad_step - 1)):.4g}): lower "
-        "optimization.learning_rate or lengthen optimization.warmup; "
+        f"the loss or its gradient is not finite {where} "
+        f"(learning rate {float(setup.steps.schedule(bad_step - 1)):.4g}): lower "
+        "optimization.learning_rate or lengthen optimization.warmup, in another --workdir"
+        f"{'' if bad is None else ', or leave such steps out with --config.on_nan skip'}; "
         f"{checkpoints.newest()}"
     )
+
+
+def _timing(stopwatch: Stopwatch) -> Timing:
+    """Returns what a checkpoint keeps of a stopwatch."""
+    return Timing(stopwatch.seconds, stopwatch.steps)
+
+
+def _rate(stopwatch: Stopwatch) -> float:
+    """Returns images per second over all timed steps of the run; 0 if none was timed."""
+    images = stopwatch.steps * stopwatch.batch_size
+    return images / stopwatch.seconds if stopwatch.seconds else 0.0
 
 
 def _write_description(folder: Path, setup: Setup) -> None:

@@ -33,10 +33,11 @@ def count(
 ) -> Sums:
     """Sums loss, top-1 hits, top-5 hits and examples over the examples whose mask is 1."""
     mask = jnp.ones_like(losses) if mask is None else mask
-    # The number of classes that score at least as high as the right one.
+    # The number of classes that do not score lower than the right one. So ties count against it,
+    # and a value that is not a number makes no hit.
     right = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     others = jnp.arange(logits.shape[-1]) != labels[:, None]
-    rank = jnp.sum((logits >= right) & others, axis=-1)
+    rank = jnp.sum(~(logits < right) & others, axis=-1)
     return {
         "loss": jnp.sum(losses * mask),
         "top1": jnp.sum((rank < 1) * mask),
@@ -62,11 +63,29 @@ def summarize(batches: Iterable[Sums]) -> dict[str, float]:
 
 
 def first_not_finite(batches: Sequence[Sums]) -> int | None:
-    """Returns the index of the first batch whose loss is not finite; None if there is none."""
-    losses = jax.device_get([sums["loss"] for sums in batches])
-    return next((i for i, loss in enumerate(losses) if not np.isfinite(loss)), None)
+    """Returns the index of the first batch with a sum that is not finite; None if there is none."""
+    for i, sums in enumerate(jax.device_get(list(batches))):
+        if not all(np.isfinite(value).all() for value in sums.values()):
+            return i
+    return None
 
 
 def skipped(batches: Sequence[Sums]) -> int:
     """Counts the steps that were skipped."""
     return sum(int(sums.get("skipped", 0)) for sums in jax.device_get(list(batches)))
+
+
+def skipped_in_a_row(batches: Sequence[Sums]) -> int:
+    """Returns the largest number of steps that had been skipped in a row at any of `batches`."""
+    counts = [int(sums.get("skipped_in_a_row", 0)) for sums in jax.device_get(list(batches))]
+    return max(counts, default=0)
+
+
+def gradient_norm(batches: Sequence[Sums]) -> float:
+    """Returns the mean of the gradient's norm over the steps that were not skipped."""
+    values = [
+        float(sums["gradient_norm"])
+        for sums in jax.device_get(list(batches))
+        if not sums.get("skipped", 0)
+    ]
+    return float(np.mean(values)) if values else 0.0

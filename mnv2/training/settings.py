@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
+from flax.traverse_util import flatten_dict
 
-from mnv2.runtime.errors import UserError, check_choice, check_positive
-
-ON_NAN = ("stop", "skip")
-STARTS = ("weights", "scratch")
+from mnv2.runtime.errors import UserError
+from mnv2.training.checks import check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,11 +76,15 @@ class Settings:
         """Tells whether the weights of the file are used, and not only its network."""
         return self.weights is not None and self.start == "weights"
 
+    def flat(self) -> dict[str, Any]:
+        """Returns all fields by their dotted names, as on the command line."""
+        return flatten_dict(dataclasses.asdict(self), sep=".")
+
 
 def from_config(config: ml_collections.ConfigDict) -> Settings:
     """Returns the settings of a run from its resolved config.
 
-    Raises UserError for a field that is missing or has an impossible value.
+    Raises UserError for a field that is missing, unknown or has an impossible value.
     """
     if "weights" in config and not config.weights:
         raise UserError("no weights given: set config.weights to a file, as --config.weights FILE")
@@ -93,9 +96,7 @@ def from_config(config: ml_collections.ConfigDict) -> Settings:
             "optimization": optimization(config.optimization),
         }
     )
-    check_positive(settings.batch_size, "batch_size")
-    check_choice(settings.on_nan, ON_NAN, "on_nan")
-    check_choice(settings.start, STARTS, "start")
+    check_fields(settings.flat())
     return settings
 
 

@@ -1,5 +1,6 @@
 """Builds what a run needs from its settings: data set, network, durations, steps."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,8 +10,9 @@ import jax
 import numpy as np
 
 from mnv2 import data, pretrained
-from mnv2.models import create_model, name_and_fields
-from mnv2.runtime.errors import UserError, check_choice, check_positive
+from mnv2.models import NETWORKS, STRIDES, MobileNetV2, create_model, name_and_fields
+from mnv2.runtime.errors import UserError
+from mnv2.runtime.processes import say
 from mnv2.training.devices import AXIS
 from mnv2.training.durations import to_steps
 from mnv2.training.settings import Settings
@@ -30,7 +32,8 @@ class Setup(NamedTuple):
 
     image_shape  (height, width, channels) of the images that the network takes
     pixels       how their values are normalised
-    backbone     the network of the weights file without its classifier; None if there is no file
+    weights      the network of the weights file, with its classifier if the classes are the data
+                 set's, otherwise without; None if there is no file
     """
 
     dataset: data.Dataset
@@ -39,7 +42,7 @@ class Setup(NamedTuple):
     pixels: data.Pixels
     durations: Durations
     steps: Steps
-    backbone: pretrained.Pretrained | None
+    weights: pretrained.Pretrained | None
 
     def eval_view(self) -> Callable[..., Any]:
         """Returns the function that turns pictures into the network's input in evaluation."""
@@ -54,10 +57,9 @@ class Setup(NamedTuple):
 def set_up(settings: Settings) -> Setup:
     """Builds everything that a run needs. Raises UserError if the settings describe no run."""
     dataset = open_data(settings)
-    backbone = None if settings.weights is None else _load_backbone(settings.weights)
-    model = _create_model(settings, dataset.num_classes, backbone)
-    shape = image_shape(settings, dataset, backbone)
-    check_choice(settings.data.augmentation, data.AUGMENTATIONS, "augmentation")
+    weights = None if settings.weights is None else _load_weights(settings.weights, dataset)
+    model = _create_model(settings, dataset.num_classes, weights)
+    shape = image_shape(settings, dataset, weights)
     examples = dataset.num_examples("train")
     durations = Durations(
         *(
@@ -69,12 +71,19 @@ def set_up(settings: Settings) -> Setup:
             )
         )
     )
-    check_positive(durations.total, "duration")
+    warmup = to_steps(
+        settings.optimization.warmup, examples=examples, batch_size=settings.batch_size
+    )
+    if warmup > durations.total:
+        raise UserError(
+            f"optimization.warmup is {warmup} steps and the run only {durations.total}: shorten "
+            "the warm-up, as --config.optimization.warmup '0 steps'"
+        )
     steps = create_steps(model, settings, total_steps=durations.total, examples=examples)
     pixels = data.Pixels()
-    if backbone is not None:
-        pixels = data.Pixels(shape[2], backbone.preprocess.mean, backbone.preprocess.std)
-    return Setup(dataset, model, shape, pixels, durations, steps, backbone)
+    if weights is not None:
+        pixels = data.Pixels(shape[2], weights.preprocess.mean, weights.preprocess.std)
+    return Setup(dataset, model, shape, pixels, durations, steps, weights)
 
 
 def open_data(settings: Settings) -> data.Dataset:
@@ -92,12 +101,12 @@ def open_data(settings: Settings) -> data.Dataset:
 
 
 def image_shape(
-    settings: Settings, dataset: data.Dataset, backbone: pretrained.Pretrained | None = None
+    settings: Settings, dataset: data.Dataset, weights: pretrained.Pretrained | None = None
 ) -> tuple[int, int, int]:
     """Returns (height, width, channels) of the images that the network takes."""
     height, width, channels = dataset.image_shape
-    if backbone is not None:
-        channels = backbone.channels
+    if weights is not None:
+        channels = weights.channels
     if settings.data.image_size:
         height = width = settings.data.image_size
     if height is None or width is None:
@@ -106,21 +115,68 @@ def image_shape(
 
 
 def _create_model(
-    settings: Settings, num_classes: int, backbone: pretrained.Pretrained | None
+    settings: Settings, num_classes: int, weights: pretrained.Pretrained | None
 ) -> nn.Module:
     """Creates the network for the data set's classes, with batch norm synchronised over devices.
 
     If there is a weights file, it is the file's network with the changes that the config makes.
     """
     fields = {**settings.model, "num_classes": num_classes, "axis_name": AXIS}
-    if backbone is None:
-        return create_model(fields.pop("name"), **fields)
-    name, theirs = name_and_fields(backbone.model)
+    if weights is None:
+        name = fields.pop("name")
+        return create_model(name, **_fields_of(name, fields))
+    name, theirs = name_and_fields(weights.model)
     bn_frozen = settings.optimization.classifier_only
     return create_model(name, **{**theirs, **fields, "bn_frozen": bn_frozen})
 
 
+def _fields_of(name: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields that a network has, of a config that was written for MobileNetV2.
+
+    A field of MobileNetV2 that has its default value says nothing about another network, and is
+    dropped. Strides of another length are replaced by the network's own for small images, with a
+    note. Any other field that the network does not have is an error of `create_model`.
+    """
+    if name == "mobilenet_v2" or name not in NETWORKS:
+        return fields
+    known = {field.name for field in dataclasses.fields(NETWORKS[name])}
+    defaults = {field.name: field.default for field in dataclasses.fields(MobileNetV2)}
+    kept = {
+        field: value
+        for field, value in fields.items()
+        if field in known or value != defaults.get(field)
+    }
+    strides = kept.get("strides")
+    if isinstance(strides, tuple) and len(strides) == len(STRIDES["mobilenet_v2"]["small"]):
+        kept["strides"] = "small"
+        _say_once(f"note: {name} uses its strides for small images; model.strides changes that")
+    return kept
+
+
+def _load_weights(weights: str, dataset: data.Dataset) -> pretrained.Pretrained:
+    """Loads a file, or a repository of the Hugging Face hub.
+
+    Its classifier is kept if its classes are those of the data set, and removed otherwise.
+    """
+    loaded = _load(weights)
+    if dataset.num_classes == 1000:
+        loaded = loaded.without_background()
+    theirs = tuple(dataset.class_names)
+    same = loaded.class_names == theirs or (
+        theirs == pretrained.imagenet.synsets() and loaded.num_classes == 1000
+    )
+    if same and "classifier" in loaded.variables["params"]:
+        _say_once(f"{weights}: its classifier is kept, because {dataset.name} has the same classes")
+        return loaded
+    _say_once(f"{weights}: a new classifier for the {len(theirs)} classes of {dataset.name}")
+    return loaded.backbone()
+
+
 @functools.cache  # all arms and seeds of a sweep share it
-def _load_backbone(weights: str) -> pretrained.Pretrained:
-    """Loads a file, or a repository of the Hugging Face hub, without its classifier."""
-    return pretrained.load(weights).backbone()
+def _load(weights: str) -> pretrained.Pretrained:
+    return pretrained.load(weights, need_head=False)
+
+
+@functools.cache  # all arms and seeds of a sweep say the same
+def _say_once(line: str) -> None:
+    say(line)

@@ -20,21 +20,25 @@ def initial_state(setup: Setup, settings: Settings) -> TrainState:
         seed=settings.seed,
         ema=settings.ema_decay > 0,
     )
-    if setup.backbone is not None and settings.starts_from_weights:
-        state = with_backbone(state, setup.backbone)
+    if setup.weights is not None and settings.starts_from_weights:
+        state = with_weights(state, setup.weights)
     return setup.steps.place(state)
 
 
-def with_backbone(state: TrainState, backbone: Pretrained) -> TrainState:
-    """Replaces the parameters and statistics of a fresh state; its classifier stays new."""
+def with_weights(state: TrainState, loaded: Pretrained) -> TrainState:
+    """Replaces the parameters and statistics of a fresh state by those that `loaded` has.
+
+    The classifier stays new if `loaded` has none.
+    """
 
     def replaced(fresh: Any, given: Any) -> Any:
         # Copies, because a step overwrites the arrays of its state.
         return {**fresh, **jax.tree.map(jnp.copy, given)}
 
-    theirs = backbone.variables
-    return state.replace(  # type: ignore[attr-defined]
-        params=replaced(state.params, theirs["params"]),
-        batch_stats=replaced(state.batch_stats, theirs["batch_stats"]),
-        ema=None if state.ema is None else replaced(state.ema, theirs["params"]),
-    )
+    theirs = loaded.variables
+    variables = {
+        "params": replaced(state.params, theirs["params"]),
+        "batch_stats": replaced(state.batch_stats, theirs["batch_stats"]),
+    }
+    ema = None if state.ema is None else jax.tree.map(jnp.copy, variables)
+    return state.replace(**variables, ema=ema)  # type: ignore[attr-defined]

@@ -22,7 +22,9 @@ class TrainState:
     params       the network's parameters
     batch_stats  batch norm's running statistics
     opt_state    the optimiser's state
-    ema          the moving average of the parameters; None if none is kept
+    ema          moving averages of `params` and `batch_stats`; None if none are kept
+    skipped      steps that were skipped because they were not finite: scalar int32
+    skipped_in_a_row  the same, since the last step that was not skipped
     """
 
     step: Any  # scalar int32; trees of shapes and NumPy arrays have this type, too
@@ -30,11 +32,12 @@ class TrainState:
     batch_stats: PyTree
     opt_state: PyTree
     ema: PyTree | None
+    skipped: Any
+    skipped_in_a_row: Any
 
     def variables(self) -> dict[str, Any]:
-        """Returns what evaluation uses: the averaged parameters if any, and running statistics."""
-        params = self.params if self.ema is None else self.ema
-        return {"params": params, "batch_stats": self.batch_stats}
+        """Returns what evaluation uses: parameters and running statistics, averaged if possible."""
+        return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def create_state(
@@ -65,13 +68,16 @@ def _initializer(
         dtype = accumulator(model.dtype)
         variables = model.init(key, jnp.zeros((1, *image_shape)))
         variables = jax.tree.map(lambda x: x.astype(dtype), variables)
-        params = variables["params"]
+        params, batch_stats = variables["params"], variables["batch_stats"]
+        averaged = {"params": params, "batch_stats": batch_stats}
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
-            batch_stats=variables["batch_stats"],
+            batch_stats=batch_stats,
             opt_state=optimizer.init(params),
-            ema=jax.tree.map(jnp.copy, params) if ema else None,
+            ema=jax.tree.map(jnp.copy, averaged) if ema else None,
+            skipped=jnp.zeros((), jnp.int32),
+            skipped_in_a_row=jnp.zeros((), jnp.int32),
         )
 
     return initial

@@ -61,20 +61,38 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
     ema = None
     if state.ema is not None:
-        ema = optax.incremental_update(params, state.ema, 1 - ema_decay)
-    after = TrainState(state.step + 1, params, batch_stats, opt_state, ema)
-    sums = jax.lax.psum(sums, AXIS)
+        averaged = {"params": params, "batch_stats": batch_stats}
+        ema = optax.incremental_update(averaged, state.ema, 1 - ema_decay_at(state.step, ema_decay))
+    after = state.replace(  # type: ignore[attr-defined]
+        step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema
+    )
+    sums = {**jax.lax.psum(sums, AXIS), "gradient_norm": optax.global_norm(gradients)}
     if not skip_nan:
         return after, sums
-    finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(optax.global_norm(gradients))
+    finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(sums["gradient_norm"])
+    for leaf in jax.tree.leaves((params, batch_stats)):  # the update itself may overflow
+        finite &= jnp.all(jnp.isfinite(leaf))
 
     def unless_nan(new: Array, old: Array) -> Array:
         # Counts of steps increase all the same, so that the schedule keeps its time.
         is_count = jnp.issubdtype(new.dtype, jnp.integer)
         return new if is_count else jnp.where(finite, new, old)
 
+    skipped = 1 - finite.astype(jnp.int32)
+    after = jax.tree.map(unless_nan, after, state).replace(
+        skipped=state.skipped + skipped,
+        skipped_in_a_row=(state.skipped_in_a_row + 1) * skipped,
+    )
     sums = {name: jnp.where(finite, value, 0) for name, value in sums.items()}
-    return jax.tree.map(unless_nan, after, state), {**sums, "skipped": 1.0 - finite}
+    return after, {**sums, "skipped": skipped, "skipped_in_a_row": after.skipped_in_a_row}
+
+
+def ema_decay_at(step: Array, decay: float) -> Array:
+    """Returns the decay of the moving averages after `step` steps: min(decay, (1 + t) / (10 + t)).
+
+    slim's warm-up: without it the average of a short run is mostly its random initial values.
+    """
+    return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
 
 
 def eval_state(

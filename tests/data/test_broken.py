@@ -69,7 +69,7 @@ def test_a_broken_picture_stops_training_and_all_broken_ones_are_named(prepared)
 
 def test_broken_pictures_are_skipped_in_every_split(prepared, capsys):
     dataset = reopen(prepared, "skip")
-    assert "warning: 3 of the 26 examples" in capsys.readouterr().out
+    assert "warning: 3 of the 26 examples" in capsys.readouterr().err
     counts = [dataset.num_examples(split) for split in ("train", "validation", "test")]
     whole = reopen(prepared)
     assert sum(counts) == 26 - 3

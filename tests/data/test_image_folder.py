@@ -1,11 +1,10 @@
-"""Unusual pictures in a folder are decoded correctly; broken ones are named."""
+"""Unusual pictures in a folder are read; broken ones are named."""
 
 import io
 
 import numpy as np
 import pytest
-import tensorflow as tf
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from mnv2.data import image_folder, open_dataset
 from mnv2.runtime.errors import UserError
@@ -25,7 +24,7 @@ def encoded(picture, kind, **options):
 
 def rotated(orientation):
     exif = Image.Exif()
-    exif[image_folder.ExifTags.Base.Orientation] = orientation
+    exif[ExifTags.Base.Orientation] = orientation
     return encoded(Image.fromarray(gradient()), "jpeg", exif=exif, quality=95)
 
 
@@ -45,6 +44,7 @@ GOOD = {
     ),
     "a_png_called.jpg": encoded(PICTURE, "png"),
     "one_pixel.png": encoded(Image.fromarray(gradient(1, 1)), "png"),
+    "a_tiff_called.jpg": encoded(PICTURE, "tiff"),
     "wide.jpg": encoded(Image.fromarray(gradient(20, 20000)), "jpeg", quality=95),
     **{f"held_{n}.jpg": rotated(n) for n in range(1, 9)},
 }
@@ -53,25 +53,19 @@ BROKEN = {
     "truncated.jpg": (JPEG[: len(JPEG) // 2], "JPEG"),
     "header_only.jpg": (JPEG[:20], "JPEG"),
     "truncated.png": (encoded(PICTURE, "png")[:100], "Invalid PNG data"),
-    "text.jpg": (b"not a picture", "Unknown image file format"),
-    "a_tiff_called.jpg": (encoded(PICTURE, "tiff"), "Unknown image file format"),
+    "text.jpg": (b"not a picture", "it is no picture"),
 }
-
-
-def decoded_by_pillow(content):
-    picture = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
-    if picture.mode.startswith("I"):  # Pillow's conversion clips at 255
-        picture = Image.fromarray((np.asarray(picture) // 256).astype(np.uint8))
-    return np.asarray(picture.convert("RGB"))
 
 
 @pytest.fixture
 def pictures(tmp_path, monkeypatch):
-    """Writes a folder of good pictures; the cache is empty."""
+    """Writes a folder of good pictures in two classes; the cache is empty."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     root = tmp_path / "pictures"
     for split in ("train", "test"):
-        (root / split / "odd").mkdir(parents=True)
+        for label in ("odd", "plain"):
+            (root / split / label).mkdir(parents=True)
+        (root / split / "plain" / "plain.jpg").write_bytes(JPEG)
         for name, content in GOOD.items():
             (root / split / "odd" / name).write_bytes(content)
     return root
@@ -86,20 +80,6 @@ def reopen(root, **settings):
     return open_dataset.__wrapped__(f"folder:{root}", None, 0, **settings)
 
 
-@pytest.mark.parametrize("name", GOOD)
-def test_an_unusual_picture_is_decoded_as_pillow_decodes_it(tmp_path, name):
-    (tmp_path / name).write_bytes(GOOD[name])
-    check = image_folder.check_file(tmp_path / name)
-    assert check.error is None
-    image = image_folder.upright(
-        image_folder.decode(tf.constant(GOOD[name])), tf.constant(check.orientation)
-    )
-    theirs = decoded_by_pillow(GOOD[name]).astype(int)
-    assert image.shape == theirs.shape
-    # JPEG decoders round and scale colours differently; for CMYK they differ more.
-    assert np.abs(image.numpy().astype(int) - theirs).mean() < (8 if "cmyk" in name else 3)
-
-
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_picture_is_detected(tmp_path, name):
     content, message = BROKEN[name]
@@ -112,7 +92,7 @@ def test_a_folder_with_broken_pictures_is_rejected_and_all_are_named(pictures):
     with pytest.raises(UserError) as raised:
         reopen(pictures)
     message = str(raised.value)
-    assert f"6 of the {2 * len(GOOD) + 6} files in {pictures} cannot be read" in message
+    assert f"5 of the {2 * len(GOOD) + 7} files in {pictures} cannot be read" in message
     for name in BROKEN:
         assert f"train/odd/{name} (" in message
     assert "repair or remove them, or set data.on_broken to skip" in message
@@ -122,9 +102,9 @@ def test_a_folder_with_broken_pictures_is_rejected_and_all_are_named(pictures):
 def test_broken_pictures_can_be_skipped(pictures, capsys):
     add_broken(pictures)
     dataset = reopen(pictures, on_broken="skip")
-    assert dataset.num_examples("train") == len(GOOD)
-    warning = capsys.readouterr().out
-    assert "warning: 6 of" in warning
+    assert dataset.num_examples("train") == len(GOOD) + 1
+    warning = capsys.readouterr().err
+    assert "warning: 5 of" in warning
     assert "train/odd/empty.jpg (it is empty)" in warning
     shapes = {tuple(dataset.decode(example).shape) for example in dataset.encoded("train")}
     assert (1, 1, 3) in shapes

@@ -50,7 +50,7 @@ def test_differences_are_relative_to_the_same_network_with_t_6(tmp_path):
         }
         for arm in expansion.arms()
     }
-    expansion.write_table(Sweep(tmp_path, config, {}, {}, results))
+    expansion.write_table(Sweep(tmp_path, config, {}, results))
     lines = (tmp_path / "expansion.md").read_text().splitlines()
     assert len(lines) == 12
     assert "| wide, equal width | 10 | 0.75 | 2.00 M | 2 | 85.50 ± 6.35 | +5.00 ± 0.00 |" in lines

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +43,14 @@ COMMAND = (
 FOLDER = "linear/0"  # the folder of the run in its workdir
 
 
-def start(workdir: Path) -> subprocess.Popen[bytes]:
+def start(workdir: Path, more: Sequence[str] = ()) -> subprocess.Popen[bytes]:
     """Starts the run in a new process group. Its output goes to log.txt next to `workdir`."""
     with (workdir.parent / "log.txt").open("ab") as log:
         return subprocess.Popen(
-            [*COMMAND, f"--workdir={workdir}"], stdout=log, stderr=log, start_new_session=True
+            [*COMMAND, f"--workdir={workdir}", *more],
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
 
 

@@ -1,9 +1,10 @@
 """Random weights that every framework can generate, and the results of PyTorch with them.
 
-    python tests/pretrained/reference.py     # needs torch, torchvision and timm; rewrites the JSON
+    python tests/pretrained/reference.py     # rewrites the JSON
 
-For each network, the JSON holds its logits and the names and shapes of its tensors. The weights
-are generated from the names, so they are not stored.
+It needs torch, torchvision, timm and transformers. For each network, the JSON holds its logits and
+the names and shapes of its tensors. The weights are generated from the names, so they are not
+stored.
 """
 
 import json
@@ -21,6 +22,7 @@ TIMM = (
     *("mobilenetv2_050", "mobilenetv2_100", "mobilenetv2_140", "mobilenetv2_110d"),
     *("mobilenetv2_120d", "mobilenetv1_100"),
 )
+TRANSFORMERS = {"mobilenet_v1": 0.25, "mobilenet_v2": 0.35}  # the widths to record
 
 
 def draw_weights(shapes, shift=0.0):
@@ -72,9 +74,17 @@ def digest(gradient):
     return [float(np.linalg.norm(gradient)), float(np.sum(gradient * direction))]
 
 
+def build_transformers(network, width):
+    """Builds a network of transformers with random weights."""
+    import transformers
+
+    name = network.replace("mobilenet_v", "MobileNetV")
+    config = getattr(transformers, f"{name}Config")(depth_multiplier=width, num_labels=CLASSES)
+    return getattr(transformers, f"{name}ForImageClassification")(config)
+
+
 def main():
     import timm
-    import torch
     import torchvision
 
     networks = {
@@ -83,18 +93,28 @@ def main():
         )
         for width in (0.35, 1.0, 1.4)
     } | {f"timm {name}": timm.create_model(name, num_classes=CLASSES) for name in TIMM}
-    reference = {}
+    networks |= {f"transformers {n}": build_transformers(n, w) for n, w in TRANSFORMERS.items()}
+    record(networks)
+
+
+def record(networks):
+    """Adds what PyTorch computes with `networks` to the JSON."""
+    import torch
+
+    reference = json.loads(FILE.read_text())
     for name, network in networks.items():
         shapes = {key: list(tensor.shape) for key, tensor in network.state_dict().items()}
         state = draw_weights(shapes)
         network.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()})
-        # timm's MobileNetV1 has mean and std 0.5; the other networks have those of ImageNet.
+        # timm's MobileNetV1 and transformers have mean and std 0.5; the others those of ImageNet.
         half = ((0.5,) * 3, (0.5,) * 3)
         imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-        mean, std = map(torch.tensor, half if "v1" in name else imagenet)
+        has_half = "v1" in name or name.startswith("transformers")
+        mean, std = map(torch.tensor, half if has_half else imagenet)
         images = ((torch.from_numpy(draw_images()) / 255 - mean) / std).permute(0, 3, 1, 2)
         with torch.no_grad():
             logits = network.eval()(images)
+        logits = getattr(logits, "logits", logits)  # transformers returns an object
         reference[name] = {"shapes": shapes, "logits": logits.tolist()}
         if name in GRADIENTS:
             state = draw_weights(shapes, SHIFT)

@@ -1,13 +1,14 @@
 """Weights are saved for this package and for other frameworks, and loaded again."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from mnv2 import pretrained
 from mnv2.models import create_model
@@ -99,6 +100,44 @@ def test_a_damaged_or_incomplete_file_is_rejected_in_one_line(tmp_path):
         pretrained.load(path)
 
 
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"network": "mobilenet_v9"}, "describes a network that cannot be built: unknown model"),
+        ({"fields": {"widht": 1}}, "cannot be built: unknown field of mobilenet_v2 'widht'"),
+        ({"fields": {"repeats": "many"}}, "cannot be built|is damaged"),
+        ({"fields": None}, "the description of the network in .* is damaged"),
+        ({"image_size": 28}, "is damaged"),
+        ({"preprocess": {"method": "cubic"}}, "unknown method of .*'cubic'"),
+        ({"preprocess": {"colour": 1}}, "is damaged"),
+        (["no", "description"], "is damaged"),
+        ("{", "cannot read"),
+    ],
+)
+def test_a_damaged_description_is_rejected_in_one_line(change, problem, tmp_path):
+    path = tmp_path / "weights.safetensors"
+    description = pretrained.native.description_of(
+        MODELS["gray V2"][0], 1, pretrained.Preprocessing(), (28, 28), None
+    )
+    if isinstance(change, str):
+        text = change
+    else:
+        text = json.dumps(description | change if isinstance(change, dict) else change)
+    save_file({"a": np.ones(2, np.float32)}, path, metadata={"mnv2": text})
+    with pytest.raises(UserError, match=problem) as error:
+        pretrained.load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_network_with_a_value_that_is_not_finite_is_not_loaded(tmp_path):
+    original = random_weights(MODELS["gray V2"][0], 1)
+    bias = original.variables["params"]["classifier"]["bias"]
+    original.variables["params"]["classifier"]["bias"] = bias.at[1].set(jnp.nan)
+    pretrained.native.write(tmp_path / "weights.safetensors", original)
+    with pytest.raises(UserError, match="params/classifier/bias is not finite in 1 of 3 numbers"):
+        pretrained.load(tmp_path / "weights.safetensors")
+
+
 def test_a_file_and_a_repository_that_do_not_exist_are_named(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"no such file: none.safetensors"):
         pretrained.load("none.safetensors")
@@ -127,3 +166,22 @@ def test_a_repository_on_the_hub_is_loaded_with_its_config(tmp_path, monkeypatch
         "bilinear", 0.9, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
     )
     assert flatten_dict(loaded.variables)[("params", "classifier", "bias")].shape == (10,)
+
+
+def test_pickles_are_downloaded_from_the_hub_only_if_there_is_nothing_else(tmp_path, monkeypatch):
+    hub = pytest.importorskip("huggingface_hub")
+    asked = []
+
+    def download(name, allow_patterns):
+        asked.append(allow_patterns)
+        if "pytorch_model.bin" in allow_patterns:
+            (tmp_path / "pytorch_model.bin").touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    assert pretrained.hub.download("owner/name") == tmp_path / "pytorch_model.bin"
+    assert len(asked) == 2
+    assert all("preprocessor_config.json" in patterns for patterns in asked)
+    (tmp_path / "model.safetensors").touch()
+    assert pretrained.hub.download("owner/name") == tmp_path / "model.safetensors"
+    assert len(asked) == 3

@@ -21,6 +21,9 @@ def build(name):
     if family == "timm":
         timm = pytest.importorskip("timm")
         return timm.create_model(variant, num_classes=reference.CLASSES)
+    if family == "transformers":
+        pytest.importorskip("transformers")
+        return reference.build_transformers(variant, reference.TRANSFORMERS[variant])
     torchvision = pytest.importorskip("torchvision")
     return torchvision.models.mobilenet_v2(width_mult=float(variant), num_classes=reference.CLASSES)
 
@@ -30,7 +33,8 @@ def assert_same_logits(network, loaded):
     images = loaded.preprocess(reference.draw_images())
     with torch.no_grad():
         inputs = torch.from_numpy(np.asarray(images).transpose(0, 3, 1, 2).copy())
-        theirs = network.eval()(inputs).numpy()
+        theirs = network.eval()(inputs)
+    theirs = getattr(theirs, "logits", theirs).numpy()  # transformers returns an object
     ours = jax.jit(loaded.model.apply)(loaded.variables, images)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
 

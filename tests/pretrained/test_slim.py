@@ -1,6 +1,7 @@
 """Checkpoints are written as slim writes them, with weights for which Keras computes the logits."""
 
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from mnv2 import pretrained
+from mnv2.pretrained import slim
 from mnv2.runtime.errors import UserError
 
 keras = pytest.importorskip("keras")
@@ -133,3 +135,63 @@ def test_incomplete_unknown_and_damaged_checkpoints_are_rejected_in_one_line(che
         data.write_bytes(data.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"cannot read .*lacking"):
         pretrained.load(tmp_path / "lacking")
+
+
+def write_graph(path, constants, epsilon=0.001):
+    with tf.Graph().as_default() as graph:
+        tf.compat.v1.placeholder(tf.float32, (None, SIZE, SIZE, 3), "input")
+        for name, array in constants.items():
+            tf.constant(array, tf.float32, name=name)
+        tf.constant([0, 1], name="MobilenetV2/Logits/axes")
+        x = tf.compat.v1.placeholder(tf.float32, (None, None, None, 1), "x")
+        tf.compat.v1.nn.fused_batch_norm(x, [1.0], [0.0], [0.0], [1.0], epsilon, is_training=False)
+        path.write_bytes(graph.as_graph_def().SerializeToString())
+
+
+@pytest.mark.parametrize("network", ["MobileNet", "MobileNetV2"])
+def test_a_frozen_graph_has_the_arrays_of_its_checkpoint(checkpoints, tmp_path, network):
+    folder, _, _, variables = checkpoints[network]
+    write_graph(tmp_path / "frozen.pb", {f"module/{name}": x for name, x in variables.items()})
+    contents = slim.read(tmp_path / "frozen.pb")
+    expected = slim.read(folder / "model.ckpt-7").arrays
+    assert contents.arrays.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(contents.arrays[name], array)
+    assert contents.image_size == (SIZE, SIZE)
+
+
+def test_a_retrained_graph_has_its_own_classes(checkpoints, tmp_path):
+    variables = dict(checkpoints["MobileNetV2"][3])
+    random = np.random.default_rng(0)
+    head = {
+        "final_retrain_ops/weights/final_weights": random.normal(size=(1280, 3)),
+        "final_retrain_ops/biases/final_biases": random.normal(size=3),
+    }
+    write_graph(tmp_path / "retrained.pb", variables | head)
+    loaded = pretrained.load(tmp_path / "retrained.pb")
+    assert (loaded.num_classes, loaded.class_names, loaded.preprocess.crop) == (3, None, 1.0)
+    for ours, theirs in zip(("kernel", "bias"), head.values(), strict=True):
+        np.testing.assert_allclose(loaded.variables["params"]["classifier"][ours], theirs)
+
+
+def test_a_graph_that_computes_something_else_is_refused_in_one_line(checkpoints, tmp_path):
+    variables = dict(checkpoints["MobileNetV2"][3])
+    path = tmp_path / "graph.pb"
+    write_graph(path, variables | {"mine/kernel": np.ones((3, 4))})
+    with pytest.raises(UserError, match=r"constant mine/kernel of the shape \(3, 4\)"):
+        pretrained.load(path)
+    write_graph(path, variables, epsilon=0.01)
+    with pytest.raises(UserError, match=r"has the epsilon 0.01, not 0.001"):
+        pretrained.load(path)
+    path.write_bytes(b"no graph at all")
+    with pytest.raises(UserError, match=r"cannot read .*graph.pb as a frozen graph"):
+        pretrained.load(path)
+
+
+def test_the_size_of_pictures_is_taken_from_the_name_of_a_checkpoint(checkpoints, tmp_path, capsys):
+    folder = checkpoints["MobileNet"][0]
+    assert slim.read(folder / "model.ckpt-7").image_size == (224, 224)
+    assert "224 x 224 assumed" in capsys.readouterr().err
+    named = tmp_path / "mobilenet_v1_0.5_128"
+    shutil.copytree(folder, named)
+    assert slim.read(named / "model.ckpt-7").image_size == (128, 128)

@@ -1,13 +1,17 @@
 import copy
 import json
+import subprocess
 
+import ml_collections
 import pytest
 
 from configs import v2_ablation
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import sole_writer, write_json
 from mnv2.runtime.layout import RESULT
+from mnv2.sweeps import environment as environments
 from mnv2.sweeps import execute
+from mnv2.sweeps import workdir as workdirs
 from mnv2.sweeps.plan import plan
 
 
@@ -31,6 +35,7 @@ def trained(monkeypatch):
             "multiply_adds": 5000,
             "images_per_second": 100.0,
             "train_seconds": 30.0,
+            "steps": int(settings.duration.removesuffix(" steps")),
             "waiting_for_input": 0.2,
             "first_step_seconds": 9.0,
         }
@@ -79,6 +84,40 @@ def test_more_seeds_can_be_added_to_finished_ones(config, tmp_path, trained):
     assert trained == [*ALL, "relu6/2"]
 
 
+def test_a_finished_sweep_is_trained_longer_all_arms_alike(config, tmp_path, trained, capsys):
+    execute.run_sweep(config, tmp_path)
+    config.duration = "40 steps"
+    execute.run_sweep(config, tmp_path, ["relu6/1"])
+    assert trained == [*ALL, "relu6/1"]
+    printed = capsys.readouterr().out
+    assert (
+        "relu6/1                was finished after 30 steps, and is trained to step 40" in printed
+    )
+    assert "not finished: linear/0, linear/1, relu6/0, t_1/0, width_0.25/0" in printed
+    assert workdirs.load(tmp_path).steps == dict.fromkeys(dict(config.arms), 40)
+    execute.run_sweep(config, tmp_path)
+    assert sorted(trained) == sorted(2 * ALL)
+    execute.run_sweep(config, tmp_path)
+    assert len(trained) == 12
+    assert "Not finished" not in (tmp_path / "report.md").read_text()
+
+
+def test_a_sweep_does_not_become_shorter(config, tmp_path, trained):
+    execute.run_sweep(config, tmp_path)
+    config.duration = "20 steps"
+    with pytest.raises(UserError, match="holds runs with duration = '30 steps' instead of '20"):
+        execute.run_sweep(config, tmp_path)
+
+
+def test_fields_that_change_no_result_may_change(config, tmp_path, trained):
+    execute.run_sweep(config, tmp_path, ["linear"])
+    config.log_every, config.checkpoint_every, config.on_nan = 7, "3 steps", "skip"
+    config.eval_batch_size, config.eval_every = 100, "5 steps"
+    execute.run_sweep(config, tmp_path, ["relu6"])
+    recorded = json.loads((tmp_path / "relu6/0/config.json").read_text())
+    assert (recorded["log_every"], recorded["on_nan"]) == (7, "skip")
+
+
 def test_a_workdir_of_another_config_is_refused_and_left_as_it_was(config, tmp_path, trained):
     execute.run_sweep(config, tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
@@ -99,7 +138,7 @@ def test_an_arm_that_means_something_else_now_is_refused(config, tmp_path, train
 
 def test_the_runs_of_other_arms_are_not_mixed_in(config, tmp_path, trained):
     execute.run_sweep(config, tmp_path)
-    config.arms = (("wide", {"model.width": 0.5}),)
+    config.arms, config.baseline = (("wide", {"model.width": 0.5}),), "wide"
     with pytest.raises(UserError, match="holds the runs of other arms"):
         execute.run_sweep(config, tmp_path)
 
@@ -110,7 +149,7 @@ def test_the_runs_of_other_arms_are_not_mixed_in(config, tmp_path, trained):
         ((("a", {"model.wdith": 0.5}),), "arm a changes the unknown field 'model.wdith'"),
         ((("a", {"model.width": "wide"}),), "arm a: "),
         ((("a", {"model.width": 0.0}),), "width must be greater than 0"),
-        ((("a", {"seeds": 0}),), "seeds of arm a must be greater than 0, got 0"),
+        ((("a", {"seeds": 0}),), "seeds of arm a must be a whole number, 1 or more, got 0"),
     ],
 )
 def test_an_arm_that_cannot_start_is_refused_before_any_other_starts(
@@ -132,6 +171,46 @@ def test_what_was_run_is_recorded(config, tmp_path, trained):
     assert len(environment["devices"]) == 8
     one = json.loads((tmp_path / "relu6" / "1" / "config.json").read_text())
     assert (one["model"]["bottleneck"], one["seed"]) == ("relu6", 1)
+    assert json.loads((tmp_path / "relu6" / "1" / "environment.json").read_text()) == environment
+
+
+def test_a_finished_sweep_stays_as_it_is_under_other_devices(
+    config, tmp_path, trained, monkeypatch
+):
+    execute.run_sweep(config, tmp_path, ["linear"])
+    kept = [tmp_path / "sweep.json", tmp_path / "linear/0/environment.json"]
+    before = [path.read_bytes() for path in kept]
+    stamps = [path.stat().st_mtime_ns for path in kept]
+    report = (tmp_path / "report.md").read_bytes()
+    monkeypatch.setattr(workdirs, "environment", lambda: {"devices": ["TPU v9"], "packages": {}})
+    execute.run_sweep(config, tmp_path, ["linear"])
+    assert [path.read_bytes() for path in kept] == before
+    assert [path.stat().st_mtime_ns for path in kept] == stamps
+    assert (tmp_path / "report.md").read_bytes() == report
+    execute.run_sweep(config, tmp_path, ["relu6"])
+    assert "TPU v9" in (tmp_path / "sweep.json").read_text()
+    steps = json.loads((tmp_path / "sweep.json").read_text())["steps"]
+    assert steps == {"linear": 30, "relu6": 30}
+    lines = (tmp_path / "report.md").read_text().splitlines()
+    assert any(line.startswith("linear: 8 x cpu (") for line in lines)
+    assert any(line.startswith("relu6: TPU v9 (") for line in lines)
+
+
+def test_a_run_that_is_resumed_elsewhere_keeps_both_environments(
+    config, tmp_path, trained, monkeypatch
+):
+    folder = tmp_path / "linear" / "0"
+    (folder / "checkpoints" / "10").mkdir(parents=True)
+    begun = {"devices": ["cpu"], "machine": "A", "packages": {"jax": "1"}, "commit": "c"}
+    write_json(folder / "environment.json", begun)
+    execute.run_sweep(config, tmp_path, ["linear/0"])
+    recorded = json.loads((folder / "environment.json").read_text())
+    assert recorded["earlier"] == [begun]
+    assert len(recorded["devices"]) == 8
+    assert "resumed after a part on cpu (A), JAX 1, " in ((tmp_path / "report.md").read_text())
+    (folder / "result.json").unlink()
+    execute.run_sweep(config, tmp_path, ["linear/0"])  # in the same environment again
+    assert json.loads((folder / "environment.json").read_text()) == recorded
 
 
 def test_a_run_that_fails_does_not_keep_the_others_from_being_done(
@@ -176,3 +255,84 @@ def test_a_run_that_another_process_is_doing_is_left_to_it(
         execute.run_sweep(tiny_config, tmp_path)
     assert "linear/0" in (printed := capsys.readouterr().out)
     assert "is being done by process" in printed
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"arms": None}, "the config lacks arms: "),
+        ({"baseline": None}, "the config lacks baseline: the name of an arm"),
+        ({"panels": None}, "the config lacks panels: "),
+        ({"seeds": None}, "the config lacks seeds"),
+        ({"model": None}, "the config lacks model"),
+        ({"arms": ()}, "arms must be pairs"),
+        ({"arms": ("linear", "relu6")}, "arms must be pairs"),
+        ({"arms": (("linear", ()),)}, "arms must be pairs"),
+        ({"arms": (("linear", {}), ("linear", {}))}, "different names, got 'linear' twice"),
+        ({"arms": (("a/b", {}),)}, "'a/b' cannot be the name of an arm"),
+        ({"arms": (("report", {}),)}, "'report' cannot be the name of an arm"),
+        ({"baseline": "linaer"}, "unknown baseline 'linaer': did you mean 'linear'"),
+        ({"panels": (("a", "model.width"),)}, "panels must be triples"),
+        ({"panels": (("a", "model.wdith", ()),)}, "shows 'model.wdith', which is no field"),
+        ({"panels": (("a", "arm", (1,)),)}, "panel 'a' must end with names of arms"),
+    ],
+)
+def test_a_config_that_cannot_be_reported_is_refused_before_anything_starts(
+    config, tmp_path, trained, change, message
+):
+    values = {name: value for name, value in config.items() if name not in change}
+    values.update((name, value) for name, value in change.items() if value is not None)
+    with pytest.raises(UserError) as error:
+        execute.run_sweep(ml_collections.ConfigDict(values), tmp_path / "runs")
+    assert message in str(error.value)
+    assert not trained
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_number_that_is_not_finite_is_refused_by_its_name(config, tmp_path, trained):
+    config.data.extra = float("inf")
+    with pytest.raises(UserError, match=r"config\.data\.extra is inf"):
+        execute.run_sweep(config, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"config": {"arms', '{"config": {}}', "{}"])
+def test_a_damaged_sweep_json_is_named_and_what_to_do_works(config, tmp_path, trained, content):
+    execute.run_sweep(config, tmp_path, ["linear"], reports=False)
+    damaged = tmp_path / "sweep.json"
+    damaged.write_text(content)
+    with pytest.raises(UserError, match=r"sweep.json is damaged \(.*\): delete it, and repeat"):
+        execute.run_sweep(config, tmp_path, ["linear"])
+    damaged.unlink()
+    execute.run_sweep(config, tmp_path, ["linear"], reports=False)
+    assert trained == ["linear/0", "linear/1"]
+
+
+def test_a_damaged_config_json_is_named_and_what_to_do_works(config, tmp_path, trained):
+    execute.run_sweep(config, tmp_path, ["linear"], reports=False)
+    damaged = tmp_path / "linear/1/config.json"
+    damaged.write_text('{"model": ')
+    with pytest.raises(UserError, match=r"linear/1/config.json is damaged .*: delete it to resume"):
+        execute.run_sweep(config, tmp_path)
+    damaged.unlink()
+    execute.run_sweep(config, tmp_path, ["linear"], reports=False)
+    assert trained == ["linear/0", "linear/1"]
+
+
+def test_a_run_whose_folder_cannot_be_written_does_not_stop_the_others(
+    config, tmp_path, trained, capsys
+):
+    (tmp_path / "t_1").write_text("a file")
+    with pytest.raises(UserError, match=r"1 of the runs failed: t_1/0: cannot write to .*t_1/0"):
+        execute.run_sweep(config, tmp_path, reports=False)
+    assert trained == [name for name in ALL if name != "t_1/0"]
+
+
+def test_no_commit_is_recorded_if_this_code_lies_in_the_repository_of_another_project(
+    monkeypatch, tmp_path
+):
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+    (tmp_path / "mnv2" / "sweeps").mkdir(parents=True)
+    (tmp_path / "mnv2" / "__init__.py").write_text("")
+    monkeypatch.setattr(environments, "__file__", str(tmp_path / "mnv2/sweeps/environment.py"))
+    assert environments._commit() is None

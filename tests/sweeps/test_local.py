@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from mnv2.runtime.errors import UserError
+from mnv2.runtime.files import warn_once
 from mnv2.runtime.interruption import Stopped
 from mnv2.runtime.layout import LOG
 from mnv2.sweeps import local
@@ -20,6 +21,9 @@ name = sys.argv[-1].removeprefix("--only=")
 folder = pathlib.Path(sys.argv[1]) / name
 folder.mkdir(parents=True, exist_ok=True)
 print("cores", sorted(os.sched_getaffinity(0)), flush=True)
+if sys.argv[3] == "damages":
+    (folder / "result.json").write_text('{"test": {"accuracy": NaN}}')
+    sys.exit()
 if name == sys.argv[2]:
     (folder / "failure.txt").write_text("Traceback\\nValueError: no luck\\n")
     sys.exit(1)
@@ -77,6 +81,46 @@ def test_a_signal_is_passed_on_to_every_process(three_runs, tmp_path):
     for arm in "ab":
         assert (tmp_path / arm / "0" / "saved").exists()
     assert not (tmp_path / "c").exists()
+
+
+def test_a_result_that_is_damaged_is_a_failure(three_runs, tmp_path):
+    three_runs.arms = three_runs.arms[:1]
+    with pytest.raises(UserError, match=r"a/0: .*/a/0/result.json is damaged .*holds NaN"):
+        local.run_in_processes(
+            three_runs, tmp_path, (), 1, command(tmp_path, then="damages"), reports=False
+        )
+
+
+def test_where_processes_cannot_be_bound_to_cores_they_share_all_of_them(
+    three_runs, tmp_path, capsys, monkeypatch
+):
+    """As on macOS, whose Python has no such functions."""
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.delattr(os, "sched_setaffinity")
+    local.run_in_processes(three_runs, tmp_path, (), 2, command(tmp_path), reports=False)
+    printed = capsys.readouterr().out
+    assert "3 of 3 runs to do, 2 at a time, all cores for each" in printed
+    assert "[3/3] " in printed
+    assert not (tmp_path / "report.md").exists()
+
+
+def test_if_binding_is_forbidden_one_warning_says_so(three_runs, tmp_path, capsys, monkeypatch):
+    def forbidden(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    warn_once.cache_clear()
+    monkeypatch.setattr(os, "sched_setaffinity", forbidden)
+    local.run_in_processes(three_runs, tmp_path, (), 2, command(tmp_path), reports=False)
+    said = capsys.readouterr().err
+    assert said == "warning: processes are not bound to cores: Operation not permitted\n"
+
+
+def test_processes_have_the_options_of_this_python(monkeypatch):
+    monkeypatch.setattr(sys, "warnoptions", ["error::SyntaxWarning"])
+    words = local.this_command(["--x"])
+    assert words[0] == sys.executable
+    assert words[-5:] == ["-m", "mnv2.main", "--x", "--launcher=none", "--noreport"]
+    assert "-Werror::SyntaxWarning" in words
 
 
 def test_gpus_are_dealt_out(monkeypatch):

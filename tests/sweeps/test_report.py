@@ -1,5 +1,7 @@
 import csv
 import json
+import shutil
+import threading
 
 import matplotlib.image
 import numpy as np
@@ -8,7 +10,8 @@ from scipy import stats
 
 from configs import v2_ablation
 from mnv2.runtime.errors import UserError
-from mnv2.runtime.files import write_json
+from mnv2.runtime.files import warn_once, write_json
+from mnv2.sweeps import figure
 from mnv2.sweeps.report import write_report
 from mnv2.sweeps.statistics import rows
 from mnv2.sweeps.workdir import load
@@ -25,7 +28,7 @@ ACCURACIES = {
 def workdir(tmp_path):
     config = v2_ablation.get_config("quick").to_dict()
     environment = {"devices": ["cpu"], "machine": "Linux", "packages": {"jax": "1"}, "commit": "c"}
-    write_json(tmp_path / "sweep.json", {"config": config, "environment": environment})
+    write_json(tmp_path / "sweep.json", {"config": config, "environment": {}})
     for arm, values in ACCURACIES.items():
         for seed, accuracy in enumerate(values):
             result = {
@@ -36,7 +39,13 @@ def workdir(tmp_path):
                 "train_seconds": 30.0,
             }
             write_json(tmp_path / arm / str(seed) / "result.json", result)
+            write_json(tmp_path / arm / str(seed) / "environment.json", environment)
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def nothing_said_yet():
+    warn_once.cache_clear()
 
 
 def row(workdir, arm):
@@ -97,3 +106,102 @@ def test_a_folder_without_runs_is_refused(workdir, tmp_path_factory):
     (empty / "sweep.json").write_text(json.dumps(json.loads((workdir / "sweep.json").read_text())))
     with pytest.raises(UserError, match=r"no run in .* is finished yet"):
         write_report(empty)
+
+
+def notes(workdir):
+    write_report(workdir)
+    return (workdir / "report.md").read_text().split("\n\n", 1)[1].splitlines()
+
+
+def change(path, **values):
+    write_json(path, {**json.loads(path.read_text()), **values})
+
+
+def test_the_report_says_where_the_runs_were_executed(workdir, capsys):
+    assert "cpu (Linux), JAX 1, commit c." in notes(workdir)
+    assert "the runs differ" not in capsys.readouterr().out
+
+
+def test_runs_in_different_environments_are_named(workdir, capsys):
+    for name in ("relu6/0", "relu6/1", "relu6/2", "linear/1"):
+        change(workdir / name / "environment.json", devices=["TPU"] * 4)
+    change(workdir / "linear/2/environment.json", packages={"jax": "1", "flax": "2"})
+    (workdir / "t_1/0/environment.json").unlink()
+    (workdir / "width_0.25/0/environment.json").write_text('{"devices": 5}')
+    assert [line for line in notes(workdir)[1:] if line] == [
+        "linear/0: cpu (Linux), JAX 1, flax unknown, commit c.",
+        "linear/1, relu6: 4 x TPU (Linux), JAX 1, flax unknown, commit c.",
+        "linear/2: cpu (Linux), JAX 1, flax 2, commit c.",
+        "t_1, width_0.25: not recorded.",
+    ]
+    assert "linear/1, relu6: 4 x TPU (Linux)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        '{"test": {"accuracy": 0.9',
+        "[]",
+        '{"test": {"accuracy": NaN}, "parameters": 1, "multiply_adds": 1, "train_seconds": 1.0,'
+        ' "images_per_second": 1.0}',
+        '{"test": {"accuracy": 0.9, "loss": NaN}, "parameters": 1, "multiply_adds": 1,'
+        ' "train_seconds": 1.0, "images_per_second": 1.0}',
+        '{"test": {"accuracy": "0.9"}, "parameters": 1, "multiply_adds": 1, "train_seconds": 1.0,'
+        ' "images_per_second": 1.0}',
+        '{"test": {"accuracy": 90.0}, "parameters": 1, "multiply_adds": 1, "train_seconds": 1.0,'
+        ' "images_per_second": 1.0}',
+        '{"test": {"accuracy": 0.9}}',
+        '{"test": 0.9}',
+    ],
+)
+def test_a_result_that_is_damaged_is_named_and_not_averaged(workdir, capsys, content):
+    (workdir / "relu6/1/result.json").write_text(content)
+    expected = (ACCURACIES["relu6"][0] + ACCURACIES["relu6"][2]) / 2
+    assert row(workdir, "relu6").accuracy.mean == pytest.approx(100 * expected)
+    assert "Left out, because the result is damaged: relu6/1." in notes(workdir)
+    said = capsys.readouterr()
+    assert said.err.startswith(f"warning: a run is left out: {workdir}/relu6/1/result.json is dam")
+    assert said.err.count("\n") == 1
+    assert "delete it, and repeat the command that began the run" in said.err
+
+
+@pytest.mark.parametrize("name", ["old", "0.bak", ".ipynb_checkpoints", "00", "+1", "-1", "1_0"])
+def test_what_else_lies_beside_the_seeds_is_left_out(workdir, capsys, name):
+    (workdir / "linear" / name).mkdir()
+    (workdir / "linear" / "notes.txt").write_text("hello")
+    (workdir / "linear" / "7").write_text("a file")
+    write_report(workdir)
+    assert not capsys.readouterr().err
+    shutil.copy(workdir / "linear/0/result.json", workdir / "linear" / name)
+    assert row(workdir, "linear").accuracy.count == 3
+    assert f"linear/{name}/result.json is left out: {name!r} is no seed" in capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_written_is_printed(workdir, capsys):
+    (workdir / "report.md").mkdir()
+    with pytest.raises(UserError, match=r"cannot write the report to .*: Is a directory"):
+        write_report(workdir)
+    assert "88.00 ± 2.48" in capsys.readouterr().out
+
+
+def test_a_run_without_a_timed_step_has_no_speed(workdir):
+    change(workdir / "t_1/0/result.json", images_per_second=0.0)
+    change(workdir / "linear/0/result.json", images_per_second=0.0)
+    assert row(workdir, "t_1").images_per_second is None
+    assert row(workdir, "linear").images_per_second == 3001.5
+    write_report(workdir)
+
+
+def test_two_processes_may_write_the_report_at_the_same_time(workdir):
+    sweep = load(workdir)
+    threads = [
+        threading.Thread(target=figure.draw, args=(sweep, rows(sweep), workdir / "report.png"))
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert matplotlib.image.imread(workdir / "report.png").shape[1] > 1000
+    assert not list(workdir.glob("*.unfinished"))

@@ -1,3 +1,4 @@
+import errno
 import shutil
 
 import jax
@@ -8,14 +9,20 @@ import pytest
 
 from mnv2.runtime import packed_arrays
 from mnv2.runtime.errors import UserError
-from mnv2.training.checkpoint import Checkpoints
+from mnv2.training.checkpoint import Checkpoints, NotFinite, Timing
 from mnv2.training.state import TrainState
 
 
 def state_of(step):
     params = {"kernel": jnp.full((64, 64), float(step)), "bias": jnp.arange(5.0) * step}
     return TrainState(
-        jnp.asarray(step), params, {"mean": jnp.ones(3) * step}, optax.sgd(0.1).init(params), None
+        jnp.asarray(step),
+        params,
+        {"mean": jnp.ones(3) * step},
+        optax.sgd(0.1).init(params),
+        ema=None,
+        skipped=jnp.asarray(0),
+        skipped_in_a_row=jnp.asarray(0),
     )
 
 
@@ -24,7 +31,7 @@ def folder(tmp_path):
     """Checkpoints of steps 10 and 20."""
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     for step in (10, 20):
-        checkpoints.save(step, state_of(step), seconds=step / 2)
+        checkpoints.save(step, state_of(step), Timing(step / 2, step))
     checkpoints.close()
     return tmp_path / "checkpoints"
 
@@ -52,13 +59,13 @@ def garble(paths):
 def test_a_damaged_checkpoint_is_kept_aside_and_the_one_before_it_used(folder, damage, capsys):
     damage(files_of(folder, 20))
     checkpoints = Checkpoints(folder)
-    state, seconds = checkpoints.restore(state_of(0))
+    state, timing = checkpoints.restore(state_of(0))
     jax.tree.map(np.testing.assert_array_equal, state, state_of(10))
-    assert seconds == 5.0
+    assert timing == Timing(5.0, 10)
     assert "warning: the checkpoint of step 20 is damaged" in capsys.readouterr().err
     assert len(list((folder.parent / "damaged").glob("20-*"))) == 1
     # Training goes on, and saves that step anew.
-    checkpoints.save(20, state_of(20), seconds=10.0)
+    checkpoints.save(20, state_of(20), Timing(10.0, 20))
     checkpoints.close()
     state, _ = Checkpoints(folder).restore(state_of(0))
     jax.tree.map(np.testing.assert_array_equal, state, state_of(20))
@@ -121,13 +128,40 @@ def test_a_checkpoint_that_has_no_room_is_one_clear_line_and_the_one_before_stay
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     message = r"cannot save step 30 in .*: 0.0 MB are free, 1\.1 are needed; .* of step 20, in "
     with pytest.raises(UserError, match=message):
-        checkpoints.save(30, state_of(30), 0.0)
+        checkpoints.save(30, state_of(30), Timing())
     monkeypatch.undo()
     folder.rename(folder.with_name("moved"))
     with pytest.raises(UserError, match=r"cannot save step 30 in .*: the folder is gone"):
-        checkpoints.save(30, state_of(30), 0.0)
+        checkpoints.save(30, state_of(30), Timing())
     folder.with_name("moved").rename(folder)
-    checkpoints.save(30, state_of(30), 0.0)
+    checkpoints.save(30, state_of(30), Timing())
     checkpoints.close()
     restored, _ = Checkpoints(folder).restore(state_of(0))
     assert int(restored.step) == 30
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_state_that_is_not_finite_is_not_saved_and_the_one_before_stays(folder, value):
+    poisoned = state_of(30)
+    poisoned.params["bias"] = poisoned.params["bias"].at[2].set(value)
+    checkpoints = Checkpoints(folder)
+    with pytest.raises(NotFinite, match=r"after step 30 is not finite .* is that of step 20"):
+        checkpoints.save(30, poisoned, Timing())
+    checkpoints.close()
+    assert int(Checkpoints(folder).restore(state_of(0))[0].step) == 20
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES, errno.EMFILE])
+def test_a_file_system_that_fails_for_a_moment_is_not_damage(folder, monkeypatch, number):
+    def failing(*_):
+        try:
+            raise OSError(number, "not now")
+        except OSError as error:
+            raise ValueError("Orbax wraps errors") from error
+
+    monkeypatch.setattr(packed_arrays, "read", failing)
+    with pytest.raises(UserError, match=r"cannot read the checkpoint of step 20 now .*: try again"):
+        Checkpoints(folder).restore(state_of(0))
+    monkeypatch.undo()
+    assert int(Checkpoints(folder).restore(state_of(0))[0].step) == 20
+    assert not (folder.parent / "damaged").exists()

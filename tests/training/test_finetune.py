@@ -164,3 +164,27 @@ def test_what_is_wrong_with_the_weights_is_one_clear_line(weights, fashion_mnist
         config.update(changed)
         with pytest.raises(UserError, match=message):
             set_up(settings.from_config(config))
+
+
+def test_a_second_phase_keeps_the_classifier_of_the_same_classes(
+    weights, fashion_mnist, tmp_path, capsys
+):
+    """First the classifier alone, then all layers: the usual two phases."""
+    loaded = pretrained.load(weights)
+    model = loaded.model.clone(num_classes=10)
+    classifier = {"kernel": np.full((1280, 10), 0.5, np.float32), "bias": np.arange(10.0)}
+    params = {**loaded.variables["params"], "classifier": classifier}
+    for names, kept in ((fashion_mnist.class_names, True), ([*"abcdefghij"], False)):
+        path = tmp_path / f"{kept}.safetensors"
+        trained = pretrained.Pretrained(
+            model,
+            {**loaded.variables, "params": params},
+            loaded.preprocess,
+            class_names=tuple(names),
+        )
+        pretrained.save(trained, path)
+        of_run = settings.from_config(config_for(str(path), 0.25))
+        state = initial_state(set_up(of_run), of_run)
+        assert np.array_equal(state.params["classifier"]["kernel"], classifier["kernel"]) == kept
+        said = "its classifier is kept" if kept else "a new classifier for the 10 classes"
+        assert f"{path}: {said}" in capsys.readouterr().out

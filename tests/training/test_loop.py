@@ -16,7 +16,7 @@ from mnv2.runtime.errors import UserError
 from mnv2.runtime.interruption import Stopped, Stopper
 from mnv2.runtime.layout import METRICS, RESULT
 from mnv2.training import evaluation, log, loop, metrics, settings, setup
-from mnv2.training.checkpoint import Checkpoints
+from mnv2.training.checkpoint import Checkpoints, Timing
 from mnv2.training.state import create_state
 from mnv2.training.steps import create_steps
 
@@ -39,6 +39,29 @@ def steps_and_state(config, devices=None):
 
 def train(config, folder, **arguments):
     return loop.train(settings.from_config(config), folder, **arguments)
+
+
+@pytest.fixture
+def few_test_pictures(monkeypatch):
+    """Leaves 1,000 pictures of the test split, since most tests are not about their number."""
+    whole = TfdsDataset.tfds_range
+
+    def capped(dataset, split):
+        name, start, stop = whole(dataset, split)
+        return name, start, min(stop, start + 1000) if split == "test" else stop
+
+    monkeypatch.setattr(TfdsDataset, "tfds_range", capped)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nothing_that_is_not_finite_is_logged(tiny_config, tmp_path, value):
+    curves = log.MetricsLog(tmp_path)
+    curves.resume(0, settings.from_config(tiny_config))
+    curves.write(1, {"train/loss": 0.5})
+    with pytest.raises(UserError, match=f"train/loss is {value}, which is not a finite number"):
+        curves.write(2, {"train/loss": value})
+    curves.close()
+    assert (tmp_path / METRICS).read_text() == '{"step": 1, "train/loss": 0.5}\n'
 
 
 def random_batch(size):
@@ -132,7 +155,9 @@ class Killed(Exception):
     pass
 
 
-def test_a_resumed_run_ends_exactly_as_an_uninterrupted_one(tiny_config, tmp_path, monkeypatch):
+def test_a_resumed_run_ends_exactly_as_an_uninterrupted_one(
+    tiny_config, tmp_path, monkeypatch, few_test_pictures
+):
     tiny_config.data.augmentation = "crop_flip"
     tiny_config.model.dropout = 0.3
     tiny_config.ema_decay = 0.9
@@ -173,7 +198,9 @@ def test_a_resumed_run_ends_exactly_as_an_uninterrupted_one(tiny_config, tmp_pat
     assert curve("stopped") == curve("whole")
 
 
-def test_a_checkpoint_on_its_way_arrives_although_the_run_fails(tiny_config, tmp_path, monkeypatch):
+def test_a_checkpoint_on_its_way_arrives_although_the_run_fails(
+    tiny_config, tmp_path, monkeypatch, few_test_pictures
+):
     def failing(*_, **__):
         raise UserError("broken picture")
 
@@ -195,7 +222,9 @@ def test_a_short_run_learns_and_leaves_its_result(tiny_config, tmp_path):
     tiny_config.log_every = 20
     tiny_config.data.validation = 5000
     tiny_config.optimization.warmup = "10 steps"
+    tiny_config.ema_decay = 0.9999
     result = train(tiny_config, tmp_path)
+    # With averages of so long a memory, too: their decay grows from 0.1.
     assert result["test"]["accuracy"] > 0.4
     assert result["test"]["examples"] == 10_000
     assert result["steps"] == 80
@@ -203,10 +232,12 @@ def test_a_short_run_learns_and_leaves_its_result(tiny_config, tmp_path):
     assert list(tmp_path.glob("events.out.tfevents.*"))
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(tiny_config, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_says_where(
+    tiny_config, tmp_path, few_test_pictures
+):
     tiny_config.optimization.learning_rate = 1e30
     tiny_config.optimization.warmup = "0 steps"
-    message = r"the loss is not finite at step 2 \(learning rate .*: lower .*; there is no check"
+    message = r"gradient is not finite at step 2 \(learning rate .*: lower .*; there is no check"
     with pytest.raises(UserError, match=message):
         train(tiny_config, tmp_path)
 
@@ -222,7 +253,7 @@ def test_a_step_that_is_not_finite_can_be_skipped_and_changes_nothing(tiny_confi
     assert metrics.skipped([sums]) == 0
     before = jax.device_get(state)
     state, sums = steps.train(state, steps.shard(bad), key)
-    assert metrics.skipped([sums]) == 1
+    assert metrics.skipped([sums]) == metrics.skipped_in_a_row([sums]) == 1
     assert sums["examples"] == 0
     after = jax.device_get(state)
     assert after.step == before.step + 1
@@ -231,9 +262,13 @@ def test_a_step_that_is_not_finite_can_be_skipped_and_changes_nothing(tiny_confi
     momentum = [x for x in jax.tree.leaves(after.opt_state) if x.ndim]
     assert momentum
     assert all(np.isfinite(x).all() for x in momentum)
+    state, sums = steps.train(state, steps.shard(bad), key)
+    assert metrics.skipped_in_a_row([sums]) == 2
     state, sums = steps.train(state, steps.shard(good), key)
     assert np.isfinite(sums["loss"])
     assert sums["examples"] == 16
+    assert metrics.skipped_in_a_row([sums]) == 0
+    assert (int(state.skipped), int(state.skipped_in_a_row)) == (2, 0)
 
 
 @pytest.mark.parametrize(("before", "after"), [(4, 1), (1, 8)])
@@ -241,7 +276,7 @@ def test_a_run_goes_on_with_another_number_of_devices(tiny_config, tmp_path, bef
     """What steps compute does not depend on their number: see the test of eight against one."""
     _, state = steps_and_state(tiny_config, tuple(jax.devices()[:before]))
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, state, 0.0)
+    checkpoints.save(1, state, Timing())
     checkpoints.close()
     tiny_config.seed = 1
     _, template = steps_and_state(tiny_config, tuple(jax.devices()[:after]))
@@ -269,7 +304,7 @@ def test_images_of_any_size_need_a_size(tiny_config, fashion_mnist):
 
 
 def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_exactly(
-    tiny_config, tmp_path, monkeypatch
+    tiny_config, tmp_path, monkeypatch, few_test_pictures
 ):
     tiny_config.duration = "4 steps"
     tiny_config.eval_every = "2 steps"
@@ -302,3 +337,70 @@ def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_exactly(
 
     assert validated("stopped") == validated("whole")
     assert [step for step, _ in validated("whole")] == [2, 4]
+
+
+@pytest.mark.parametrize("on_nan", ["stop", "skip"])
+def test_an_update_that_overflows_never_becomes_a_result(
+    tiny_config, tmp_path, few_test_pictures, on_nan
+):
+    """The loss of the step itself is finite; the parameters after it are not."""
+    tiny_config.optimization.learning_rate = 3e38
+    tiny_config.optimization.warmup = "0 steps"
+    tiny_config.optimization.schedule = "constant"
+    tiny_config.on_nan = on_nan
+    tiny_config.duration = "1 steps" if on_nan == "stop" else "12 steps"
+    with pytest.raises(UserError, match="not finite"):
+        train(tiny_config, tmp_path)
+    assert not (tmp_path / RESULT).exists()
+    if on_nan == "stop":
+        assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+    assert "NaN" not in (tmp_path / METRICS).read_text()
+
+
+def test_averages_start_with_a_short_memory_and_cover_the_statistics_of_batch_norm(tiny_config):
+    tiny_config.ema_decay = 0.9999
+    tiny_config.optimization.warmup = "0 steps"
+    steps, state = steps_and_state(tiny_config, tuple(jax.devices()[:1]))
+    expected = jax.device_get(state.ema)
+    batch, key = random_batch(16), jax.random.key(0)
+    for number in range(3):
+        state, _ = steps.train(state, steps.shard(batch), key)
+        decay = (1 + number) / (10 + number)
+        new = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
+        expected = jax.tree.map(lambda a, b, d=decay: d * a + (1 - d) * b, expected, new)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), state.ema, expected
+    )
+    assert state.variables() is state.ema
+
+
+def test_a_resumed_run_has_each_step_once_in_tensorboard(tmp_path, tiny_config):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+
+    of_run = settings.from_config(tiny_config)
+    first = log.MetricsLog(tmp_path)
+    first.resume(0, of_run)
+    for step in (10, 20, 30):
+        first.write(step, {"train/loss": 1 / step})
+    first.close()  # killed after step 30, with a checkpoint of step 20
+    second = log.MetricsLog(tmp_path)
+    second.resume(20, of_run)
+    for step in (30, 40):
+        second.write(step, {"train/loss": 2 / step})
+    second.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    found = [
+        (event.step, float(make_ndarray(event.tensor_proto)))
+        for event in events.Tensors("train/loss")
+    ]
+    assert dict(found) == pytest.approx({10: 0.1, 20: 0.05, 30: 2 / 30, 40: 0.05})
+    assert len(found) == 4
+
+
+def test_tensorboard_tells_runs_apart_by_every_field(tiny_config):
+    of_run = settings.from_config(tiny_config)
+    shown = log._hyperparameters(of_run)
+    assert {"ema_decay", "data.augmentation", "data.validation", "seed"} <= shown.keys()
+    assert shown.keys() == of_run.flat().keys()

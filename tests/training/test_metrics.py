@@ -62,3 +62,13 @@ def test_label_smoothing_mixes_in_the_uniform_distribution(batch):
     )
     expected = 0.9 * metrics.cross_entropy(logits, labels) + 0.1 * uniform
     np.testing.assert_allclose(smoothed, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_no_hit_and_is_found(value):
+    logits = jnp.array([[value, value, value], [0.0, value, 1.0], [value, 0.0, 0.0]])
+    labels = jnp.array([0, 0, 0])
+    sums = metrics.count(logits, labels, metrics.cross_entropy(logits, labels))
+    hits = 1 if value == np.inf else 0  # an infinite logit alone ranks first
+    assert sums["top1"] <= hits
+    assert metrics.first_not_finite([sums]) == 0

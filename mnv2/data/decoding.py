@@ -1,0 +1,195 @@
+"""Decodes picture files. Training, evaluation and prediction all use this decoder.
+
+The content of a file chooses who decodes it, and its name never does: TensorFlow, which is fast,
+decodes JPEG and PNG, and Pillow decodes the other formats.
+"""
+
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from PIL import ExifTags, Image, ImageOps
+
+from mnv2.runtime.errors import UserError
+
+# What Pillow finds odd in a picture that it decodes would fill the terminal.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+# The formats that Pillow decodes. Its name for each, and ours.
+BY_PILLOW = {
+    "BMP": "BMP",
+    "GIF": "GIF",
+    "TIFF": "TIFF",
+    "WEBP": "WebP",
+    "AVIF": "AVIF",
+    "JPEG2000": "JPEG 2000",
+    "PPM": "PPM",
+}
+READ = ("JPEG", "PNG", *BY_PILLOW.values())
+
+_JPEG = b"\xff\xd8\xff"
+_PNG = b"\x89PNG\r\n\x1a\n"
+# How the content of a file starts, and which format it has then.
+_STARTS = (
+    (_JPEG, "JPEG"),
+    (_PNG, "PNG"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    *((start, "TIFF") for start in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
+    (b"\0\0\0\x0cjP  ", "JPEG 2000"),
+    (b"\xff\x4f\xff\x51", "JPEG 2000"),
+    *((b"P%d%c" % (number, space), "PPM") for number in range(1, 7) for space in b" \n\t\r#"),
+    (b"\0\0\0\x0cJXL ", "JPEG XL"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"8BPS", "PSD"),
+    (b"<svg", "SVG"),
+)
+_BMP_HEADERS = [size.to_bytes(4, "little") for size in (12, 16, 40, 52, 56, 64, 108, 124)]
+_EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+_OTHER_PIXELS = {"F": "floating-point numbers", "I": "integers of 32 bits"}
+_BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # TIFF tags
+_WHITE_IS_ZERO = 0
+
+
+def decode_picture(content: bytes) -> np.ndarray:
+    """Decodes the content of a picture file: h w 3, uint8, upright as EXIF says.
+
+    Gray is repeated, other colours are converted to RGB, and transparency is dropped. 16 bits
+    become 8, the high ones. The first picture of an animation counts.
+
+    Raises UserError, whose message says what the file is, if it cannot be read.
+    """
+    kind = format_of(content)
+    if not content:
+        raise UserError("it is empty")
+    if kind is None:
+        raise UserError(f"it is no picture: it starts like none of {', '.join(READ)}")
+    if kind not in READ:
+        raise UserError(f"it is a picture in the format {kind}: convert it to JPEG or PNG")
+    if kind in BY_PILLOW.values():
+        return _decode_by_pillow(content)
+    try:
+        return decode(tf.constant(content), orientation(content)).numpy()
+    except tf.errors.OpError as error:
+        raise UserError(f"it is a damaged {kind}: {short_message(error.message)}") from error
+
+
+def decode(content: tf.Tensor, held: tf.Tensor | int) -> tf.Tensor:
+    """Decodes a file as `decode_picture` does, within a graph. `held` is its `orientation`."""
+
+    def by_tensorflow() -> tf.Tensor:
+        image = tf.io.decode_image(content, channels=3, expand_animations=False)
+        image.set_shape((None, None, 3))
+        return _upright(image, tf.convert_to_tensor(held))
+
+    def by_pillow() -> tf.Tensor:
+        # Outside of a graph TensorFlow calls it with an array of one object.
+        def of_bytes(value: Any) -> np.ndarray:
+            return _decode_by_pillow(np.asarray(value, object).item())
+
+        return tf.numpy_function(of_bytes, (content,), tf.uint8, stateful=False)
+
+    is_jpeg, is_png = (
+        tf.strings.substr(content, 0, len(start)) == start for start in (_JPEG, _PNG)
+    )
+    image = tf.cond(is_jpeg | is_png, by_tensorflow, by_pillow)
+    image.set_shape((None, None, 3))
+    return image
+
+
+def orientation(content: bytes) -> int:
+    """Returns the EXIF orientation of a JPEG or PNG, 1 to 8; 1 if it has none or an invalid one."""
+    if not content.startswith((_JPEG, _PNG)):
+        return 1  # Pillow turns the others
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            held = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow can fail, in many ways, on pictures that TensorFlow decodes
+        return 1
+    return held if held in range(1, 9) else 1
+
+
+def format_of(content: bytes) -> str | None:
+    """Returns the format of a picture by the first bytes of its file; None if it is no picture."""
+    for start, kind in _STARTS:
+        if content.startswith(start):
+            return kind
+    if content[:2] == b"BM" and content[14:18] in _BMP_HEADERS:
+        return "BMP"  # two letters could also be a text
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return "WebP"
+    if content[4:8] == b"ftyp":
+        brands = content[8:64]
+        if b"avif" in brands or b"avis" in brands:
+            return "AVIF"
+        if any(brand in brands for brand in (b"heic", b"heix", b"hevc", b"mif1", b"msf1")):
+            return "HEIC"
+    if content.lstrip().startswith(b"<?xml") and b"<svg" in content[:1000]:
+        return "SVG"
+    return None
+
+
+def short_message(message: str) -> str:
+    """Shortens an error message to one line without the names of TensorFlow operations."""
+    lines = message.strip().splitlines() or ["no reason given"]
+    return lines[0].rpartition("}} ")[2].partition(" [Op:")[0]
+
+
+def _decode_by_pillow(content: bytes) -> np.ndarray:
+    """Decodes a file that is neither JPEG nor PNG. Raises UserError if that is impossible."""
+    kind = format_of(content)
+    try:
+        with Image.open(io.BytesIO(content), formats=list(BY_PILLOW)) as picture:
+            _check_pixels(picture)
+            white_is_zero = _tag(picture, _PHOTOMETRIC) == _WHITE_IS_ZERO
+            upright = ImageOps.exif_transpose(picture)
+    except UserError:
+        raise
+    except Exception as error:  # there is one kind for each way in which a file can be damaged
+        said = short_message(str(error))
+        reason = "Pillow cannot read it" if "cannot identify image" in said else said
+        raise UserError(f"it is a damaged or unusual {kind or 'file'}: {reason}") from error
+    if upright.mode in _EIGHT_BITS:
+        return np.asarray(upright.convert("RGB"))
+    values = np.asarray(upright).astype(np.int32)  # Pillow's own conversion would clip at 255
+    high_byte = (65535 - values if white_is_zero else values) >> 8
+    return np.repeat(high_byte.astype(np.uint8)[..., None], 3, axis=-1)
+
+
+def _check_pixels(picture: Image.Image) -> None:
+    """Raises UserError unless the pixels have 8 bits or 16."""
+    if picture.mode in _EIGHT_BITS or (picture.format == "PPM" and picture.mode == "I"):
+        return  # Pillow scales those of PPM to 16 bits
+    pixels = _OTHER_PIXELS.get(picture.mode, f"of Pillow's mode {picture.mode}")
+    if picture.mode.startswith("I;16"):
+        bits = _tag(picture, _BITS_PER_SAMPLE) or 16
+        if bits == 16:
+            return
+        pixels = f"integers of {bits} bits"
+    raise UserError(
+        f"its pixels are {pixels}, and what is white is unclear: "
+        "convert it to 8 or 16 bits per channel"
+    )
+
+
+def _tag(picture: Image.Image, tag: int) -> int | None:
+    """Returns the first value of a TIFF tag; None if the picture has none."""
+    value = getattr(picture, "tag_v2", {}).get(tag)
+    return value[0] if isinstance(value, tuple) else value
+
+
+def _upright(image: tf.Tensor, held: tf.Tensor) -> tf.Tensor:
+    """Turns an image (h w c) upright, given its EXIF orientation, 1 to 8."""
+    turned = (
+        lambda: image,
+        lambda: image[:, ::-1],
+        lambda: image[::-1, ::-1],
+        lambda: image[::-1],
+        lambda: tf.transpose(image, (1, 0, 2)),
+        lambda: tf.transpose(image, (1, 0, 2))[:, ::-1],
+        lambda: tf.transpose(image, (1, 0, 2))[::-1, ::-1],
+        lambda: tf.transpose(image, (1, 0, 2))[::-1],
+    )
+    return tf.switch_case(held - 1, turned)

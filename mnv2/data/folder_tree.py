@@ -1,0 +1,148 @@
+"""Finds the pictures in a folder, and which split and class each belongs to.
+
+PATH/SPLIT/CLASS/PICTURE, or PATH/CLASS/PICTURE without splits. Folders below a class belong to it.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from mnv2.data import decoding
+from mnv2.runtime.errors import UserError
+from mnv2.runtime.terminal import note
+
+Pictures = dict[str, dict[str, list[Path]]]  # split -> class -> files
+
+_SPLITS = {
+    "train": "train",
+    "test": "test",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+}
+# Names of which it is unclear whether they are splits or classes.
+_UNCLEAR = {
+    "training": "train", "trainset": "train", "train_set": "train", "training_set": "train",
+    "testing": "test", "tests": "test", "testset": "test", "test_set": "test", "eval": "test",
+    "evaluation": "test", "dev": "val", "val_set": "val", "validation_set": "val",
+}  # fmt: skip
+# What operating systems and programs leave behind, besides hidden files.
+_SYSTEM = (
+    "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "#recycle", "@recycle",
+    "__macosx", "__pycache__", "$recycle.bin", "system volume information", "lost+found",
+)  # fmt: skip
+_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp",
+    ".avif", ".jp2", ".j2k", ".jpx", ".j2c", ".ppm", ".pgm", ".pbm", ".pnm",
+    ".heic", ".heif", ".jxl",
+)  # fmt: skip
+_HEAD = 1000  # bytes that show what a file is
+_MAX_NAMED = 5
+
+
+def find_pictures(root: Path) -> Pictures:
+    """Returns the files of each class in each split that the folder has: train, validation, test.
+
+    A folder of classes without splits has only train. A file is a picture if its suffix says so or
+    its content does. Notes say what is left out.
+
+    Raises UserError if there are no pictures, or if it is unclear what the folders mean.
+    """
+    expected = f"expected {root}/train/CLASS/PICTURE.jpg or {root}/CLASS/PICTURE.jpg"
+    if not root.is_dir():
+        raise UserError(f"no pictures in {root}: {expected}")
+    entries = _entries(root)
+    folders = {entry.name: Path(entry.path) for entry in entries if entry.is_dir()}
+    if unclear := [name for name in folders if name.casefold() in _UNCLEAR]:
+        raise UserError(
+            f"{root} has a folder {unclear[0]!r}: if it is a split, "
+            f"call it {_UNCLEAR[unclear[0].casefold()]!r}; {expected}"
+        )
+    of_split: dict[str, Path] = {}
+    for name, path in folders.items():
+        split = _SPLITS.get(name.casefold())
+        if split in of_split:
+            raise UserError(f"{of_split[split]} and {path} are the same split: keep one of them")
+        if split:
+            of_split[split] = path
+    others: list[Path] = []
+    if of_split:
+        pictures = {split: _classes(path, others) for split, path in of_split.items()}
+        outside = [path for path in folders.values() if path not in of_split.values()]
+        _left_out(root, "no splits, which are called train, test, val", outside)
+        loose = [Path(entry.path) for entry in entries if not entry.is_dir()]
+        _left_out(root, "in no folder of a class", [path for path in loose if _is_picture(path)])
+    else:
+        for path in folders.values():
+            if any(x.name.casefold() in _SPLITS and x.is_dir() for x in _entries(path)):
+                raise UserError(f"{root} has no splits, but {path} has: give folder:{path}")
+        pictures = {"train": _classes(root, others)}
+    for split in [split for split, classes in pictures.items() if not classes]:
+        place = of_split.get(split, root)
+        if split == "train" or len(pictures) == 1:
+            raise UserError(f"no pictures in {place}: {expected}")
+        note(f"{place} has no folders of classes with pictures, and is not used")
+        del pictures[split]
+    _left_out(root, "no pictures", others)
+    return pictures
+
+
+def _classes(folder: Path, others: list[Path]) -> dict[str, list[Path]]:
+    """Returns the pictures of each class in a folder; appends files that are none to `others`."""
+    classes: dict[str, list[Path]] = {}
+    loose: list[Path] = []
+    empty: list[Path] = []
+    for entry in _entries(folder):
+        path = Path(entry.path)
+        if not entry.is_dir():
+            (loose if _is_picture(path) else others).append(path)
+            continue
+        pictures: list[Path] = []
+        for file in _walk(path, (path.resolve(),)):
+            (pictures if _is_picture(file) else others).append(file)
+        if pictures:
+            classes[entry.name] = sorted(pictures)
+        else:
+            empty.append(path)
+    _left_out(folder, "in no folder of a class", loose)
+    _left_out(folder, "folders without pictures, which are no classes", empty)
+    return classes
+
+
+def _walk(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    """Yields all files in a folder, in the folders below, and behind links; no loops."""
+    for entry in _entries(folder):
+        path = Path(entry.path)
+        if not entry.is_dir():
+            yield path
+        elif (place := path.resolve()) not in above:
+            yield from _walk(path, (*above, place))
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """Returns what is in a folder, sorted, without hidden files and those of the system."""
+    try:
+        with os.scandir(folder) as entries:
+            seen = [x for x in entries if not x.name.startswith(".")]
+    except OSError as error:
+        raise UserError(f"cannot read folder {folder}: {error.strerror}") from None
+    return sorted((x for x in seen if x.name.casefold() not in _SYSTEM), key=lambda x: x.name)
+
+
+def _is_picture(file: Path) -> bool:
+    if file.suffix.lower() in _SUFFIXES:
+        return True
+    try:
+        with file.open("rb") as opened:
+            kind = decoding.format_of(opened.read(_HEAD))
+    except OSError:
+        return False
+    return kind is not None and kind != "PPM"  # a text can start like PPM
+
+
+def _left_out(root: Path, why: str, paths: list[Path]) -> None:
+    """Notes that paths in `root` are left out, if there are any."""
+    if paths:
+        names = ", ".join(str(path.relative_to(root)) for path in paths[:_MAX_NAMED])
+        more = f" and {len(paths) - _MAX_NAMED} more" if len(paths) > _MAX_NAMED else ""
+        note(f"left out of {root}, {why}: {names}{more}")

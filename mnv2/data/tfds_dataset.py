@@ -1,0 +1,187 @@
+"""A data set that TensorFlow Datasets (TFDS) has prepared on disk."""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from mnv2.data import decoding
+from mnv2.data.broken import BrokenExample, find_broken, raise_or_warn
+from mnv2.data.splits import SPLITS, Part, check_split, divide
+from mnv2.runtime.errors import UserError
+from mnv2.runtime.terminal import note
+
+# A data set is kept in memory as one array if its decoded images are smaller than this.
+IN_MEMORY_BYTES = 1 << 30
+
+# Examples in the shuffle buffer of a data set too large for memory. ImageNet: about 1.8 GB.
+SHUFFLE_BUFFER = 16 * 1024
+
+FIRST_LABELS = 16  # examples that show whether a split is labelled
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TfdsDataset:
+    """A TFDS data set that is prepared on disk.
+
+    `validation` examples are held out from the end of train. TFDS splits without labels, as test in
+    ImageNet, do not count. The examples in `broken`, given for each TFDS split, are left out.
+    """
+
+    name: str
+    builder: tfds.core.DatasetBuilder
+    validation: int
+    broken: Mapping[str, Sequence[BrokenExample]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.builder.data_dir)
+
+    @property
+    def num_classes(self) -> int:
+        return self.builder.info.features["label"].num_classes
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.builder.info.features["label"].names
+
+    @property
+    def image_shape(self) -> tuple[int | None, int | None, int]:
+        return self.builder.info.features["image"].shape
+
+    @functools.cached_property
+    def _parts(self) -> dict[str, Part]:
+        splits = self.builder.info.splits
+        counts = {split: splits[split].num_examples for split in SPLITS if split in splits}
+        if not counts:
+            raise UserError(
+                f"{self.name} has none of the splits {', '.join(SPLITS)}: it has "
+                f"{', '.join(sorted(splits)) or 'no splits'}"
+            )
+        unlabelled = [x for x in ("test", "validation") if x in counts and not self._is_labelled(x)]
+        labelled = {split: count for split, count in counts.items() if split not in unlabelled}
+        parts = divide(self.name, labelled, self.validation, unlabelled)
+        held = [split for split, part in parts.items() if part.split == "train" != split]
+        if held and self.builder.info.disable_shuffling:
+            note(
+                f"{self.name} keeps its examples in their original order: "
+                f"{' and '.join(held)}, held out from its end, may lack classes"
+            )
+        return parts
+
+    def _is_labelled(self, split: str) -> bool:
+        """Tells whether any of the first examples of a TFDS split belongs to a class."""
+        examples = self.builder.as_dataset(
+            split,
+            shuffle_files=False,
+            read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
+            decoders={"image": tfds.decode.SkipDecoding()},
+        )
+        try:
+            labels = [int(example["label"]) for example in examples.take(FIRST_LABELS)]
+        except tf.errors.OpError:
+            return True  # it cannot be read, which is said when it is used
+        return not labels or max(labels) >= 0
+
+    @property
+    def splits(self) -> list[str]:
+        return list(self._parts)
+
+    def tfds_range(self, split: str) -> Part:
+        """Returns the TFDS split that contains `split`, and the start and end in that split."""
+        check_split(self.name, split, self._parts)
+        return self._parts[split]
+
+    def num_examples(self, split: str) -> int:
+        _, start, stop = self.tfds_range(split)
+        return stop - start - len(self._broken_names(split))
+
+    def _broken_names(self, split: str) -> list[str]:
+        """Returns the names of the broken examples in `train`, `validation` or `test`."""
+        tfds_split, start, stop = self.tfds_range(split)
+        return [x.name for x in self.broken.get(tfds_split, ()) if start <= x.position < stop]
+
+    def fits_in_memory(self) -> bool:
+        height, width, channels = self.image_shape
+        if height is None or width is None:
+            return False
+        splits = self.builder.info.splits
+        used = "train" if "train" in splits else self.tfds_range("test").split
+        return splits[used].num_examples * height * width * channels < IN_MEMORY_BYTES
+
+    def arrays(self, split: str) -> tuple[tf.Tensor, tf.Tensor]:
+        if self._broken_names(split):
+            decoded = self.encoded(split).map(lambda x: (self.decode(x), x["label"]))
+            return next(iter(decoded.batch(self.num_examples(split))))
+        tfds_split, start, stop = self.tfds_range(split)
+        return _decoded_arrays(self.builder, f"{tfds_split}[{start}:{stop}]")
+
+    def encoded(self, split: str, shuffle_seed: int | None = None) -> tf.data.Dataset:
+        """Returns encoded examples. The seed shuffles files, then examples within a buffer."""
+        tfds_split, start, stop = self.tfds_range(split)
+        broken_names = self._broken_names(split)
+        read_config = tfds.ReadConfig(
+            shuffle_seed=shuffle_seed,
+            interleave_cycle_length=16,
+            try_autocache=False,
+            add_tfds_id=bool(broken_names),
+        )
+        examples = self.builder.as_dataset(
+            f"{tfds_split}[{start}:{stop}]",
+            shuffle_files=shuffle_seed is not None,
+            read_config=read_config,
+            decoders={"image": tfds.decode.SkipDecoding()},
+        )
+        if broken_names:
+            examples = examples.filter(lambda x: tf.reduce_all(x["tfds_id"] != broken_names))
+        if shuffle_seed is None:
+            return examples
+        return examples.shuffle(SHUFFLE_BUFFER, shuffle_seed, reshuffle_each_iteration=False)
+
+    def decode(self, example: dict[str, tf.Tensor]) -> tf.Tensor:
+        if self.image_shape[2] != 3:
+            return self.builder.info.features["image"].decode_example(example["image"])
+        image = decoding.decode(example["image"], held=1)  # TFDS pictures are not turned
+        image.set_shape(self.image_shape)
+        return image
+
+    def explain(self, error: Exception) -> str:
+        """Explains in one line why reading failed; raises UserError if pictures are broken."""
+        with contextlib.suppress(tf.errors.OpError):  # the files themselves may be damaged
+            self.without_broken("stop")
+        return (
+            f"cannot read data set {self.name}: {first_line(error)}; "
+            f"delete {self.folder} to prepare it again"
+        )
+
+    def without_broken(self, on_broken: str) -> "TfdsDataset":
+        """Checks all pictures and returns the data set without the broken ones.
+
+        Raises UserError with `on_broken` stop if there are any; prints a warning with skip.
+        """
+        used = {part.split for part in self._parts.values()}
+        tfds_splits = [split for split in SPLITS if split in used]
+        broken = find_broken(self.builder, tfds_splits, lambda x: self.decode({"image": x}))
+        errors = {x.name: x.error for split in tfds_splits for x in broken[split]}
+        if errors:
+            count = sum(self.builder.info.splits[split].num_examples for split in tfds_splits)
+            raise_or_warn(f"{count} examples of {self.name} in {self.folder}", errors, on_broken)
+        return dataclasses.replace(self, broken=broken)
+
+
+@functools.cache  # the runs of one process share the arrays
+def _decoded_arrays(
+    builder: tfds.core.DatasetBuilder, tfds_slice: str
+) -> tuple[tf.Tensor, tf.Tensor]:
+    examples = builder.as_dataset(split=tfds_slice, batch_size=-1, shuffle_files=False)
+    return examples["image"], examples["label"]
+
+
+def first_line(error: Exception) -> str:
+    """Returns the first line of an error message, or the kind of the error if it is empty."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

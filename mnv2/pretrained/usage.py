@@ -1,0 +1,51 @@
+"""Loads weights as a command was asked to use them."""
+
+import argparse
+import dataclasses
+from typing import Any
+
+from mnv2.pretrained import Pretrained, load_classifier
+from mnv2.pretrained.preprocessing import METHODS
+from mnv2.runtime.errors import UserError, check_choice
+from mnv2.runtime.terminal import note
+from mnv2.runtime.weights_options import read_class_names, read_numbers
+
+
+def load_as_asked(arguments: argparse.Namespace) -> Pretrained:
+    """Loads weights that classify, with the options of `add_weights_options`.
+
+    Raises UserError as `load_classifier` does, and if an option is wrong or does not suit the
+    weights.
+    """
+    if (arguments.mean is None) != (arguments.std is None):
+        raise UserError("--mean and --std belong together: give both, or neither")
+    if arguments.resize is not None:
+        check_choice(arguments.resize, METHODS, "--resize")
+    scaling: dict[str, Any] = {
+        name: read_numbers(text, f"--{name}")
+        for name, text in (("mean", arguments.mean), ("std", arguments.std))
+        if text is not None
+    }
+    if 0.0 in scaling.get("std", ()):
+        raise UserError("--std must not be 0")
+    names = None if arguments.classes is None else read_class_names(arguments.classes)
+    loaded = load_classifier(arguments.weights, arguments.image_size)
+    for name, values in scaling.items():
+        if len(values) not in (1, loaded.channels):
+            raise UserError(
+                f"--{name} has {len(values)} numbers but the network has {loaded.channels} "
+                "channels: give one number, or one per channel"
+            )
+    preprocess = loaded.preprocess
+    if arguments.resize is not None:
+        preprocess = preprocess.with_method(arguments.resize)
+    if scaling:
+        preprocess = dataclasses.replace(preprocess, **scaling, assumed=False)
+    loaded = dataclasses.replace(loaded, preprocess=preprocess)
+    return loaded if names is None else loaded.with_class_names(names, str(arguments.classes))
+
+
+def describe_input(loaded: Pretrained, scaling_given: bool) -> None:
+    """Says in two lines what the network sees of a picture, and how pixels are scaled."""
+    note(loaded.preprocess.describe_view(loaded.image_size))
+    note(loaded.preprocess.describe_pixels("as you say" if scaling_given else None))

@@ -1,0 +1,81 @@
+"""Checks of single values: each takes a field's name and its value, and returns the value.
+
+Each raises UserError that says what the field may be. Numbers of NumPy and JAX become Python's.
+"""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from mnv2.runtime.errors import UserError, check_choice
+
+Check = Callable[[str, Any], Any]
+
+
+def whole(low: int, high: int | None = None) -> Check:
+    """Returns the check for a whole number from `low` to `high`."""
+    wanted = f"{low} or more" if high is None else f"{low} to {high}"
+
+    def check(field: str, value: Any) -> int:
+        value = plain(value)
+        if not is_whole(value, low) or (high is not None and value > high):
+            raise UserError(f"{field} must be a whole number, {wanted}, got {value!r}")
+        return value
+
+    return check
+
+
+def number(low: float, high: float = math.inf, *, low_open: bool = False) -> Check:
+    """Returns the check for a number from `low` to below `high`; above `low` if `low_open`."""
+    wanted = f"{'greater than' if low_open else 'at least'} {low:g}"
+    if high < math.inf:
+        wanted += f" and less than {high:g}"
+
+    def check(field: str, value: Any) -> float:
+        value = plain(value)
+        fits = isinstance(value, int | float) and not isinstance(value, bool)
+        fits = fits and math.isfinite(value) and low <= value < high
+        if not fits or (low_open and value == low):
+            raise UserError(f"{field} must be {wanted}, got {value!r}")
+        return value
+
+    return check
+
+
+def choice(names: Sequence[str]) -> Check:
+    """Returns the check for one of `names`."""
+
+    def check(field: str, value: Any) -> str:
+        check_choice(value, names, field)
+        return value
+
+    return check
+
+
+def truth(field: str, value: Any) -> bool:
+    """Checks True or False."""
+    if not isinstance(value := plain(value), bool):
+        raise UserError(f"{field} must be True or False, got {value!r}")
+    return value
+
+
+def pattern(field: str, value: Any) -> str:
+    """Checks a regular expression."""
+    try:
+        re.compile(value)
+    except (re.error, TypeError) as error:
+        raise UserError(f"{field} is not a regular expression: {error}, got {value!r}") from None
+    return value
+
+
+def plain(value: Any) -> Any:
+    """Returns a single number of NumPy or JAX as one of Python, and anything else as it is."""
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
+        return value.item()
+    return value
+
+
+def is_whole(value: Any, low: int) -> bool:
+    """Tells whether a value is a whole number, `low` or more."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low

@@ -1,0 +1,69 @@
+"""The config file on a command line: found, made importable, and checked for what it returned."""
+
+import difflib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from mnv2.runtime.errors import UserError
+
+FLAGS = ("--config", "-config")
+
+
+def prepared(argv: Sequence[str]) -> tuple[list[str], str | None]:
+    """Returns the command line with ~ in the name of the config file replaced, and that file.
+
+    Also lets the file import its neighbours, as `configs.defaults`, from any folder. Raises
+    UserError if there is no such file.
+    """
+    words = list(argv)
+    config_file = None
+    for i, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if flag not in FLAGS:
+            continue
+        if not equals and (i + 1 == len(words) or words[i + 1].startswith("-")):
+            raise UserError("--config needs a file: try --config configs/v2_ablation.py")
+        given, colon, preset = (value if equals else words[i + 1]).partition(":")
+        path = _existing(given)
+        if equals:
+            words[i] = f"{flag}={path}{colon}{preset}"
+        else:
+            words[i + 1] = f"{path}{colon}{preset}"
+        sys.path.append(str(path.absolute().parent.parent))
+        config_file = str(path)
+    return words, config_file
+
+
+def _existing(given: str) -> Path:
+    if not given:
+        raise UserError("--config is empty: try --config configs/v2_ablation.py")
+    try:
+        path = Path(given).expanduser()
+        if path.is_dir():
+            raise UserError(f"{given} is a folder: give a config file in it")
+        if not path.exists():
+            others = [str(other) for other in path.parent.glob("*.py")]
+            nearest = difflib.get_close_matches(str(path), others, n=1, cutoff=0.5)
+            hint = f"did you mean {nearest[0]}?" if nearest else "try configs/v2_ablation.py"
+            raise UserError(f"no config file {given}: {hint}")
+        with path.open("rb"):
+            return path
+    except RuntimeError:
+        raise UserError(f"no config file {given}: there is no such home folder") from None
+    except OSError as error:
+        raise UserError(f"cannot read the config file {given}: {error.strerror}") from error
+
+
+def check_config(config: Any, config_file: str) -> None:
+    """Raises UserError unless a config file returned a config, or the error with which it ended."""
+    if config is not None:
+        getattr(config, "arms", None)  # a config that failed to load raises when it is used
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(
+            f"get_config in {config_file} must return an ml_collections.ConfigDict, "
+            f"and returned {'None' if config is None else f'a {type(config).__name__}'}"
+        )

@@ -1,0 +1,64 @@
+"""The options of the commands that use weights: which file, and what the file may not tell."""
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+from mnv2.runtime.errors import UserError
+
+
+def add_weights_options(parser: argparse.ArgumentParser) -> None:
+    """Adds --weights and the options for what a file of weights may not tell."""
+    parser.add_argument("--weights", required=True, metavar="FILE")
+    parser.add_argument("--image_size", type=int, help="pixels (default: as the weights expect)")
+    parser.add_argument(
+        "--resize",
+        metavar="METHOD",
+        help="tensorflow, pillow, nearest or keras: the whole picture is stretched, as these do; "
+        "bilinear, bicubic, slim or mnv2: with a crop (default: as the weights' family evaluates)",
+    )
+    parser.add_argument(
+        "--mean",
+        metavar="X[,Y,Z]",
+        help="the network gets (x - mean) / std, with x in [0, 1] (default: as the file tells)",
+    )
+    parser.add_argument("--std", metavar="X[,Y,Z]")
+    parser.add_argument(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="names of the classes, in order: one per line, or a JSON list",
+    )
+
+
+def read_numbers(text: str, what: str) -> tuple[float, ...]:
+    """Reads `0.5` or `0.485,0.456,0.406`. Raises UserError for anything else."""
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or not all(map(math.isfinite, numbers)):
+        raise UserError(f"{what} {text!r} is not a number, or one per channel: 0.485,0.456,0.406")
+    return numbers
+
+
+def read_class_names(path: Path) -> list[str]:
+    """Reads the names of classes: one per line, or a JSON list. Raises UserError if unclear."""
+    try:
+        text = path.expanduser().read_text(encoding="utf-8-sig").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise UserError(f"cannot read the classes in {path}: {reason}") from None
+    names = [line.strip() for line in text.splitlines()]
+    if text.startswith(("[", "{")):
+        try:
+            names = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"cannot read the classes in {path}: {error}") from None
+    if not isinstance(names, list) or not all(isinstance(x, str) and x for x in names) or not names:
+        raise UserError(
+            f"{path} is no list of classes: expected one name per line and no empty line, or a "
+            'JSON list such as ["cat", "dog"]'
+        )
+    return names

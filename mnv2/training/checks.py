@@ -1,0 +1,65 @@
+"""What each field of a config may be, in one table. Checked before anything starts."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mnv2.runtime.checks import Check, choice, number, pattern, whole
+from mnv2.runtime.errors import UserError
+from mnv2.training.durations import to_steps
+
+
+def duration(field: str, value: Any) -> None:
+    """Checks a duration such as '2 epochs'; '0 steps' means never."""
+    to_steps(str(value), examples=1 << 20, batch_size=1, what=field)
+
+
+def positive_duration(field: str, value: Any) -> None:
+    """Checks a duration that is longer than 0."""
+    if not to_steps(str(value), examples=1 << 20, batch_size=1, what=field):
+        raise UserError(f"{field} must be greater than 0, got {value!r}")
+
+
+CHECKS: dict[str, Check] = {
+    "seed": whole(0, 2**32 - 1),
+    "batch_size": whole(1),
+    "eval_batch_size": whole(1),
+    "duration": positive_duration,
+    "label_smoothing": number(0, 1),
+    "on_nan": choice(("stop", "skip")),
+    "ema_decay": number(0, 1),
+    "log_every": whole(1),
+    "eval_every": duration,
+    "checkpoint_every": duration,
+    "start": choice(("weights", "scratch")),
+    "data.on_broken": choice(("stop", "skip")),
+    "data.validation": whole(0),
+    "data.image_size": whole(1),
+    "data.augmentation": choice(("none", "flip", "crop_flip", "inception")),
+    "data.pad": whole(0),
+    "optimization.optimizer": choice(("sgd", "rmsprop", "adamw")),
+    "optimization.schedule": choice(("cosine", "exponential", "constant")),
+    "optimization.learning_rate": number(0),
+    "optimization.warmup": duration,
+    "optimization.momentum": number(0, 1),
+    "optimization.weight_decay": number(0),
+    "optimization.weight_decay_on": pattern,
+    "optimization.decay_rate": number(0, low_open=True),
+    "optimization.decay_every": positive_duration,
+    "optimization.rmsprop_decay": number(0, 1),
+    "optimization.epsilon": number(0, low_open=True),
+    "optimization.backbone_rate": number(0),
+    "model.dropout": number(0, 1),
+    "model.bn_momentum": number(0, 1),
+    "model.bn_epsilon": number(0, low_open=True),
+    "model.width": number(0, low_open=True),
+    "model.expansion": number(0, low_open=True),
+    "model.dtype": choice(("float32", "bfloat16", "float16", "float64")),
+}
+OPTIONAL = ("data.image_size", "weights")  # may be None
+
+
+def check_fields(values: Mapping[str, Any]) -> None:
+    """Checks the values of all fields, by dotted name. Raises UserError for an impossible one."""
+    for field, value in values.items():
+        if field in CHECKS and not (value is None and field in OPTIONAL):
+            CHECKS[field](field, value)

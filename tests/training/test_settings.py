@@ -1,0 +1,76 @@
+import pytest
+
+from configs import finetune, v2_ablation
+from mnv2.runtime.errors import UserError
+from mnv2.sweeps.plan import resolve
+from mnv2.training import settings
+from mnv2.training.checks import CHECKS
+
+
+def refused(field, value):
+    config = v2_ablation.get_config("quick")
+    resolved = resolve(config, "linear")
+    with resolved.unlocked():
+        resolved.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError) as error:
+        settings.from_config(resolved)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "values"),
+    {
+        "seed": (-1, 2**32),
+        "batch_size": (0, -8),
+        "eval_batch_size": (0, -500),
+        "duration": ("0 steps", "soon", "-1 epochs", "nan epochs", "5 parsecs", ""),
+        "eval_every": ("often", "-5 steps"),
+        "checkpoint_every": ("inf steps",),
+        "label_smoothing": (1.0, 1.5, -0.1, float("nan")),
+        "on_nan": ("ignore",),
+        "ema_decay": (1.0, 1.5, -0.5, float("inf")),
+        "log_every": (0, -5),
+        "data.on_broken": ("keep",),
+        "data.validation": (-1,),
+        "data.augmentation": ("crop",),
+        "data.pad": (-1,),
+        "optimization.optimizer": ("sdg",),
+        "optimization.schedule": ("linear",),
+        "optimization.learning_rate": (-0.1, float("nan"), float("inf")),
+        "optimization.warmup": ("some steps",),
+        "optimization.momentum": (1.0, -0.1),
+        "optimization.weight_decay": (-1e-4, float("nan")),
+        "optimization.weight_decay_on": ("(", "*kernel"),
+        "optimization.decay_rate": (0.0, -0.98),
+        "optimization.decay_every": ("0 steps", "never"),
+        "optimization.rmsprop_decay": (1.0, 1.5),
+        "optimization.epsilon": (0.0, -1.0),
+        "model.dropout": (1.0, 1.5, -0.1),
+        "model.bn_momentum": (1.0, 1.5, -0.1),
+        "model.bn_epsilon": (0.0, -1e-3),
+        "model.width": (0.0, -1.0, float("inf")),
+        "model.expansion": (0.0, float("nan")),
+        "model.dtype": ("int8", "float8", "half"),
+    }.items(),
+)
+def test_an_impossible_value_is_named_with_its_field(field, values):
+    assert field in CHECKS
+    for value in values:
+        assert field in refused(field, value), value
+
+
+def test_a_size_of_pictures_is_a_whole_number_of_pixels():
+    config = finetune.get_config()
+    config.weights = "FILE"
+    config.data.image_size = -8
+    with pytest.raises(UserError, match=r"data.image_size must be a whole number, 1 or more"):
+        settings.from_config(resolve(config, "finetune"))
+
+
+@pytest.mark.parametrize("preset", v2_ablation.PRESETS)
+def test_every_field_that_can_be_wrong_is_checked(preset):
+    resolved = settings.from_config(resolve(v2_ablation.get_config(preset), "linear"))
+    free = {"data.name", "data.dir", "model.name", "weights"}
+    by_the_network = {"model.bottleneck", "model.shortcut", "model.block", "model.padding"}
+    unchecked = resolved.flat().keys() - CHECKS.keys() - free - by_the_network
+    assert unchecked == {"model.strides"}
