@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from tests import commands
+
 CONFIG = "--config=configs/v2_ablation.py:quick"
 
 BAD_INPUT = {
@@ -90,7 +92,8 @@ def assert_one_line(done, message):
 @pytest.mark.parametrize("name", BAD_INPUT)
 def test_bad_input_is_one_clear_line(tmp_path, fashion_mnist, name):
     arguments, message = BAD_INPUT[name]
-    assert_one_line(main(*arguments, f"--workdir={tmp_path}/never"), message)
+    done = commands.run("mnv2.main", *arguments, f"--workdir={tmp_path}/never")
+    assert_one_line(done, message)
     assert not (tmp_path / "never").exists()
 
 
@@ -128,7 +131,8 @@ CONFIGS = {
 def test_what_is_wrong_in_a_config_file_is_one_line_that_says_where(tmp_path, name):
     content, message = CONFIGS[name]
     (tmp_path / "mine.py").write_text(content)
-    done = main(f"--config={tmp_path}/mine.py", f"--workdir={tmp_path}/never")
+    config, workdir = f"--config={tmp_path}/mine.py", f"--workdir={tmp_path}/never"
+    done = commands.run("mnv2.main", config, workdir)
     assert_one_line(done, message)
     assert not (tmp_path / "never").exists()
 

@@ -11,6 +11,8 @@ import jax
 import jax.extend.core as jax_core
 from flax.traverse_util import flatten_dict
 
+from mnv2.models.shapes import variable_shapes
+
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
@@ -32,7 +34,7 @@ def layers(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[Layer, 
     matrix products in the traced program. As in the papers, batch norm, activation functions,
     additions and pooling count as zero.
     """
-    variables = _variables(model, image_shape[2])
+    variables = variable_shapes(model, image_shape[2])
     program = jax.make_jaxpr(lambda variables, x: model.apply(variables, x, train=False))(
         variables, _batch_of_one(image_shape)
     )
@@ -56,24 +58,18 @@ def layers(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[Layer, 
 
 def parameters(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """Counts the trainable parameters: weights, biases, and scale and bias of batch norm."""
-    return _elements(_variables(model, image_shape[2])["params"])
+    return _elements(variable_shapes(model, image_shape[2])["params"])
 
 
 def weights(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """Counts the weights of convolutions and classifier only, as the tables of slim do."""
-    flat = flatten_dict(_variables(model, image_shape[2])["params"])
+    flat = flatten_dict(variable_shapes(model, image_shape[2])["params"])
     return _elements([leaf for path, leaf in flat.items() if path[-1] == "kernel"])
 
 
 def multiply_adds(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """Counts the multiply-adds of the forward pass of one image: the sum over `layers`."""
     return sum(layer.multiply_adds for layer in layers(model, image_shape))
-
-
-@functools.cache
-def _variables(model: nn.Module, channels: int) -> Any:
-    # The variables do not depend on the height and width of the images.
-    return jax.eval_shape(model.init, jax.random.key(0), _batch_of_one((32, 32, channels)))
 
 
 def _elements(tree: Any) -> int:

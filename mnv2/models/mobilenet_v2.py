@@ -42,6 +42,7 @@ class Channels(NamedTuple):
     last: int
 
 
+@functools.cache  # a file of weights is compared with every known width
 def scaled_channels(width: float, rounding: str = "nearest") -> Channels:
     """Returns the channels of table 2 times `width`, rounded as a published implementation does.
 

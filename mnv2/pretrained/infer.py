@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import ArrayLike
 
 from mnv2.models import create_model, mobilenet_v1, mobilenet_v2
+from mnv2.models.shapes import variable_shapes
 from mnv2.pretrained.loaded import DenseHead, Pretrained
 from mnv2.pretrained.preprocessing import Preprocessing
 from mnv2.runtime.errors import UserError
@@ -125,8 +125,7 @@ def to_variables(arrays: Mapping[str, ArrayLike]) -> dict[str, Any]:
 
 def shapes_of(model: nn.Module, channels: int) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of a network's variables by path, for images with `channels` channels."""
-    image = jax.ShapeDtypeStruct((1, 96, 96, channels), np.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    variables = variable_shapes(model, channels)
     return {path: leaf.shape for path, leaf in flatten_dict(variables, sep="/").items()}
 
 

@@ -14,6 +14,7 @@ from mnv2.pretrained import keras_graph, keras_model, keras_pixels
 from mnv2.pretrained.loaded import ACTIVATIONS
 from mnv2.pretrained.slim import SLIM
 from mnv2.runtime.errors import UserError
+from tests import outputs
 from tests.pretrained import gradients
 
 keras = pytest.importorskip("keras")  # comes with TensorFlow
@@ -47,8 +48,9 @@ def images(size=(SIZE, SIZE)):
     return np.random.default_rng(1).uniform(0, 255, (2, *size, 3)).astype(np.float32)
 
 
-def model_output(loaded, x):
-    return jax.jit(loaded.model.apply)(loaded.variables, loaded.preprocess(x))
+def output_of(model, x):
+    """Returns the output of Keras' network in evaluation, without compiling it."""
+    return np.asarray(model(x, training=False))
 
 
 def assert_same(ours, theirs):
@@ -59,35 +61,40 @@ def assert_same(ours, theirs):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
 
 
-@pytest.mark.parametrize("suffix", [".h5", ".weights.h5", ".keras"])
-@pytest.mark.parametrize("alpha", [0.35, 1.0, 1.4])
-def test_mobilenet_v2_gives_keras_logits(tmp_path, alpha, suffix):
-    theirs, path = v2(alpha), tmp_path / f"model{suffix}"
-    (theirs.save_weights if suffix == ".weights.h5" else theirs.save)(path)
-    loaded = pretrained.load(path)
-    assert (loaded.model.width, loaded.model.num_classes) == (alpha, 1000)
-    assert_same(model_output(loaded, images()), theirs.predict(images() / 127.5 - 1, verbose=0))
+def assert_same_network(ours, theirs):
+    """Compares everything about two loaded networks."""
+    assert (ours.model, ours.preprocess, ours.image_size) == (
+        theirs.model, theirs.preprocess, theirs.image_size
+    )  # fmt: skip
+    jax.tree.map(np.testing.assert_array_equal, ours.variables, theirs.variables)
 
 
 @pytest.mark.parametrize("alpha", [0.35, 0.5, 0.75, 1.0, 1.3, 1.4])
-def test_every_published_width_gives_keras_logits_at_224(tmp_path, alpha):
+def test_every_published_width_gives_keras_logits_from_every_format(tmp_path, alpha):
     theirs = v2(alpha, input_shape=(224, 224, 3))
     theirs.save(tmp_path / "model.keras")
     loaded, x = pretrained.load(tmp_path / "model.keras"), images((224, 224))
-    assert loaded.model.width == alpha
-    assert_same(model_output(loaded, x), theirs.predict(x / 127.5 - 1, verbose=0))
+    assert (loaded.model.width, loaded.model.num_classes) == (alpha, 1000)
+    assert_same(outputs.of_loaded(loaded, x), output_of(theirs, x / 127.5 - 1))
+    theirs.save(tmp_path / "model.h5")
+    theirs.save_weights(tmp_path / "model.weights.h5")
+    for name in ("model.h5", "model.weights.h5"):
+        assert_same_network(pretrained.load(tmp_path / name), loaded)
 
 
-@pytest.mark.parametrize("suffix", [".h5", ".keras"])
 @pytest.mark.parametrize("alpha", [0.25, 1.0])
-def test_mobilenet_v1_gives_keras_logits(tmp_path, alpha, suffix):
-    theirs = keras.applications.MobileNet(
-        alpha=alpha, input_shape=(SIZE, SIZE, 3), weights=None, classes=7
+def test_mobilenet_v1_gives_keras_logits(tmp_path, alpha):
+    theirs = randomized(
+        keras.applications.MobileNet(
+            alpha=alpha, input_shape=(SIZE, SIZE, 3), weights=None, classes=7
+        )
     )
-    randomized(theirs).save(tmp_path / f"model{suffix}")
-    loaded = pretrained.load(tmp_path / f"model{suffix}")
+    theirs.save(tmp_path / "model.keras")
+    loaded = pretrained.load(tmp_path / "model.keras")
     assert (loaded.model.width, loaded.model.num_classes) == (alpha, 7)
-    assert_same(model_output(loaded, images()), theirs.predict(images() / 127.5 - 1, verbose=0))
+    assert_same(outputs.of_loaded(loaded, images()), output_of(theirs, images() / 127.5 - 1))
+    theirs.save(tmp_path / "model.h5")
+    assert_same_network(pretrained.load(tmp_path / "model.h5"), loaded)
 
 
 def test_without_a_top_images_of_odd_size_give_keras_features(tmp_path):
@@ -95,7 +102,7 @@ def test_without_a_top_images_of_odd_size_give_keras_features(tmp_path):
     theirs.save(tmp_path / "model.h5")
     loaded = pretrained.load(tmp_path / "model.h5")
     x = images((97, 131))
-    assert_same(model_output(loaded, x), theirs.predict(x / 127.5 - 1, verbose=0))
+    assert_same(outputs.of_loaded(loaded, x), output_of(theirs, x / 127.5 - 1))
 
 
 def users_model(head, rescale=False):
@@ -111,28 +118,30 @@ def users_model(head, rescale=False):
     return keras.Model(inputs, x)
 
 
-@pytest.mark.parametrize("suffix", [".h5", ".keras"])
 @pytest.mark.parametrize("rescale", [False, True])
-def test_a_users_model_predicts_the_same(tmp_path, suffix, rescale):
+def test_a_users_model_predicts_the_same(tmp_path, rescale):
     layers = keras.layers
     theirs = users_model([layers.Dropout(0.2), layers.Dense(3, "softmax", name="mine")], rescale)
-    theirs.save(tmp_path / f"model{suffix}")
-    loaded = pretrained.load(tmp_path / f"model{suffix}")
+    theirs.save(tmp_path / "model.keras")
+    loaded = pretrained.load(tmp_path / "model.keras")
     assert (loaded.model.width, loaded.num_classes) == (0.35, 3)
     assert (loaded.image_size, loaded.class_names) == ((SIZE, SIZE), None)
     x = images()
-    expected = theirs.predict(x if rescale else x / 127.5 - 1, verbose=0)
-    assert_same(model_output(loaded, x), expected)
+    expected = output_of(theirs, x if rescale else x / 127.5 - 1)
+    assert_same(outputs.of_loaded(loaded, x), expected)
+    theirs.save(tmp_path / "model.h5")
+    assert_same_network(pretrained.load(tmp_path / "model.h5"), loaded)
 
 
-@pytest.mark.parametrize("suffix", [".h5", ".keras"])
-def test_a_head_of_several_dense_layers_predicts_the_same(tmp_path, suffix):
+def test_a_head_of_several_dense_layers_predicts_the_same(tmp_path):
     layers = keras.layers
     theirs = users_model([layers.Dense(8, "relu"), layers.Dense(5, "tanh"), layers.Dense(4)])
-    theirs.save(tmp_path / f"model{suffix}")
-    loaded = pretrained.load(tmp_path / f"model{suffix}")
+    theirs.save(tmp_path / "model.keras")
+    loaded = pretrained.load(tmp_path / "model.keras")
     assert loaded.num_classes == 4
-    assert_same(model_output(loaded, images()), theirs.predict(images() / 127.5 - 1, verbose=0))
+    assert_same(outputs.of_loaded(loaded, images()), output_of(theirs, images() / 127.5 - 1))
+    theirs.save(tmp_path / "model.h5")
+    assert_same_network(pretrained.load(tmp_path / "model.h5"), loaded)
 
 
 def test_a_head_with_another_layer_is_rejected_by_name(tmp_path):
@@ -148,8 +157,7 @@ def two_branches(features):
     return layers.concatenate([layer(features) for layer in pooled])
 
 
-@pytest.mark.parametrize("suffix", [".h5", ".keras"])
-@pytest.mark.parametrize("branches", [False, True])
+@pytest.mark.parametrize(("suffix", "branches"), [(".h5", False), (".keras", True)])
 def test_whatever_its_head_is_a_models_backbone_can_be_used(tmp_path, suffix, branches, capsys):
     backbone = v2(0.35, include_top=False, pooling=None)
     inputs = keras.Input((SIZE, SIZE, 3))
@@ -162,7 +170,7 @@ def test_whatever_its_head_is_a_models_backbone_can_be_used(tmp_path, suffix, br
     loaded = pretrained.load_backbone(tmp_path / f"m{suffix}")
     assert "only the network before its head is used" in capsys.readouterr().err
     expected = backbone(images() / 255).numpy().mean((1, 2))
-    assert_same(model_output(loaded, images()), expected)
+    assert_same(outputs.of_loaded(loaded, images()), expected)
 
 
 @pytest.mark.parametrize("network", ["MobileNetV2", "MobileNet"])
@@ -205,15 +213,15 @@ def test_keras_computes_the_same_with_weights_saved_under_its_names(tmp_path, ne
     fields = {"alpha": 0.5, "weights": None, "input_shape": (SIZE, SIZE, 3)}
     fields |= {} if classes else {"include_top": False, "pooling": "avg"}
     theirs = randomized(build(**fields))
-    expected = theirs.predict(images() / 127.5 - 1, verbose=0)
+    expected = output_of(theirs, images() / 127.5 - 1)
     theirs.save(tmp_path / "model.keras")
     pretrained.save(pretrained.load(tmp_path / "model.keras"), tmp_path / "w.h5", names="keras")
     again = build(**{**fields, "weights": None})
     again.load_weights(tmp_path / "w.h5")
     np.testing.assert_allclose(
-        again.predict(images() / 127.5 - 1, verbose=0), expected, rtol=1e-5, atol=1e-6
+        output_of(again, images() / 127.5 - 1), expected, rtol=1e-5, atol=1e-6
     )
-    assert_same(model_output(pretrained.load(tmp_path / "w.h5"), images()), expected)
+    assert_same(outputs.of_loaded(pretrained.load(tmp_path / "w.h5"), images()), expected)
 
 
 @pytest.fixture
@@ -321,7 +329,7 @@ def test_the_layers_before_a_network_scale_pixels_as_in_keras(name):
     inputs = keras.Input((32, 32, 3))
     model = keras.Model(inputs, SCALINGS[name](inputs))
     x = images((32, 32))
-    expected = model.predict(x, verbose=0)
+    expected = output_of(model, x)
     preprocess = scaling_of(model)
     assert not preprocess.assumed
     np.testing.assert_allclose(preprocess(x), expected, atol=1e-5 * np.abs(expected).max())
@@ -463,7 +471,7 @@ def test_a_head_computes_the_same(tmp_path, backbones, name, network, suffix):
     contents = keras_reader.read(tmp_path / f"model{suffix}")
     assert contents.names.keys() >= {n for n in contents.arrays if "classifier" not in n}
     x = np.random.default_rng(0).uniform(0, 3, (2, *maps.shape[1:])).astype(np.float32)
-    expected = head.predict(x, verbose=0)
+    expected = output_of(head, x)
     ours = x.mean((1, 2))
     for layer in contents.head:
         ours = ACTIVATIONS[layer.activation](ours @ layer.kernel + layer.bias)

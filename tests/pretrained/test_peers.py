@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,6 +11,7 @@ from PIL import Image
 from mnv2 import pretrained
 from mnv2.pretrained.torch import TIMM_V2, TORCHVISION
 from mnv2.runtime.errors import UserError
+from tests import outputs
 from tests.pretrained import reference
 from tests.pretrained.test_torch import WIDTHS, FileCreator, load
 
@@ -35,7 +35,7 @@ def assert_same_logits(network, loaded):
         inputs = torch.from_numpy(np.asarray(images).transpose(0, 3, 1, 2).copy())
         theirs = network.eval()(inputs)
     theirs = getattr(theirs, "logits", theirs).numpy()  # transformers returns an object
-    ours = jax.jit(loaded.model.apply)(loaded.variables, images)
+    ours = outputs.of(loaded.model, loaded.variables, images)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
 
 

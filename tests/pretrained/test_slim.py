@@ -110,7 +110,7 @@ def test_averaged_variables_give_keras_logits(checkpoints, network):
         loaded = pretrained.load(path)
         assert (loaded.model.width, loaded.num_classes) == (0.5, CLASSES)
         assert loaded.class_names[:2] == ("background", "tench")
-    logits = jax.jit(loaded.model.apply)(loaded.variables, loaded.preprocess(images))
+    logits = outputs.of_loaded(loaded, images)
     expected = np.log(expected)
     np.testing.assert_allclose(
         jax.nn.log_softmax(logits), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max()
@@ -118,7 +118,7 @@ def test_averaged_variables_give_keras_logits(checkpoints, network):
     dropped = pretrained.load(folder, drop_background=True)
     assert dropped.num_classes == 1000
     assert dropped.class_names[0] == "tench"
-    without = jax.jit(dropped.model.apply)(dropped.variables, dropped.preprocess(images))
+    without = outputs.of_loaded(dropped, images)
     np.testing.assert_allclose(without, logits[:, 1:], rtol=1e-5, atol=1e-5)
 
 

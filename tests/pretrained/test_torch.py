@@ -5,7 +5,6 @@ import json
 import pickle
 import re
 
-import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from mnv2.pretrained import torch as torch_reader
 from mnv2.pretrained.infer import check_tensors, shapes_of, to_variables
 from mnv2.pretrained.names import tensor_names
 from mnv2.runtime.errors import UserError
+from tests import outputs
 from tests.pretrained import gradients, reference, torch_files
 
 REFERENCE = json.loads(reference.FILE.read_text())
@@ -52,7 +52,7 @@ def load(state, tmp_path):
 
 def assert_same_logits(loaded, name):
     images = loaded.preprocess(reference.draw_images())
-    logits = jax.jit(loaded.model.apply)(loaded.variables, images)
+    logits = outputs.of(loaded.model, loaded.variables, images)
     expected = np.asarray(REFERENCE[name]["logits"])
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 

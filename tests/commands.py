@@ -1,0 +1,32 @@
+"""Runs commands as a user would, in processes that have imported the libraries already."""
+
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["mnv2.sweeps.execute"])  # with JAX and TensorFlow, which take 5 s
+
+
+def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs `python -m module` with arguments; returns its exit code and what it printed."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / name for name in ("stdout", "stderr")]
+        process = _SERVER.Process(target=_run, args=(module, arguments, paths))
+        process.start()
+        process.join()
+        assert process.exitcode is not None
+        printed = [path.read_text() for path in paths]
+        return subprocess.CompletedProcess((module, *arguments), process.exitcode, *printed)
+
+
+def _run(module: str, arguments: tuple[str, ...], paths: list[Path]) -> None:
+    for stream, path in enumerate(paths, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
+    os.environ["GLIBC_TUNABLES"] = ""  # no restart for huge pages
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

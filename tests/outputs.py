@@ -1,0 +1,16 @@
+"""What networks compute, compiled once for all tests in which the same network occurs."""
+
+import functools
+
+import jax
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def of(model, variables, images):
+    """Returns the output of a network in evaluation."""
+    return model.apply(variables, images)
+
+
+def of_loaded(loaded, pictures):
+    """Returns the output of a network that was loaded from a file, for pictures from 0 to 255."""
+    return of(loaded.model, loaded.variables, loaded.preprocess(pictures))
