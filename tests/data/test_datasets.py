@@ -48,13 +48,15 @@ def test_fashion_mnist_comes_from_debians_package_if_its_server_cannot_be_reache
         builders, "download_and_prepare", lambda *a, **k: prepare(*a, **k, download_config=few)
     )
     dataset = open_dataset("fashion_mnist", str(tmp_path), 0)
-    for split in ("train", "test"):
-        whole, found = (
-            {x.tobytes(): y for x, y in zip(*map(np.asarray, given.arrays(split)), strict=True)}
-            for given in (fashion_mnist, dataset)
-        )
-        assert len(found) == 1000
-        assert found.items() <= whole.items()
+
+    def pictures(of, split):
+        images, labels = map(np.asarray, of.arrays(split))
+        return {image.tobytes(): label for image, label in zip(images, labels, strict=True)}
+
+    whole = pictures(fashion_mnist, "train") | pictures(fashion_mnist, "validation")
+    assert pictures(dataset, "train").items() <= whole.items()
+    assert pictures(dataset, "test").items() <= pictures(fashion_mnist, "test").items()
+    assert dataset.num_examples("train") == dataset.num_examples("test") == 1000
 
 
 def test_a_data_set_that_another_process_has_prepared_is_not_prepared_again(
