@@ -11,6 +11,7 @@ import tensorflow as tf
 from mnv2 import pretrained
 from mnv2.pretrained import slim
 from mnv2.runtime.errors import UserError
+from tests import outputs
 
 keras = pytest.importorskip("keras")
 

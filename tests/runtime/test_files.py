@@ -1,5 +1,6 @@
 import contextlib
 import errno
+import json
 import os
 import subprocess
 import sys
