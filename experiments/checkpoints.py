@@ -3,7 +3,7 @@
 Trains the network of the ablation in one process, in blocks of ten steps. Every other block begins
 with a checkpoint. A checkpoint is on the disk within three steps, so the difference between the
 blocks is its whole cost, with the writing in the background: in seconds, and as a share of the time
-of 100 steps. Writes checkpoints.csv to --output.
+of 100 steps. Writes checkpoints.csv to --out.
 """
 
 import tempfile
@@ -19,7 +19,7 @@ from configs import v2_ablation
 from experiments.common.writers import write_csv, write_markdown
 from mnv2 import data
 from mnv2.runtime import compilation_cache
-from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.runtime.huge_pages import restart_with_huge_pages
 from mnv2.runtime.terminal import StatusLine
 from mnv2.training import settings
@@ -71,8 +71,8 @@ def blocks(config: Any, pairs: int, folder: Path) -> Iterator[Block]:
 
 def main() -> None:
     parser = command_parser("experiments.checkpoints", __doc__)
-    parser.add_argument("--output", type=Path, default=Path("runs/checkpoints"))
-    parser.add_argument("--pairs", type=int, default=80)
+    parser.add_argument("--out", type=Path, default=Path("runs/checkpoints"))
+    parser.add_argument("--pairs", type=whole_number(), default=80)
     arguments = parser.parse_args()
     compilation_cache.enable()
     config = v2_ablation.get_config()
@@ -84,8 +84,8 @@ def main() -> None:
             measured.append(block)
             line.say(f"{len(measured)}/{2 * arguments.pairs} times {STEPS} steps")
     line.clear()
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    write_csv(measured, arguments.output / "checkpoints.csv")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    write_csv(measured, arguments.out / "checkpoints.csv")
     header = (
         f"{STEPS} steps, ms",
         "with a checkpoint, ms",
@@ -94,8 +94,8 @@ def main() -> None:
         "cost, %",
         "95 % interval",
     )
-    write_markdown(arguments.output, "checkpoints", header, [row(measured, config.batch_size)])
-    print((arguments.output / "checkpoints.md").read_text())
+    write_markdown(arguments.out, "checkpoints", header, [row(measured, config.batch_size)])
+    print((arguments.out / "checkpoints.md").read_text())
 
 
 def row(measured: list[Block], batch_size: int) -> tuple[str, ...]:

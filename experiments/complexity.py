@@ -17,7 +17,7 @@ import matplotlib.figure
 from experiments.common import published, writers
 from mnv2.analysis import complexity
 from mnv2.models import NETWORKS, create_model
-from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.cli import command_parser, real_number, run, whole_number
 
 # All V1 rows are published for slim's 1001 classes, the V2 rows without the background class.
 CLASSES = {"mobilenet_v1": 1001, "mobilenet_v2": 1000}
@@ -159,8 +159,12 @@ def draw(path: Path) -> None:
 def main() -> None:
     parser = command_parser("experiments.complexity", __doc__)
     parser.add_argument("--layers", metavar="NETWORK", help=", ".join(NETWORKS))
-    parser.add_argument("--width", type=float, default=1.0, help="for --layers (default: 1.0)")
-    parser.add_argument("--resolution", type=int, default=224, help="for --layers (default: 224)")
+    parser.add_argument(
+        "--width", type=real_number(), default=1.0, help="for --layers (default: 1.0)"
+    )
+    parser.add_argument(
+        "--resolution", type=whole_number(), default=224, help="for --layers (default: 224)"
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("docs"), help="folder for CSV and figure (default: docs)"
     )

@@ -17,6 +17,7 @@ from experiments.common.process_memory import peak_memory, reset_peak_memory
 from experiments.common.timing import times
 from experiments.frameworks.steps import CONTENDERS
 from experiments.frameworks.tasks import Task
+from mnv2.runtime.cli import command_parser
 
 
 def _end_with_parent() -> None:
@@ -26,9 +27,13 @@ def _end_with_parent() -> None:
 
 
 def main() -> None:
-    name, fields = sys.argv[1:]
+    parser = command_parser("experiments.contenders", __doc__)
+    parser.add_argument("name", metavar="NAME", choices=CONTENDERS)
+    parser.add_argument("task", metavar="TASK", type=json.loads)
+    arguments = parser.parse_args()
+    name, fields = arguments.name, arguments.task
     _end_with_parent()
-    task = Task(**json.loads(fields))
+    task = Task(**fields)
     # All frameworks get the same processors. XLA takes its number of threads from their number.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: task.threads])
     answers = os.fdopen(os.dup(1), "w", buffering=1)

@@ -12,7 +12,7 @@ from typing import Any
 
 from configs import v2_ablation
 from experiments.common.writers import write_markdown
-from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.runtime.huge_pages import restart_with_huge_pages
 from mnv2.sweeps.execute import run_sweep
 from mnv2.sweeps.statistics import Estimate, rows
@@ -57,8 +57,8 @@ def panels() -> tuple[tuple[str, str, tuple[str, ...]], ...]:
 def main() -> None:
     parser = command_parser("experiments.expansion", __doc__)
     parser.add_argument("--workdir", type=Path, default=Path("runs/expansion"))
-    parser.add_argument("--steps", type=int, default=120, help="steps of each run")
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--steps", type=whole_number(), default=120, help="steps of each run")
+    parser.add_argument("--seeds", type=whole_number(), default=2)
     arguments = parser.parse_args()
     config = v2_ablation.get_config()
     config.arms = tuple(arms().items())

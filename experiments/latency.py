@@ -45,8 +45,7 @@ from experiments.roofline.machines import (
 )
 from experiments.roofline.networks import NETWORKS, TITLES, Timed
 from mnv2.analysis.roofline import Machine
-from mnv2.runtime.cli import command_parser, run
-from mnv2.runtime.errors import check_positive
+from mnv2.runtime.cli import command_parser, real_number, run, whole_number
 from mnv2.runtime.huge_pages import restart_with_huge_pages
 from mnv2.runtime.terminal import StatusLine
 
@@ -107,9 +106,9 @@ def _total(rows: Sequence[LayerTime]) -> float:
 
 def main() -> None:
     parser = command_parser("experiments.latency", __doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=whole_number(), default=5)
     parser.add_argument(
-        "--seconds", type=float, default=0.3, help="least length of a network's turn"
+        "--seconds", type=real_number(), default=0.3, help="least length of a network's turn"
     )
     parser.add_argument("--out", type=Path, default=Path("runs/latency"))
     parser.add_argument(
@@ -118,7 +117,6 @@ def main() -> None:
         help="only print the table of machines, without measuring",
     )
     arguments = parser.parse_args()
-    check_positive(arguments.rounds, "--rounds")
     if arguments.machines:
         print_machines(machines())
         return

@@ -26,8 +26,7 @@ import numpy as np
 from jaxtyping import Float
 
 from experiments.common.writers import write_csv, write_markdown
-from mnv2.runtime.cli import command_parser, run
-from mnv2.runtime.errors import check_positive
+from mnv2.runtime.cli import command_parser, run, whole_number
 
 PLANE = 2  # dimensions of the space that is embedded
 DIMENSIONS = (2, 3, 5, 15, 30)
@@ -143,11 +142,14 @@ def _scatter(axis: matplotlib.axes.Axes, curve: np.ndarray, title: str, below: s
 
 def main() -> None:
     parser = command_parser("experiments.manifold", __doc__)
-    parser.add_argument("--draws", type=int, default=1000, help="random matrices for each n")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the draw in the pictures")
+    parser.add_argument(
+        "--draws", type=whole_number(), default=1000, help="random matrices for each n"
+    )
+    parser.add_argument(
+        "--seed", type=whole_number(0), default=0, help="seed of the draw in the pictures"
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/manifold"))
     arguments = parser.parse_args()
-    check_positive(arguments.draws, "--draws")
     curve = spiral()
     rows = [measure(curve, dimensions, arguments.draws) for dimensions in DIMENSIONS]
     print_rows(rows, arguments.draws)

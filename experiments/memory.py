@@ -42,8 +42,7 @@ from mnv2.models import fold_batch_norm
 from mnv2.models.blocks import InvertedResidual
 from mnv2.models.split import inverted_residual_by_slices
 from mnv2.ops import explicit_padding
-from mnv2.runtime.cli import command_parser, run
-from mnv2.runtime.errors import check_positive
+from mnv2.runtime.cli import command_parser, real_number, run, whole_number
 from mnv2.runtime.huge_pages import VARIABLE
 from mnv2.runtime.terminal import StatusLine
 
@@ -296,14 +295,15 @@ def draw(blocks: Sequence[Measured], network: Sequence[Measured], path: Path) ->
 
 def main() -> None:
     parser = command_parser("experiments.memory", __doc__)
-    parser.add_argument("--budget", type=int, help="bytes that a block may use (equation 2)")
-    parser.add_argument("--seconds", type=float, default=0.3, help="time for each row")
+    parser.add_argument(
+        "--budget", type=whole_number(), help="bytes that a block may use (equation 2)"
+    )
+    parser.add_argument("--seconds", type=real_number(), default=0.3, help="time for each row")
     parser.add_argument("--out", type=Path, default=Path("runs/memory"))
     arguments = parser.parse_args()
     model, variables = folded_network()
     sizes = block_sizes(model, (SIZE, SIZE))
     if arguments.budget is not None:
-        check_positive(arguments.budget, "--budget")
         splits = splits_within(model, (SIZE, SIZE), arguments.budget, BYTES)
         print(f"splits of the blocks: {', '.join(map(str, splits))}")
         held = max(BYTES * size.held(t) for size, t in zip(sizes, splits, strict=True))

@@ -19,7 +19,7 @@ from experiments.frameworks.results import OURS, Row, print_rows, ranges, write_
 from experiments.frameworks.steps import CONTENDERS, installed
 from experiments.frameworks.tasks import Task
 from experiments.frameworks.turns import AS_RUN, measure
-from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.cli import command_parser, real_number, run, whole_number
 from mnv2.runtime.errors import UserError, check_choice
 
 matplotlib.use("Agg")
@@ -84,8 +84,8 @@ def draw(curves: Mapping[str, list[Task]], rows: Sequence[Row], title: str, path
 def main() -> None:
     parser = command_parser("experiments.scaling", __doc__)
     parser.add_argument("--only", nargs="+", metavar="FRAMEWORK", default=["mnv2", "PyTorch"])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=1.5, help="least length of a turn")
+    parser.add_argument("--rounds", type=whole_number(), default=3)
+    parser.add_argument("--seconds", type=real_number(), default=1.5, help="least length of a turn")
     parser.add_argument("--out", type=Path, default=Path("runs/scaling"))
     arguments = parser.parse_args()
     for name in arguments.only:

@@ -14,7 +14,7 @@ from typing import Any
 
 from configs import v2_ablation
 from experiments.common.writers import write_markdown
-from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.runtime.huge_pages import restart_with_huge_pages
 from mnv2.sweeps.execute import run_sweep
 from mnv2.sweeps.statistics import Estimate, rows
@@ -79,8 +79,8 @@ def train(workdir: Path, steps: int, seeds: int) -> Sweep:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that describe the runs."""
     parser.add_argument("--workdir", type=Path, default=Path("runs/shortcuts"))
-    parser.add_argument("--steps", type=int, default=200, help="steps of each run")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--steps", type=whole_number(), default=200, help="steps of each run")
+    parser.add_argument("--seeds", type=whole_number(), default=5)
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ from experiments.frameworks.results import OURS, Row, print_rows, ranges, write_
 from experiments.frameworks.steps import CONTENDERS, installed
 from experiments.frameworks.tasks import MODES, NETWORKS, READING, TRAINING, Task
 from experiments.frameworks.turns import AS_RUN, PAGES, measure
-from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.cli import command_parser, real_number, run, whole_number
 from mnv2.runtime.errors import UserError, check_choice
 
 matplotlib.use("Agg")
@@ -125,13 +125,13 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--network", default="mobilenet_v2", help=" or ".join(NETWORKS))
     parser.add_argument("--mode", nargs="+", choices=MODES)
-    parser.add_argument("--size", nargs="+", type=int, help="image sides, in pixels")
-    parser.add_argument("--batch", nargs="+", type=int)
-    parser.add_argument("--width", nargs="+", type=float, default=[1.0])
-    parser.add_argument("--threads", nargs="+", type=int, default=[cores])
+    parser.add_argument("--size", nargs="+", type=whole_number(), help="image sides, in pixels")
+    parser.add_argument("--batch", nargs="+", type=whole_number())
+    parser.add_argument("--width", nargs="+", type=real_number(), default=[1.0])
+    parser.add_argument("--threads", nargs="+", type=whole_number(), default=[cores])
     parser.add_argument("--only", nargs="+", metavar="FRAMEWORK", help=", ".join(CONTENDERS))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3.0, help="least length of a turn")
+    parser.add_argument("--rounds", type=whole_number(), default=5)
+    parser.add_argument("--seconds", type=real_number(), default=3.0, help="least length of a turn")
     parser.add_argument("--out", type=Path, default=Path("runs/throughput"))
     arguments = parser.parse_args()
     check_choice(arguments.network, NETWORKS, "network")

@@ -14,7 +14,7 @@ import numpy as np
 
 from configs import finetune, v2_ablation
 from mnv2 import data
-from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.runtime.huge_pages import restart_with_huge_pages
 from mnv2.sweeps.execute import run_sweep
 
@@ -28,10 +28,13 @@ def main() -> None:
     parser = command_parser("experiments.transfer", __doc__)
     parser.add_argument("--workdir", type=Path, default=Path("runs/transfer"))
     parser.add_argument(
-        "--steps", type=int, default=50, help="steps of each run on the few pictures"
+        "--steps", type=whole_number(), default=50, help="steps of each run on the few pictures"
     )
     parser.add_argument(
-        "--source_steps", type=int, default=500, help="steps of the run that trains the weights"
+        "--source_steps",
+        type=whole_number(),
+        default=500,
+        help="steps of the run that trains the weights",
     )
     arguments = parser.parse_args()
     workdir: Path = arguments.workdir

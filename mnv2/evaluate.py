@@ -16,10 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mnv2.runtime.cli import command_parser, hide_gpus_from_tensorflow, run
-from mnv2.runtime.errors import check_choice, check_positive
+from mnv2.runtime.cli import command_parser, hide_gpus_from_tensorflow, run, whole_number
+from mnv2.runtime.errors import check_choice
 from mnv2.runtime.files import write_json, write_text
 from mnv2.runtime.huge_pages import restart_with_huge_pages
+from mnv2.runtime.terminal import note
 from mnv2.runtime.weights_options import add_weights_options
 
 if TYPE_CHECKING:  # these import JAX and TensorFlow, which --help does not wait for
@@ -36,20 +37,29 @@ def main() -> None:
         "--data_dir", help="folder of the data sets (default: ~/tensorflow_datasets)"
     )
     parser.add_argument("--split", default="test", help="train, validation or test (default: test)")
-    parser.add_argument("--batch_size", type=int, default=100)
+    parser.add_argument("--batch_size", type=whole_number(), default=100)
+    parser.add_argument(
+        "--on_broken",
+        default="stop",
+        help="what to do about pictures that cannot be read: stop, or skip them (default: stop)",
+    )
     parser.add_argument("--output", type=Path, default=Path("runs/evaluation"))
     arguments = parser.parse_args()
     check_choice(arguments.split, SPLITS, "--split")
-    check_positive(arguments.batch_size, "--batch_size")
+    check_choice(arguments.on_broken, ("stop", "skip"), "--on_broken")
     hide_gpus_from_tensorflow()
     from mnv2 import data
     from mnv2.pretrained.usage import describe_input, load_as_asked
     from mnv2.training.evaluation import evaluate_weights, match_classes
 
     loaded = load_as_asked(arguments)
-    dataset = data.open_dataset(arguments.dataset, arguments.data_dir)
+    dataset = data.open_dataset(
+        arguments.dataset, arguments.data_dir, on_broken=arguments.on_broken
+    )
     loaded = match_classes(loaded, dataset, arguments.weights)
     describe_input(loaded, arguments.mean is not None)
+    if loaded.output != "softmax":
+        note(f"the loss is that of a softmax, though the network ends in a {loaded.output}")
     evaluation = evaluate_weights(loaded, dataset, arguments.split, arguments.batch_size)
     title = f"{arguments.weights} on {dataset.name}"
     report(evaluation, loaded.display_names, title, arguments.output)

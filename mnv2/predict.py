@@ -14,15 +14,14 @@ A picture that cannot be read is named and left out; the exit code is then 2.
 import csv
 import io
 import itertools
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from mnv2.runtime.cli import command_parser, hide_gpus_from_tensorflow, run
-from mnv2.runtime.errors import UserError, check_positive
+from mnv2.runtime.cli import command_parser, hide_gpus_from_tensorflow, run, whole_number
+from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import write_json, write_text
 from mnv2.runtime.folders import check_can_be_written
 from mnv2.runtime.terminal import StatusLine, note, warn
@@ -48,7 +47,9 @@ def main() -> None:
     parser = command_parser("mnv2.predict", __doc__)
     parser.add_argument("pictures", metavar="PICTURE", nargs="+", type=Path)
     add_weights_options(parser)
-    parser.add_argument("--top", type=int, default=5, help="classes per picture (default: 5)")
+    parser.add_argument(
+        "--top", type=whole_number(), default=5, help="classes per picture (default: 5)"
+    )
     parser.add_argument(
         "--output",
         type=Path,
@@ -57,7 +58,6 @@ def main() -> None:
     )
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw pictures and classes here")
     arguments = parser.parse_args()
-    check_positive(arguments.top, "--top")
     check_outputs(arguments.output, arguments.plot)
     hide_gpus_from_tensorflow()
     paths = find_pictures(arguments.pictures)
@@ -112,44 +112,25 @@ def check_outputs(output: Path | None, plot: Path | None) -> None:
 def find_pictures(paths: Sequence[Path]) -> list[Path]:
     """Returns the given files, and in place of each folder the pictures in it, sorted.
 
-    A file in a folder is a picture if it starts like one. Hidden files are left out; so are other
-    files, which a note says. Raises UserError for a folder without pictures.
+    Hidden files and those of the system are left out; so are files that are no pictures, which a
+    note says. Raises UserError for a folder without pictures.
     """
-    from mnv2.data.decoding import format_of
+    from mnv2.data.folder_tree import files_below
 
     found: list[Path] = []
     for path in paths:
         if not path.is_dir():
             found.append(path)
             continue
-        files = sorted(
-            Path(place, name)
-            for place, folders, names in os.walk(path)
-            for name in names
-            if not _is_hidden(Path(place, name).relative_to(path))
-        )
-        pictures = [file for file in files if format_of(_first_bytes(file)) is not None]
+        pictures, others = files_below(path)
         if not pictures:
-            raise UserError(f"no pictures in the folder {path} ({len(files)} files)")
-        others = [str(file) for file in files if file not in set(pictures)]
+            raise UserError(f"no pictures in the folder {path} ({len(others)} files)")
         if others:
             more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-            note(f"files in {path} that are no pictures: {', '.join(others[:3])}{more}")
-        found.extend(pictures)
+            named = ", ".join(map(str, others[:3]))
+            note(f"files in {path} that are no pictures: {named}{more}")
+        found.extend(sorted(pictures))
     return found
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
-def _first_bytes(path: Path) -> bytes:
-    """Returns the start of a file; empty if it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return file.read(1000)
-    except OSError:
-        return b""
 
 
 def read_pictures(

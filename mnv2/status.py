@@ -10,12 +10,10 @@ waiting   not begun
 python -m mnv2.status runs/v2_ablation --every 10     shows it every ten seconds, until Ctrl-C
 """
 
-import math
 import time
 from pathlib import Path
 
-from mnv2.runtime.cli import command_parser, run
-from mnv2.runtime.errors import UserError, check_positive
+from mnv2.runtime.cli import command_parser, real_number, run
 from mnv2.runtime.folders import given_folder
 
 CLEAR = "\033[H\033[2J"  # clears the terminal before the table is shown again
@@ -37,15 +35,15 @@ def main() -> None:
     parser = command_parser("mnv2.status", __doc__)
     parser.add_argument("workdir", metavar="WORKDIR")
     parser.add_argument(
-        "--every", type=float, metavar="SECONDS", help="show it again after this many seconds"
+        "--every",
+        type=real_number(0.1),
+        metavar="SECONDS",
+        help="show it again after this many seconds",
     )
     arguments = parser.parse_args()
     workdir = given_folder(arguments.workdir, "WORKDIR")
     if arguments.every is None:
         return show(workdir)
-    check_positive(arguments.every, "--every")
-    if arguments.every == math.inf:
-        raise UserError("--every must be a finite number, got inf")
     while True:
         print(CLEAR, end="")
         show(workdir)

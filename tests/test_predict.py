@@ -15,6 +15,7 @@ from mnv2.data.datasets import TfdsDataset
 from mnv2.models import create_model
 from mnv2.pretrained.loaded import DenseHead
 from mnv2.runtime import cli
+from mnv2.runtime.weights_options import read_class_names
 from mnv2.training import metrics
 from mnv2.training.evaluation import match_classes
 
@@ -152,7 +153,11 @@ def test_bad_input_is_one_clear_line(files, monkeypatch, capsys, tmp_path):
         (predict, [tmp_path / "text.jpg", "--weights", weights], "cannot read picture "),
         (predict, [tmp_path / "broken.png", "--weights", weights], "cannot read picture "),
         (predict, [picture, "--weights", "none.h5"], "no such file: none.h5"),
-        (predict, [picture, "--weights", weights, "--top", 0], "--top must be greater than 0"),
+        (
+            predict,
+            [picture, "--weights", weights, "--top", 0],
+            "--top must be a whole number, 1 or",
+        ),
         (predict, [picture, "--weights", tmp_path / "headless.safetensors"], "no classifier"),
         (evaluate, ["--weights", weights, "--dataset", "fashion_mnist"], "3 classes, fashion"),
         (
@@ -271,7 +276,11 @@ def test_what_a_file_does_not_tell_can_be_said(files, monkeypatch, capsys, tmp_p
     weights, picture = files / "weights.safetensors", files / "pictures/test/ant/0.png"
     (tmp_path / "labels.txt").write_text("\ufeffone\r\ntwo words\r\nthree\r\n")
     (tmp_path / "labels.json").write_text('["one", "two words", "three"]')
-    for labels in ("labels.txt", "labels.json"):
+    (tmp_path / "indices.json").write_text('{"two words": 1, "one": 0, "three": 2}')
+    (tmp_path / "by_number.json").write_text('{"1": "two words", "0": "one", "2": "three"}')
+    for labels in ("labels.txt", "labels.json", "indices.json", "by_number.json"):
+        assert read_class_names(tmp_path / labels) == ["one", "two words", "three"]
+    for labels in ("labels.txt", "indices.json"):
         call(
             predict, monkeypatch, picture, "--weights", weights, "--classes", tmp_path / labels,
             "--mean", "0.1,0.2,0.3", "--std", "0.5", "--resize", "pillow",
@@ -307,6 +316,7 @@ def test_wrong_options_for_weights_are_refused_before_anything_is_computed(
     weights, picture = files / "weights.safetensors", files / "pictures/test/ant/0.png"
     (tmp_path / "two.txt").write_text("a\nb")
     (tmp_path / "gap.txt").write_text("a\n\nb")
+    (tmp_path / "gap.json").write_text('{"a": 0, "b": 2}')
     (tmp_path / "empty").mkdir()
     for arguments, message in (
         (["--mean", "0.5"], "--mean and --std belong together"),
@@ -317,6 +327,10 @@ def test_wrong_options_for_weights_are_refused_before_anything_is_computed(
         (["--resize", "pilow"], "unknown --resize 'pilow': did you mean 'pillow'?"),
         (["--classes", tmp_path / "two.txt"], "names 2 classes but the weights know 3"),
         (["--classes", tmp_path / "gap.txt"], "is no list of classes"),
+        (["--classes", tmp_path / "gap.json"], "is no list of classes"),
+        (["--top", "many"], "--top must be a whole number, 1 or more, got 'many'; see --help"),
+        (["--image_size", "-8"], "--image_size must be a whole number, 1 or more, got '-8'"),
+        (["--tpo", "3"], "unrecognized arguments: --tpo 3; see --help"),
         (["--classes", tmp_path / "none.txt"], "none.txt: No such file"),
         (["--output", tmp_path / "x.txt"], "must end in .csv or .json"),
         (["--output", tmp_path / "x"], "must end in .csv or .json"),

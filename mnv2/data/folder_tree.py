@@ -97,9 +97,8 @@ def _classes(folder: Path, others: list[Path]) -> dict[str, list[Path]]:
         if not entry.is_dir():
             (loose if _is_picture(path) else others).append(path)
             continue
-        pictures: list[Path] = []
-        for file in _walk(path, (path.resolve(),)):
-            (pictures if _is_picture(file) else others).append(file)
+        pictures, no_pictures = files_below(path)
+        others.extend(no_pictures)
         if pictures:
             classes[entry.name] = sorted(pictures)
         else:
@@ -107,6 +106,18 @@ def _classes(folder: Path, others: list[Path]) -> dict[str, list[Path]]:
     _left_out(folder, "in no folder of a class", loose)
     _left_out(folder, "folders without pictures, which are no classes", empty)
     return classes
+
+
+def files_below(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Returns the pictures in a folder and in the folders below, and the other files.
+
+    Hidden files and those of the system are in neither.
+    """
+    pictures: list[Path] = []
+    others: list[Path] = []
+    for file in _walk(folder, (folder.resolve(),)):
+        (pictures if _is_picture(file) else others).append(file)
+    return pictures, others
 
 
 def _walk(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:

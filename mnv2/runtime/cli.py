@@ -4,6 +4,7 @@ import argparse
 import atexit
 import io
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -12,18 +13,54 @@ from typing import NoReturn
 
 from absl import logging
 
+from mnv2.runtime.checks import number, whole
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import caches
 from mnv2.runtime.interruption import EXIT_CODE, Stopped, compiling
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        fail(re.sub(r"^argument (\S+): must", r"\1 must", message) + "; see --help")
+
+
 def command_parser(module: str, description: str | None) -> argparse.ArgumentParser:
     """Returns the parser of `python -m module`; `--help` shows the module's docstring as it is."""
-    return argparse.ArgumentParser(
+    return _Parser(
         prog=f"python -m {module}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+
+
+def whole_number(low: int = 1) -> Callable[[str], int]:
+    """Returns the type of an option that is a whole number, `low` or more."""
+
+    def parse(text: str) -> int:
+        try:
+            return whole(low)("", int(text))
+        except (ValueError, UserError):
+            raise argparse.ArgumentTypeError(
+                f"must be a whole number, {low} or more, got {text!r}"
+            ) from None
+
+    return parse
+
+
+def real_number(low: float = 0) -> Callable[[str], float]:
+    """Returns the type of an option that is a finite number, `low` or more."""
+
+    def parse(text: str) -> float:
+        try:
+            return number(low)("", float(text))
+        except (ValueError, UserError):
+            raise argparse.ArgumentTypeError(
+                f"must be a number, {low:g} or more, got {text!r}"
+            ) from None
+
+    return parse
 
 
 def run(main: Callable[[], None]) -> None:

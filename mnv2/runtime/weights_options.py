@@ -4,14 +4,18 @@ import argparse
 import json
 import math
 from pathlib import Path
+from typing import Any
 
+from mnv2.runtime.cli import whole_number
 from mnv2.runtime.errors import UserError
 
 
 def add_weights_options(parser: argparse.ArgumentParser) -> None:
     """Adds --weights and the options for what a file of weights may not tell."""
     parser.add_argument("--weights", required=True, metavar="FILE")
-    parser.add_argument("--image_size", type=int, help="pixels (default: as the weights expect)")
+    parser.add_argument(
+        "--image_size", type=whole_number(), help="pixels (default: as the weights expect)"
+    )
     parser.add_argument(
         "--resize",
         metavar="METHOD",
@@ -28,7 +32,8 @@ def add_weights_options(parser: argparse.ArgumentParser) -> None:
         "--classes",
         type=Path,
         metavar="FILE",
-        help="names of the classes, in order: one per line, or a JSON list",
+        help="names of the classes, in order: one per line, a JSON list, or a JSON object between "
+        "names and numbers, as Keras' class_indices",
     )
 
 
@@ -44,7 +49,10 @@ def read_numbers(text: str, what: str) -> tuple[float, ...]:
 
 
 def read_class_names(path: Path) -> list[str]:
-    """Reads the names of classes: one per line, or a JSON list. Raises UserError if unclear."""
+    """Reads the names of classes: one per line, a JSON list, or a JSON object.
+
+    The object maps names to numbers from 0, or numbers to names. Raises UserError if it is unclear.
+    """
     try:
         text = path.expanduser().read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
@@ -53,12 +61,24 @@ def read_class_names(path: Path) -> list[str]:
     names = [line.strip() for line in text.splitlines()]
     if text.startswith(("[", "{")):
         try:
-            names = json.loads(text)
+            names = _in_order(json.loads(text))
         except json.JSONDecodeError as error:
             raise UserError(f"cannot read the classes in {path}: {error}") from None
     if not isinstance(names, list) or not all(isinstance(x, str) and x for x in names) or not names:
         raise UserError(
-            f"{path} is no list of classes: expected one name per line and no empty line, or a "
-            'JSON list such as ["cat", "dog"]'
+            f"{path} is no list of classes: expected one name per line and no empty line, a "
+            'JSON list such as ["cat", "dog"], or a JSON object such as {"cat": 0, "dog": 1}'
         )
     return names
+
+
+def _in_order(value: Any) -> Any:
+    """Returns the names of an object that numbers them from 0, in order; anything else as it is."""
+    if not isinstance(value, dict):
+        return value
+    by_number = {str(number): name for name, number in value.items()}
+    numbers = [str(number) for number in range(len(value))]
+    for names in (value, by_number):
+        if names.keys() == set(numbers):
+            return [names[number] for number in numbers]
+    return value

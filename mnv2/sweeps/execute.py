@@ -55,10 +55,12 @@ def raise_if_failed(failed: dict[str, str]) -> None:
 
 def outcome(label: str, result: dict[str, Any], seconds: float) -> str:
     """Describes a finished run in one line."""
+    skipped = result.get("skipped_steps", 0)
     return (
         f"{label:28} test {100 * result['test']['accuracy']:5.2f} %  "
         f"{result['images_per_second']:6,.0f} images/s  {format_seconds(seconds):>6}"
         f"{waiting_for_input(result.get('waiting_for_input', 0.0))}"
+        f"{f'  {skipped} steps skipped, not finite' if skipped else ''}"
     )
 
 

@@ -140,9 +140,9 @@ def claim(config: ml_collections.ConfigDict, workdir: Path, only: Sequence[str])
     everything = plan(config, workdir, () if lasts_longer else only)
     runs = chosen(everything, only)
     before = (old or {}).get("steps", {})
-    may_change = MAY_CHANGE
+    may_change = list(MAY_CHANGE)
     if all(one.steps >= before.get(one.arm, 0) for one in everything):
-        may_change += ("duration",)
+        may_change.append("duration")
     _check_same(workdir, old, config, runs, may_change)
     if is_writer():
         # The environment is that of the last command that had something to do.

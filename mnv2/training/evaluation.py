@@ -49,7 +49,7 @@ def evaluate(
     is given (true class, predicted class), the predictions are added to it. Raises UserError if a
     loss is not finite.
     """
-    batch_size += -batch_size % jax.device_count()
+    batch_size = _for_devices(batch_size)
     window = []
     for batch in data.eval_batches(
         dataset, split, batch_size, transform=view, shard=process_shard()
@@ -80,8 +80,7 @@ def evaluate_weights(
     loaded: Pretrained, dataset: data.Dataset, split: str, batch_size: int
 ) -> Evaluation:
     """Evaluates finished weights on every example of `split` once, over all devices."""
-    batch_size += -batch_size % jax.device_count()
-
+    batch_size = _for_devices(batch_size)
     logits = loaded.logits_for_inference()
 
     def step(batch: dict[str, Array]) -> tuple[metrics.Sums, Int[Array, " b"]]:
@@ -108,6 +107,11 @@ def evaluate_weights(
     summary = evaluate(evaluate_step, dataset, split, batch_size, view, show, confusion)
     line.clear()
     return Evaluation(summary, confusion)
+
+
+def _for_devices(batch_size: int) -> int:
+    """Rounds a batch size up to a multiple of the devices."""
+    return batch_size + -batch_size % jax.device_count()
 
 
 def match_classes(loaded: Pretrained, dataset: data.Dataset, weights: str) -> Pretrained:
