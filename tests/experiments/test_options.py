@@ -23,11 +23,15 @@ def output_of(name, monkeypatch, capsys, *arguments):
 def test_help_teaches_and_no_number_is_taken_that_cannot_be(name, monkeypatch, capsys, tmp_path):
     code, printed = output_of(name, monkeypatch, capsys, "--help")
     assert code == 0
+    printed_help = printed.out
     assert importlib.import_module(f"experiments.{name}").__doc__.splitlines()[0] in printed.out
     numbers = set(re.findall(r"--(rounds|seconds|steps|seeds|pairs|draws|batch)\b", printed.out))
     for option in numbers:
         for value in ("-1", "nan", "x"):
-            arguments = [f"--{option}={value}"]
+            arguments = [f"--{option}={value}", f"--out={tmp_path}/never"]
+            if "--out" not in printed_help:
+                arguments.pop()
             code, printed = output_of(name, monkeypatch, capsys, *arguments)
             assert code == 2
             assert re.fullmatch(rf"error: --{option} must be .*, got '{value}'.*\n", printed.err)
+    assert not list(tmp_path.iterdir())

@@ -59,7 +59,7 @@ def test_missing_packages_are_found(monkeypatch):
     ("arguments", "message"),
     [
         (("--only", "PyTroch"), "did you mean 'PyTorch'"),
-        (("--threads", "0"), "threads must be 1 to"),
+        (("--threads", "999"), "threads must be 1 to"),
         (("--network", "mobilenet_v3"), "did you mean 'mobilenet_v2'"),
     ],
 )
