@@ -84,7 +84,8 @@ def main() -> None:
         line.clear()
     if predictions and arguments.output:
         write(predictions, loaded.display_names, arguments.top, arguments.output)
-        print(f"{len(predictions)} pictures in {arguments.output}")
+        count = f"{len(predictions)} picture{'s' if len(predictions) > 1 else ''}"
+        print(f"{count} in {arguments.output}")
     if predictions and arguments.plot:
         draw(predictions, loaded.display_names, arguments.top, arguments.plot)
         print(f"drawn in {arguments.plot}")
