@@ -34,6 +34,15 @@ class Batch(TypedDict, total=False):
     mask: np.ndarray
 
 
+def check_batch_size(batch_size: int, dataset: Dataset) -> None:
+    """Raises UserError if a batch is larger than the training set."""
+    if batch_size > (examples := dataset.num_examples("train")):
+        raise UserError(
+            f"batch_size {batch_size} is larger than the {examples} training examples of "
+            f"{dataset.name}"
+        )
+
+
 def train_batches(
     dataset: Dataset,
     batch_size: int,
@@ -55,12 +64,8 @@ def train_batches(
     Raises UserError if a batch is larger than the training set, or if an example cannot
     be read or has no class.
     """
+    check_batch_size(batch_size, dataset)
     steps_per_epoch = dataset.num_examples("train") // batch_size
-    if steps_per_epoch == 0:
-        raise UserError(
-            f"batch_size {batch_size} is larger than the {dataset.num_examples('train')} "
-            f"training examples of {dataset.name}"
-        )
     augment = functools.partial(
         preprocess.train_image, augmentation=augmentation, size=size, pad=pad, pixels=pixels
     )

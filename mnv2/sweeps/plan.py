@@ -76,6 +76,7 @@ def plan(config: ml_collections.ConfigDict, workdir: Path, only: Sequence[str] =
         resolved = resolve(config, arm)
         of_arm = settings.from_config(resolved)
         steps = set_up(of_arm).durations.total
+        whole(1)("seeds", config.seeds)
         whole(1)(f"seeds of arm {arm}", resolved.seeds)
         for seed in range(config.seed, config.seed + resolved.seeds):
             runs.append(

@@ -20,6 +20,7 @@ from mnv2.runtime.layout import DAMAGED
 from mnv2.runtime.processes import is_writer, number_of_first
 from mnv2.training.state import TrainState
 
+COUNTERS = ("skipped", "skipped_in_a_row")  # not in the checkpoints of mnv2 0.1.0: no step was
 MARGIN = 1 << 20  # bytes that a checkpoint needs besides its arrays
 # Errors of a file system that is out of reach for a moment; they say nothing about the files.
 PASSING = (
@@ -120,6 +121,9 @@ class Checkpoints:
             try:
                 found = step, self._restore(step, template)
                 break
+            except UserError as error:
+                trouble = str(error)
+                break
             except Exception as error:  # a damaged file makes Orbax fail in any of many ways
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
                 if passing(error):
@@ -143,6 +147,8 @@ class Checkpoints:
                 f"{self._damaged}; the run resumes from step {agreed} ({reason})",
                 file=sys.stderr,
             )
+        if number_of_first(len(damaged)):  # they are moved now: every process must see it
+            self._manager.reload()
         return found[1] if found else self._restore(agreed, template)
 
     def newest(self) -> str:
@@ -160,9 +166,15 @@ class Checkpoints:
         restored = []
         for path, leaf in leaves:
             name = packed_arrays.name_of(path)
-            array = arrays[name]
-            if array.shape != leaf.shape or array.dtype != leaf.dtype:
-                raise ValueError(f"{name} is {array.shape} there and {leaf.shape} here")
+            array = np.zeros(leaf.shape, leaf.dtype) if name in COUNTERS else None
+            array = arrays.get(name, array)
+            if array is None or array.shape != leaf.shape or array.dtype != leaf.dtype:
+                found = "nothing" if array is None else f"{array.dtype} {array.shape}"
+                raise UserError(
+                    f"the checkpoint of step {step} in {self._folder} has {found} for {name}, not "
+                    f"{leaf.dtype} {leaf.shape}: another config or version of mnv2 wrote it; move "
+                    "that folder away to start from the beginning"
+                )
             restored.append(jax.device_put(array, leaf.sharding))
         return jax.tree.unflatten(structure, restored), Timing(*index["timing"])
 
@@ -170,7 +182,6 @@ class Checkpoints:
         self._damaged.mkdir(exist_ok=True)
         place = self._damaged / f"{step}-{time.time_ns()}"  # the same step may be damaged again
         (self._folder / str(step)).rename(place)
-        self._manager.reload()
 
     def wait(self) -> None:
         """Waits until everything that was saved is on disk."""

@@ -61,6 +61,7 @@ def set_up(settings: Settings) -> Setup:
     model = _create_model(settings, dataset.num_classes, weights)
     shape = image_shape(settings, dataset, weights)
     examples = dataset.num_examples("train")
+    data.check_batch_size(settings.batch_size, dataset)
     durations = Durations(
         *(
             to_steps(duration, examples=examples, batch_size=settings.batch_size, what=name)

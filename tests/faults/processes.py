@@ -6,7 +6,7 @@ parameters must be the same, and every evaluation must count each example once.
 
 Then one of two processes is sent SIGTERM: both must save and exit with code 75. Then one of two is
 killed: the other must end with a message within two minutes. When both are started again, they must
-resume and finish.
+resume and finish. Then the newest checkpoint is damaged: both must resume from the one before.
 
 All is in float64, where rounding does not matter. In float32 the first steps of a fresh network
 multiply any rounding error, on any number of devices, until no comparison is possible.
@@ -31,6 +31,7 @@ from flax.traverse_util import unflatten_dict
 from mnv2.runtime.cli import command_parser, run
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.interruption import EXIT_CODE
+from mnv2.runtime.layout import RESULT
 from mnv2.runtime.packed_arrays import read_newest
 
 FOLDER = "linear/0"
@@ -193,6 +194,28 @@ def check_death(workdir: Path, victim: int, steps: int) -> None:
     print(f"  started again, both finish: {metrics.splitlines()[-1]}", flush=True)
 
 
+def check_damage(workdir: Path, steps: int) -> None:
+    """Damages the newest of two checkpoints. Raises UserError unless both processes use the other.
+
+    Both must end as before.
+    """
+    finish(start(workdir, 2, 1, steps))
+    expected, _ = result(workdir)
+    checkpoints = workdir / FOLDER / "checkpoints"
+    newest = max(int(path.name) for path in checkpoints.glob("[0-9]*"))
+    victim = max((checkpoints / str(newest)).rglob("*"), key=lambda path: path.stat().st_size)
+    victim.write_bytes(victim.read_bytes()[:1000])
+    (workdir / FOLDER / RESULT).unlink()
+    first, second = finish(start(workdir, 2, 1, steps))
+    (said,) = [line for line in first.splitlines() if "is damaged and was moved" in line]
+    if "is damaged" in second:
+        raise UserError(f"the second process decided, too: {second[-1000:]}")
+    state, _ = result(workdir)
+    if (apart := difference(expected, state)) > np.finfo(np.float32).eps:
+        raise UserError(f"{workdir} differs by {apart:.1e} after it resumed from the other one")
+    print(f"{said[:100]}...\n  both resumed there; difference {apart:.1e}", flush=True)
+
+
 def main() -> None:
     parser = command_parser("tests.faults.processes", __doc__)
     parser.add_argument("--steps", type=int, default=50)
@@ -202,6 +225,7 @@ def main() -> None:
         check_signal(Path(folder) / "signal", steps=200)
         for victim in (1, 0):
             check_death(Path(folder) / f"death_of_{victim}", victim, steps=60)
+        check_damage(Path(folder) / "damage", steps=60)
 
 
 if __name__ == "__main__":

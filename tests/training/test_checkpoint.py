@@ -87,7 +87,9 @@ def test_a_bit_that_has_flipped_is_seen(folder, capsys, monkeypatch):
 def test_a_state_of_another_network_is_refused(folder):
     other = state_of(0)
     other.params["kernel"] = jnp.zeros((3, 3))
-    with pytest.raises(UserError, match=r"params/kernel is \(64, 64\) there and \(3, 3\) here"):
+    with pytest.raises(
+        UserError, match=r"has float32 \(64, 64\) for params/kernel, not float32 \(3, 3\)"
+    ):
         Checkpoints(folder).restore(other)
 
 
@@ -165,3 +167,18 @@ def test_a_file_system_that_fails_for_a_moment_is_not_damage(folder, monkeypatch
     monkeypatch.undo()
     assert int(Checkpoints(folder).restore(state_of(0))[0].step) == 20
     assert not (folder.parent / "damaged").exists()
+
+
+def test_a_checkpoint_without_counters_of_skipped_steps_is_resumed(tmp_path, monkeypatch):
+    """Version 0.1.0 did not count them."""
+    monkeypatch.setattr(
+        packed_arrays, "name_of", lambda path, of=packed_arrays.name_of: f"_{of(path)}"
+        if "skipped" in of(path) else of(path)
+    )  # fmt: skip
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(10, state_of(10), Timing())
+    checkpoints.close()
+    monkeypatch.undo()
+    restored, _ = Checkpoints(tmp_path / "checkpoints").restore(state_of(0))
+    assert (int(restored.step), int(restored.skipped)) == (10, 0)
+    np.testing.assert_array_equal(restored.params["kernel"], state_of(10).params["kernel"])
