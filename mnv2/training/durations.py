@@ -11,7 +11,7 @@ def to_steps(duration: str, *, examples: int, batch_size: int, what: str = "dura
     """Converts `duration` to training steps, rounded to the nearest and at least 1.
 
     A duration of 0 is 0 steps. An epoch is examples // batch_size steps. Raises UserError, naming
-    the field `what`, for other text.
+    the field `what`, for other text and for a part of a step.
     """
     try:
         number, unit = duration.split()
@@ -24,5 +24,7 @@ def to_steps(duration: str, *, examples: int, batch_size: int, what: str = "dura
         )
     unit = unit if unit.endswith("s") else unit + "s"
     check_choice(unit, UNITS, f"unit in {what}")
+    if unit != "epochs" and not amount.is_integer():
+        raise UserError(f"{what} must be a whole number of {unit}, got {duration!r}")
     scale = {"epochs": examples // batch_size, "steps": 1, "examples": 1 / batch_size}[unit]
     return max(1, round(amount * scale)) if amount else 0

@@ -19,6 +19,11 @@ def test_other_text_is_refused_with_an_example_of_what_would_be_right(duration):
         to_steps(duration, examples=100, batch_size=10, what="warmup")
 
 
+def test_a_part_of_a_step_is_refused():
+    with pytest.raises(UserError, match=r"duration must be a whole number of steps, got '0.1 ste"):
+        to_steps("0.1 steps", examples=100, batch_size=10)
+
+
 def test_an_unknown_unit_is_refused_with_the_nearest():
     with pytest.raises(UserError, match="unknown unit in duration 'epocs': did you mean 'epochs'"):
         to_steps("3 epocs", examples=100, batch_size=10)
