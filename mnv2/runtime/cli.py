@@ -9,11 +9,11 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import logging
 
-from mnv2.runtime.checks import number, whole
+from mnv2.runtime.checks import Check, number, whole
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import caches
 from mnv2.runtime.interruption import EXIT_CODE, Stopped, compiling
@@ -37,28 +37,20 @@ def command_parser(module: str, description: str | None) -> argparse.ArgumentPar
 
 def whole_number(low: int = 1) -> Callable[[str], int]:
     """Returns the type of an option that is a whole number, `low` or more."""
-
-    def parse(text: str) -> int:
-        try:
-            return whole(low)("", int(text))
-        except (ValueError, UserError):
-            raise argparse.ArgumentTypeError(
-                f"must be a whole number, {low} or more, got {text!r}"
-            ) from None
-
-    return parse
+    return _option(int, whole(low), f"must be a whole number, {low} or more")
 
 
 def real_number(low: float = 0) -> Callable[[str], float]:
     """Returns the type of an option that is a finite number, `low` or more."""
+    return _option(float, number(low), f"must be a number, {low:g} or more")
 
-    def parse(text: str) -> float:
+
+def _option(convert: Callable[[str], Any], check: Check, wanted: str) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
         try:
-            return number(low)("", float(text))
+            return check("", convert(text))
         except (ValueError, UserError):
-            raise argparse.ArgumentTypeError(
-                f"must be a number, {low:g} or more, got {text!r}"
-            ) from None
+            raise argparse.ArgumentTypeError(f"{wanted}, got {text!r}") from None
 
     return parse
 

@@ -53,7 +53,8 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return self.trained is not None and self.trained >= self.steps
+        trained = self.trained  # reads the result
+        return trained is not None and trained >= self.steps
 
 
 def plan(config: ml_collections.ConfigDict, workdir: Path, only: Sequence[str] = ()) -> list[Run]:
@@ -70,13 +71,13 @@ def plan(config: ml_collections.ConfigDict, workdir: Path, only: Sequence[str] =
         ) from None
     for name in only:
         check_choice(name.partition("/")[0], arms, "arm")
+    whole(1)("seeds", config.seeds)
     wanted = {name.partition("/")[0] for name in only} or set(arms)
     runs = []
     for arm in (arm for arm in arms if arm in wanted):
         resolved = resolve(config, arm)
         of_arm = settings.from_config(resolved)
         steps = set_up(of_arm).durations.total
-        whole(1)("seeds", config.seeds)
         whole(1)(f"seeds of arm {arm}", resolved.seeds)
         for seed in range(config.seed, config.seed + resolved.seeds):
             runs.append(

@@ -14,22 +14,11 @@ from mnv2.data import decoding, open_dataset
 from mnv2.data.preprocess import to_channels
 from mnv2.pretrained import Preprocessing
 from mnv2.runtime.errors import UserError
+from tests.data.pictures import encoded, gradient
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "MPO")
 COLOURED = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV")
 REFUSED = ("F", "I")  # what is white is unclear
-
-
-def gradient(height=40, width=60):
-    """Returns a picture (h w c, uint8) with four different corners."""
-    y, x = np.mgrid[0:height, 0:width]
-    return np.stack([255 * x / width, 255 * y / height, 0 * x + 90], axis=-1).astype(np.uint8)
-
-
-def encoded(picture, kind, **options):
-    content = io.BytesIO()
-    picture.save(content, kind, **options)
-    return content.getvalue()
 
 
 def to_lab(picture):
