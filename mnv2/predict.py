@@ -24,7 +24,7 @@ from mnv2.runtime.cli import command_parser, hide_gpus_from_tensorflow, run, who
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import write_json, write_text
 from mnv2.runtime.folders import check_can_be_written
-from mnv2.runtime.terminal import StatusLine, note, warn
+from mnv2.runtime.terminal import StatusLine, first_few, note, warn
 from mnv2.runtime.weights_options import add_weights_options
 
 if TYPE_CHECKING:  # imports JAX, which --help does not wait for
@@ -127,9 +127,7 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
         if not pictures:
             raise UserError(f"no pictures in the folder {path} ({len(others)} files)")
         if others:
-            more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-            named = ", ".join(map(str, others[:3]))
-            note(f"files in {path} that are no pictures: {named}{more}")
+            note(f"files in {path} that are no pictures: {first_few(others)}")
         found.extend(sorted(pictures))
     return found
 

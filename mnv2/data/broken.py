@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from mnv2.data.decoding import short_message
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import read_cache, write_cache
-from mnv2.runtime.terminal import StatusLine, warn
+from mnv2.runtime.terminal import StatusLine, first_few, warn
 
 ON_BROKEN = ("stop", "skip")
 MAX_NAMED = 10  # broken pictures in one message
@@ -34,14 +34,11 @@ def raise_or_warn(checked: str, broken: Mapping[str, str], on_broken: str) -> No
     `checked` says how many pictures of what were checked, such as `10 files in PATH`. Raises
     UserError if `on_broken` is `stop`; prints a warning if it is `skip`.
     """
-    named = ", ".join(f"{name} ({error})" for name, error in list(broken.items())[:MAX_NAMED])
-    more = f" and {len(broken) - MAX_NAMED} more" if len(broken) > MAX_NAMED else ""
+    named = first_few([f"{name} ({error})" for name, error in broken.items()], MAX_NAMED)
     problem = f"{len(broken)} of the {checked} cannot be read as pictures"
     if on_broken == "stop":
-        raise UserError(
-            f"{problem}: {named}{more}; repair or remove them, or set data.on_broken to skip"
-        )
-    warn(f"{problem} and are skipped: {named}{more}")
+        raise UserError(f"{problem}: {named}; repair or remove them, or set data.on_broken to skip")
+    warn(f"{problem} and are skipped: {named}")
 
 
 def decoding_error(content: bytes, decode: Decode) -> str | None:

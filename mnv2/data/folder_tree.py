@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mnv2.data import decoding
 from mnv2.runtime.errors import UserError
-from mnv2.runtime.terminal import note
+from mnv2.runtime.terminal import first_few, note
 
 Pictures = dict[str, dict[str, list[Path]]]  # split -> class -> files
 
@@ -154,6 +154,5 @@ def _is_picture(file: Path) -> bool:
 def _left_out(root: Path, why: str, paths: list[Path]) -> None:
     """Notes that paths in `root` are left out, if there are any."""
     if paths:
-        names = ", ".join(str(path.relative_to(root)) for path in paths[:_MAX_NAMED])
-        more = f" and {len(paths) - _MAX_NAMED} more" if len(paths) > _MAX_NAMED else ""
-        note(f"left out of {root}, {why}: {names}{more}")
+        names = first_few([path.relative_to(root) for path in paths], _MAX_NAMED)
+        note(f"left out of {root}, {why}: {names}")

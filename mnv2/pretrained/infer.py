@@ -16,7 +16,7 @@ from mnv2.models.shapes import variable_shapes
 from mnv2.pretrained.loaded import DenseHead, Pretrained
 from mnv2.pretrained.preprocessing import Preprocessing
 from mnv2.runtime.errors import UserError
-from mnv2.runtime.terminal import note
+from mnv2.runtime.terminal import first_few, note
 
 # The published width multipliers come first: two width multipliers can give the same channels.
 WIDTHS = (1.0, 0.75, 0.5, 0.35, 0.25, 1.3, 1.4, *(i / 100 for i in range(10, 201, 5)))
@@ -145,9 +145,8 @@ def check_tensors(
         ("has unexpected tensors:", sorted(arrays.keys() - expected.keys())),
     ):
         if paths:
-            first = ", ".join(names.get(path, path) for path in paths[:3])
-            more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-            raise UserError(f"{source} {problem} {first}{more}")
+            named = first_few(names.get(path, path) for path in paths)
+            raise UserError(f"{source} {problem} {named}")
     for path, shape in expected.items():
         if arrays[path].shape != shape:
             raise UserError(

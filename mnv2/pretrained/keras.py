@@ -168,7 +168,7 @@ def _v2_layers(module: str) -> tuple[str, str]:
 
 
 def _open(path: Path) -> h5py.File:
-    if zipfile.is_zipfile(path) or path.suffix == ".keras":
+    if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             return h5py.File(io.BytesIO(archive.read("model.weights.h5")))
     return h5py.File(path)

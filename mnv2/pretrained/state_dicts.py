@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from mnv2.pretrained import pickles
 from mnv2.runtime.errors import UserError
-from mnv2.runtime.terminal import note
+from mnv2.runtime.terminal import first_few, note
 
 # A convolution's kernel that every network of the scheme has. What precedes it is the prefix.
 ANCHORS = {
@@ -86,8 +86,7 @@ def load(path: Path) -> Weights:
         tensors = {name: x for name, x in tensors.items() if name.startswith(chosen.root)}
     if left_out:
         what = f"{chosen.place or 'the weights'}{', averaged' if len(networks) > 1 else ''}"
-        more = f" and {len(left_out) - 8} more" if len(left_out) > 8 else ""
-        note(f"{path}: read {what}; left out {', '.join(left_out[:8])}{more}")
+        note(f"{path}: read {what}; left out {first_few(left_out, 8)}")
     try:
         arrays = {
             name: tensor.numpy() if isinstance(tensor, pickles.Tensor) else tensor

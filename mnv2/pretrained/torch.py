@@ -34,7 +34,7 @@ from mnv2.pretrained.torch_names import (
     torchvision_names,
 )
 from mnv2.runtime.errors import UserError
-from mnv2.runtime.terminal import note
+from mnv2.runtime.terminal import first_few, note
 
 # PyTorch's batch norm has epsilon 1e-5 and momentum 0.1, which this package writes as 1 - 0.1.
 FIELDS = {"padding": "symmetric", "bn_epsilon": 1e-5, "bn_momentum": 0.9}
@@ -86,8 +86,7 @@ def read(path: Path, need_head: bool = True) -> FileContents:
     head = [name for name in arrays if name not in trunk and not in_trunk.match(name)]
     classifier = _find_classifier(path, arrays, head, need_head)
     if not need_head and set(head) - {f"{classifier}.weight", f"{classifier}.bias"}:
-        more = f" and {len(head) - 3} more" if len(head) > 3 else ""
-        note(f"{path}: left out its head, {', '.join(head[:3])}{more}")
+        note(f"{path}: left out its head, {first_few(head)}")
         arrays = {name: array for name, array in arrays.items() if name not in head}
         classifier = None
     if classifier is not None and f"{classifier}.bias" not in arrays:

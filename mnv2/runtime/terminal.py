@@ -1,6 +1,7 @@
 """What a person reads while a command works: one line that is rewritten, and readable durations."""
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 NOTICEABLE = 0.05  # the share of the time spent waiting for input above which it is mentioned
@@ -26,6 +27,13 @@ class StatusLine:
         if self._shown:
             print(f"\r{'':{WIDTH}}\r", end="", flush=True)
             self._shown = False
+
+
+def first_few(names: Iterable[object], count: int = 3) -> str:
+    """Returns the first names of a list, and how many more there are: `a, b, c and 4 more`."""
+    every = [str(name) for name in names]
+    more = f" and {len(every) - count} more" if len(every) > count else ""
+    return ", ".join(every[:count]) + more
 
 
 def note(text: str) -> None:

@@ -252,6 +252,11 @@ def test_missing_unexpected_and_misshapen_tensors_are_named(saved):
         pretrained.load(saved)
 
 
+def test_an_h5_file_with_the_name_of_a_keras_file_is_read(saved):
+    network = pretrained.load(saved)
+    assert_same_network(pretrained.load(saved.rename(saved.with_name("model.keras"))), network)
+
+
 def test_files_without_a_network_are_rejected_in_one_line(tmp_path, saved):
     truncated = tmp_path / "truncated.h5"
     truncated.write_bytes(saved.read_bytes()[:100_000])
