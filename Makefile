@@ -10,11 +10,21 @@ PYTHON_FOUND := $(shell for python in $(CANDIDATES); do \
 WORKDIR ?= runs/v2_ablation
 BIN := .venv/bin
 
+# What make ablation trains on: cpu, or an accelerator for which JAX is then installed.
+ACCELERATOR ?= cpu
+PLATFORM := $(strip $(if $(filter cpu,$(ACCELERATOR)),any,$(if $(filter tpu,$(ACCELERATOR)),tpu, \
+	$(if $(filter cuda12 cuda13,$(ACCELERATOR)),cuda))))
+ifeq ($(PLATFORM),)
+$(error ACCELERATOR must be cpu, cuda13, cuda12 or tpu, got '$(ACCELERATOR)')
+endif
+READY := .venv/ready$(if $(filter any,$(PLATFORM)),,-$(ACCELERATOR))
+
 .PHONY: help ablation photograph experiments throughput scaling test faults slurm-test check tour \
 	tensorboard clean
 
 help:
 	@echo 'make ablation     train the ablations on Fashion-MNIST, print the table, draw the figure'
+	@echo '                  on another chip: make ablation ACCELERATOR=cuda13 (or cuda12, tpu)'
 	@echo 'make photograph   classify a photograph with the ImageNet weights of torchvision'
 	@echo 'make experiments  answer open questions about the papers by measuring; fill the tables'
 	@echo 'make throughput   measure the speed here compared to PyTorch, Keras, ONNX Runtime and others'
@@ -27,8 +37,9 @@ help:
 	@echo 'make tensorboard  look at the curves of make ablation'
 	@echo 'make clean        remove the environments; runs stay'
 
-ablation: .venv/ready
-	$(BIN)/python -m mnv2.main --config configs/v2_ablation.py --workdir $(WORKDIR)
+# With JAX_PLATFORMS, an accelerator that cannot be used is an error. Without it, JAX would use the CPU.
+ablation: $(READY)
+	$(if $(filter any,$(PLATFORM)),,JAX_PLATFORMS=$(PLATFORM),cpu )$(BIN)/python -m mnv2.main --config configs/v2_ablation.py --workdir $(WORKDIR)
 
 # Each takes at most ten minutes on two cores; expansion, here with five seeds, takes 20.
 EXPERIMENTS := complexity architecture manifold memory shortcuts activations "expansion --seeds 5" \
@@ -89,6 +100,15 @@ clean:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		-r requirements.txt -r requirements-dev.txt -c requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+# JAX for an accelerator, up to 3 GB, in the same environment; one at a time.
+.venv/ready-%: .venv/ready
+	@rm -f .venv/ready-*
+	@$(BIN)/python -m pip uninstall --quiet --yes --disable-pip-version-check \
+		jax-cuda12-plugin jax-cuda12-pjrt jax-cuda13-plugin jax-cuda13-pjrt libtpu
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		-r requirements.txt 'jax[$*]' -c requirements.lock
 	@touch $@
 
 # The other frameworks, 3 GB, in their own environment.

@@ -72,7 +72,7 @@ def flax(task: Task) -> Step:
     from experiments.common.initialisation import random_statistics, unoptimised
     from experiments.frameworks import stock_flax
 
-    model = stock_flax.MobileNet(task.network, task.width)
+    model = stock_flax.StockNetwork(task.network, task.width)
     init = unoptimised(lambda image: model.init(jax.random.key(0), image, train=False))
     variables = init(task.images()[:1])
     images = jax.device_put(task.images())

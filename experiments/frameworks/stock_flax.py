@@ -1,4 +1,4 @@
-"""MobileNetV1 and V2 in plain Flax, without any optimisation for speed, as a baseline."""
+"""The networks in plain Flax, without any optimisation for speed, as a baseline."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,20 +7,24 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mnv2.models import mobilenet_v1, mobilenet_v2
+from mnv2.models import STRIDES, mobilenet_v1, mobilenet_v2, resnet
 from mnv2.models.blocks import linear, make_divisible, relu6
 
 
-class MobileNet(nn.Module):
+class StockNetwork(nn.Module):
     """A network of `mnv2.models`, made of nn.Conv with feature_group_count and nn.BatchNorm.
 
     Attributes:
-        network: "mobilenet_v1" or "mobilenet_v2".
+        network: "mobilenet_v1", "mobilenet_v2" or "resnet50".
         width: The width multiplier.
+        strides: As in `mnv2.models.create_model`.
+        dtype: The type of the computation.
     """
 
     network: str
     width: float = 1.0
+    strides: tuple[int, ...] | str = "imagenet"
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, images: Float[Array, "n h w c"], train: bool) -> Float[Array, "n 1000"]:
@@ -32,19 +36,34 @@ class MobileNet(nn.Module):
             groups: int = 1,
             act: Callable[[Array], Array] = relu6,
         ) -> Array:
-            x = nn.Conv(channels, (size, size), stride, feature_group_count=groups, use_bias=False)(
-                x
+            conv = nn.Conv(
+                channels,
+                (size, size),
+                stride,
+                feature_group_count=groups,
+                use_bias=False,
+                dtype=self.dtype,
             )
-            return act(nn.BatchNorm(use_running_average=not train, momentum=0.99, epsilon=1e-3)(x))
+            norm = nn.BatchNorm(not train, momentum=0.99, epsilon=1e-3, dtype=self.dtype)
+            return act(norm(conv(x)))
 
-        layers = {"mobilenet_v1": self.separable, "mobilenet_v2": self.inverted_residuals}
-        x = layers[self.network](conv_bn, images)
+        layers = {
+            "mobilenet_v1": self.separable,
+            "mobilenet_v2": self.inverted_residuals,
+            "resnet50": self.hourglasses,
+        }
+        x = layers[self.network](conv_bn, images).astype(jnp.float32)
         return nn.Dense(1000)(jnp.mean(x, (1, 2)))
+
+    def _strides(self) -> tuple[int, ...]:
+        if isinstance(self.strides, str):
+            return STRIDES[self.network][self.strides]
+        return self.strides
 
     def separable(self, conv_bn: Callable[..., Any], images: Array) -> Array:
         """Applies the layers of V1 before the pooling."""
         stem, *features = mobilenet_v1.scaled_channels(self.width)
-        stem_stride, *strides = mobilenet_v1.IMAGENET_STRIDES
+        stem_stride, *strides = self._strides()
         x = conv_bn(images, stem, 3, stem_stride)
         for channels, stride in zip(features, strides, strict=True):
             x = conv_bn(x, x.shape[-1], 3, stride, x.shape[-1])
@@ -54,7 +73,7 @@ class MobileNet(nn.Module):
     def inverted_residuals(self, conv_bn: Callable[..., Any], images: Array) -> Array:
         """Applies the layers of V2 before the pooling."""
         channels = mobilenet_v2.scaled_channels(self.width)
-        stem_stride, *strides = mobilenet_v2.IMAGENET_STRIDES
+        stem_stride, *strides = self._strides()
         x = conv_bn(images, channels.stem, 3, stem_stride)
         rows = mobilenet_v2.blocks(channels.rows, mobilenet_v2.REPEATS, strides)
         for i, (features, stride) in enumerate(rows):
@@ -63,3 +82,21 @@ class MobileNet(nn.Module):
             y = conv_bn(y, features, 1, act=linear)
             x = x + y if x.shape == y.shape else y
         return conv_bn(x, channels.last, 1)
+
+    def hourglasses(self, conv_bn: Callable[..., Any], images: Array) -> Array:
+        """Applies the layers of ResNet-50 before the pooling."""
+        stem, pool, *strides = self._strides()
+        relu = nn.relu
+        channels = make_divisible(64 * self.width)
+        x = conv_bn(images, channels, 3 if stem == 1 else 7, stem, act=relu)
+        if pool > 1:
+            x = nn.max_pool(x, (3, 3), (pool, pool), "SAME")
+        for (wide, repeats), first in zip(resnet.STAGES, strides, strict=True):
+            features = make_divisible(wide * self.width)
+            for stride in (first, *[1] * (repeats - 1)):
+                y = conv_bn(x, features // 4, 1, act=relu)
+                y = conv_bn(y, features // 4, 3, stride, act=relu)
+                y = conv_bn(y, features, 1, act=linear)
+                shortcut = x if x.shape == y.shape else conv_bn(x, features, 1, stride, act=linear)
+                x = relu(shortcut + y)
+        return x

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mnv2.ops import expand_and_normalize, normalize_batch
+from mnv2.ops import expand_and_normalize, normalize_batch, relu6
 
 
 class BatchNorm(nn.Module):
@@ -19,7 +19,8 @@ class BatchNorm(nn.Module):
     result has type `dtype`.
 
     With a `kernel`, which must be None in evaluation, the layer convolves `x` with this 1x1 kernel
-    first. The two operations together can be faster than one after the other.
+    first. With `then_relu6`, which must be False if there is a kernel, the result goes through
+    ReLU6. Operations together can be faster than one after the other.
     """
 
     momentum: float = 0.99
@@ -33,6 +34,7 @@ class BatchNorm(nn.Module):
         x: Float[Array, "n h w c"],
         train: bool,
         kernel: Float[Array, "1 1 c d"] | None = None,
+        then_relu6: bool = False,
     ) -> Float[Array, "n h w d"]:
         shape = (x.shape[-1] if kernel is None else kernel.shape[-1],)
         scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
@@ -41,12 +43,13 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         if not train:
             factor = scale * lax.rsqrt(running_var.value + self.epsilon)
-            return (x * factor + (bias - running_mean.value * factor)).astype(self.dtype)
+            y = (x * factor + (bias - running_mean.value * factor)).astype(self.dtype)
+            return relu6(y) if then_relu6 else y
         # No device axis exists while the parameters are initialised.
         axis_name = None if self.is_initializing() else self.axis_name
         constants = scale, bias, self.epsilon, axis_name
         if kernel is None:
-            y, mean, var = normalize_batch(x, *constants)
+            y, mean, var = normalize_batch(x, *constants, then_relu6)
         else:
             y, mean, var = expand_and_normalize(x, kernel, *constants)
         if not self.is_initializing():

@@ -106,7 +106,11 @@ class ConvBN(nn.Module):
         elif train and not self.bn_frozen and self._fuses(inputs):
             x = normalize(x, True, kernel)
         else:
-            x = normalize(self._convolve(x, kernel), train and not self.bn_frozen)
+            bounded = self.activation is relu6
+            x = self._convolve(x, kernel)
+            x = normalize(x, train and not self.bn_frozen, then_relu6=bounded)
+            if bounded:  # batch norm has done it
+                return x
         return self.activation(x)
 
     @property

@@ -4,12 +4,13 @@ import importlib.metadata
 import platform
 import shutil
 import subprocess
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from mnv2.runtime.accelerators import describe
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 NOT_RECORDED = "not recorded"
@@ -70,8 +71,7 @@ def _describe(env: dict[str, Any] | None, versions: list[str]) -> str:
     """Describes an environment: 8 x cpu (Linux x86_64), JAX 0.12.0, commit 1a2b3c."""
     if not env:
         return NOT_RECORDED
-    devices = Counter(env.get("devices") or ["unknown device"])
-    kinds = ", ".join(f"{n} x {kind}" if n > 1 else kind for kind, n in devices.items())
+    kinds = describe(env.get("devices") or ["unknown device"])
     packages = _packages(env)
     names = {"jax": "JAX"}
     parts = [f"{kinds} ({env.get('machine', 'unknown machine')})"]

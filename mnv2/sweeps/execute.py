@@ -11,6 +11,7 @@ import jax
 import ml_collections
 
 from mnv2.runtime import compilation_cache
+from mnv2.runtime.accelerators import find_devices
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import Held, sole_writer, write_text
 from mnv2.runtime.interruption import Stopper
@@ -35,6 +36,7 @@ def run_sweep(
     A run that fails does not stop the others. A run that another process is executing is skipped.
     Raises UserError at the end if any run failed, and Stopped if a signal came.
     """
+    say(f"JAX computes on {find_devices()}")
     several = jax.process_count() > 1
     stopper = Stopper(any_of if several else None)
     with stopper.listening():

@@ -7,6 +7,7 @@ from jax.test_util import check_grads
 
 from mnv2.models.batch_norm import BatchNorm
 from mnv2.ops.batch_norm import normalize_batch
+from mnv2.ops.relu6 import relu6
 
 
 @pytest.fixture
@@ -26,16 +27,44 @@ def test_a_batch_is_normalised_by_its_own_mean_and_biased_variance(inputs):
         np.testing.assert_allclose(y, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_gradients_equal_finite_differences_in_float64(inputs):
+@pytest.mark.parametrize("then_relu6", [False, True])
+def test_gradients_equal_finite_differences_in_float64(inputs, then_relu6):
     with jax.enable_x64(True):
-        arguments = tuple(map(jnp.asarray, inputs))
+        # With a wide scale, values lie on both sides of ReLU6's kinks, and none too near to them.
+        arguments = tuple(map(jnp.asarray, (inputs[0], 4 * inputs[1], 3 + inputs[2])))
         weights = jnp.cos(jnp.arange(arguments[0].size)).reshape(arguments[0].shape)
 
         def loss(x, scale, bias):
             x, scale, bias = map(jnp.asarray, (x, scale, bias))
-            return jnp.sum(jnp.tanh(normalize_batch(x, scale, bias, 1e-3, None)[0]) * weights)
+            y, _, _ = normalize_batch(x, scale, bias, 1e-3, None, then_relu6)
+            return jnp.sum(jnp.tanh(y / 6) * weights)
 
-        check_grads(loss, arguments, order=1, modes=["rev"], rtol=1e-6)
+        y, _, _ = normalize_batch(*arguments, 1e-3, None)
+        kinks = abs(y[..., None] - jnp.array([0.0, 6.0])).min()
+        assert kinks > 1e-4
+        assert (y < 0).any()
+        assert (y > 6).any()
+        check_grads(loss, arguments, order=1, modes=["rev"], rtol=1e-6, eps=1e-6)
+
+
+def test_relu6_inside_equals_relu6_after_it(inputs):
+    x, scale, bias = (jnp.asarray(a, jnp.float32) for a in inputs)
+    weights = jnp.cos(jnp.arange(x.size)).reshape(x.shape)
+
+    def run(normalize):
+        def loss(x, scale, bias):
+            y, mean, var = normalize(x, 4 * scale, 3 + bias)
+            return jnp.sum(y * weights), (y, mean, var)
+
+        return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(x, scale, bias)
+
+    def after(*arguments):
+        y, *statistics = normalize_batch(*arguments, 1e-3, None)
+        return relu6(y), *statistics
+
+    inside = run(lambda *arguments: normalize_batch(*arguments, 1e-3, None, True))
+    for a, b in zip(jax.tree.leaves(inside), jax.tree.leaves(run(after)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_outputs_gradients_and_running_statistics_equal_those_of_flax(inputs):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from mnv2.ops import depthwise, depthwise_conv, explicit_padding
+from mnv2.ops import depthwise, depthwise_conv, explicit_padding, shifted_products
 
 SIZES = [(6, 6), (7, 5), (1, 4), (9, 8)]
 
@@ -64,7 +64,7 @@ def test_gradients_do_not_depend_on_the_number_of_images_per_chunk(
     float64, batch, stride, of_relu6
 ):
     images, kernel, stride, padding = random_inputs((12, 12), stride, "same", batch, channels=32)
-    assert depthwise._images_per_chunk(images) < batch or batch in (1, 7)
+    assert shifted_products._images_per_chunk(images) < batch or batch in (1, 7)
     convs = (
         functools.partial(conv, stride=stride, padding=padding, of_relu6=of_relu6)
         for conv in (depthwise_conv, grouped)
@@ -94,14 +94,37 @@ def test_sums_of_half_precision_images_are_computed_in_float32():
     np.testing.assert_array_equal(result, exact.astype(jnp.bfloat16))
 
 
-@pytest.mark.parametrize(("platform", "convolutions"), [("cpu", 0), ("tpu", 1), ("cuda", 1)])
-def test_the_implementation_is_chosen_for_the_target_platform(platform, convolutions):
+@pytest.mark.parametrize("of_relu6", [False, True])
+@pytest.mark.parametrize("convention", ["same", "symmetric"])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("channels", [4, depthwise.DIAGONAL_CHANNELS + 1])
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_the_forms_for_accelerators_compute_the_same_in_float64(
+    float64, platform, channels, stride, convention, of_relu6
+):
+    images, kernel, *options = random_inputs((7, 6), stride, convention, channels=channels)
+    options = depthwise.Options(*options, of_relu6)
+    convolve = getattr(depthwise, f"_convolve_on_{platform}")
+    gradients = getattr(depthwise, f"_gradients_on_{platform}")
+    result = convolve(images, kernel, options)
+    np.testing.assert_allclose(result, grouped(images, kernel, *options), rtol=1e-12, atol=1e-12)
+    gradient = jnp.cos(jnp.arange(result.size, dtype=result.dtype)).reshape(result.shape)
+    expected = depthwise._gradients_of_grouped_conv(images, kernel, gradient, options)
+    for a, b in zip(gradients(images, kernel, gradient, options), expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("platform", "forward", "backward"),
+    [("cpu", 0, 0), ("cuda", 0, 1), ("tpu", 1, 2), ("rocm", 1, 2)],
+)
+def test_the_implementation_is_chosen_for_the_target_platform(platform, forward, backward):
     images, kernel, stride, padding = random_inputs((8, 8), 1, "same")
-    forward = jax.jit(lambda x, w: depthwise_conv(x, w, stride, padding))
-    exported = jax.export.export(forward, platforms=[platform])(images, kernel)
-    assert exported.mlir_module().count("stablehlo.convolution") == convolutions
-    backward = jax.jit(
-        jax.grad(lambda x, w: depthwise_conv(x, w, stride, padding).sum(), argnums=(0, 1))
-    )
-    exported = jax.export.export(backward, platforms=[platform])(images, kernel)
-    assert (exported.mlir_module().count("stablehlo.convolution") >= 2) == bool(convolutions)
+
+    def convolutions(function):
+        exported = jax.export.export(jax.jit(function), platforms=[platform])(images, kernel)
+        return exported.mlir_module().count("stablehlo.convolution")
+
+    assert convolutions(lambda x, w: depthwise_conv(x, w, stride, padding)) == forward
+    gradients = jax.grad(lambda x, w: depthwise_conv(x, w, stride, padding).sum(), argnums=(0, 1))
+    assert convolutions(gradients) == backward

@@ -48,6 +48,28 @@ def test_float32_results_are_close_to_those_of_the_two_steps():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), ours, theirs)
 
 
+@pytest.mark.parametrize("ratio", [1, 10, 100])
+def test_the_variance_is_as_exact_as_that_of_the_two_steps(ratio):
+    """The mean of the images is up to 100 times their standard deviation."""
+    errors = {expand_and_normalize: [], one_by_one: []}
+    for seed in range(5):
+        random = np.random.default_rng(seed)
+        images = ratio + random.normal(size=(16, 8, 8, 12))
+        images, kernel, scale, bias = (
+            np.asarray(x, np.float32)
+            for x in (images, random.normal(size=(1, 1, 12, 40)), np.ones(40), np.zeros(40))
+        )
+        exact = np.var(images.astype(float) @ kernel[0, 0].astype(float), (0, 1, 2))
+        for operation, of_operation in errors.items():
+            _, _, variance = jax.jit(operation, static_argnums=(4, 5))(
+                images, kernel, scale, bias, *CONSTANTS
+            )
+            of_operation.append(np.max(abs(variance - exact) / exact))
+    ours, theirs = (np.median(errors[each]) for each in (expand_and_normalize, one_by_one))
+    assert ours <= max(theirs, 1e-6)
+    assert ours < 1e-5
+
+
 @pytest.mark.parametrize("devices", [2, 4])
 def test_several_devices_compute_the_same_as_one_device_with_the_whole_batch(devices):
     images, *others = random_inputs(np.float32)
@@ -84,7 +106,9 @@ def test_half_precision_stays_half_precision_and_statistics_stay_float32():
     assert [g.dtype for g in gradients] == [x.dtype for x in inputs]
 
 
-@pytest.mark.parametrize(("platform", "convolutions"), [("cpu", 0), ("tpu", 3), ("cuda", 3)])
+@pytest.mark.parametrize(
+    ("platform", "convolutions"), [("cpu", 0), ("cuda", 0), ("tpu", 3), ("rocm", 3)]
+)
 def test_other_platforms_convolve_first_and_then_normalise(platform, convolutions):
     inputs = random_inputs(np.float32)
     exported = jax.export.export(loss_of(expand_and_normalize), platforms=[platform])(*inputs)

@@ -1,0 +1,1 @@
+"""Compiles training steps for chips that are not here, and reads what the programs will cost."""
