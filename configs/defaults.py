@@ -39,6 +39,9 @@ def defaults() -> ml_collections.ConfigDict:
     # Durations: '2 epochs', '1000 steps' or '100000 examples'.
     config.batch_size = 128
     config.eval_batch_size = 500
+    # Devices that compute batch norm's statistics together. Default: all of them. The papers
+    # trained with 1: each device alone.
+    config.bn_group = config_dict.placeholder(int)
     config.duration = "500 steps"  # a little more than an epoch
     config.label_smoothing = 0.0
     config.on_nan = "stop"  # or skip: for a loss that is not finite; skipped steps are counted

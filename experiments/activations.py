@@ -29,8 +29,8 @@ from experiments.common.initialisation import unoptimised
 from experiments.common.writers import write_csv, write_markdown
 from mnv2 import data, pretrained
 from mnv2.analysis.activations import activity, before_activation, effective_rank
-from mnv2.data.preprocess import MINUS_ONE_TO_ONE, normalize
 from mnv2.ops import relu6
+from mnv2.pretrained import Preprocessing
 from mnv2.runtime.cli import command_parser, run
 from mnv2.runtime.huge_pages import restart_with_huge_pages
 from mnv2.sweeps.statistics import Estimate
@@ -245,10 +245,8 @@ def main() -> None:
     arguments = parser.parse_args()
     results = shortcuts.train(arguments.workdir, arguments.steps, arguments.seeds)
     dataset = data.open_dataset("fashion_mnist")
-    batches = data.eval_batches(
-        dataset, "test", PICTURES, transform=lambda x: normalize(x, MINUS_ONE_TO_ONE)
-    )
-    images = next(batches)["image"]
+    batches = data.eval_batches(dataset, "test", PICTURES, transform=lambda x: x)
+    images = np.asarray(Preprocessing()(next(batches)["image"]))
     tensors = {
         arm: [
             batch_norm_outputs(arguments.workdir / arm / str(seed), images)

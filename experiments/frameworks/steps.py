@@ -40,6 +40,7 @@ def mnv2(task: Task) -> Step:
         return lambda: infer(images).block_until_ready()
 
     from configs import v2_ablation
+    from mnv2.pretrained import Preprocessing
     from mnv2.training import settings
     from mnv2.training.devices import AXIS
     from mnv2.training.state import create_state
@@ -49,10 +50,11 @@ def mnv2(task: Task) -> Step:
     config.batch_size, config.ema_decay = task.batch, 0.0
     model = models.create_model(task.network, width=task.width, axis_name=AXIS)
     of_run = settings.from_config(config)
-    compiled = create_steps(model, of_run, total_steps=10_000, examples=1_000_000)
+    compiled = create_steps(model, of_run, Preprocessing(), total_steps=10_000, examples=1_000_000)
     shape = (task.size, task.size, 3)
     state = compiled.place(create_state(model, compiled.optimizer, shape, seed=0, ema=False))
-    random_batch = compiled.shard({"image": task.images(), "label": task.labels()})
+    images = np.clip(64 * task.images() + 128, 0, 255).astype(np.uint8)  # as data.train_batches
+    random_batch = compiled.shard({"image": images, "label": task.labels()})
     key = jax.random.key(0)
 
     def step() -> None:

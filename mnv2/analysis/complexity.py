@@ -96,9 +96,10 @@ def _count_equation(equation: Any) -> int:
             sizes = (equation.invars[0].aval.shape[axis] for axis in contracted)
             return math.prod(equation.outvars[0].aval.shape) * math.prod(sizes)
         case "cond":
-            # One branch per platform. The branch with the convolution counts. A branch with shifted
-            # products has no convolution, so its count is zero.
-            return max(inner)
+            # One branch per platform. That with the plain convolution counts. A form with shifted
+            # products has no convolution, so its count is zero; a form with a diagonal kernel
+            # counts the zeros, too.
+            return min((count for count in inner if count), default=0)
         case "scan":
             return equation.params["length"] * sum(inner)
         case _:

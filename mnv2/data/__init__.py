@@ -7,5 +7,4 @@ from mnv2.data.pipeline import check_batch_size as check_batch_size
 from mnv2.data.pipeline import eval_batches as eval_batches
 from mnv2.data.pipeline import train_batches as train_batches
 from mnv2.data.preprocess import AUGMENTATIONS as AUGMENTATIONS
-from mnv2.data.preprocess import Pixels as Pixels
 from mnv2.data.preprocess import eval_image as eval_image

@@ -60,8 +60,14 @@ class Dataset(Protocol):
         The images are decoded once.
         """
 
-    def encoded(self, split: str, shuffle_seed: int | None = None) -> tf.data.Dataset:
-        """Returns examples with `label` and an encoded image, in the order that the seed gives."""
+    def encoded(
+        self, split: str, shuffle_seed: int | None = None, part: tuple[int, int] = (0, 1)
+    ) -> tf.data.Dataset:
+        """Returns examples with `label` and an encoded image, in the order that the seed gives.
+
+        `part` is (index, number of parts). The parts have each example once, and their sizes
+        differ by at most one.
+        """
 
     def decode(self, example: dict[str, tf.Tensor]) -> tf.Tensor:
         """Decodes the image of an encoded example: h w c, uint8."""

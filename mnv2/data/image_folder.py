@@ -20,7 +20,7 @@ import tensorflow as tf
 from mnv2.data import decoding
 from mnv2.data.broken import cache_name, raise_or_warn
 from mnv2.data.folder_tree import Pictures, find_pictures
-from mnv2.data.splits import TEST_SHARE, Part, check_split, divide
+from mnv2.data.splits import TEST_SHARE, Part, bounds_of, check_split, divide
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import read_cache, write_cache
 from mnv2.runtime.terminal import StatusLine, note
@@ -83,7 +83,9 @@ class ImageFolder:
     def arrays(self, split: str) -> tuple[tf.Tensor, tf.Tensor]:
         raise UserError(f"pictures of {self.name} differ in size")
 
-    def encoded(self, split: str, shuffle_seed: int | None = None) -> tf.data.Dataset:
+    def encoded(
+        self, split: str, shuffle_seed: int | None = None, part: tuple[int, int] = (0, 1)
+    ) -> tf.data.Dataset:
         """Returns examples with the paths of their pictures, shuffled if `shuffle_seed` is given.
 
         No file is read before `decode`.
@@ -92,7 +94,7 @@ class ImageFolder:
         order = np.arange(len(pictures))
         if shuffle_seed is not None:
             order = np.random.default_rng(shuffle_seed).permutation(order)
-        chosen = [pictures[i] for i in order]
+        chosen = [pictures[i] for i in order[slice(*bounds_of(part, len(order)))]]
         return tf.data.Dataset.from_tensor_slices(
             {
                 "path": [os.fsencode(picture.file) for picture in chosen],

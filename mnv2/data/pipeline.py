@@ -4,10 +4,12 @@ The order of an epoch and every augmentation depend only on (seed, epoch, positi
 run that was stopped and is resumed therefore sees the same batches as one that was not stopped.
 
 If there are several processes, each reads its shard of every batch, (index, number of shards).
-Together the shards are the batches that a single process would read.
+Together the shards are the batches that a single process would read. For a data set on disk this
+holds while the number of processes divides `number_of_parts`.
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import TypedDict
 
@@ -18,13 +20,17 @@ from mnv2.data import preprocess
 from mnv2.data.datasets import Dataset
 from mnv2.runtime.errors import UserError
 
+# A data set on disk is read in this many parts, each in its own order. It bounds the number of
+# processes that read the same batches as one. A part reads up to two files at a time.
+PARTS = 16
+
 Augment = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]  # (images, seeds) -> images
 
 
 class Batch(TypedDict, total=False):
     """A batch of examples; only batches for evaluation have a mask.
 
-    image  float32 b h w c
+    image  b h w c in [0, 255]: uint8, or float32 if evaluation has resized the images
     label  int32 b
     mask   float32 b, 0 for padding
     """
@@ -52,14 +58,14 @@ def train_batches(
     size: tuple[int, int],
     augmentation: str = "none",
     pad: int = 4,
-    pixels: preprocess.Pixels = preprocess.MINUS_ONE_TO_ONE,
+    channels: int = 0,
     shard: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """Yields this shard's rows of the training batches from `first_step` on, without end.
 
     An epoch has every training example once, in a new order, except for the last partial batch.
-    `batch_size` counts the rows of all shards. `augmentation`, `size`, `pad` and `pixels` are as in
-    `preprocess.train_image`.
+    `batch_size` counts the rows of all shards. `augmentation`, `size`, `pad` and `channels` are as
+    in `preprocess.train_image`.
 
     Raises UserError if a batch is larger than the training set, or if an example cannot
     be read or has no class.
@@ -67,7 +73,7 @@ def train_batches(
     check_batch_size(batch_size, dataset)
     steps_per_epoch = dataset.num_examples("train") // batch_size
     augment = functools.partial(
-        preprocess.train_image, augmentation=augmentation, size=size, pad=pad, pixels=pixels
+        preprocess.train_image, augmentation=augmentation, size=size, pad=pad, channels=channels
     )
     if dataset.fits_in_memory():
         batches = _epochs_in_memory(dataset, augment, batch_size, seed, first_step, shard)
@@ -171,21 +177,44 @@ def _epoch_from_disk(
     first_step: int,
     shard: tuple[int, int],
 ) -> tf.data.Dataset:
-    """Returns the batches of one epoch from its step `first_step` on."""
+    """Returns the batches of one epoch from its step `first_step` on.
+
+    The rows of a batch come from as many parts of the data set, a few rows from each. A process
+    reads only the parts of its own rows. The order of the examples depends on the number of parts.
+    """
     shuffle_seed = _epoch_seed(seed, epoch)
-    examples = dataset.encoded("train", shuffle_seed)
-    # Examples are dropped before they are decoded, so that examples before `first_step` and
-    # examples of other processes are only read.
-    whole_batches = dataset.num_examples("train") // batch_size * batch_size
-    examples = examples.take(whole_batches).enumerate().skip(first_step * batch_size)
-    examples = _rows_of_shard(examples, batch_size, shard)
+    steps_per_epoch = dataset.num_examples("train") // batch_size
+    shard_index, num_shards = shard
+    count = number_of_parts(batch_size, num_shards)
+    rows, rows_of_part = batch_size // num_shards, batch_size // count
+    own = range(shard_index * count // num_shards, (shard_index + 1) * count // num_shards)
+    # Examples before `first_step` are only read, and never decoded.
+    parts = [
+        dataset.encoded("train", shuffle_seed, (part, count)).skip(first_step * rows_of_part)
+        for part in own
+    ]
+    numbers = tf.data.Dataset.range(first_step * rows, steps_per_epoch * rows)
+    examples = tf.data.Dataset.choose_from_datasets(
+        parts, numbers.map(lambda n: n % rows // rows_of_part), stop_on_empty_dataset=False
+    )
+    positions = numbers.map(lambda n: n // rows * batch_size + shard_index * rows + n % rows)
 
     def decode(position: tf.Tensor, encoded: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         image = dataset.decode(encoded)
         return augment(image, _augmentation_seeds(shuffle_seed, position)), encoded["label"]
 
-    decoded = examples.map(decode, tf.data.AUTOTUNE)
-    return decoded.batch(batch_size // shard[1], drop_remainder=True).map(_to_batch)
+    decoded = tf.data.Dataset.zip(positions, examples).map(decode, tf.data.AUTOTUNE)
+    return decoded.batch(rows, drop_remainder=True).map(_to_batch)
+
+
+def number_of_parts(batch_size: int, processes: int) -> int:
+    """Returns into how many parts a data set on disk is divided, so that each process has some.
+
+    The largest power of 2 that divides the batch, up to PARTS, whatever the number of processes
+    that divides it; otherwise one part per process.
+    """
+    parts = math.gcd(batch_size, PARTS)
+    return parts if parts % processes == 0 else processes
 
 
 def _rows_of_shard(

@@ -1,9 +1,9 @@
-"""Turns decoded images into the input of a network: float32, in [-1, 1] by default.
+"""Brings decoded images to a network's size and channels. Pixels stay in [0, 255].
+
+The device normalises them: a batch of uint8 pixels is a quarter of one of float32.
 
 All random choices are functions of a pair of seeds that the caller derives for each example.
 """
-
-from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -13,20 +13,6 @@ AUGMENTATIONS = ("none", "flip", "crop_flip", "inception")
 CENTRAL_CROP = 0.875
 
 
-class Pixels(NamedTuple):
-    """The pixels that a network expects: (pixel in [0, 1] - mean) / std, with `channels` channels.
-
-    0 channels: as many as the image has.
-    """
-
-    channels: int = 0
-    mean: tuple[float, ...] = (0.5,)
-    std: tuple[float, ...] = (0.5,)
-
-
-MINUS_ONE_TO_ONE = Pixels()
-
-
 def train_image(
     images: tf.Tensor,
     seeds: tf.Tensor,
@@ -34,7 +20,7 @@ def train_image(
     augmentation: str,
     size: tuple[int, int],
     pad: int,
-    pixels: Pixels = MINUS_ONE_TO_ONE,
+    channels: int = 0,
 ) -> tf.Tensor:
     """Augments one image (h w c, uint8) or a batch (b h w c, uint8) for training.
 
@@ -48,13 +34,13 @@ def train_image(
                              4/3, resized, and mirrored as in flip (slim's
                              inception_preprocessing without its colour distortion)
     size          (height, width) of the result
-    pixels        the normalisation of the result
+    channels      of the result, 1 or 3; 0 for those of the image
 
-    Returns float32 images (... height width c).
+    Returns uint8 images (... height width c). Pixels of resized images are rounded.
     """
     check_choice(augmentation, AUGMENTATIONS, "augmentation")
     if augmentation == "none":
-        return normalize(_resize(images, size), pixels)
+        return _to_uint8(to_channels(_resize(images, size), channels))
 
     def augment_one(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         crop_seed, flip_seed = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
@@ -65,32 +51,27 @@ def train_image(
             padded = tf.pad(image, ((pad, pad), (pad, pad), (0, 0)))
             image = tf.image.stateless_random_crop(padded, image.shape, crop_seed)
         image = tf.image.stateless_random_flip_left_right(image, flip_seed)
-        return normalize(image, pixels)
+        return _to_uint8(to_channels(image, channels))
 
     if images.shape.rank == 3:
         return augment_one(images, seeds)
-    return tf.map_fn(
-        lambda pair: augment_one(*pair), (images, seeds), fn_output_signature=tf.float32
-    )
+    return tf.map_fn(lambda pair: augment_one(*pair), (images, seeds), fn_output_signature=tf.uint8)
 
 
-def eval_image(
-    image: tf.Tensor, *, size: tuple[int, int], pixels: Pixels = MINUS_ONE_TO_ONE
-) -> tf.Tensor:
-    """Brings images (... h w c, uint8) to `size`, (height, width), and normalises them.
+def eval_image(image: tf.Tensor, *, size: tuple[int, int], channels: int = 0) -> tf.Tensor:
+    """Brings images (... h w c, uint8) to `size`, (height, width), and to `channels`.
 
-    An image of another size is cropped to its central 87.5 % (slim) and resized.
+    An image of another size is cropped to its central 87.5 % (slim) and resized, to float32.
     """
     if image.shape[-3:-1] != size:
         image = tf.image.central_crop(image, CENTRAL_CROP)
-    return normalize(_resize(image, size), pixels)
+    return to_channels(_resize(image, size), channels)
 
 
-def normalize(image: tf.Tensor, pixels: Pixels) -> tf.Tensor:
-    """Converts images (... c) in [0, 255] to the channels, mean and std of `pixels`."""
-    image = to_channels(tf.cast(image, tf.float32), pixels.channels)
-    factor = [255 * std for std in pixels.std]
-    return image / factor - [m / s for m, s in zip(pixels.mean, pixels.std, strict=True)]
+def _to_uint8(image: tf.Tensor) -> tf.Tensor:
+    if image.dtype == tf.uint8:
+        return image
+    return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
 
 
 def to_channels(image: tf.Tensor, channels: int) -> tf.Tensor:
@@ -101,7 +82,7 @@ def to_channels(image: tf.Tensor, channels: int) -> tf.Tensor:
     if channels == 3 and image.shape[-1] == 1:
         return tf.image.grayscale_to_rgb(image)
     if channels == 1 and image.shape[-1] == 3:
-        return tf.image.rgb_to_grayscale(image)
+        return tf.image.rgb_to_grayscale(tf.cast(image, tf.float32))
     return image
 
 

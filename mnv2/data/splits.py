@@ -77,3 +77,12 @@ def check_split(name: str, split: str, splits: Collection[str]) -> None:
     """Raises UserError unless the data set has a split; the message says which there are."""
     if split not in splits:
         raise UserError(f"{name} has no split {split!r}: choose one of {', '.join(splits)}")
+
+
+def bounds_of(part: tuple[int, int], count: int) -> tuple[int, int]:
+    """Returns the first and the last but one of `count` examples that are in a part.
+
+    `part` is (index, number of parts).
+    """
+    index, parts = part
+    return count * index // parts, count * (index + 1) // parts

@@ -11,14 +11,15 @@ import tensorflow_datasets as tfds
 
 from mnv2.data import decoding
 from mnv2.data.broken import BrokenExample, find_broken, raise_or_warn
-from mnv2.data.splits import SPLITS, Part, check_split, divide
+from mnv2.data.splits import SPLITS, Part, bounds_of, check_split, divide
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.terminal import note
 
 # A data set is kept in memory as one array if its decoded images are smaller than this.
 IN_MEMORY_BYTES = 1 << 30
 
-# Examples in the shuffle buffer of a data set too large for memory. ImageNet: about 1.8 GB.
+# Examples in the shuffle buffers of a data set too large for memory. ImageNet: about 1.8 GB, shared
+# by the processes.
 SHUFFLE_BUFFER = 16 * 1024
 
 FIRST_LABELS = 16  # examples that show whether a split is labelled
@@ -98,12 +99,12 @@ class TfdsDataset:
 
     def num_examples(self, split: str) -> int:
         _, start, stop = self.tfds_range(split)
-        return stop - start - len(self._broken_names(split))
+        return stop - start - len(self._broken(split))
 
-    def _broken_names(self, split: str) -> list[str]:
-        """Returns the names of the broken examples in `train`, `validation` or `test`."""
+    def _broken(self, split: str) -> list[BrokenExample]:
+        """Returns the broken examples in `train`, `validation` or `test`."""
         tfds_split, start, stop = self.tfds_range(split)
-        return [x.name for x in self.broken.get(tfds_split, ()) if start <= x.position < stop]
+        return [x for x in self.broken.get(tfds_split, ()) if start <= x.position < stop]
 
     def fits_in_memory(self) -> bool:
         height, width, channels = self.image_shape
@@ -114,21 +115,35 @@ class TfdsDataset:
         return splits[used].num_examples * height * width * channels < IN_MEMORY_BYTES
 
     def arrays(self, split: str) -> tuple[tf.Tensor, tf.Tensor]:
-        if self._broken_names(split):
+        if self._broken(split):
             decoded = self.encoded(split).map(lambda x: (self.decode(x), x["label"]))
             return next(iter(decoded.batch(self.num_examples(split))))
         tfds_split, start, stop = self.tfds_range(split)
         return _decoded_arrays(self.builder, f"{tfds_split}[{start}:{stop}]")
 
-    def encoded(self, split: str, shuffle_seed: int | None = None) -> tf.data.Dataset:
-        """Returns encoded examples. The seed shuffles files, then examples within a buffer."""
-        tfds_split, start, stop = self.tfds_range(split)
-        broken_names = self._broken_names(split)
+    def encoded(
+        self, split: str, shuffle_seed: int | None = None, part: tuple[int, int] = (0, 1)
+    ) -> tf.data.Dataset:
+        """Returns encoded examples. The seed shuffles files, then examples within a buffer.
+
+        Only the files of `part` are read.
+        """
+        tfds_split, first, _ = self.tfds_range(split)
+        broken = self._broken(split)
+
+        def position(number: int) -> int:
+            """Returns where the readable example of this number is, or the end."""
+            at = first + number
+            for one in sorted(x.position for x in broken):
+                at += one <= at
+            return at
+
+        start, stop = map(position, bounds_of(part, self.num_examples(split)))
         read_config = tfds.ReadConfig(
             shuffle_seed=shuffle_seed,
-            interleave_cycle_length=16,
+            interleave_cycle_length=max(2, 16 // part[1]),
             try_autocache=False,
-            add_tfds_id=bool(broken_names),
+            add_tfds_id=bool(broken),
         )
         examples = self.builder.as_dataset(
             f"{tfds_split}[{start}:{stop}]",
@@ -136,11 +151,13 @@ class TfdsDataset:
             read_config=read_config,
             decoders={"image": tfds.decode.SkipDecoding()},
         )
-        if broken_names:
-            examples = examples.filter(lambda x: tf.reduce_all(x["tfds_id"] != broken_names))
+        if broken:
+            names = [x.name for x in broken]
+            examples = examples.filter(lambda x: tf.reduce_all(x["tfds_id"] != names))
         if shuffle_seed is None:
             return examples
-        return examples.shuffle(SHUFFLE_BUFFER, shuffle_seed, reshuffle_each_iteration=False)
+        buffer = max(1, SHUFFLE_BUFFER // part[1])
+        return examples.shuffle(buffer, shuffle_seed, reshuffle_each_iteration=False)
 
     def decode(self, example: dict[str, tf.Tensor]) -> tf.Tensor:
         if self.image_shape[2] != 3:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mnv2.ops import expand_and_normalize, normalize_batch, relu6
+from mnv2.ops import Axis, expand_and_normalize, normalize_batch, relu6
 
 
 class BatchNorm(nn.Module):
@@ -25,7 +25,7 @@ class BatchNorm(nn.Module):
 
     momentum: float = 0.99
     epsilon: float = 1e-3
-    axis_name: str | None = None
+    axis_name: Axis = None
     dtype: Any = jnp.float32
 
     @nn.compact

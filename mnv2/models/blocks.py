@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 from mnv2.models.batch_norm import BatchNorm
 from mnv2.models.split import inverted_residual_by_slices
 from mnv2.ops import (
+    Axis,
     conv,
     depthwise_conv,
     explicit_padding,
@@ -81,7 +82,7 @@ class ConvBN(nn.Module):
     bn_momentum: float = 0.99
     bn_epsilon: float = 1e-3
     bn_frozen: bool = False
-    axis_name: str | None = None
+    axis_name: Axis = None
     dtype: Any = jnp.float32
 
     @nn.compact

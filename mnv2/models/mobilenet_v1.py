@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mnv2.models.blocks import CLASSIFIER_INIT, ConvBN, SeparableBlock
+from mnv2.ops import Axis
 from mnv2.ops.precision import accumulator
 from mnv2.runtime.errors import UserError, check_positive
 
@@ -54,7 +55,7 @@ class MobileNetV1(nn.Module):
     bn_momentum: float = 0.99
     bn_epsilon: float = 1e-3
     bn_frozen: bool = False
-    axis_name: str | None = None
+    axis_name: Axis = None
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ from mnv2.models.blocks import (
     SeparableBlock,
     make_divisible,
 )
+from mnv2.ops import Axis
 from mnv2.ops.precision import accumulator
 from mnv2.runtime.errors import UserError, check_choice, check_positive
 
@@ -110,7 +111,7 @@ class MobileNetV2(nn.Module):
     bn_momentum: float = 0.99
     bn_epsilon: float = 1e-3
     bn_frozen: bool = False
-    axis_name: str | None = None
+    axis_name: Axis = None
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:

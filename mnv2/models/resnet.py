@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mnv2.models.blocks import CLASSIFIER_INIT, ConvBN, Hourglass, make_divisible
-from mnv2.ops import explicit_padding
+from mnv2.ops import Axis, explicit_padding
 from mnv2.ops.precision import accumulator
 from mnv2.runtime.errors import UserError, check_positive
 
@@ -47,7 +47,7 @@ class ResNet50(nn.Module):
     bn_momentum: float = 0.9
     bn_epsilon: float = 1e-5
     bn_frozen: bool = False
-    axis_name: str | None = None
+    axis_name: Axis = None
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:

@@ -1,5 +1,7 @@
 """The operations that stock XLA runs slowly on some platform. Each module explains why."""
 
+from mnv2.ops.batch_norm import Axis as Axis
+from mnv2.ops.batch_norm import DeviceGroup as DeviceGroup
 from mnv2.ops.batch_norm import normalize_batch as normalize_batch
 from mnv2.ops.conv import conv as conv
 from mnv2.ops.depthwise import depthwise_conv as depthwise_conv

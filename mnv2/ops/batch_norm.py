@@ -29,6 +29,20 @@ from mnv2.ops.relu6 import relu6
 ImageAndTwoVectors = tuple[Float[Array, "n h w c"], Float[Array, " c"], Float[Array, " c"]]
 
 
+class DeviceGroup(NamedTuple):
+    """Devices whose batches have their statistics in common: `size` neighbours on an axis.
+
+    `size` divides the number of devices of the axis.
+    """
+
+    axis_name: str
+    size: int
+
+
+# All devices of an axis, a group of them, or this device alone.
+Axis = str | DeviceGroup | None
+
+
 class Saved(NamedTuple):
     """The tensors that the backward pass needs from the forward pass.
 
@@ -48,7 +62,7 @@ def normalize_batch(
     scale: Float[Array, " c"],
     bias: Float[Array, " c"],
     epsilon: float,
-    axis_name: str | None,
+    axis_name: Axis,
     then_relu6: bool = False,
 ) -> ImageAndTwoVectors:
     """Returns (x - mean) / sqrt(variance + epsilon) * scale + bias, the mean and the variance.
@@ -65,7 +79,7 @@ def forward(
     scale: Float[Array, " c"],
     bias: Float[Array, " c"],
     epsilon: float,
-    axis_name: str | None,
+    axis_name: Axis,
     then_relu6: bool = False,
 ) -> tuple[ImageAndTwoVectors, Saved]:
     """Returns the results of `normalize_batch`, and the tensors that `gradients` needs."""
@@ -88,7 +102,7 @@ def _normalized(saved: Saved, x: Float[Array, "n h w c"]) -> Float[Array, "n h w
 
 
 def gradients(
-    saved: Saved, g: Float[Array, "n h w c"], axis_name: str | None, then_relu6: bool = False
+    saved: Saved, g: Float[Array, "n h w c"], axis_name: Axis, then_relu6: bool = False
 ) -> ImageAndTwoVectors:
     """Returns the gradients for x, scale and bias, given the gradient for y."""
 
@@ -123,7 +137,7 @@ def _barrier(*images: Array) -> tuple[Array, ...]:
 
 def _backward(
     epsilon: float,
-    axis_name: str | None,
+    axis_name: Axis,
     then_relu6: bool,
     saved: Saved,
     output_gradients: ImageAndTwoVectors,
@@ -174,14 +188,24 @@ def _sum_of_products(a: Float[Array, "n h w c"], b: Float[Array, "n h w c"]) -> 
     return lax.platform_dependent(a, b, cpu=dot, default=reduction)
 
 
-def sum_over_devices(
-    value: Float[Array, "*shape"], axis_name: str | None
-) -> Float[Array, "*shape"]:
+def sum_over_devices(value: Float[Array, "*shape"], axis_name: Axis) -> Float[Array, "*shape"]:
     """Sums `value` over the devices of `axis_name`; without an axis, returns it unchanged."""
-    return value if axis_name is None else lax.psum(value, axis_name)
+    if axis_name is None:
+        return value
+    if not isinstance(axis_name, DeviceGroup):
+        return lax.psum(value, axis_name)
+    axis, size = axis_name
+    if size == 1:
+        return value
+    starts = range(0, lax.axis_size(axis), size)
+    groups = [list(range(start, start + size)) for start in starts]
+    return lax.psum(value, axis, axis_index_groups=groups)
 
 
-def count_pixels(images: Float[Array, "n h w c"], axis_name: str | None) -> int:
-    """Counts the pixels of the images of all devices together."""
-    devices = 1 if axis_name is None else lax.axis_size(axis_name)
+def count_pixels(images: Float[Array, "n h w c"], axis_name: Axis) -> int:
+    """Counts the pixels of the images of all devices of `axis_name` together."""
+    if isinstance(axis_name, DeviceGroup):
+        devices = axis_name.size
+    else:
+        devices = 1 if axis_name is None else lax.axis_size(axis_name)
     return devices * images.size // images.shape[-1]

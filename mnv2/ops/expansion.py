@@ -91,7 +91,7 @@ def expand_and_normalize(
     scale: Float[Array, " d"],
     bias: Float[Array, " d"],
     epsilon: float,
-    axis_name: str | None,
+    axis_name: batch_norm.Axis,
 ) -> Normalized:
     """Returns normalize_batch(pointwise_conv(images, kernel), scale, bias, epsilon, axis_name).
 
@@ -114,7 +114,7 @@ def _forward(
     scale: Float[Array, " d"],
     bias: Float[Array, " d"],
     epsilon: float,
-    axis_name: str | None,
+    axis_name: batch_norm.Axis,
 ) -> tuple[Normalized, Saved]:
     normalized, intermediates = lax.platform_dependent(
         images,
@@ -129,7 +129,7 @@ def _forward(
 
 
 def _backward(
-    epsilon: float, axis_name: str | None, saved: Saved, output_gradients: Normalized
+    epsilon: float, axis_name: batch_norm.Axis, saved: Saved, output_gradients: Normalized
 ) -> Gradients:
     return lax.platform_dependent(
         saved,
@@ -150,7 +150,7 @@ def _one_by_one(
     bias: Float[Array, " d"],
     *,
     epsilon: float,
-    axis_name: str | None,
+    axis_name: batch_norm.Axis,
 ) -> tuple[Normalized, Intermediates]:
     convolved = pointwise_conv(images, kernel)
     normalized, saved = batch_norm.forward(convolved, scale, bias, epsilon, axis_name)
@@ -160,7 +160,7 @@ def _one_by_one(
 
 
 def _gradients_one_by_one(
-    saved: Saved, gradient: Float[Array, "n h w d"], *, axis_name: str | None
+    saved: Saved, gradient: Float[Array, "n h w d"], *, axis_name: batch_norm.Axis
 ) -> Gradients:
     convolved, mean, inverse_std, _, _ = saved.intermediates
     of_batch_norm = batch_norm.Saved(convolved, saved.scale, saved.bias, mean, inverse_std)
@@ -175,7 +175,7 @@ def _by_moments(
     bias: Float[Array, " d"],
     *,
     epsilon: float,
-    axis_name: str | None,
+    axis_name: batch_norm.Axis,
 ) -> tuple[Normalized, Intermediates]:
     weights = kernel[0, 0].astype(accumulator(images.dtype))
     count = batch_norm.count_pixels(images, axis_name)
@@ -193,7 +193,7 @@ def _by_moments(
 
 
 def _gradients_by_moments(
-    saved: Saved, gradient: Float[Array, "n h w d"], *, axis_name: str | None
+    saved: Saved, gradient: Float[Array, "n h w d"], *, axis_name: batch_norm.Axis
 ) -> Gradients:
     images, kernel, scale, _, (_, mean, inverse_std, centre, moments) = saved
     pixels, weights = _centred_and_ones(images, centre), kernel[0, 0].astype(mean.dtype)

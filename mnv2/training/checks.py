@@ -23,6 +23,7 @@ CHECKS: dict[str, Check] = {
     "seed": whole(0, 2**32 - 1),
     "batch_size": whole(1),
     "eval_batch_size": whole(1),
+    "bn_group": whole(1),
     "duration": positive_duration,
     "label_smoothing": number(0, 1),
     "on_nan": choice(("stop", "skip")),
@@ -55,7 +56,7 @@ CHECKS: dict[str, Check] = {
     "model.expansion": number(0, low_open=True),
     "model.dtype": choice(("float32", "bfloat16", "float16", "float64")),
 }
-OPTIONAL = ("data.image_size", "weights")  # may be None
+OPTIONAL = ("data.image_size", "bn_group", "weights")  # may be None
 
 
 def check_fields(values: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from mnv2 import data, pretrained
+from mnv2 import data
 from mnv2.analysis import complexity
 from mnv2.pretrained import native
 from mnv2.runtime.errors import UserError
@@ -112,7 +112,7 @@ def train(
                     if first_step_seconds:
                         state, sums = update()
                     else:
-                        log.write_images(step + 1, "train/input", setup.as_pictures(batch["image"]))
+                        log.write_images(step + 1, "train/input", batch["image"][:8] / 255)
                         state, sums = stopper.compile(update)
                     step += 1
                     window.append(sums)
@@ -184,7 +184,7 @@ def _batches(setup: Setup, settings: Settings, first_step: int) -> Iterator[data
         size=setup.image_shape[:2],
         augmentation=settings.data.augmentation,
         pad=settings.data.pad,
-        pixels=setup.pixels,
+        channels=setup.image_shape[2],
         shard=process_shard(),
     )
 
@@ -226,9 +226,10 @@ def _rate(stopwatch: Stopwatch) -> float:
 def _write_description(folder: Path, setup: Setup) -> None:
     """Writes what others need to use the network: pixels, sizes, names of classes."""
     height, width, channels = setup.image_shape
-    seen = pretrained.Preprocessing(mean=setup.pixels.mean, std=setup.pixels.std)
     names = setup.dataset.class_names
-    description = native.description_of(setup.model, channels, seen, (height, width), names)
+    description = native.description_of(
+        setup.model, channels, setup.preprocess, (height, width), names
+    )
     native.write_description(folder, description)
 
 

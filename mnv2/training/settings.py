@@ -68,6 +68,7 @@ class Settings:
     log_every: int
     eval_every: str
     checkpoint_every: str
+    bn_group: int | None = None  # devices that share batch norm's statistics; None: all
     weights: str | None = None  # a file whose network is used
     start: str = "weights"  # or scratch: use the file's network with new weights
 

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import numpy as np
 
 from mnv2 import data, pretrained
 from mnv2.models import NETWORKS, STRIDES, MobileNetV2, create_model, name_and_fields
+from mnv2.ops import DeviceGroup
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.processes import say
 from mnv2.training.devices import AXIS
@@ -31,7 +31,7 @@ class Setup(NamedTuple):
     """Everything that a run needs. Nothing is compiled yet.
 
     image_shape  (height, width, channels) of the images that the network takes
-    pixels       how their values are normalised
+    preprocess   how the steps normalise their pixels
     weights      the network of the weights file, with its classifier if the classes are the data
                  set's, otherwise without; None if there is no file
     """
@@ -39,19 +39,15 @@ class Setup(NamedTuple):
     dataset: data.Dataset
     model: nn.Module
     image_shape: tuple[int, int, int]
-    pixels: data.Pixels
+    preprocess: pretrained.Preprocessing
     durations: Durations
     steps: Steps
     weights: pretrained.Pretrained | None
 
     def eval_view(self) -> Callable[..., Any]:
-        """Returns the function that turns pictures into the network's input in evaluation."""
-        return functools.partial(data.eval_image, size=self.image_shape[:2], pixels=self.pixels)
-
-    def as_pictures(self, images: np.ndarray, count: int = 8) -> np.ndarray:
-        """Undoes the normalisation of the first `count` images: count h w c, in [0, 1]."""
-        mean, std = np.asarray(self.pixels.mean), np.asarray(self.pixels.std)
-        return np.clip(images[:count] * std + mean, 0, 1)
+        """Returns the function that brings pictures to the network's shape in evaluation."""
+        height, width, channels = self.image_shape
+        return functools.partial(data.eval_image, size=(height, width), channels=channels)
 
 
 def set_up(settings: Settings) -> Setup:
@@ -80,22 +76,27 @@ def set_up(settings: Settings) -> Setup:
             f"optimization.warmup is {warmup} steps and the run only {durations.total}: shorten "
             "the warm-up, as --config.optimization.warmup '0 steps'"
         )
-    steps = create_steps(model, settings, total_steps=durations.total, examples=examples)
-    pixels = data.Pixels()
+    seen = pretrained.Preprocessing()
     if weights is not None:
-        pixels = data.Pixels(shape[2], weights.preprocess.mean, weights.preprocess.std)
-    return Setup(dataset, model, shape, pixels, durations, steps, weights)
+        seen = pretrained.Preprocessing(mean=weights.preprocess.mean, std=weights.preprocess.std)
+    steps = create_steps(model, settings, seen, total_steps=durations.total, examples=examples)
+    return Setup(dataset, model, shape, seen, durations, steps, weights)
 
 
 def open_data(settings: Settings) -> data.Dataset:
     """Opens the data set, and prepares it first if necessary.
 
-    Raises UserError if the devices cannot share a batch evenly.
+    Raises UserError if the devices cannot share a batch or form groups evenly.
     """
     if settings.batch_size % jax.device_count():
         raise UserError(
             f"batch_size must be a multiple of the {jax.device_count()} devices, "
             f"got {settings.batch_size}"
+        )
+    if jax.device_count() % (settings.bn_group or 1):
+        raise UserError(
+            f"bn_group must divide the number of devices, {jax.device_count()}, got "
+            f"{settings.bn_group}"
         )
     chosen = settings.data
     return data.open_dataset(chosen.name, chosen.dir, chosen.validation, chosen.on_broken)
@@ -118,11 +119,13 @@ def image_shape(
 def _create_model(
     settings: Settings, num_classes: int, weights: pretrained.Pretrained | None
 ) -> nn.Module:
-    """Creates the network for the data set's classes, with batch norm synchronised over devices.
+    """Creates the network for the data set's classes, with batch norm over a group of devices.
 
     If there is a weights file, it is the file's network with the changes that the config makes.
     """
     fields = {**settings.model, "num_classes": num_classes, "axis_name": AXIS}
+    if settings.bn_group is not None:
+        fields["axis_name"] = DeviceGroup(AXIS, settings.bn_group)
     if weights is None:
         name = fields.pop("name")
         return create_model(name, **_fields_of(name, fields))

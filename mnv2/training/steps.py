@@ -11,6 +11,8 @@ import optax
 from jaxtyping import Array, Int
 
 from mnv2 import data
+from mnv2.ops import DeviceGroup
+from mnv2.pretrained import Preprocessing
 from mnv2.training import metrics
 from mnv2.training.devices import AXIS, place, shard
 from mnv2.training.evaluation import eval_step
@@ -25,6 +27,7 @@ def train_step(
     key: Array,
     *,
     model: nn.Module,
+    preprocess: Preprocessing,
     optimizer: optax.GradientTransformation,
     label_smoothing: float,
     ema_decay: float,
@@ -33,9 +36,9 @@ def train_step(
 ) -> tuple[TrainState, metrics.Sums]:
     """Computes one update from this device's part of a batch, and the sums over all devices.
 
-    Gradients are averaged over devices. With `classifier_only`, no gradients of the backbone are
-    computed. With `skip_nan`, a step whose loss or gradients are not finite changes only the counts
-    of steps; its sums are 0, and `skipped` is 1.
+    Gradients are averaged over devices. `preprocess` normalises the pixels. With `classifier_only`,
+    no gradients of the backbone are computed. With `skip_nan`, a step whose loss or gradients are
+    not finite changes only the counts of steps; its sums are 0, and `skipped` is 1.
     """
     key = jax.random.fold_in(jax.random.fold_in(key, state.step), jax.lax.axis_index(AXIS))
 
@@ -46,7 +49,7 @@ def train_step(
         logits: Any
         logits, changed = model.apply(
             {"params": params, "batch_stats": state.batch_stats},
-            batch["image"],
+            preprocess(batch["image"]),
             train=True,
             mutable=["batch_stats"],
             rngs={"dropout": key},
@@ -57,6 +60,8 @@ def train_step(
 
     gradients, (batch_stats, sums) = jax.grad(loss_of, has_aux=True)(state.params)
     gradients = jax.lax.pmean(gradients, AXIS)
+    if isinstance(model.axis_name, DeviceGroup):
+        batch_stats = jax.lax.pmean(batch_stats, AXIS)  # groups have different ones
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = None
@@ -96,10 +101,10 @@ def ema_decay_at(step: Array, decay: float) -> Array:
 
 
 def eval_state(
-    state: TrainState, batch: dict[str, Array], *, model: nn.Module
+    state: TrainState, batch: dict[str, Array], *, model: nn.Module, preprocess: Preprocessing
 ) -> tuple[metrics.Sums, Int[Array, " b"]]:
     """Evaluates a state on one batch: see `evaluation.eval_step`."""
-    logits: Any = model.apply(state.variables(), batch["image"], train=False)
+    logits: Any = model.apply(state.variables(), preprocess(batch["image"]), train=False)
     return eval_step(logits, batch)
 
 
@@ -120,6 +125,7 @@ class Steps(NamedTuple):
 def create_steps(
     model: nn.Module,
     settings: Settings,
+    preprocess: Preprocessing,
     *,
     total_steps: int,
     examples: int,
@@ -131,6 +137,7 @@ def create_steps(
     """
     return _create_steps(
         model,
+        preprocess,
         settings.optimization,
         batch_size=settings.batch_size,
         label_smoothing=settings.label_smoothing,
@@ -145,6 +152,7 @@ def create_steps(
 @functools.cache  # runs that differ only in their seed share the compiled programs
 def _create_steps(
     model: nn.Module,
+    preprocess: Preprocessing,
     optimization: Optimization,
     *,
     batch_size: int,
@@ -162,13 +170,14 @@ def _create_steps(
     train = functools.partial(
         train_step,
         model=model,
+        preprocess=preprocess,
         optimizer=optimizer,
         label_smoothing=label_smoothing,
         ema_decay=ema_decay,
         classifier_only=optimization.classifier_only,
         skip_nan=skip_nan,
     )
-    evaluate = functools.partial(eval_state, model=model)
+    evaluate = functools.partial(eval_state, model=model, preprocess=preprocess)
     # The state, the key and the sums have no device axis (None). The first axis of a batch and of
     # the predictions is that of devices (0).
     on_each = functools.partial(jax.pmap, axis_name=AXIS, devices=devices)

@@ -1,14 +1,18 @@
 """Batches are deterministic, complete and the same for any number of processes."""
 
 import collections
+import dataclasses
 import itertools
 from functools import partial
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from mnv2.data import eval_batches, eval_image, open_dataset, train_batches
-from mnv2.data.pipeline import Batch
+from mnv2.data.broken import BrokenExample
+from mnv2.data.pipeline import Batch, number_of_parts
+from mnv2.data.tfds_dataset import TfdsDataset
 from mnv2.runtime.errors import UserError
 
 SIZE = (28, 28)
@@ -59,8 +63,7 @@ def test_every_epoch_has_every_example_once_in_a_new_order(small):
     def multiset(images):
         return collections.Counter(image.tobytes() for image in images)
 
-    expected = multiset(arrays.numpy().astype(np.float32) / np.float32(127.5) - 1)
-    assert multiset(epochs[0]) == multiset(epochs[1]) == expected
+    assert multiset(epochs[0]) == multiset(epochs[1]) == multiset(arrays.numpy())
     assert not np.array_equal(*epochs)
 
 
@@ -80,14 +83,14 @@ def test_crops_are_shifts_of_the_padded_image_by_at_most_the_padding(small):
     arguments = {"seed": 0, "size": SIZE, "pad": 2}
     (plain,) = take(train_batches(small, 32, **arguments), 1)
     (cropped,) = take(train_batches(small, 32, augmentation="crop_flip", **arguments), 1)
-    padded = np.pad(plain["image"], ((0, 0), (2, 2), (2, 2), (0, 0)), constant_values=-1)
+    padded = np.pad(plain["image"], ((0, 0), (2, 2), (2, 2), (0, 0)), constant_values=0)
     shifts = set()
     for whole, crop in zip(padded, cropped["image"], strict=True):
         views = {
             (dy, dx, flip): whole[dy : dy + 28, dx : dx + 28][:, ::flip]
             for dy in range(5) for dx in range(5) for flip in (1, -1)
         }  # fmt: skip
-        matches = [key for key, view in views.items() if np.allclose(view, crop, atol=1e-6)]
+        matches = [key for key, view in views.items() if np.array_equal(view, crop)]
         assert matches
         shifts.add(matches[0])
     assert len(shifts) > 10
@@ -104,10 +107,14 @@ def test_evaluation_has_every_example_once_in_order(small, batch_size):
     np.testing.assert_array_equal(labels, small.arrays("validation")[1])
 
 
-def test_images_are_in_minus_one_to_one(small):
-    (batch,) = take(train_batches(small, 500, seed=0, size=SIZE), 1)
-    assert batch["image"].dtype == np.float32
-    assert (batch["image"].min(), batch["image"].max()) == (-1, 1)
+@pytest.mark.parametrize("augmentation", ["none", "flip", "crop_flip", "inception"])
+@pytest.mark.parametrize("channels", [0, 1, 3])
+def test_training_images_are_bytes_with_the_wanted_channels(small, augmentation, channels):
+    arguments = {"augmentation": augmentation, "channels": channels}
+    (batch,) = take(train_batches(small, 500, seed=0, size=SIZE, **arguments), 1)
+    assert batch["image"].dtype == np.uint8
+    assert batch["image"].shape == (500, *SIZE, channels or 1)
+    assert (batch["image"].min(), batch["image"].max()) == (0, 255)
     assert batch["label"].dtype == np.int32
 
 
@@ -136,6 +143,67 @@ def test_the_shards_of_a_batch_are_the_whole_batch(small, picture_folder, from_d
     for batch, *parts in zip(whole, *halves, strict=True):
         for name in ("image", "label"):
             np.testing.assert_array_equal(np.concatenate([x[name] for x in parts]), batch[name])
+
+
+@pytest.mark.parametrize("broken", [(), (0, 63, 64, 199)])
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_read_only_their_parts_of_a_large_set_and_the_same_batches_as_one(
+    monkeypatch, processes, broken
+):
+    """With 200 examples in 48 batches of 4, and with some of them broken."""
+    opened = open_dataset("fashion_mnist", None, 59_800)
+    read = []
+    as_dataset = opened.builder.as_dataset
+
+    def recording(split, **arguments):
+        read.append(split)
+        return as_dataset(split, **arguments)
+
+    with_names = tfds.ReadConfig(add_tfds_id=True)
+    names = [x["tfds_id"].numpy().decode() for x in
+             as_dataset("train[:200]", read_config=with_names)]  # fmt: skip
+    examples = tuple(BrokenExample(names[i], i, "") for i in broken)
+    dataset = dataclasses.replace(opened, broken={"train": examples})
+    monkeypatch.setattr(opened.builder, "as_dataset", recording)
+    monkeypatch.setattr(TfdsDataset, "fits_in_memory", lambda _: False)
+    arguments = {"seed": 3, "size": SIZE, "augmentation": "crop_flip", "first_step": 20}
+    steps = 40  # into the second epoch
+
+    def batches(**shard):
+        read.clear()
+        taken = take(train_batches(dataset, 4, **arguments, **shard), steps)
+        return taken, {split for split in read if split.startswith("train")}
+
+    whole, everything = batches()
+    shards = [batches(shard=(index, processes)) for index in range(processes)]
+    for batch, *parts in zip(whole, *(taken for taken, _ in shards), strict=True):
+        for name in ("image", "label"):
+            np.testing.assert_array_equal(np.concatenate([x[name] for x in parts]), batch[name])
+    assert set.union(*(of_one for _, of_one in shards)) == everything
+    assert sum(len(of_one) for _, of_one in shards) == len(everything)
+
+
+def test_every_epoch_of_a_large_set_has_every_example_once(monkeypatch):
+    dataset = open_dataset("fashion_mnist", None, 59_798)  # 202 examples: parts of 12 and 13
+    images, _ = dataset.arrays("train")
+    expected = collections.Counter(image.tobytes() for image in images.numpy())
+    monkeypatch.setattr(TfdsDataset, "fits_in_memory", lambda _: False)
+    batches = take(train_batches(dataset, 16, seed=0, size=SIZE), 24)  # epochs of 12 batches
+    for epoch in (batches[:12], batches[12:]):
+        seen = collections.Counter(image.tobytes() for batch in epoch for image in batch["image"])
+        assert seen <= expected
+        assert seen.total() == 192
+    assert not same(batches[:12], batches[12:])
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "processes", "parts"),
+    [(768, 1, 16), (768, 16, 16), (96, 8, 16), (8, 4, 8), (96, 32, 32), (96, 3, 3), (5, 1, 1)],
+)
+def test_the_number_of_parts_depends_on_the_processes_only_if_it_must(batch_size, processes, parts):
+    assert number_of_parts(batch_size, processes) == parts
+    assert parts % processes == 0
+    assert batch_size % parts == 0
 
 
 @pytest.mark.parametrize("from_disk", [False, True])

@@ -6,7 +6,7 @@ import pytest
 from jax.test_util import check_grads
 
 from mnv2.models.batch_norm import BatchNorm
-from mnv2.ops.batch_norm import normalize_batch
+from mnv2.ops.batch_norm import DeviceGroup, normalize_batch
 from mnv2.ops.relu6 import relu6
 
 
@@ -93,6 +93,19 @@ def test_outputs_gradients_and_running_statistics_equal_those_of_flax(inputs):
         rtol=1e-5,
         atol=1e-6,
     )
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_a_group_of_devices_has_the_statistics_of_its_own_images(inputs, size):
+    x, scale, bias = (jnp.asarray(a, jnp.float32) for a in inputs)
+    _, mean, var = jax.pmap(
+        lambda x: normalize_batch(x, scale, bias, 1e-3, DeviceGroup("d", size)),
+        axis_name="d",
+        devices=jax.devices()[:4],
+    )(x.reshape(4, 2, *x.shape[1:]))
+    groups = x.reshape(4 // size, -1, x.shape[-1])
+    np.testing.assert_allclose(mean, np.repeat(np.mean(groups, 1), size, 0), rtol=1e-5)
+    np.testing.assert_allclose(var, np.repeat(np.var(groups, 1), size, 0), rtol=1e-4)
 
 
 @pytest.mark.parametrize("devices", [2, 4, 8])

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from mnv2.data import Pixels, eval_image
+from mnv2.data import eval_image
 from mnv2.pretrained import Preprocessing, imagenet
 from mnv2.pretrained.preprocessing import METHODS, size_in_name
 from mnv2.pretrained.slim import SLIM
@@ -55,10 +55,9 @@ def test_pictures_of_the_right_size_are_unchanged():
 @pytest.mark.parametrize("size", [(28, 28), (40, 50)])
 def test_evaluation_in_training_and_prediction_have_the_same_input(size):
     pictures = smooth_picture(*size)[None]
-    pixels = Pixels(3, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
-    preprocess = Preprocessing(mean=pixels.mean, std=pixels.std)
+    preprocess = Preprocessing(mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
     prediction = preprocess(np.asarray(preprocess.crop_and_resize(pictures, (28, 28))))
-    training = eval_image(tf.constant(pictures), size=(28, 28), pixels=pixels)
+    training = preprocess(eval_image(tf.constant(pictures), size=(28, 28), channels=3).numpy())
     np.testing.assert_allclose(prediction, training, atol=1e-5)
 
 

@@ -12,6 +12,7 @@ import pytest
 from mnv2 import data
 from mnv2.data.datasets import TfdsDataset
 from mnv2.models import create_model
+from mnv2.pretrained import Preprocessing
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.interruption import Stopped, Stopper
 from mnv2.runtime.layout import METRICS, RESULT
@@ -26,7 +27,9 @@ SHAPE = (28, 28, 1)
 def steps_and_state(config, devices=None):
     of_run = settings.from_config(config)
     model = setup.set_up(of_run).model
-    steps = create_steps(model, of_run, total_steps=100, examples=1000, devices=devices)
+    steps = create_steps(
+        model, of_run, Preprocessing(), total_steps=100, examples=1000, devices=devices
+    )
     state = create_state(
         setup.set_up(of_run).model,
         steps.optimizer,
@@ -80,7 +83,7 @@ def test_nothing_that_is_not_finite_is_logged(tiny_config, tmp_path, value):
 def random_batch(size):
     random = np.random.default_rng(0)
     return {
-        "image": random.normal(size=(size, *SHAPE)).astype(np.float32),
+        "image": random.integers(0, 256, (size, *SHAPE)).astype(np.uint8),
         "label": random.integers(0, 10, size).astype(np.int32),
     }
 
@@ -105,6 +108,32 @@ def test_a_step_on_eight_devices_equals_one_on_one_device(tiny_config):
         after[1],
         after[8],
     )
+
+
+def test_each_group_of_devices_normalises_its_own_images(tiny_config):
+    """With groups of 2 of 4 devices, a step averages two steps on half of the batch."""
+    tiny_config.optimization.warmup = "0 steps"
+    tiny_config.optimization.momentum = 0.0
+    batch, key = random_batch(16), jax.random.key(0)
+    batch["image"][8:] //= 4  # the halves have other statistics
+    halves = [{name: x[i : i + 8] for name, x in batch.items()} for i in (0, 8)]
+
+    def after(batch, devices, group):
+        tiny_config.bn_group = group
+        tiny_config.batch_size = len(batch["label"])
+        steps, state = steps_and_state(tiny_config, tuple(jax.devices()[:devices]))
+        state, _ = steps.train(state, steps.shard(batch), key)
+        return jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
+
+    expected = jax.tree.map(
+        lambda one, other: (one + other) / 2, *(after(half, 2, None) for half in halves)
+    )
+    grouped = after(batch, 4, 2)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5), grouped, expected
+    )
+    together = after(batch, 4, None)["batch_stats"]["stem"]["bn"]["var"]
+    assert not np.allclose(together, grouped["batch_stats"]["stem"]["bn"]["var"], rtol=1e-3)
 
 
 def test_averages_start_with_a_short_memory_and_cover_the_statistics_of_batch_norm(tiny_config):
@@ -156,7 +185,7 @@ def test_the_training_curve_is_that_of_the_plain_operations(
     # by its own size.
     batches = data.train_batches(fashion_mnist, 16, seed=0, size=SHAPE[:2])
     batches = [
-        {"image": batch["image"][:, ::2, ::2].astype(np.float64), "label": batch["label"]}
+        {"image": batch["image"][:, ::2, ::2] / 127.5 - 1, "label": batch["label"]}
         for batch in itertools.islice(batches, 5)
     ]
     with jax.enable_x64(True):
@@ -279,6 +308,8 @@ def test_a_step_that_is_not_finite_can_be_skipped_and_changes_nothing(tiny_confi
     tiny_config.optimization.warmup = "0 steps"
     steps, state = steps_and_state(tiny_config, tuple(jax.devices()[:2]))
     good, bad, key = random_batch(16), random_batch(16), jax.random.key(0)
+    for batch in (good, bad):
+        batch["image"] = batch["image"].astype(np.float32)
     bad["image"][3, 5, 5] = np.nan
     state, sums = steps.train(state, steps.shard(good), key)
     assert metrics.skipped([sums]) == 0
