@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from etils import epath
+from etils.epath import gpath
 
 from mnv2.runtime.errors import UserError
 
@@ -48,17 +49,20 @@ def absolute(path: AnyPath) -> AnyPath:
 def connect() -> None:
     """Prepares this process for paths on GCS; must be called before the first one is used.
 
-    Sets environment variables that epath, gcsfs and tensorstore (which writes Orbax's arrays) read.
-    Raises UserError if the package that GCS needs is not installed.
+    Sets environment variables that epath, gcsfs and tensorstore, which writes Orbax's arrays, read
+    in this process. Raises UserError if the package that GCS needs is not installed.
     """
     if importlib.util.find_spec("gcsfs") is None:
         raise UserError('Google Cloud Storage needs another package: pip install ".[gcs]"')
     import fsspec
+    from gcsfs.core import GCSFileSystem
 
     # By default epath uses TensorFlow's client. It knows no emulator, so it could not be tested.
     os.environ["EPATH_USE_TF"] = "false"
-    # Otherwise gcsfs asks for the kind of a bucket, which needs one more permission, and gRPC.
-    os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
+    gpath._is_tf_installed.cache_clear()  # epath may have looked before, for a local path
+    # The default class asks for the kind of a bucket, which needs gRPC and one more permission.
+    for protocol in ("gs", "gcs"):
+        fsspec.register_implementation(protocol, GCSFileSystem, clobber=True)
     # Listings would miss what tensorstore and other processes write. Without credentials gcsfs
     # would go on without a name, and fail later.
     options = {"use_listings_cache": False, "token": "google_default"}
