@@ -115,7 +115,8 @@ def _renew(path: AnyPath, token: str, generation: str, ended: threading.Event) -
                 generation = now.generation  # it is ours: the answer was lost on its way
             renewed = asked
         except Exception as error:  # of many types: the store is out of reach
-            if asked - renewed > EXPIRY - 2 * RENEW:
+            # The next attempt may take twice RENEW, and must not end later than the lease.
+            if time.monotonic() - renewed > EXPIRY - 3 * RENEW:
                 _leave(f"cannot renew {path}: {storage.reason(error)}")
 
 
