@@ -40,7 +40,9 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, with a preset after a colon.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the runs and the report (default: runs/NAME-PRESET)."
+    "workdir",
+    None,
+    "Folder of the runs and the report, or gs://BUCKET/FOLDER (default: runs/NAME-PRESET).",
 )
 _ONLY = flags.DEFINE_list(
     "only", [], "Arms or runs (arm/seed) to execute, separated by commas (default: all)."

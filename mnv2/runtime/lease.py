@@ -5,8 +5,8 @@ seconds. Another process takes the lease only after it saw the same object for E
 no two clocks are compared. Each request says which generation of the object it replaces, and the
 store refuses it if another process was faster: two processes cannot both get the lease.
 
-A process whose lease was taken, or that cannot renew it in time, ends at once. What is not
-guaranteed: a process that was suspended for longer than EXPIRY may send requests until its next
+A process whose lease was taken, or that cannot renew it for PATIENCE seconds, ends at once. What is
+not guaranteed: a process that was suspended for longer than EXPIRY may send requests until its next
 renewal is refused.
 
 The cost is 360 small writes an hour: 0.2 US cents.
@@ -29,7 +29,11 @@ from mnv2.runtime.layout import LOCK
 from mnv2.runtime.storage import AnyPath
 
 RENEW = 10.0  # seconds
+ANSWER = 10.0  # seconds that a request may take
 EXPIRY = 60.0  # seconds
+# Seconds without a renewal after which a process ends itself. Its last attempt may begin RENEW
+# later and take ANSWER seconds, and must not end later than the lease.
+PATIENCE = 30.0
 LOST = 1  # the exit code of a process that lost its lease
 
 
@@ -115,8 +119,7 @@ def _renew(path: AnyPath, token: str, generation: str, ended: threading.Event) -
                 generation = now.generation  # it is ours: the answer was lost on its way
             renewed = asked
         except Exception as error:  # of many types: the store is out of reach
-            # The next attempt may take twice RENEW, and must not end later than the lease.
-            if time.monotonic() - renewed > EXPIRY - 3 * RENEW:
+            if time.monotonic() - renewed > PATIENCE:
                 _leave(f"cannot renew {path}: {storage.reason(error)}")
 
 
@@ -162,6 +165,6 @@ def _replace(path: AnyPath, token: str, generation: str) -> str:
         ifGenerationMatch=generation,
         data=json.dumps(says).encode(),
         json_out=True,
-        timeout=RENEW,
+        timeout=ANSWER,
     )
     return written["generation"]

@@ -43,7 +43,7 @@ def train(values: dict, environment: dict[str, str], workdirs: list[str], killed
     whose programs are compiled once for both of its workdirs, waits for that before its second one.
     """
     os.environ.update(environment, XLA_FLAGS="")  # one device, whose steps compile faster
-    lease.RENEW, lease.EXPIRY = 0.2, 1.0
+    lease.EXPIRY = 1.0  # seconds to wait for the process that was killed
     of_split, append_line, fifth = TfdsDataset.tfds_range, log.append_line, []
 
     def capped(dataset, split):
