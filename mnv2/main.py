@@ -34,12 +34,15 @@ from mnv2.runtime.config_file import check_config, prepared
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.folders import check_can_be_written, given_folder
 from mnv2.runtime.huge_pages import restart_with_huge_pages
+from mnv2.runtime.storage import AnyPath, is_object
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, with a preset after a colon.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the runs and the report (default: runs/NAME-PRESET)."
+    "workdir",
+    None,
+    "Folder of the runs and the report, or gs://BUCKET/FOLDER (default: runs/NAME-PRESET).",
 )
 _ONLY = flags.DEFINE_list(
     "only", [], "Arms or runs (arm/seed) to execute, separated by commas (default: all)."
@@ -88,6 +91,11 @@ def _train() -> None:
         for name in OF_LAUNCHERS:
             if flags.FLAGS[name].present:
                 fail(f"--{name} is for a launcher: add --launcher local or --launcher slurm")
+    if is_object(workdir) and _LAUNCHER.value != "none":
+        raise UserError(
+            f"--launcher {_LAUNCHER.value} needs a folder that its processes can append to: give a "
+            "local --workdir, or start the same command without a launcher on several machines"
+        )
     hide_gpus_from_tensorflow()
     import jax
 
@@ -117,7 +125,7 @@ def _train() -> None:
     slurm.submit(config, workdir, only, wanted, reports=_REPORT.value)
 
 
-def _workdir() -> Path:
+def _workdir() -> AnyPath:
     """Returns the folder of the runs. Raises UserError if it can be none."""
     if _WORKDIR.value is None:
         folder = _default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]))

@@ -11,15 +11,15 @@ python -m mnv2.status runs/v2_ablation --every 10     shows it every ten seconds
 """
 
 import time
-from pathlib import Path
 
 from mnv2.runtime.cli import command_parser, real_number, run
 from mnv2.runtime.folders import given_folder
+from mnv2.runtime.storage import AnyPath
 
 CLEAR = "\033[H\033[2J"  # clears the terminal before the table is shown again
 
 
-def show(workdir: Path) -> None:
+def show(workdir: AnyPath) -> None:
     """Prints the status of every run, and the number of runs in each state."""
     from mnv2.sweeps.status import STATES, statuses  # imports JAX
 

@@ -8,15 +8,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["mnv2.sweeps.execute"])  # with JAX and TensorFlow, which take 5 s
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["mnv2.sweeps.execute"])  # with JAX and TensorFlow, which take 5 s
 
 
 def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs `python -m module` with arguments; returns its exit code and what it printed."""
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / name for name in ("stdout", "stderr")]
-        process = _SERVER.Process(target=_run, args=(module, arguments, paths))
+        process = SERVER.Process(target=_run, args=(module, arguments, paths))
         process.start()
         process.join()
         assert process.exitcode is not None

@@ -26,6 +26,8 @@ import tensorflow_datasets  # noqa: F401
 
 from configs import v2_ablation
 from mnv2 import data
+from mnv2.runtime import storage
+from tests import emulator
 
 SLOWEST = ("test_loop", "test_keras", "test_torch", "test_configs", "test_finetune", "test_predict")
 
@@ -42,6 +44,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def fashion_mnist() -> data.Dataset:
     """The real thing, prepared on first use."""
     return data.open_dataset("fashion_mnist", None, 5000)
+
+
+@pytest.fixture(scope="session")
+def emulated_storage():
+    """The address of an emulator of Google Cloud Storage."""
+    with emulator.serving() as address:
+        yield address
+
+
+@pytest.fixture
+def bucket(emulated_storage, monkeypatch):
+    """The address of a bucket in the emulator, which this process and its children then use."""
+    for name, value in emulator.environment(emulated_storage).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("EPATH_USE_TF", "false")  # restored afterwards
+    storage.connect.cache_clear()
+    storage.connect()
+    return f"gs://{emulator.BUCKET}"
 
 
 @pytest.fixture

@@ -103,7 +103,8 @@ def test_bad_input_is_one_clear_line(tmp_path, fashion_mnist, name):
     ("workdir", "message"),
     [
         ("", "--workdir is empty"),
-        ("gs://bucket/runs", "--workdir gs://bucket/runs is an address"),
+        ("gs:///runs", "--workdir gs:///runs names no bucket: give gs://BUCKET/FOLDER"),
+        ("s3://bucket/runs", "--workdir s3://bucket/runs is an address"),
         ("file:///tmp/runs", "is an address"),
         ("README.md", "--workdir README.md is a file"),
         ("README.md/runs", "cannot write to --workdir README.md/runs: "),

@@ -108,7 +108,7 @@ def test_an_empty_failure_is_still_a_failure(workdir):
 @pytest.mark.parametrize(
     ("command", "given", "message"),
     [
-        ("status", "gs://bucket/runs", "is an address"),
+        ("status", "hdfs://bucket/runs", "is an address"),
         ("report", "s3://bucket/runs", "is an address"),
         ("report", "", "WORKDIR is empty"),
         ("status", "README.md", "WORKDIR README.md is a file"),

@@ -16,6 +16,7 @@ from mnv2.data.image_folder import open_image_folder
 from mnv2.data.tfds_dataset import TfdsDataset, first_line
 from mnv2.runtime.errors import UserError, check_choice
 from mnv2.runtime.files import locked
+from mnv2.runtime.storage import SCHEME, AnyPath, as_path
 
 FOLDER_PREFIX = "folder:"
 
@@ -32,7 +33,7 @@ class Dataset(Protocol):
         """The number of examples that are held out from the end of train."""
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> AnyPath:
         """The folder of the data set."""
 
     @property
@@ -98,6 +99,8 @@ def open_dataset(
     dataset: Dataset
     if name.startswith(FOLDER_PREFIX):
         root = Path(name.removeprefix(FOLDER_PREFIX)).expanduser()
+        if name.startswith(FOLDER_PREFIX + SCHEME):
+            raise UserError(f"{name}: pictures are read from a local folder only; copy them first")
         dataset = open_image_folder(name, root, validation, on_broken)
     else:
         dataset = TfdsDataset(name, _open_builder(name, data_dir), validation)
@@ -140,15 +143,15 @@ def _create_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder
             return tfds.builder(name, data_dir=data_dir)
         with contextlib.suppress(tfds.core.DatasetNotFoundError, ValueError):
             return tfds.builder(name, data_dir=data_dir)
-        if (folder := Path(name).expanduser()).is_dir():
+        if (folder := as_path(name).expanduser()).is_dir():
             return tfds.builder_from_directory(_prepared_in(folder))
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"cannot open data set {name!r}: {first_line(error)}") from error
-    if name.startswith(("/", ".", "~")):
+    if name.startswith(("/", ".", "~", SCHEME)):
         raise UserError(f"no data set in {name}: there is no such folder")
-    here = Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+    here = as_path(data_dir or str(tfds.core.constants.DATA_DIR)).expanduser()
     prepared = {path.parents[1].name for path in here.glob("*/*/dataset_info.json")}
     check_choice(base, {*known, *prepared}, "data set")
     raise UserError(
@@ -156,7 +159,7 @@ def _create_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder
     )
 
 
-def _prepared_in(folder: Path) -> Path:
+def _prepared_in(folder: AnyPath) -> AnyPath:
     """Returns where in a folder TFDS prepared a data set: there, or one or two folders below."""
     found = [
         path.parent
@@ -179,7 +182,7 @@ def _prepare(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     """Prepares a data set, or waits while another process prepares it; returns its builder."""
     builder = _create_builder(name, data_dir)
     try:
-        with locked(Path(builder.data_dir).parents[1] / f".{builder.name}.lock"):
+        with locked(as_path(str(builder.data_dir)).parents[1] / f".{builder.name}.lock"):
             # A builder reads what is on disk when it is created, so create it with the lock held.
             builder = _create_builder(name, data_dir)
             if not builder.data_path.exists():

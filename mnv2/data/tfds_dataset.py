@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -13,6 +12,7 @@ from mnv2.data import decoding
 from mnv2.data.broken import BrokenExample, find_broken, raise_or_warn
 from mnv2.data.splits import SPLITS, Part, bounds_of, check_split, divide
 from mnv2.runtime.errors import UserError
+from mnv2.runtime.storage import AnyPath, as_path
 from mnv2.runtime.terminal import note
 
 # A data set is kept in memory as one array if its decoded images are smaller than this.
@@ -39,8 +39,8 @@ class TfdsDataset:
     broken: Mapping[str, Sequence[BrokenExample]] = dataclasses.field(default_factory=dict)
 
     @property
-    def folder(self) -> Path:
-        return Path(self.builder.data_dir)
+    def folder(self) -> AnyPath:
+        return as_path(str(self.builder.data_dir))
 
     @property
     def num_classes(self) -> int:

@@ -19,7 +19,9 @@ from mnv2.pretrained.infer import infer_network
 from mnv2.pretrained.loaded import Pretrained as Pretrained
 from mnv2.pretrained.preprocessing import Preprocessing as Preprocessing
 from mnv2.runtime.errors import UserError, check_choice, check_positive
+from mnv2.runtime.folders import given_folder
 from mnv2.runtime.layout import NETWORK
+from mnv2.runtime.storage import SCHEME
 
 FORMATS = ("mnv2", "keras", "torch", "slim")
 NAMING_SCHEMES = ("mnv2", "keras", "torchvision")
@@ -53,6 +55,9 @@ def load(
     """
     if format is not None:
         check_choice(format, FORMATS, "format")
+    if str(path).startswith(SCHEME):
+        loaded = _read_run_on_gcs(str(path), format)
+        return loaded.without_background() if drop_background else loaded
     source = Path(path).expanduser()
     prefix = slim.find_prefix(source)
     if not source.exists() and prefix is None:
@@ -138,6 +143,17 @@ def _read(source: Path, prefix: Path | None, format: str | None, need_head: bool
     if contents.head or loaded.class_names is not None:
         return loaded
     return dataclasses.replace(loaded, class_names=imagenet.class_names(loaded.num_classes))
+
+
+def _read_run_on_gcs(address: str, format: str | None) -> Pretrained:
+    """Reads the folder of a run on Google Cloud Storage; of other files the libraries read none."""
+    folder = given_folder(address, "weights")
+    if format not in (None, "mnv2") or not native.is_run(folder):
+        raise UserError(
+            f"{folder} is not the folder of a run (it has no {NETWORK}): other weights are read "
+            "from local files only; copy them first"
+        )
+    return native.read_run(folder)
 
 
 def _file_in(folder: Path) -> Path:

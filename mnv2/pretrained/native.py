@@ -24,6 +24,7 @@ from mnv2.runtime import packed_arrays
 from mnv2.runtime.errors import UserError, check_choice
 from mnv2.runtime.files import write_json
 from mnv2.runtime.layout import CHECKPOINTS, NETWORK
+from mnv2.runtime.storage import AnyPath
 
 METADATA_KEY = "mnv2"  # of the description in a .safetensors file
 
@@ -55,17 +56,17 @@ def description_of(
     }
 
 
-def write_description(folder: Path, description: dict[str, Any]) -> None:
+def write_description(folder: AnyPath, description: dict[str, Any]) -> None:
     """Writes the description of the network in a run's checkpoints to the folder of the run."""
     write_json(folder / NETWORK, description)
 
 
-def is_run(path: Path) -> bool:
+def is_run(path: AnyPath) -> bool:
     """Returns whether `path` is the folder of a run."""
     return (path / NETWORK).exists()
 
 
-def read_run(folder: Path) -> Pretrained:
+def read_run(folder: AnyPath) -> Pretrained:
     """Reads the newest checkpoint of a run, with averaged parameters if the run keeps them.
 
     Raises UserError if it cannot be read, or if a tensor is missing, unexpected or misshapen.

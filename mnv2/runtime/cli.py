@@ -17,6 +17,7 @@ from mnv2.runtime.checks import Check, number, whole
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import caches
 from mnv2.runtime.interruption import EXIT_CODE, Stopped, compiling
+from mnv2.runtime.storage import is_store_error, reason
 
 
 class _Parser(argparse.ArgumentParser):
@@ -68,6 +69,10 @@ def run(main: Callable[[], None]) -> None:
     except BrokenPipeError:  # nobody reads what is printed any more, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         leave(141)  # the exit code of a process that SIGPIPE ended
+    except Exception as error:
+        if not is_store_error(error):
+            raise
+        fail(f"cannot use Google Cloud Storage: {reason(error)}")
     except Stopped as stopped:
         print(f"\nstopped by {stopped}: the same command resumes there", file=sys.stderr)
         if compiling():

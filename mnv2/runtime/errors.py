@@ -9,6 +9,10 @@ class UserError(ValueError):
     """Bad input. Its message is one line: what is wrong, where, and what would be right."""
 
 
+class Held(Exception):
+    """Another process is writing to a folder; the message names the process."""
+
+
 def check_choice(value: Any, choices: Iterable[str], what: str) -> None:
     """Raises UserError unless `value` is one of `choices`; the message suggests the nearest one."""
     names = sorted(choices)

@@ -15,8 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from mnv2.runtime.errors import UserError
+from mnv2.runtime import lease, storage
+from mnv2.runtime.errors import Held, UserError
 from mnv2.runtime.layout import LOCK
+from mnv2.runtime.storage import AnyPath
 
 try:
     import fcntl
@@ -26,10 +28,6 @@ except ImportError:  # Windows
 GLANCE = 0.1  # seconds that `holder` may keep a lock for
 UNFINISHED = ".unfinished"  # the end of the name of a file that is being written
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
-
-
-class Held(Exception):
-    """Another process is writing to a folder; the message names the process."""
 
 
 @functools.cache
@@ -82,12 +80,18 @@ def write_cache(name: str, value: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: AnyPath) -> Iterator[Path]:
     """Yields a new path in the same folder; what was written there then becomes `path`.
 
     After an error it is removed. Each writer has a path of its own, so that several can write the
-    same file at the same time; the last one wins.
+    same file at the same time; the last one wins. On an object store the new path is a local one,
+    and an object becomes `path` without a rename.
     """
+    if storage.is_object(path):
+        with tempfile.TemporaryDirectory() as scratch:
+            yield (local := Path(scratch, path.name))
+            storage.write(path, local.read_bytes())
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{uuid.uuid4().hex}{UNFINISHED}")
     try:
@@ -111,7 +115,7 @@ def _sync(file: IO[bytes]) -> None:
             raise
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: AnyPath, text: str) -> None:
     """Replaces a file, whole or not at all."""
     with replacing(path) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
@@ -137,7 +141,7 @@ def _numbers(value: Any, where: str) -> Iterator[tuple[str, float]]:
         yield where, value
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: AnyPath, value: Any) -> None:
     """Replaces a file by `value` as indented JSON, whole or not at all.
 
     Raises UserError, and leaves the file as it was, for a number that is not finite.
@@ -149,7 +153,7 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, text + "\n")
 
 
-def read_json(path: Path, remedy: str) -> dict[str, Any]:
+def read_json(path: AnyPath, remedy: str) -> dict[str, Any]:
     """Reads an object from a JSON file.
 
     Raises UserError if the file is damaged; the message ends with `remedy`, which says what to do.
@@ -162,7 +166,7 @@ def read_json(path: Path, remedy: str) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise ValueError(f"it holds a {type(value).__name__} and no object")
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; {remedy}") from error
+        raise UserError(f"cannot read {path}: {storage.reason(error)}; {remedy}") from error
     except RecursionError:
         raise UserError(f"{path} is damaged (it is nested too deep): {remedy}") from None
     except UnicodeDecodeError:
@@ -179,7 +183,7 @@ def _refuse(constant: str) -> float:
     raise ValueError(f"it holds {constant}")
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: AnyPath) -> list[dict[str, Any]]:
     """Reads a file with one JSON object per line; [] if there is none.
 
     A last line without its end is left out: it is being written. Raises UserError if any other line
@@ -190,12 +194,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+        raise UserError(f"cannot read {path}: {storage.reason(error)}") from error
     lines = raw.split(b"\n")[:-1]
     return [_object(path, number, line) for number, line in enumerate(lines, start=1)]
 
 
-def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:
+def _object(path: AnyPath, number: int, line: bytes) -> dict[str, Any]:
     try:
         value = json.loads(line, parse_constant=_refuse)
     except (ValueError, RecursionError):  # also if it is no text
@@ -205,7 +209,7 @@ def _object(path: Path, number: int, line: bytes) -> dict[str, Any]:
     return value
 
 
-def damaged_line(path: Path, number: int) -> UserError:
+def damaged_line(path: AnyPath, number: int) -> UserError:
     """Returns the error that a line of metrics is damaged."""
     return UserError(
         f"line {number} of {path} is damaged: delete that line, or the folder of the run to start "
@@ -219,7 +223,7 @@ def append_line(path: Path, line: str) -> None:
         file.write(line + "\n")
 
 
-def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+def keep_lines(path: AnyPath, wanted: Callable[[dict[str, Any]], bool]) -> None:
     """Drops the objects that are not `wanted`, and a last line that was cut short.
 
     Raises UserError, and leaves the file as it was, if any other line is damaged.
@@ -236,11 +240,15 @@ def keep_lines(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: AnyPath) -> Iterator[None]:
     """Holds a lock file, after waiting for the process that holds it. It ends with the process.
 
-    Without a lock, after a warning, where the file system has none.
+    Without a lock, after a warning, where the file system has none, and without a warning on an
+    object store.
     """
+    if storage.is_object(path):
+        yield
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         _lock(file, wait=True)
@@ -248,12 +256,16 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def sole_writer(folder: Path) -> Iterator[None]:
+def sole_writer(folder: AnyPath) -> Iterator[None]:
     """Keeps other processes out of a folder. Raises Held if another process is writing there.
 
     The operating system releases the lock when its process ends, for whatever reason. Without a
-    lock, after a warning, where the file system has none.
+    lock, after a warning, where the file system has none. An object store has leases instead.
     """
+    if storage.is_object(folder):
+        with lease.held(folder):
+            yield
+        return
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+") as file:
         if not _lock(file):
@@ -269,8 +281,10 @@ def sole_writer(folder: Path) -> Iterator[None]:
         yield
 
 
-def holder(folder: Path) -> str | None:
+def holder(folder: AnyPath) -> str | None:
     """Returns which process is writing to a folder; None if none is."""
+    if storage.is_object(folder):
+        return lease.holder(folder)
     path = folder / LOCK
     try:
         with path.open() as file:

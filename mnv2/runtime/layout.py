@@ -15,7 +15,7 @@ WORKDIR/ARM/SEED/                 the folder of one run
     result.json                   the test result; the run is finished
     failure.txt                   why the last attempt failed
     log.txt                       the output of a run that a launcher started
-    .lock                         held by the process that writes here
+    .lock                         held by the process that writes here (in a bucket: its lease)
 """
 
 SWEEP = "sweep.json"

@@ -7,7 +7,6 @@ all), and an index holds their names, types and shapes.
 
 import math
 import zlib
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,6 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from mnv2.runtime.errors import UserError
+from mnv2.runtime.storage import AnyPath, absolute
 
 
 def name_of(path: Any) -> str:
@@ -56,7 +56,7 @@ def read(manager: ocp.CheckpointManager, step: int) -> tuple[dict[str, np.ndarra
     return arrays, index
 
 
-def reader(folder: Path) -> ocp.CheckpointManager:
+def reader(folder: AnyPath) -> ocp.CheckpointManager:
     """Opens a folder of checkpoints for reading, by this process alone.
 
     Otherwise Orbax waits, at each read, for all processes of the run to read the same.
@@ -68,10 +68,10 @@ def reader(folder: Path) -> ocp.CheckpointManager:
             primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"reader{index}"
         )
     options = ocp.CheckpointManagerOptions(read_only=True, multiprocessing_options=alone)
-    return ocp.CheckpointManager(folder.absolute(), options=options)
+    return ocp.CheckpointManager(absolute(folder), options=options)
 
 
-def read_newest(folder: Path) -> dict[str, np.ndarray]:
+def read_newest(folder: AnyPath) -> dict[str, np.ndarray]:
     """Reads the arrays of the newest checkpoint in `folder`, by name.
 
     Raises UserError if there is no checkpoint.

@@ -3,13 +3,13 @@
 import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import ml_collections
 
 from mnv2.runtime.errors import UserError, check_choice
 from mnv2.runtime.layout import REPORT, SLURM
+from mnv2.runtime.storage import AnyPath
 
 CHANGES = (Mapping, ml_collections.ConfigDict)  # the types of what an arm changes
 NAME = re.compile(r"[^/\\,\0]+")  # of an arm
@@ -72,7 +72,7 @@ def _has(config: Any, dotted: str) -> bool:
         return False
 
 
-def check_description(value: dict[str, Any], path: Path, remedy: str) -> dict[str, Any]:
+def check_description(value: dict[str, Any], path: AnyPath, remedy: str) -> dict[str, Any]:
     """Returns the content of a sweep.json. Raises UserError if it lacks what a report needs."""
     try:
         config = value["config"]
@@ -95,7 +95,7 @@ def check_description(value: dict[str, Any], path: Path, remedy: str) -> dict[st
     return value
 
 
-def check_result(value: dict[str, Any], path: Path, remedy: str) -> dict[str, Any]:
+def check_result(value: dict[str, Any], path: AnyPath, remedy: str) -> dict[str, Any]:
     """Returns the content of a result.json. Raises UserError if it lacks what a report needs."""
     test = value.get("test")
     accuracy: Any = test.get("accuracy") if isinstance(test, dict) else None

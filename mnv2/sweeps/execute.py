@@ -12,11 +12,12 @@ import ml_collections
 
 from mnv2.runtime import compilation_cache
 from mnv2.runtime.accelerators import find_devices
-from mnv2.runtime.errors import UserError
-from mnv2.runtime.files import Held, sole_writer, write_text
+from mnv2.runtime.errors import Held, UserError
+from mnv2.runtime.files import sole_writer, write_text
 from mnv2.runtime.interruption import Stopper
 from mnv2.runtime.layout import FAILURE
 from mnv2.runtime.processes import any_of, is_writer, number_of_first, of_first, say
+from mnv2.runtime.storage import AnyPath, reason
 from mnv2.runtime.terminal import format_seconds, short_path, waiting_for_input
 from mnv2.sweeps import workdir as workdirs
 from mnv2.sweeps.plan import Run
@@ -26,7 +27,7 @@ from mnv2.training.loop import train
 
 def run_sweep(
     config: ml_collections.ConfigDict,
-    workdir: Path,
+    workdir: AnyPath,
     only: Sequence[str] = (),
     *,
     reports: bool = True,
@@ -67,7 +68,7 @@ def outcome(label: str, result: dict[str, Any], seconds: float) -> str:
 
 
 def _execute_all(
-    config: ml_collections.ConfigDict, workdir: Path, only: Sequence[str], stopper: Stopper
+    config: ml_collections.ConfigDict, workdir: AnyPath, only: Sequence[str], stopper: Stopper
 ) -> dict[str, str]:
     """Executes the runs; returns the names of those that failed, and the reasons."""
     cache = compilation_cache.enable()
@@ -125,7 +126,7 @@ def _hold(one: Run, until: contextlib.ExitStack) -> str | None:
         except Held as held:
             holder = str(held)
         except OSError as error:
-            raise UserError(f"cannot write to {one.folder}: {error.strerror}") from error
+            raise UserError(f"cannot write to {one.folder}: {reason(error)}") from error
     return (holder or "another process") if of_first(holder is not None) else None
 
 
@@ -135,7 +136,7 @@ def _explanation(error: Exception) -> str:
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
-def _record_failure(folder: Path, error: Exception) -> None:
+def _record_failure(folder: AnyPath, error: Exception) -> None:
     """Writes the traceback, with the message as its last line, to the run's folder if possible."""
     lines = [] if isinstance(error, UserError) else traceback.format_exception(error)
     with contextlib.suppress(OSError):  # a full disk may be what failed

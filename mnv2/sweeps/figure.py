@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib.figure
@@ -10,13 +9,14 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from mnv2.runtime.files import replacing
+from mnv2.runtime.storage import AnyPath, Mirror
 from mnv2.sweeps.statistics import Row, prediction_interval
 from mnv2.sweeps.workdir import Sweep
 
 BASELINE_COLOR, ARM_COLOR, BAND_COLOR = "black", "#3b6ea5", "0.9"
 
 
-def draw(sweep: Sweep, rows: Sequence[Row], path: Path) -> None:
+def draw(sweep: Sweep, rows: Sequence[Row], path: AnyPath) -> None:
     """Draws accuracy, with 95 % intervals, against the field that each panel varies."""
     by_arm = {row.arm: row for row in rows}
     panels = sweep.config["panels"]
@@ -40,16 +40,19 @@ def draw(sweep: Sweep, rows: Sequence[Row], path: Path) -> None:
         figure.savefig(unfinished, dpi=110, format=path.suffix.removeprefix("."))
 
 
-def write_to_tensorboard(image: Path, folder: Path) -> None:
+def write_to_tensorboard(image: AnyPath, folder: AnyPath) -> None:
     """Writes the figure as an image to `folder`, in place of an earlier one."""
     from clu import metric_writers  # imports TensorFlow, which drawing does not need
 
     for old in folder.glob("events.out.tfevents.*"):
         old.unlink(missing_ok=True)  # another process may write a report too
-    pixels = matplotlib.image.imread(image)
-    writer = metric_writers.SummaryWriter(str(folder))
+    with image.open("rb") as file:
+        pixels = matplotlib.image.imread(file)
+    mirror = Mirror(folder)
+    writer = metric_writers.SummaryWriter(str(mirror.here))
     writer.write_images(0, {"report": pixels[None, ..., :3]})
     writer.close()
+    mirror.close()
 
 
 def _draw_panel(axis: Axes, sweep: Sweep, title: str, field: str, rows: Sequence[Row]) -> None:

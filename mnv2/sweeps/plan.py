@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import ml_collections
@@ -11,6 +10,7 @@ from mnv2.runtime.checks import whole
 from mnv2.runtime.errors import UserError, check_choice
 from mnv2.runtime.files import read_json
 from mnv2.runtime.layout import RESULT
+from mnv2.runtime.storage import AnyPath
 from mnv2.training import settings
 from mnv2.training.setup import set_up
 
@@ -28,7 +28,7 @@ class Run:
 
     arm: str
     seed: int
-    folder: Path
+    folder: AnyPath
     config: dict[str, Any]
     settings: settings.Settings
     steps: int
@@ -57,7 +57,9 @@ class Run:
         return trained is not None and trained >= self.steps
 
 
-def plan(config: ml_collections.ConfigDict, workdir: Path, only: Sequence[str] = ()) -> list[Run]:
+def plan(
+    config: ml_collections.ConfigDict, workdir: AnyPath, only: Sequence[str] = ()
+) -> list[Run]:
     """Lists the runs of `config`: all arms with the first seed, then with the second, and so on.
 
     `only` names arms, or runs as arm/seed; the other arms are left out. Raises UserError if any of

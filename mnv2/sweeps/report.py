@@ -1,16 +1,15 @@
 """The report of a sweep: a table, printed and written, and a figure."""
 
-from pathlib import Path
-
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import write_text
 from mnv2.runtime.layout import REPORT
+from mnv2.runtime.storage import AnyPath, reason
 from mnv2.sweeps import figure, tables, workdir
 from mnv2.sweeps.environment import provenance
 from mnv2.sweeps.statistics import rows
 
 
-def write_report(folder: Path) -> None:
+def write_report(folder: AnyPath) -> None:
     """Prints the table of the finished runs in `folder`; writes report.md, .csv and .png there.
 
     Raises UserError if no run is finished, and if the files cannot be written.
@@ -31,6 +30,6 @@ def write_report(folder: Path) -> None:
         figure.draw(sweep, finished, folder / f"{REPORT}.png")
         figure.write_to_tensorboard(folder / f"{REPORT}.png", folder / REPORT)
     except OSError as error:
-        raise UserError(f"cannot write the report to {folder}: {error.strerror}") from error
+        raise UserError(f"cannot write the report to {folder}: {reason(error)}") from error
     print(f"report    {folder}/{REPORT}.md, {REPORT}.csv, {REPORT}.png")
     print(f"curves    tensorboard --logdir {folder}")

@@ -1,11 +1,11 @@
 """How far the runs of a sweep are, from the files in its workdir."""
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import damaged_line, holder, read_lines
 from mnv2.runtime.layout import METRICS
+from mnv2.runtime.storage import AnyPath
 from mnv2.runtime.terminal import format_seconds
 from mnv2.sweeps.workdir import Sweep, failure_of, load
 
@@ -20,7 +20,7 @@ class Status(NamedTuple):
     detail: str
 
 
-def statuses(workdir: Path) -> list[Status]:
+def statuses(workdir: AnyPath) -> list[Status]:
     """Returns the status of every run of a sweep. Raises UserError if there is no sweep."""
     sweep = load(workdir)
     return [Status(f"{arm}/{seed}", *_state(sweep, arm, seed)) for arm, seed in sweep.runs()]
@@ -49,7 +49,7 @@ def _state(sweep: Sweep, arm: str, seed: int) -> tuple[str, str]:
     return ("stopped", progress) if line else ("waiting", "")
 
 
-def _last_training_line(path: Path) -> dict[str, Any]:
+def _last_training_line(path: AnyPath) -> dict[str, Any]:
     """Returns the newest line about training. Raises UserError for a damaged file."""
     for number, values in reversed(list(enumerate(read_lines(path), start=1))):
         if "train/loss" in values or "train/images_per_second" in values:

@@ -6,7 +6,6 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import ml_collections
@@ -16,6 +15,7 @@ from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import read_json, to_json, warn_once, write_json
 from mnv2.runtime.layout import CHECKPOINTS, CONFIG, ENVIRONMENT, FAILURE, RESULT, SWEEP
 from mnv2.runtime.processes import is_writer
+from mnv2.runtime.storage import AnyPath, reason
 from mnv2.sweeps.checks import check_comparison, check_description, check_result
 from mnv2.sweeps.environment import environment, is_environment
 from mnv2.sweeps.plan import BETWEEN_ARMS, Run, chosen, plan
@@ -42,7 +42,7 @@ class Sweep:
     damaged       the runs whose result cannot be read, by name, and why
     """
 
-    workdir: Path
+    workdir: AnyPath
     config: dict[str, Any]
     steps: dict[str, int]
     results: dict[str, dict[int, dict[str, Any]]]
@@ -77,7 +77,7 @@ class Sweep:
         return range(first, first + changes.get("seeds", self.config["seeds"]))
 
 
-def load(workdir: Path) -> Sweep:
+def load(workdir: AnyPath) -> Sweep:
     """Reads what is finished in `workdir`. Raises UserError if it is not the workdir of a sweep."""
     description = _read_description(workdir)
     if description is None:
@@ -100,7 +100,7 @@ def load(workdir: Path) -> Sweep:
     return Sweep(workdir, config, steps, results, environments, damaged)
 
 
-def _result_paths(workdir: Path, arms: Sequence[str]) -> list[tuple[str, int, Path]]:
+def _result_paths(workdir: AnyPath, arms: Sequence[str]) -> list[tuple[str, int, AnyPath]]:
     """Lists the results of the arms in the order of their seeds; names those of other folders."""
     found = []
     for arm in arms:
@@ -112,7 +112,7 @@ def _result_paths(workdir: Path, arms: Sequence[str]) -> list[tuple[str, int, Pa
     return sorted(found, key=lambda one: one[1])
 
 
-def _read_description(workdir: Path) -> dict[str, Any] | None:
+def _read_description(workdir: AnyPath) -> dict[str, Any] | None:
     """Reads sweep.json; None if there is none."""
     path = workdir / SWEEP
     if not path.exists():
@@ -120,12 +120,12 @@ def _read_description(workdir: Path) -> dict[str, Any] | None:
     return check_description(read_json(path, SWEEP_REMEDY), path, SWEEP_REMEDY)
 
 
-def read_result(path: Path) -> dict[str, Any]:
+def read_result(path: AnyPath) -> dict[str, Any]:
     """Reads a result.json. Raises UserError if it is damaged."""
     return check_result(read_json(path, RESULT_REMEDY), path, RESULT_REMEDY)
 
 
-def claim(config: ml_collections.ConfigDict, workdir: Path, only: Sequence[str]) -> list[Run]:
+def claim(config: ml_collections.ConfigDict, workdir: AnyPath, only: Sequence[str]) -> list[Run]:
     """Records the config in `workdir`, and returns the runs that `only` chooses.
 
     The config may be that of the workdir with a longer duration: its runs are then trained longer,
@@ -159,7 +159,7 @@ def claim(config: ml_collections.ConfigDict, workdir: Path, only: Sequence[str])
             if json.loads(to_json(description)) != old:
                 write_json(workdir / SWEEP, description)
         except OSError as error:
-            raise UserError(f"cannot write to --workdir {workdir}: {error.strerror}") from error
+            raise UserError(f"cannot write to --workdir {workdir}: {reason(error)}") from error
     return runs
 
 
@@ -176,7 +176,7 @@ def record(one: Run) -> None:
     write_json(one.folder / ENVIRONMENT, {**now, **({"earlier": before} if before else {})})
 
 
-def _environments_before(folder: Path) -> list[dict[str, Any]]:
+def _environments_before(folder: AnyPath) -> list[dict[str, Any]]:
     """Returns the environments in which the checkpoint of a run was trained; [] without one."""
     if not any((folder / CHECKPOINTS).glob("[0-9]*")):
         return []
@@ -191,17 +191,17 @@ def result_of(one: Run) -> dict[str, Any]:
     return read_result(one.folder / RESULT)
 
 
-def failure_of(folder: Path) -> str | None:
+def failure_of(folder: AnyPath) -> str | None:
     """Returns the last line of a failed run's error; None if the run did not fail."""
     path = folder / FAILURE
     if not path.exists():
         return None
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")
     return next((line for line in reversed(lines) if line.strip()), f"{path} is empty")
 
 
 def _check_same(
-    workdir: Path,
+    workdir: AnyPath,
     old: dict[str, Any] | None,
     config: ml_collections.ConfigDict,
     runs: Sequence[Run],

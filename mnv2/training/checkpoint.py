@@ -7,7 +7,6 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -18,9 +17,11 @@ from mnv2.runtime import packed_arrays
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.layout import DAMAGED
 from mnv2.runtime.processes import is_writer, number_of_first
+from mnv2.runtime.storage import AnyPath, absolute, is_object, is_store_error, move
 from mnv2.training.state import TrainState
 
 COUNTERS = ("skipped", "skipped_in_a_row")  # not in the checkpoints of mnv2 0.1.0: no step was
+COMMITTED = "commit_success.txt"  # Orbax's last object of a checkpoint on an object store
 MARGIN = 1 << 20  # bytes that a checkpoint needs besides its arrays
 # Errors of a file system that is out of reach for a moment; they say nothing about the files.
 PASSING = (
@@ -49,8 +50,8 @@ class Checkpoints:
     Each holds the state and the timing of the training until then.
     """
 
-    def __init__(self, folder: Path):
-        self._folder = folder.absolute()
+    def __init__(self, folder: AnyPath):
+        self._folder = absolute(folder)
         self._damaged = self._folder.with_name(DAMAGED)
         self._manager = ocp.CheckpointManager(
             self._folder, options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
@@ -85,6 +86,8 @@ class Checkpoints:
 
         Checked in advance, because a failed write in the background leaves many messages.
         """
+        if is_object(self._folder):
+            return  # no disk that could be full, and no folder
         trouble = None
         if not self._folder.is_dir():
             trouble = "the folder is gone"
@@ -153,8 +156,11 @@ class Checkpoints:
 
     def newest(self) -> str:
         """Says which checkpoint is the newest."""
-        # Orbax also counts what it is still writing; a folder named by a step is complete.
-        step = max((int(p.name) for p in self._folder.glob("*") if p.name.isdigit()), default=None)
+        # Orbax also counts what it is still writing. A local folder named by a step is complete; on
+        # an object store, which cannot rename folders, Orbax writes an object at the end.
+        end = COMMITTED if is_object(self._folder) else ""
+        found = [p for p in self._folder.glob("*") if p.name.isdigit() and (p / end).exists()]
+        step = max((int(p.name) for p in found), default=None)
         if step is None:
             return "there is no checkpoint"
         return f"the newest checkpoint is that of step {step}, in {self._folder}"
@@ -179,9 +185,8 @@ class Checkpoints:
         return jax.tree.unflatten(structure, restored), Timing(*index["timing"])
 
     def _set_aside(self, step: int) -> None:
-        self._damaged.mkdir(exist_ok=True)
         place = self._damaged / f"{step}-{time.time_ns()}"  # the same step may be damaged again
-        (self._folder / str(step)).rename(place)
+        move(self._folder / str(step), place)
 
     def wait(self) -> None:
         """Waits until everything that was saved is on disk."""
@@ -197,7 +202,11 @@ def passing(error: BaseException) -> bool:
     """Tells whether an error, or its cause, is a failure of the file system and no damage."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, MemoryError) or (isinstance(seen, OSError) and seen.errno in PASSING):
+        if (
+            is_store_error(seen)
+            or isinstance(seen, MemoryError)
+            or (isinstance(seen, OSError) and seen.errno in PASSING)
+        ):
             return True
         seen = seen.__cause__ or seen.__context__
     return False

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from mnv2.runtime.files import write_json
 from mnv2.runtime.interruption import Stopped, Stopper
 from mnv2.runtime.layout import CHECKPOINTS, RESULT
 from mnv2.runtime.processes import is_writer, of_first, process_shard
+from mnv2.runtime.storage import AnyPath, is_store_error, reason
 from mnv2.runtime.terminal import StatusLine
 from mnv2.runtime.throughput import Stopwatch
 from mnv2.training import metrics
@@ -35,18 +35,27 @@ def _explained_os_errors() -> Iterator[None]:
     """Turns an error of the file system into a UserError that says how to resume."""
     try:
         yield
+    except UserError:
+        raise
     except OSError as error:
-        if error.errno is None:
+        if error.errno is None and not is_store_error(error):
             raise  # not about a file: the connection to another process is lost
         raise UserError(
-            f"cannot read or write {error.filename or 'a file'}: {error.strerror}; "
+            f"cannot read or write {error.filename or 'a file'}: {reason(error)}; "
+            "the same command resumes from the newest checkpoint"
+        ) from error
+    except Exception as error:
+        if not is_store_error(error):
+            raise
+        raise UserError(
+            f"cannot read or write on Google Cloud Storage: {reason(error)}; "
             "the same command resumes from the newest checkpoint"
         ) from error
 
 
 @_explained_os_errors()
 def train(
-    settings: Settings, folder: Path, *, label: str = "run", stopper: Stopper | None = None
+    settings: Settings, folder: AnyPath, *, label: str = "run", stopper: Stopper | None = None
 ) -> dict[str, Any]:
     """Trains one run in `folder`, from the newest checkpoint there or from the beginning.
 
@@ -141,6 +150,7 @@ def train(
                         log.write(step, values)
                         line.say(progress(step, total_steps, summary["loss"], stopwatch))
                         if saves:
+                            log.store()
                             checkpoints.save(step, state, _timing(stopwatch))
                         if validation_is_due():
                             evaluate_on("validation")
@@ -153,6 +163,7 @@ def train(
             if step == 0:
                 raise
             try:
+                log.store()
                 checkpoints.save(step, state, _timing(stopwatch))
             except NotFinite as error:
                 raise Stopped(f"{stopped}; {label}: {error}") from None
@@ -223,7 +234,7 @@ def _rate(stopwatch: Stopwatch) -> float:
     return images / stopwatch.seconds if stopwatch.seconds else 0.0
 
 
-def _write_description(folder: Path, setup: Setup) -> None:
+def _write_description(folder: AnyPath, setup: Setup) -> None:
     """Writes what others need to use the network: pixels, sizes, names of classes."""
     height, width, channels = setup.image_shape
     names = setup.dataset.class_names

@@ -9,6 +9,7 @@ import pytest
 
 from mnv2.runtime import packed_arrays
 from mnv2.runtime.errors import UserError
+from mnv2.runtime.storage import as_path
 from mnv2.training.checkpoint import Checkpoints, NotFinite, Timing
 from mnv2.training.state import TrainState
 
@@ -182,3 +183,48 @@ def test_a_checkpoint_without_counters_of_skipped_steps_is_resumed(tmp_path, mon
     restored, _ = Checkpoints(tmp_path / "checkpoints").restore(state_of(0))
     assert (int(restored.step), int(restored.skipped)) == (10, 0)
     np.testing.assert_array_equal(restored.params["kernel"], state_of(10).params["kernel"])
+
+
+@pytest.fixture
+def stored(bucket, request):
+    """Checkpoints of steps 10 and 20 in a bucket."""
+    folder = as_path(f"{bucket}/{request.node.name}/checkpoints")
+    checkpoints = Checkpoints(folder)
+    for step in (10, 20):
+        checkpoints.save(step, state_of(step), Timing(step / 2, step))
+    checkpoints.close()
+    return folder
+
+
+def test_a_damaged_checkpoint_in_a_bucket_is_kept_aside_and_the_one_before_it_used(stored, capsys):
+    for part in (stored / "20/state/d").iterdir():
+        part.unlink()
+    state, timing = Checkpoints(stored).restore(state_of(0))
+    jax.tree.map(np.testing.assert_array_equal, state, state_of(10))
+    assert timing == Timing(5.0, 10)
+    assert "the checkpoint of step 20 is damaged and was moved to" in capsys.readouterr().err
+    assert not (stored / "20").exists()
+    assert len(list(stored.parent.glob("damaged/20-*/state/_METADATA"))) == 1
+
+
+def test_a_checkpoint_in_a_bucket_that_was_not_completed_is_written_again(stored):
+    (stored / "20/commit_success.txt").unlink()  # as if the process had been killed before it
+    checkpoints = Checkpoints(stored)
+    assert checkpoints.newest().startswith("the newest checkpoint is that of step 10, in gs://")
+    state, _ = checkpoints.restore(state_of(0))
+    assert int(state.step) == 10
+    checkpoints.save(20, state_of(20), Timing(10.0, 20))
+    checkpoints.close()
+    jax.tree.map(
+        np.testing.assert_array_equal, Checkpoints(stored).restore(state_of(0))[0], state_of(20)
+    )
+
+
+def test_storage_that_does_not_answer_is_not_damage(stored, monkeypatch):
+    def failing(*_):
+        raise ValueError("UNAVAILABLE: Error reading 'gs://bucket/x'")
+
+    monkeypatch.setattr(packed_arrays, "read", failing)
+    with pytest.raises(UserError, match=r"cannot read the checkpoint of step 20 now .*: try again"):
+        Checkpoints(stored).restore(state_of(0))
+    assert (stored / "20").exists()

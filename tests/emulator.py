@@ -1,0 +1,80 @@
+"""Google Cloud Storage on this machine: python -m tests.emulator PORT
+
+The objects are in the memory of the process that serves, so they survive the death of the processes
+that write them. The bucket is named `bucket`. For another process:
+
+    export STORAGE_EMULATOR_HOST=http://localhost:PORT
+    python -m mnv2.main --config configs/v2_ablation.py:quick --workdir gs://bucket/runs
+"""
+
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import parse_qs, urlparse
+
+from gcp_storage_emulator import server
+from gcp_storage_emulator.exceptions import NotFound
+
+BUCKET = "bucket"
+PRECONDITION_FAILED = 412
+
+
+class _Handler(server.RequestHandler):
+    """Also honours ifGenerationMatch in uploads, as Google does and the emulator does not."""
+
+    def do_POST(self) -> None:
+        url = urlparse(self.path)
+        query = {name: values[0] for name, values in parse_qs(url.query).items()}
+        wanted = query.get("ifGenerationMatch")
+        if wanted is not None and wanted != self._generation(url.path, query.get("name", "")):
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(PRECONDITION_FAILED)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        else:
+            super().do_POST()
+
+    def _generation(self, path: str, name: str) -> str:
+        bucket = path.partition("/b/")[2].partition("/")[0]
+        try:
+            return self.storage.get_file_obj(bucket, name)["generation"]
+        except NotFound:
+            return "0"
+
+
+def environment(address: str) -> dict[str, str]:
+    """Returns the variables that make a process use the emulator at an address."""
+    return {
+        "STORAGE_EMULATOR_HOST": address,
+        "TENSORSTORE_GCS_HTTP_URL": address,
+        "GOOGLE_AUTH_TOKEN_FOR_TESTING": "any",  # tensorstore would look for credentials
+    }
+
+
+@contextmanager
+def serving(port: int = 0) -> Iterator[str]:
+    """Serves on a port, by default on a free one; yields the address."""
+    logging.getLogger("gcp_storage_emulator").setLevel(logging.CRITICAL)
+    storage = server.Storage(use_memory_fs=True)
+    server.buckets.create_bucket(BUCKET, storage)
+
+    class Quiet(server.server.HTTPServer):
+        def handle_error(self, request, client_address) -> None:
+            """Says nothing about a client that left, such as one that was killed."""
+
+    with Quiet(("localhost", port), lambda *given: _Handler(storage, *given)) as http:
+        thread = threading.Thread(target=http.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"http://localhost:{http.server_port}"
+        finally:
+            http.shutdown()
+            thread.join()
+
+
+if __name__ == "__main__":
+    with serving(int(sys.argv[1])) as address:
+        print(address, flush=True)
+        threading.Event().wait()

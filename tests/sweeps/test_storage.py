@@ -1,0 +1,118 @@
+"""A sweep in a bucket, in processes of their own: one is killed, another one resumes."""
+
+import json
+import os
+import signal
+
+import ml_collections
+import numpy as np
+import pytest
+
+from mnv2.data.datasets import TfdsDataset
+from mnv2.runtime import lease
+from mnv2.runtime.files import read_lines
+from mnv2.runtime.folders import check_can_be_written, given_folder
+from mnv2.runtime.layout import CHECKPOINTS, METRICS, RESULT
+from mnv2.runtime.packed_arrays import read_newest
+from mnv2.runtime.storage import as_path
+from mnv2.sweeps.execute import run_sweep
+from mnv2.sweeps.report import write_report
+from mnv2.sweeps.status import statuses
+from mnv2.training import log
+from tests import emulator
+from tests.commands import SERVER
+
+# What was measured with a clock, and differs from one execution to the next.
+MEASURED = ("train/images_per_second", "train/waiting_for_input")
+TIMES = ("images_per_second", "train_seconds", "waiting_for_input", "first_step_seconds")
+
+
+@pytest.fixture
+def two_arms(tiny_config, fashion_mnist):
+    """Two arms whose steps are the same program, so that it is compiled once."""
+    tiny_config.arms = (("a", {}), ("b", {"data.augmentation": "crop_flip"}))
+    tiny_config.baseline, tiny_config.seeds, tiny_config.panels = "a", 1, ()
+    tiny_config.duration, tiny_config.checkpoint_every = "7 steps", "3 steps"
+    return tiny_config
+
+
+def train(values: dict, environment: dict[str, str], workdirs: list[str], killed=None) -> None:
+    """Executes a sweep with 500 test pictures in one workdir after another.
+
+    The first process gets one workdir, and is killed at step 5 of the second arm. The second one,
+    whose programs are compiled once for both of its workdirs, waits for that before its second one.
+    """
+    os.environ.update(environment, XLA_FLAGS="")  # one device, whose steps compile faster
+    lease.EXPIRY = 1.0  # seconds to wait for the process that was killed
+    of_split, append_line, fifth = TfdsDataset.tfds_range, log.append_line, []
+
+    def capped(dataset, split):
+        name, begin, end = of_split(dataset, split)
+        return name, begin, min(end, begin + 500) if split == "test" else end
+
+    def killing(path, line):
+        append_line(path, line)
+        if json.loads(line)["step"] == 5:
+            fifth.append(line)
+        if killed is None and len(fifth) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    TfdsDataset.tfds_range, log.append_line = capped, killing
+    for number, workdir in enumerate(workdirs):
+        if number:
+            killed.wait()
+        folder = given_folder(workdir, "--workdir")
+        check_can_be_written(folder, "--workdir")
+        run_sweep(ml_collections.ConfigDict(values), folder)
+
+
+def without(values: dict, names: tuple[str, ...]) -> dict:
+    return {name: value for name, value in values.items() if name not in names}
+
+
+def test_a_sweep_in_a_bucket_that_is_killed_ends_as_one_in_a_local_folder(
+    two_arms, bucket, emulated_storage, tmp_path, capsys
+):
+    values, environment = two_arms.to_dict(), emulator.environment(emulated_storage)
+    stored = as_path(f"{bucket}/killed/runs")
+    killed = SERVER.Event()
+    of_both = values, environment
+    first = SERVER.Process(target=train, args=(*of_both, [str(stored)]))
+    second = SERVER.Process(target=train, args=(*of_both, [str(tmp_path), str(stored)], killed))
+    first.start()
+    second.start()
+    first.join()
+    assert first.exitcode == -signal.SIGKILL
+    assert [one.state for one in statuses(stored)] in (["done", "running"], ["done", "stopped"])
+    assert not (stored / "b/0" / RESULT).exists()
+    killed.set()
+    second.join()
+    assert second.exitcode == 0
+    for arm in ("a/0", "b/0"):
+        ours, theirs = stored / arm, tmp_path / arm
+        state, expected = (read_newest(run / CHECKPOINTS) for run in (ours, theirs))
+        assert state.keys() == expected.keys()
+        for name, array in state.items():
+            np.testing.assert_array_equal(array, expected[name], strict=True)
+        lines, wanted = (
+            [without(line, MEASURED) for line in read_lines(run / METRICS)]
+            for run in (ours, theirs)
+        )
+        assert lines == wanted
+        result, right = (
+            without(json.loads((run / RESULT).read_text()), TIMES) for run in (ours, theirs)
+        )
+        assert result == right
+        assert len(list(ours.glob("events.out.tfevents.*"))) == 1
+        assert not (ours / ".lock").exists()
+    assert [one.state for one in statuses(stored)] == ["done", "done"]
+    write_report(stored)
+    assert f"report    {stored}/report.md" in capsys.readouterr().out
+    rows, same = (
+        [row.rsplit(",", 2)[0] for row in (folder / "report.csv").read_text().splitlines()]
+        for folder in (stored, tmp_path)
+    )
+    assert rows == same
+    assert "Not finished" not in (stored / "report.md").read_text()
+    assert (stored / "report.png").read_bytes()[1:4] == b"PNG"
+    assert len(list((stored / "report").glob("events.out.tfevents.*"))) == 1
