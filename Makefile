@@ -19,7 +19,7 @@ $(error ACCELERATOR must be cpu, cuda13, cuda12 or tpu, got '$(ACCELERATOR)')
 endif
 READY := .venv/ready$(if $(filter any,$(PLATFORM)),,-$(ACCELERATOR))
 
-.PHONY: help ablation photograph experiments throughput scaling test faults slurm-test check tour \
+.PHONY: help ablation photograph experiments throughput scaling tpu h100 test faults slurm-test check tour \
 	tensorboard clean
 
 help:
@@ -29,6 +29,8 @@ help:
 	@echo 'make experiments  answer open questions about the papers by measuring; fill the tables'
 	@echo 'make throughput   measure the speed here compared to PyTorch, Keras, ONNX Runtime and others'
 	@echo 'make scaling      measure how speed changes with batch size, resolution, width and threads'
+	@echo 'make tpu          what a training step costs on TPUs, by the compiler, without a TPU'
+	@echo 'make h100         the same for an NVIDIA H100'
 	@echo 'make test         run the tests'
 	@echo 'make faults       kill, signal, damage and starve runs at random; nothing may be lost'
 	@echo 'make slurm-test   preempt a sweep on a SLURM of one node, which is installed and started'
@@ -65,6 +67,16 @@ throughput: .venv-peers/ready
 scaling: .venv-peers/ready
 	.venv-peers/bin/python -m experiments.scaling
 
+tpu: .venv-compilers/ready
+	.venv-compilers/bin/python -m experiments.chips --chips v5e --out runs/chips_v5e
+	.venv-compilers/bin/python -m experiments.chips --chips v4 v5p v6e --networks v2 \
+		--out runs/chips_tpus
+	$(BIN)/python -m experiments.tables
+
+h100: .venv-compilers/ready
+	.venv-compilers/bin/python -m experiments.chips --chips H100 --out runs/chips_h100
+	$(BIN)/python -m experiments.tables
+
 test: .venv/ready
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
 
@@ -73,7 +85,17 @@ faults: .venv/ready
 	$(BIN)/python -m tests.faults.processes
 	$(BIN)/python -m tests.faults.kills
 
-slurm-test: .venv/ready
+slurm-tpu: .venv-compilers/ready
+	.venv-compilers/bin/python -m experiments.chips --chips v5e --out runs/chips_v5e
+	.venv-compilers/bin/python -m experiments.chips --chips v4 v5p v6e --networks v2 \
+		--out runs/chips_tpus
+	$(BIN)/python -m experiments.tables
+
+h100: .venv-compilers/ready
+	.venv-compilers/bin/python -m experiments.chips --chips H100 --out runs/chips_h100
+	$(BIN)/python -m experiments.tables
+
+test: .venv/ready
 	$(BIN)/python -m tests.faults.slurm
 
 check: .venv/ready
@@ -89,7 +111,7 @@ tensorboard: .venv/ready
 	$(BIN)/tensorboard --logdir $(WORKDIR)
 
 clean:
-	rm -rf .venv .venv-peers
+	rm -rf .venv .venv-peers .venv-compilers
 
 # Exactly the locked versions, if the lock has them for this platform.
 .venv/ready: pyproject.toml requirements.txt requirements-dev.txt requirements.lock
@@ -100,6 +122,13 @@ clean:
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		-r requirements.txt -r requirements-dev.txt -c requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+# XLA's compilers for TPUs and NVIDIA GPUs, 7 GB, in their own environment. JAX computes on the CPU.
+.venv-compilers/ready: .venv/ready
+	$(PYTHON_FOUND) -m venv .venv-compilers
+	.venv-compilers/bin/python -m pip install --quiet --disable-pip-version-check \
+		-r requirements.txt 'jax[cuda13,tpu]' -c requirements.lock
 	@touch $@
 
 # JAX for an accelerator, up to 3 GB, in the same environment; one at a time.

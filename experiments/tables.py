@@ -1,13 +1,13 @@
-"""Fills the measured tables into experiments/README.md: python -m experiments.tables
+"""Fills the measured tables into the pages: python -m experiments.tables
 
 Every experiment writes its tables as Markdown, next to its CSV files. This command puts each of
-them into experiments/README.md, between its two markers
+them into experiments/README.md or docs/accelerators.md, between its two markers
 
     <!-- NAME: measured by a command -->
     <!-- end of NAME -->
 
-and copies the figures that the README shows to docs/. Tables and figures without a result in runs/
-stay as they are. The names of these tables are printed.
+and copies the figures that experiments/README.md shows to docs/. Tables and figures without a
+result in runs/ stay as they are. The names of these tables are printed.
 """
 
 import re
@@ -18,6 +18,7 @@ from mnv2.runtime.cli import command_parser, run
 from mnv2.runtime.files import write_text
 
 README = Path(__file__).parent / "README.md"
+ACCELERATORS = README.parents[1] / "docs" / "accelerators.md"
 TABLE = re.compile(
     r"(<!-- (?P<name>\w+): measured by a command -->\n).*?(<!-- end of (?P=name) -->)",
     re.DOTALL,
@@ -60,10 +61,14 @@ def main() -> None:
         "--runs", type=Path, default=Path("runs"), help="folder with the results of experiments"
     )
     arguments = parser.parse_args()
-    text, missing = fill(README.read_text(), arguments.runs)
-    write_text(README, text)
-    copied = copy_figures(text, arguments.runs, README.parents[1] / "docs")
-    print(f"written: {README.name}; figures in docs: {', '.join(copied) or 'none'}")
+    missing: list[str] = []
+    for page in (README, ACCELERATORS):
+        text, without = fill(page.read_text(), arguments.runs)
+        write_text(page, text)
+        missing += without
+    copied = copy_figures(README.read_text(), arguments.runs, README.parents[1] / "docs")
+    pages = f"{README.name}, {ACCELERATORS.name}"
+    print(f"written: {pages}; figures in docs: {', '.join(copied) or 'none'}")
     if missing:
         print(f"without a result in {arguments.runs}: {', '.join(missing)}")
 

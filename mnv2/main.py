@@ -47,6 +47,9 @@ _WORKDIR = flags.DEFINE_string(
 _ONLY = flags.DEFINE_list(
     "only", [], "Arms or runs (arm/seed) to execute, separated by commas (default: all)."
 )
+_PROFILE = flags.DEFINE_string(
+    "profile", None, "Folder for a trace of ten steps of the first run: see docs/accelerators.md."
+)
 _REPORT = flags.DEFINE_bool("report", True, "Write the report after the runs.")
 _LAUNCHER = flags.DEFINE_enum(
     "launcher",
@@ -91,6 +94,8 @@ def _train() -> None:
         for name in OF_LAUNCHERS:
             if flags.FLAGS[name].present:
                 fail(f"--{name} is for a launcher: add --launcher local or --launcher slurm")
+    if _PROFILE.value is not None and _LAUNCHER.value != "none":
+        raise UserError("--profile is for runs in this process: leave out --launcher")
     if is_object(workdir) and _LAUNCHER.value != "none":
         raise UserError(
             f"--launcher {_LAUNCHER.value} needs a folder that its processes can append to: give a "
@@ -106,7 +111,7 @@ def _train() -> None:
         if joins is not None:
             processes.meet(*joins)
         with processes.together():
-            run_sweep(config, workdir, only, reports=_REPORT.value)
+            run_sweep(config, workdir, only, reports=_REPORT.value, profile=_profile())
         return
     jax.config.update("jax_platforms", "cpu")  # GPUs are for the runs
     if _LAUNCHER.value == "local":
@@ -132,6 +137,17 @@ def _workdir() -> AnyPath:
     else:
         folder = given_folder(_WORKDIR.value, "--workdir")
     check_can_be_written(folder, "--workdir")
+    return folder
+
+
+def _profile() -> AnyPath | None:
+    """Returns the folder for a trace. Raises UserError if it can be none."""
+    if _PROFILE.value is None:
+        return None
+    folder = given_folder(_PROFILE.value, "--profile")
+    if is_object(folder):
+        raise UserError("--profile must be a local folder")
+    check_can_be_written(folder, "--profile")
     return folder
 
 

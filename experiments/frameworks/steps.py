@@ -15,11 +15,10 @@ from experiments.frameworks.tasks import READING, Task
 
 def mnv2(task: Task) -> Step:
     """This project: the training step of `mnv2.main`, or `models.for_inference`."""
-    import jax
+    from experiments.common import our_steps
+    from mnv2 import data
 
-    from experiments.common.initialisation import random_network
-    from mnv2 import data, models
-
+    batches = None
     if task.mode in READING:
         dataset = data.open_dataset(f"folder:{task.pictures}", None)
         batches = data.train_batches(
@@ -29,41 +28,12 @@ def mnv2(task: Task) -> Step:
             size=(task.size, task.size),
             augmentation="inception",
         )
-    if task.mode == "load":
+    if batches is not None and task.mode == "load":
         return lambda: next(batches)
-
-    model: Any
+    fields = {"name": task.network, "width": task.width}
     if task.mode == "infer":
-        model, variables = random_network(task.network, width=task.width)
-        infer = models.for_inference(model, variables)
-        images = jax.device_put(task.images())
-        return lambda: infer(images).block_until_ready()
-
-    from configs import v2_ablation
-    from mnv2.pretrained import Preprocessing
-    from mnv2.training import settings
-    from mnv2.training.devices import AXIS
-    from mnv2.training.state import create_state
-    from mnv2.training.steps import create_steps
-
-    config = v2_ablation.get_config()
-    config.batch_size, config.ema_decay = task.batch, 0.0
-    model = models.create_model(task.network, width=task.width, axis_name=AXIS)
-    of_run = settings.from_config(config)
-    compiled = create_steps(model, of_run, Preprocessing(), total_steps=10_000, examples=1_000_000)
-    shape = (task.size, task.size, 3)
-    state = compiled.place(create_state(model, compiled.optimizer, shape, seed=0, ema=False))
-    images = np.clip(64 * task.images() + 128, 0, 255).astype(np.uint8)  # as data.train_batches
-    random_batch = compiled.shard({"image": images, "label": task.labels()})
-    key = jax.random.key(0)
-
-    def step() -> None:
-        nonlocal state
-        batch = compiled.shard(next(batches)) if task.mode == "feed" else random_batch
-        state, sums = compiled.train(state, batch, key)
-        jax.block_until_ready((state, sums))
-
-    return step
+        return our_steps.inference(fields, task.images())
+    return our_steps.training(fields, our_steps.random_batch(task.batch, task.size), batches)
 
 
 def flax(task: Task) -> Step:

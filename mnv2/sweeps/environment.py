@@ -21,7 +21,7 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
-        "commit": _commit(),
+        "commit": commit(),
         "devices": [device.device_kind for device in jax.devices()],
         "machine": f"{platform.system()} {platform.machine()}",
     }
@@ -93,7 +93,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Returns the git commit of this code, with '+' if it was changed since; None without git.
 
     None too if the code is installed inside the repository of another project.

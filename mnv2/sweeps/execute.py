@@ -31,17 +31,19 @@ def run_sweep(
     only: Sequence[str] = (),
     *,
     reports: bool = True,
+    profile: AnyPath | None = None,
 ) -> None:
     """Executes every run that is not finished, one after another, then writes the report.
 
     A run that fails does not stop the others. A run that another process is executing is skipped.
+    `profile` is the folder for a trace of some steps of the first run.
     Raises UserError at the end if any run failed, and Stopped if a signal came.
     """
     say(f"JAX computes on {find_devices()}")
     several = jax.process_count() > 1
     stopper = Stopper(any_of if several else None)
     with stopper.listening():
-        failed = _execute_all(config, workdir, only, stopper)
+        failed = _execute_all(config, workdir, only, stopper, profile)
     if reports and is_writer() and any(workdirs.load(workdir).results.values()):
         write_report(workdir)
     raise_if_failed(failed)
@@ -68,7 +70,11 @@ def outcome(label: str, result: dict[str, Any], seconds: float) -> str:
 
 
 def _execute_all(
-    config: ml_collections.ConfigDict, workdir: AnyPath, only: Sequence[str], stopper: Stopper
+    config: ml_collections.ConfigDict,
+    workdir: AnyPath,
+    only: Sequence[str],
+    stopper: Stopper,
+    profile: AnyPath | None,
 ) -> dict[str, str]:
     """Executes the runs; returns the names of those that failed, and the reasons."""
     cache = compilation_cache.enable()
@@ -95,7 +101,10 @@ def _execute_all(
                     )
                 if is_writer():
                     workdirs.record(one)
-                result = train(one.settings, one.folder, label=label, stopper=stopper)
+                result = train(
+                    one.settings, one.folder, label=label, stopper=stopper, profile=profile
+                )
+                profile = None  # the first run is enough
             except Exception as error:
                 failed[one.name] = _explanation(error)
                 if is_writer():

@@ -26,6 +26,7 @@ from mnv2.training.log import MetricsLog
 from mnv2.training.settings import Settings
 from mnv2.training.setup import Setup, set_up
 from mnv2.training.start import initial_state
+from mnv2.training.tracing import Trace
 
 MOST_SKIPPED = 10  # steps in a row, with on_nan = skip, after which a run stops
 
@@ -55,13 +56,18 @@ def _explained_os_errors() -> Iterator[None]:
 
 @_explained_os_errors()
 def train(
-    settings: Settings, folder: AnyPath, *, label: str = "run", stopper: Stopper | None = None
+    settings: Settings,
+    folder: AnyPath,
+    *,
+    label: str = "run",
+    stopper: Stopper | None = None,
+    profile: AnyPath | None = None,
 ) -> dict[str, Any]:
     """Trains one run in `folder`, from the newest checkpoint there or from the beginning.
 
     Evaluates on the validation split during training, and on the test split once, at the end.
     Writes metrics.jsonl and the same for TensorBoard, checkpoints, and at the end result.json,
-    which it also returns.
+    which it also returns. Writes a trace of some steps to the folder `profile`, if it is given.
 
     Raises Stopped soon after `stopper` has noted a signal; the last step is then saved. Raises
     UserError for settings that describe no run, a loss that is not finite, and a full disk.
@@ -77,6 +83,7 @@ def train(
     with (  # closed in any case, so that a checkpoint on its way to the disk arrives
         contextlib.closing(Checkpoints(folder / CHECKPOINTS)) as checkpoints,
         contextlib.closing(MetricsLog(folder)) as log,
+        contextlib.closing(Trace(profile)) as trace,
     ):
         state, timing = checkpoints.restore(state)
         step = int(state.step)  # the number of steps done; the last may still run on the devices
@@ -129,6 +136,7 @@ def train(
                         jax.block_until_ready(state)  # compiled: later steps are timed
                         first_step_seconds = time.perf_counter() - began
                         stopwatch.start(step)
+                    trace.after_step(state)
 
                     saves = step == total_steps or (
                         checkpoint_every and step % checkpoint_every == 0

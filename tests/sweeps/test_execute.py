@@ -335,4 +335,4 @@ def test_no_commit_is_recorded_if_this_code_lies_in_the_repository_of_another_pr
     (tmp_path / "mnv2" / "sweeps").mkdir(parents=True)
     (tmp_path / "mnv2" / "__init__.py").write_text("")
     monkeypatch.setattr(environments, "__file__", str(tmp_path / "mnv2/sweeps/environment.py"))
-    assert environments._commit() is None
+    assert environments.commit() is None
