@@ -43,7 +43,7 @@ def find_devices(dev: Path = Path("/dev")) -> str:
         first = (wanted or "").split(",")[0]
         raise UserError(
             f"there is no {NAMES.get(first, first)} here that JAX can use, and JAX_PLATFORMS is "
-            f"{wanted} ({reason[:160]}): see docs/accelerators.md, or leave JAX_PLATFORMS unset"
+            f"{wanted}: see docs/accelerators.md, or leave JAX_PLATFORMS unset ({reason[:200]})"
         ) from error
     if jax.default_backend() == "cpu" and not wanted:
         _warn_of_unused(dev)

@@ -93,7 +93,8 @@ def together() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if jax.process_count() == 1:
+        # Not by the number of processes: JAX may have failed to find its devices.
+        if not jax.distributed.is_initialized():
             raise
         if isinstance(error, UserError):
             _leave(f"{error}", code=2)
