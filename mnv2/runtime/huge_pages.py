@@ -4,6 +4,10 @@ A training step allocates and frees every intermediate tensor. By default glibc 
 4 KiB for each, and the page faults take a third of the step. MobileNetV2 0.35 on 28x28 images,
 batch 128, two cores: 62 ms per step, and 39 ms with these settings. glibc reads them only when a
 process starts, so the command restarts itself.
+
+Threads keep memory areas of their own. With one area for all (arena_max), a step is no faster, and
+the freed memory is in pieces too small for the next step: MobileNetV2 at 224 pixels, batch 32, then
+takes 4.1 to 6.2 GiB instead of 2.5.
 """
 
 import os
@@ -13,7 +17,7 @@ import sys
 from pathlib import Path
 
 VARIABLE = "GLIBC_TUNABLES"
-SETTINGS = {"arena_max": 1, "hugetlb": 1, "mmap_threshold": 1 << 34, "trim_threshold": 1 << 34}
+SETTINGS = {"hugetlb": 1, "mmap_threshold": 1 << 34, "trim_threshold": 1 << 34}
 TUNABLES = ":".join(f"glibc.malloc.{name}={n}" for name, n in SETTINGS.items())
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 DEVICES = Path("/dev")
