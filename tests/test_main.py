@@ -50,6 +50,10 @@ BAD_INPUT = {
         ["--config=configs/finetune.py", "--config.weights=README.md"],
         "unknown format '.md' of README.md: known are .h5",
     ),
+    "a trace and a launcher": (
+        [CONFIG, "--launcher=local", "--profile=runs/t"], "--profile is for runs in this process"
+    ),
+    "a trace in a bucket": ([CONFIG, "--profile=s3://bucket/t"], "--profile s3://bucket/t is an"),
     "unknown launcher": ([CONFIG, "--launcher=slrm"], "'slrm': did you mean 'slurm'?"),
     "a launcher and processes": (
         [CONFIG, "--launcher=local", "--distributed"], "leave out --distributed"

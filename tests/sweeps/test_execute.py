@@ -25,7 +25,7 @@ def trained(monkeypatch):
     """Replaces training by writing a made-up result; returns the runs that were trained."""
     runs = []
 
-    def train(settings, workdir, *, label, stopper):
+    def train(settings, workdir, *, label, stopper, profile):
         runs.append(f"{workdir.parent.name}/{workdir.name}")
         result = {
             "test": {
@@ -216,7 +216,7 @@ def test_a_run_that_is_resumed_elsewhere_keeps_both_environments(
 def test_a_run_that_fails_does_not_keep_the_others_from_being_done(
     tiny_config, tmp_path, monkeypatch, capsys
 ):
-    def training(settings, folder, *, label, stopper):
+    def training(settings, folder, *, label, stopper, profile):
         if settings.model["bottleneck"] == "relu6":
             raise OSError(28, "No space left on device")
         if settings.model["expansion"] == 1:
