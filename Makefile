@@ -85,17 +85,7 @@ faults: .venv/ready
 	$(BIN)/python -m tests.faults.processes
 	$(BIN)/python -m tests.faults.kills
 
-slurm-tpu: .venv-compilers/ready
-	.venv-compilers/bin/python -m experiments.chips --chips v5e --out runs/chips_v5e
-	.venv-compilers/bin/python -m experiments.chips --chips v4 v5p v6e --networks v2 \
-		--out runs/chips_tpus
-	$(BIN)/python -m experiments.tables
-
-h100: .venv-compilers/ready
-	.venv-compilers/bin/python -m experiments.chips --chips H100 --out runs/chips_h100
-	$(BIN)/python -m experiments.tables
-
-test: .venv/ready
+slurm-test: .venv/ready
 	$(BIN)/python -m tests.faults.slurm
 
 check: .venv/ready
