@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from mnv2.models.batch_norm import BatchNorm
+from mnv2.ops import relu6
 
 
 class Activity(NamedTuple):
@@ -32,21 +33,24 @@ def before_activation(
     The layer then applies its activation function, if it has one, to these values. With `train`,
     batch norm uses the statistics of `images`. A new network has no other statistics.
     """
-    _, state = model.apply(
-        variables,
-        images,
-        train=train,
-        mutable=["intermediates", "batch_stats"],
-        rngs={"dropout": jax.random.key(0)},
-        capture_intermediates=lambda module, method: (
-            isinstance(module, BatchNorm) and method == "__call__"
-        ),
-    )
-    found = {}
-    for path, value in jax.tree_util.tree_leaves_with_path(state["intermediates"]):
-        names = [part.key for part in path if isinstance(part, jax.tree_util.DictKey)]
-        if names[-1] == "__call__":  # networks sow other tensors under other names
-            found["/".join(names[:-2])] = value
+    found: dict[str, Array] = {}
+
+    def note(following: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        if not isinstance(context.module, BatchNorm) or context.method_name != "__call__":
+            return following(*args, **kwargs)
+        # Batch norm applies ReLU6 itself where it can.
+        y = following(*args, **{**kwargs, "then_relu6": False})
+        found["/".join(context.module.path[:-1])] = y
+        return relu6(y) if kwargs.get("then_relu6") else y
+
+    with nn.intercept_methods(note):
+        model.apply(
+            variables,
+            images,
+            train=train,
+            mutable=["intermediates", "batch_stats"],
+            rngs={"dropout": jax.random.key(0)},
+        )
     return found
 
 
