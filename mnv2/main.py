@@ -90,6 +90,7 @@ def _train() -> None:
     """Executes the runs, in this process or by a launcher."""
     # Before TensorFlow and JAX are imported, which takes seconds.
     config, workdir, only, joins = _CONFIG.value, _workdir(), _only(), _joins()
+    profile = _profile()
     if flags.FLAGS["launcher"].using_default_value:
         for name in OF_LAUNCHERS:
             if flags.FLAGS[name].present:
@@ -111,7 +112,7 @@ def _train() -> None:
         if joins is not None:
             processes.meet(*joins)
         with processes.together():
-            run_sweep(config, workdir, only, reports=_REPORT.value, profile=_profile())
+            run_sweep(config, workdir, only, reports=_REPORT.value, profile=profile)
         return
     jax.config.update("jax_platforms", "cpu")  # GPUs are for the runs
     if _LAUNCHER.value == "local":

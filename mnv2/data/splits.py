@@ -80,7 +80,7 @@ def check_split(name: str, split: str, splits: Collection[str]) -> None:
 
 
 def bounds_of(part: tuple[int, int], count: int) -> tuple[int, int]:
-    """Returns the first and the last but one of `count` examples that are in a part.
+    """Returns where a part of `count` examples begins, and where the next part begins.
 
     `part` is (index, number of parts).
     """

@@ -22,7 +22,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from mnv2.ops.precision import accumulator
-from mnv2.ops.relu6 import relu6
+from mnv2.ops.relu6 import before_relu6, relu6
 
 # An image with two vectors over its channels: either (y, mean, variance), or the gradients for
 # (x, scale, bias).
@@ -106,14 +106,8 @@ def gradients(
 ) -> ImageAndTwoVectors:
     """Returns the gradients for x, scale and bias, given the gradient for y."""
 
-    def before_relu6(g: Float[Array, "n h w c"], x: Float[Array, "n h w c"]) -> Array:
-        if not then_relu6:
-            return g
-        y = _normalized(saved, x)
-        return jnp.where((y > 0) & (y < 6), g, 0)
-
     x, scale, _, mean, inverse_std = saved
-    g_y = before_relu6(g, x)
+    g_y = before_relu6(g, _normalized(saved, x)) if then_relu6 else g
     local_g = jnp.sum(g_y, (0, 1, 2), dtype=mean.dtype)
     local_gx = _sum_of_products(g_y, x)
     sum_g = sum_over_devices(local_g, axis_name)
@@ -123,8 +117,8 @@ def gradients(
     if then_relu6:
         # On CUDA XLA would write `g_y` to memory for its second use; behind a barrier it computes
         # it again. A step moves 1.4 GB less.
-        again = lax.platform_dependent(g, x, cuda=_barrier, default=lambda *images: images)
-        g_y, x = before_relu6(*again), again[1]
+        g, x = lax.platform_dependent(g, x, cuda=_barrier, default=lambda *images: images)
+        g_y = before_relu6(g, _normalized(saved, x))
     g_x = (factor * g_y + slope * x + offset).astype(x.dtype)
     # The gradients for parameters cover the images of this device only: the training step adds
     # them up when it averages gradients over devices.

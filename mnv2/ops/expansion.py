@@ -116,13 +116,14 @@ def _forward(
     epsilon: float,
     axis_name: batch_norm.Axis,
 ) -> tuple[Normalized, Saved]:
+    by_moments = functools.partial(_by_moments, epsilon=epsilon, axis_name=axis_name)
     normalized, intermediates = lax.platform_dependent(
         images,
         kernel,
         scale,
         bias,
-        cpu=functools.partial(_by_moments, epsilon=epsilon, axis_name=axis_name),
-        cuda=functools.partial(_by_moments, epsilon=epsilon, axis_name=axis_name),
+        cpu=by_moments,
+        cuda=by_moments,
         default=functools.partial(_one_by_one, epsilon=epsilon, axis_name=axis_name),
     )
     return normalized, Saved(images, kernel, scale, bias, intermediates)
@@ -131,11 +132,12 @@ def _forward(
 def _backward(
     epsilon: float, axis_name: batch_norm.Axis, saved: Saved, output_gradients: Normalized
 ) -> Gradients:
+    by_moments = functools.partial(_gradients_by_moments, axis_name=axis_name)
     return lax.platform_dependent(
         saved,
         output_gradients[0],
-        cpu=functools.partial(_gradients_by_moments, axis_name=axis_name),
-        cuda=functools.partial(_gradients_by_moments, axis_name=axis_name),
+        cpu=by_moments,
+        cuda=by_moments,
         default=functools.partial(_gradients_one_by_one, axis_name=axis_name),
     )
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from mnv2.ops.padding import Padding
 from mnv2.ops.precision import accumulator
-from mnv2.ops.relu6 import relu6
+from mnv2.ops.relu6 import before_relu6, relu6
 
 # Bytes of images per chunk of the scan in `kernel_gradient`. A chunk must be small enough for the
 # L2 cache of a core, together with its padded copy and its gradients, and large enough to hide the
@@ -58,7 +58,7 @@ def image_gradient(
     windows = _windows(dilated, len(kernel), 1)
     gradient: Any = sum(window * turned[i, j] for i, j, window in windows)
     if options.of_relu6:
-        gradient = jnp.where((images > 0) & (images < 6), gradient, 0)
+        gradient = before_relu6(gradient, images)
     return gradient.astype(images.dtype)
 
 
