@@ -5,9 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import NamedSharding
 
+from experiments.common.sgd import sgd_step
 from experiments.frameworks.stock_flax import StockNetwork
 from mnv2.models import create_model
 
@@ -53,22 +53,7 @@ def lower(task: Task, framework: str, chip: NamedSharding) -> Any:
     shapes = jax.eval_shape(
         lambda key: model.init(key, jnp.zeros((1, *image)), train=False), jax.random.key(0)
     )
-    optimizer = optax.sgd(0.1, momentum=0.9)
-
-    def loss_of(params: Any, statistics: Any, images: Any, labels: Any) -> Any:
-        variables = {"params": params, "batch_stats": statistics}
-        rngs = {"dropout": jax.random.key(0)}
-        logits, new = model.apply(variables, images, train=True, mutable=["batch_stats"], rngs=rngs)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return losses.mean(), new["batch_stats"]
-
-    def step(params: Any, statistics: Any, state: Any, images: Any, labels: Any) -> Any:
-        (loss, statistics), gradients = jax.value_and_grad(loss_of, has_aux=True)(
-            params, statistics, images, labels
-        )
-        updates, state = optimizer.update(gradients, state, params)
-        return optax.apply_updates(params, updates), statistics, state, loss
-
+    optimizer, step = sgd_step(model, learning_rate=0.1)
     state = jax.eval_shape(optimizer.init, shapes["params"])
     images = jax.ShapeDtypeStruct((task.batch, *image), jnp.float32)
     labels = jax.ShapeDtypeStruct((task.batch,), jnp.int32)

@@ -39,9 +39,9 @@ def mnv2(task: Task) -> Step:
 def flax(task: Task) -> Step:
     """Plain Flax: nn.Conv with feature_group_count, and nn.BatchNorm."""
     import jax
-    import optax
 
     from experiments.common.initialisation import random_statistics, unoptimised
+    from experiments.common.sgd import sgd_step
     from experiments.frameworks import stock_flax
 
     model = stock_flax.StockNetwork(task.network, task.width)
@@ -53,33 +53,17 @@ def flax(task: Task) -> Step:
         apply = jax.jit(lambda images: model.apply(variables, images, train=False))
         return lambda: apply(images).block_until_ready()
 
-    optimizer = optax.sgd(0.01, momentum=0.9)
     labels = jax.device_put(task.labels())
-
-    def train_step(state: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
-        params, statistics, opt_state = state
-
-        def loss_of(params: Any) -> tuple[jax.Array, Any]:
-            logits, changed = model.apply(
-                {"params": params, "batch_stats": statistics},
-                images,
-                train=True,
-                mutable=["batch_stats"],
-            )
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return losses.mean(), changed["batch_stats"]
-
-        gradients, statistics = jax.grad(loss_of, has_aux=True)(params)
-        updates, opt_state = optimizer.update(gradients, opt_state, params)
-        return optax.apply_updates(params, updates), statistics, opt_state
-
-    compiled = jax.jit(train_step, donate_argnums=0)
+    optimizer, train_step = sgd_step(model, learning_rate=0.01)
+    compiled = jax.jit(train_step, donate_argnums=(0, 1, 2))
     params = variables["params"]
     state = (params, variables["batch_stats"], optimizer.init(params))
 
     def step() -> None:
         nonlocal state
-        state = jax.block_until_ready(compiled(state))
+        *new, loss = compiled(*state, images, labels)
+        state = tuple(new)
+        jax.block_until_ready((state, loss))
 
     return step
 
