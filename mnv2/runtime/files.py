@@ -159,7 +159,7 @@ def read_json(path: AnyPath, remedy: str) -> dict[str, Any]:
     Raises UserError if the file is damaged; the message ends with `remedy`, which says what to do.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = storage.read(path).decode("utf-8")
         if not text.strip():
             raise ValueError("it is empty")
         value = json.loads(text, parse_constant=_refuse)
@@ -190,7 +190,7 @@ def read_lines(path: AnyPath) -> list[dict[str, Any]]:
     is damaged.
     """
     try:
-        raw = path.read_bytes()
+        raw = storage.read(path)
     except FileNotFoundError:
         return []
     except OSError as error:

@@ -138,7 +138,7 @@ def _seen(path: AnyPath) -> _Seen | None:
     try:
         # In this order: if it is replaced in between, the older generation is refused later.
         generation = storage.filesystem().info(str(path))["generation"]
-        says = json.loads(path.read_bytes())
+        says = json.loads(storage.read(path))
         return _Seen(generation, says["process"], says["token"], float(says["written"]))
     except FileNotFoundError:
         return None

@@ -159,6 +159,15 @@ def is_store_error(error: BaseException) -> bool:
     return False
 
 
+def read(path: AnyPath) -> bytes:
+    """Returns the content of a file or an object; an object in one request, so that it is whole.
+
+    The methods of epath ask for an object's size first. What is replaced between the two requests
+    is then cut off at the old size.
+    """
+    return filesystem().cat_file(str(path)) if is_object(path) else path.read_bytes()
+
+
 def write(path: AnyPath, content: bytes) -> None:
     """Replaces an object in one request: a kill leaves the old one or the new one, whole."""
     filesystem().pipe_file(str(path), content)
@@ -192,7 +201,7 @@ class Mirror:
     def fetch(self, name: str) -> None:
         """Copies what is stored under a name, if anything, to `here`."""
         if self._scratch and (stored := self._folder / name).exists():
-            (self.here / name).write_bytes(stored.read_bytes())
+            (self.here / name).write_bytes(read(stored))
 
     def due(self) -> bool:
         """Tells whether the last upload was long ago."""

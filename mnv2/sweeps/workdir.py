@@ -15,7 +15,7 @@ from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import read_json, to_json, warn_once, write_json
 from mnv2.runtime.layout import CHECKPOINTS, CONFIG, ENVIRONMENT, FAILURE, RESULT, SWEEP
 from mnv2.runtime.processes import is_writer
-from mnv2.runtime.storage import AnyPath, reason
+from mnv2.runtime.storage import AnyPath, read, reason
 from mnv2.sweeps.checks import check_comparison, check_description, check_result
 from mnv2.sweeps.environment import environment, is_environment
 from mnv2.sweeps.plan import BETWEEN_ARMS, Run, chosen, plan
@@ -196,7 +196,7 @@ def failure_of(folder: AnyPath) -> str | None:
     path = folder / FAILURE
     if not path.exists():
         return None
-    lines = path.read_bytes().decode("utf-8", errors="replace").split("\n")
+    lines = read(path).decode("utf-8", errors="replace").split("\n")
     return next((line for line in reversed(lines) if line.strip()), f"{path} is empty")
 
 

@@ -1,3 +1,5 @@
+import threading
+
 import google.auth.exceptions
 import pytest
 from gcsfs.retry import HttpError
@@ -29,6 +31,26 @@ def test_files_in_a_bucket_are_replaced_read_and_listed_as_others(folder):
         files.read_json(folder / "none.json", "do this")
     with pytest.raises(UserError, match=r"gs://.*/a/1/result.json is damaged .*: do this"):
         files.read_json(folder / "a/1/result.json", "do this")
+
+
+def test_an_object_that_is_replaced_while_it_is_read_is_read_whole(folder):
+    path = folder / "replaced.json"
+    contents = [b"[1]", b"[1, 2, 3, 4]"]
+    storage.write(path, contents[0])
+    ended = threading.Event()
+
+    def replace():
+        while not ended.is_set():
+            for content in contents:
+                storage.write(path, content)
+
+    replacing = threading.Thread(target=replace)
+    replacing.start()
+    try:
+        assert {storage.read(path) for _ in range(100)} <= set(contents)
+    finally:
+        ended.set()
+        replacing.join()
 
 
 def test_what_fails_while_it_is_written_leaves_the_object_as_it_was(folder):
