@@ -15,10 +15,11 @@ program takes 10 s to 4 minutes.
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -134,34 +135,42 @@ def main() -> None:
     arguments = parser.parse_args()
     _check(arguments)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    line = StatusLine("compiling")
     rows: list[Row] = []
     for chip in arguments.chips:
-        for number, task in enumerate(arguments.networks, start=1):
-            for framework in arguments.only:
-                what = f"{TASKS[task]} of {framework}"
-                line.say(f"{chip} {number}/{len(arguments.networks)}  {what}")
-                try:
-                    cost = cost_of(task, framework, chip)
-                except UserError as error:
-                    line.clear()
-                    warn(f"{TASKS[task]} is left out: {error}")
-                    continue
-                rows.append(row := to_row(task, framework, chip, cost))
-                line.clear()
-                amount = f"{row.cycles / 1e6:9.2f} M cycles" if row.cycles else (
-                    f"{row.traffic / 1e9:9.2f} GB, {row.kernels:,} kernels")  # fmt: skip
-                print(f"{chip:5} {what:42} {amount}  compiled in {row.compile_seconds:.0f} s",
-                      flush=True)  # fmt: skip
-                if framework == "mnv2":
-                    _print_kinds(cost, chip)
-                write_csv(rows, arguments.out / "chips.csv")
-        if here := [row for row in rows if row.chip == chip]:
-            header, lines = table(here)
-            write_markdown(arguments.out, f"chips_{chip}", header, lines)
+        here = []
+        for row in _rows(chip, arguments.networks, arguments.only):
+            here.append(row)
+            write_csv([*rows, *here], arguments.out / "chips.csv")
+        if here:
+            write_markdown(arguments.out, f"chips_{chip}", *table(here))
+        rows += here
     if not rows:
         raise UserError("no step could be compiled")
     print(f"written: {arguments.out}/chips.csv and a table per chip")
+
+
+def _rows(chip: str, networks: Sequence[str], frameworks: Sequence[str]) -> Iterator[Row]:
+    """Yields and prints the cost of each program; one that does not compile is left out."""
+    line = StatusLine("compiling")
+    for number, (task, framework) in enumerate(itertools.product(networks, frameworks), start=1):
+        what = f"{TASKS[task]} of {framework}"
+        line.say(f"{chip} {number}/{len(networks) * len(frameworks)}  {what}")
+        try:
+            cost = cost_of(task, framework, chip)
+        except UserError as error:
+            line.clear()
+            warn(f"{TASKS[task]} is left out: {error}")
+            continue
+        row = to_row(task, framework, chip, cost)
+        line.clear()
+        if row.cycles:
+            amount = f"{row.cycles / 1e6:9.2f} M cycles"
+        else:
+            amount = f"{row.traffic / 1e9:9.2f} GB, {row.kernels:,} kernels"
+        print(f"{chip:5} {what:42} {amount}  compiled in {row.compile_seconds:.0f} s", flush=True)
+        if framework == "mnv2":
+            _print_kinds(cost, chip)
+        yield row
 
 
 def _check(arguments: argparse.Namespace) -> None:
