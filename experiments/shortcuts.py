@@ -16,7 +16,7 @@ from configs import v2_ablation
 from experiments.common.writers import write_markdown
 from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.runtime.huge_pages import restart_with_huge_pages
-from mnv2.sweeps.execute import run_sweep
+from mnv2.sweeps.local import run_here
 from mnv2.sweeps.statistics import Estimate, rows
 from mnv2.sweeps.tables import plus_minus
 from mnv2.sweeps.workdir import Sweep, load
@@ -72,7 +72,7 @@ def train(workdir: Path, steps: int, seeds: int) -> Sweep:
     config.seeds = seeds
     config.duration = f"{steps} steps"
     config.eval_every = config.checkpoint_every = "0 steps"
-    run_sweep(config, workdir)
+    run_here(config, workdir)
     return load(workdir)
 
 

@@ -16,7 +16,7 @@ from configs import finetune, v2_ablation
 from mnv2 import data
 from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.runtime.huge_pages import restart_with_huge_pages
-from mnv2.sweeps.execute import run_sweep
+from mnv2.sweeps.local import run_here
 
 # Both halves have tops, shoes and other things.
 SOURCE = ("T-shirt/top", "Trouser", "Coat", "Sandal", "Bag")
@@ -50,7 +50,7 @@ def main() -> None:
     source.arms = (("linear", {}),)
     source.seeds = 1
     source.panels = ()
-    run_sweep(source, workdir / "source")
+    run_here(source, workdir / "source")
 
     print(f"\n{PICTURES} pictures of each of {', '.join(TARGET)}", flush=True)
     config = finetune.get_config("compare")
@@ -63,7 +63,7 @@ def main() -> None:
     config.duration = f"{arguments.steps} steps"
     config.optimization.backbone_rate = 0.5  # high, since these weights come from few pictures
     config.eval_every = config.checkpoint_every = "0 steps"
-    run_sweep(config, workdir / "target")
+    run_here(config, workdir / "target")
 
 
 def write_pictures(folder: Path, classes: tuple[str, ...], pictures: int | None) -> None:

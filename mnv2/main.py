@@ -5,9 +5,10 @@
     python -m mnv2.main --config configs/v2_ablation.py --only linear,relu6
     python -m mnv2.main --config configs/v2_ablation.py --config.model.width 0.5 --workdir runs/w50
 
-Several runs at the same time, on this machine or as jobs of a SLURM cluster:
+Several runs are executed at the same time, one per core or GPU. How many, or as jobs of a SLURM
+cluster:
 
-    python -m mnv2.main --config configs/v2_ablation.py --launcher local --parallel 2
+    python -m mnv2.main --config configs/v2_ablation.py --parallel 1
     python -m mnv2.main --config configs/v2_ablation.py --launcher slurm --partition gpu --gpus 1
 
 One run over several machines: start the same command on each. JAX finds the other machines by
@@ -20,6 +21,7 @@ stopped and skips runs that are finished. Results: python -m mnv2.report WORKDIR
 tensorboard --logdir WORKDIR.
 """
 
+import functools
 import signal
 import sys
 from collections.abc import Sequence
@@ -54,17 +56,29 @@ _REPORT = flags.DEFINE_bool("report", True, "Write the report after the runs.")
 _LAUNCHER = flags.DEFINE_enum(
     "launcher",
     "none",
-    ("none", "local", "slurm"),
-    "none: one run after another, in this process. local: several processes on this machine. "
-    "slurm: jobs of a cluster.",
+    ("none", "slurm"),
+    "none: this machine executes the runs. slurm: jobs of a cluster.",
 )
-_PARALLEL = flags.DEFINE_integer(
-    "parallel", 2, "Launchers: the number of runs at the same time.", lower_bound=1
+_PARALLEL = flags.DEFINE_string(
+    "parallel",
+    "auto",
+    "The number of runs at the same time. auto: one per core or GPU, if memory permits; with "
+    "SLURM, all jobs. 1: one after another, each with all cores or GPUs.",
+)
+_THREADS = flags.DEFINE_integer(
+    "threads",
+    None,
+    "The number of threads with which each run computes on a CPU (default: the cores, divided "
+    "among the runs of the config, at least 1).",
+    lower_bound=1,
 )
 _PARTITION = flags.DEFINE_string("partition", None, "SLURM: the partition (default: SLURM's own).")
-_CORES = flags.DEFINE_integer("cores", 4, "SLURM: cores per run.", lower_bound=1)
-_GPUS = flags.DEFINE_integer("gpus", 0, "SLURM: GPUs per run.", lower_bound=0)
-_HOURS = flags.DEFINE_float("hours", 24.0, "SLURM: time limit, after which a run is queued again.")
+_CORES = flags.DEFINE_integer("cores", 4, "SLURM: cores per job.", lower_bound=1)
+_GPUS = flags.DEFINE_integer("gpus", 0, "SLURM: GPUs per job.", lower_bound=0)
+_RUNS_PER_JOB = flags.DEFINE_integer(
+    "runs_per_job", None, "SLURM: runs per job (default: several if they are short).", lower_bound=1
+)
+_HOURS = flags.DEFINE_float("hours", 24.0, "SLURM: time limit, after which a job is queued again.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Join the other processes that JAX finds.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator_address", None, "Join processes: HOST:PORT where the first one listens."
@@ -75,7 +89,7 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 _PROCESS_ID = flags.DEFINE_integer(
     "process_id", None, "Join processes: this one, from 0.", lower_bound=0
 )
-OF_LAUNCHERS = ("parallel", "partition", "cores", "gpus", "hours")  # flags
+OF_SLURM = ("partition", "cores", "gpus", "hours", "runs_per_job")  # flags
 
 
 def main(argv: Sequence[str]) -> None:
@@ -90,11 +104,11 @@ def _train() -> None:
     """Executes the runs, in this process or by a launcher."""
     # Before TensorFlow and JAX are imported, which takes seconds.
     config, workdir, only, joins = _CONFIG.value, _workdir(), _only(), _joins()
-    profile = _profile()
+    profile, parallel = _profile(), _parallel()
     if flags.FLAGS["launcher"].using_default_value:
-        for name in OF_LAUNCHERS:
+        for name in OF_SLURM:
             if flags.FLAGS[name].present:
-                fail(f"--{name} is for a launcher: add --launcher local or --launcher slurm")
+                fail(f"--{name} is for SLURM: add --launcher slurm")
     if _PROFILE.value is not None and _LAUNCHER.value != "none":
         raise UserError("--profile is for runs in this process: leave out --launcher")
     if is_object(workdir) and _LAUNCHER.value != "none":
@@ -103,32 +117,54 @@ def _train() -> None:
             "local --workdir, or start the same command without a launcher on several machines"
         )
     hide_gpus_from_tensorflow()
-    import jax
-
     if _LAUNCHER.value == "none":
         from mnv2.runtime import processes
-        from mnv2.sweeps.execute import run_sweep
+        from mnv2.sweeps.local import run_here
 
-        if joins is not None:
-            processes.meet(*joins)
         with processes.together():
-            run_sweep(config, workdir, only, reports=_REPORT.value, profile=profile)
+            run_here(
+                config,
+                workdir,
+                only,
+                parallel=1 if joins or profile else parallel,
+                threads=_THREADS.value,
+                meet=None if joins is None else functools.partial(processes.meet, *joins),
+                reports=_REPORT.value,
+                profile=profile,
+            )
         return
-    jax.config.update("jax_platforms", "cpu")  # GPUs are for the runs
-    if _LAUNCHER.value == "local":
-        from mnv2.sweeps import local
+    import jax
 
-        command = local.this_command(sys.argv[1:])
-        local.run_in_processes(
-            config, workdir, only, _PARALLEL.value, command, reports=_REPORT.value
-        )
-        return
     from mnv2.sweeps import slurm
 
+    jax.config.update("jax_platforms", "cpu")  # GPUs are for the runs
     wanted = slurm.Resources(
-        _PARTITION.value, _CORES.value, _GPUS.value, _HOURS.value, _PARALLEL.value
+        partition=_PARTITION.value,
+        cores=_CORES.value,
+        gpus=_GPUS.value,
+        hours=_HOURS.value,
+        parallel=parallel,
+        threads=_THREADS.value,
+        runs_per_job=_RUNS_PER_JOB.value,
     )
     slurm.submit(config, workdir, only, wanted, reports=_REPORT.value)
+
+
+def _parallel() -> int | None:
+    """Returns the number of runs at the same time; None if it is to be chosen."""
+    given = _PARALLEL.value
+    if given == "auto":
+        return None
+    if not given.isdecimal() or int(given) < 1:
+        raise UserError(f"--parallel must be auto or a whole number of 1 or more, got {given!r}")
+    several = int(given) > 1
+    if several and _PROFILE.value is not None:
+        raise UserError("--profile is for runs in this process: leave out --parallel")
+    if several and (_DISTRIBUTED.value or _COORDINATOR.value is not None):
+        raise UserError(
+            "--parallel is for one machine: processes that join execute one run after another"
+        )
+    return int(given)
 
 
 def _workdir() -> AnyPath:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from mnv2.runtime.accelerators import describe
+from mnv2.runtime.machine import threads
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 NOT_RECORDED = "not recorded"
@@ -23,6 +24,7 @@ def environment() -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "commit": commit(),
         "devices": [device.device_kind for device in jax.devices()],
+        "threads": threads() if jax.default_backend() == "cpu" else None,
         "machine": f"{platform.system()} {platform.machine()}",
     }
 
@@ -68,10 +70,12 @@ def provenance(
 
 
 def _describe(env: dict[str, Any] | None, versions: list[str]) -> str:
-    """Describes an environment: 8 x cpu (Linux x86_64), JAX 0.12.0, commit 1a2b3c."""
+    """Describes an environment: cpu with 2 threads (Linux x86_64), JAX 0.12.0, commit 1a2b3c."""
     if not env:
         return NOT_RECORDED
     kinds = describe(env.get("devices") or ["unknown device"])
+    if isinstance(count := env.get("threads"), int):
+        kinds += f" with {count} thread{'s' * (count > 1)}"
     packages = _packages(env)
     names = {"jax": "JAX"}
     parts = [f"{kinds} ({env.get('machine', 'unknown machine')})"]

@@ -1,11 +1,10 @@
-"""Executes the runs of a sweep that are not finished, one after another."""
+"""Executes the runs of a sweep that are not finished, one after another in this process."""
 
 import contextlib
 import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import ml_collections
@@ -18,11 +17,12 @@ from mnv2.runtime.interruption import Stopper
 from mnv2.runtime.layout import FAILURE
 from mnv2.runtime.processes import any_of, is_writer, number_of_first, of_first, say
 from mnv2.runtime.storage import AnyPath, reason
-from mnv2.runtime.terminal import format_seconds, short_path, waiting_for_input
+from mnv2.runtime.terminal import format_seconds, short_path
 from mnv2.sweeps import workdir as workdirs
-from mnv2.sweeps.plan import Run
-from mnv2.sweeps.report import write_report
+from mnv2.sweeps.display import Display
+from mnv2.sweeps.plan import Outcome, Run
 from mnv2.training.loop import train
+from mnv2.training.progress import Show
 
 
 def run_sweep(
@@ -44,29 +44,23 @@ def run_sweep(
     stopper = Stopper(any_of if several else None)
     with stopper.listening():
         failed = _execute_all(config, workdir, only, stopper, profile)
+    finish(workdir, failed, reports=reports)
+
+
+def finish(workdir: AnyPath, failed: dict[str, str], *, reports: bool) -> None:
+    """Writes the report, if it is wanted and any run is finished.
+
+    Raises UserError if any run failed, with the names of these runs and the reasons.
+    """
     if reports and is_writer() and any(workdirs.load(workdir).results.values()):
+        from mnv2.sweeps.report import write_report  # Matplotlib and SciPy take a second
+
         write_report(workdir)
-    raise_if_failed(failed)
-
-
-def raise_if_failed(failed: dict[str, str]) -> None:
-    """Raises UserError if any run failed, with the names of these runs and the reasons."""
     if failed:
         raise UserError(
             f"{len(failed)} of the runs failed: "
             + "; ".join(f"{name}: {message}" for name, message in failed.items())
         )
-
-
-def outcome(label: str, result: dict[str, Any], seconds: float) -> str:
-    """Describes a finished run in one line."""
-    skipped = result.get("skipped_steps", 0)
-    return (
-        f"{label:28} test {100 * result['test']['accuracy']:5.2f} %  "
-        f"{result['images_per_second']:6,.0f} images/s  {format_seconds(seconds):>6}"
-        f"{waiting_for_input(result.get('waiting_for_input', 0.0))}"
-        f"{f'  {skipped} steps skipped, not finite' if skipped else ''}"
-    )
 
 
 def _execute_all(
@@ -79,44 +73,22 @@ def _execute_all(
     """Executes the runs; returns the names of those that failed, and the reasons."""
     cache = compilation_cache.enable()
     runs = workdirs.claim(config, workdir, only)
-    waiting = [one for one in runs if not of_first(one.finished)]
-    if done := len(runs) - len(waiting):
-        say(f"{done} of {len(runs)} runs in {workdir} are finished already")
+    waiting = not_finished(runs, workdir)
     began, compiling = time.perf_counter(), 0.0
     failed: dict[str, str] = {}
-    for number, one in enumerate(waiting, start=done + 1):
-        started = time.perf_counter()
-        label = f"[{number}/{len(runs)}] {one.name}"
-        with contextlib.ExitStack() as held:
-            try:
-                if holder := _hold(one, held):
-                    say(f"{label:28} is being done by {holder}")
-                    continue
-                if of_first(one.finished):  # by another process, in the meantime
-                    continue
-                if before := number_of_first(one.trained or 0):
-                    say(
-                        f"{label:28} was finished after {before} steps, and is trained to step "
-                        f"{one.steps} with the learning rates of a run of that length"
-                    )
-                if is_writer():
-                    workdirs.record(one)
-                result = train(
-                    one.settings, one.folder, label=label, stopper=stopper, profile=profile
-                )
+    known = workdirs.load(workdir).results
+    with Display(runs, waiting, known, workers=1, shown=is_writer()) as display:
+        for one in waiting:
+            display.started(0, one)
+            outcome = execute(
+                one, stopper=stopper, show=lambda now: display.now(0, now), profile=profile
+            )
+            display.ended(0, outcome)
+            if outcome.result is not None:
                 profile = None  # the first run is enough
-            except Exception as error:
-                failed[one.name] = _explanation(error)
-                if is_writer():
-                    _record_failure(one.folder, error)
-                if jax.process_count() > 1:
-                    raise  # the other processes would wait for this one
-                say(f"{label:28} failed: {failed[one.name]}")
-                continue
-        compiling += result["first_step_seconds"]
-        spent = time.perf_counter() - began
-        left = spent / (number - done) * (len(runs) - number)
-        say(f"{outcome(label, result, time.perf_counter() - started)}  {format_seconds(left)} left")
+                compiling += outcome.result["first_step_seconds"]
+            if outcome.failure is not None:
+                failed[one.name] = outcome.failure
     if waiting:
         kept = f"; compiled programs are kept in {short_path(Path(cache))}" if cache else ""
         say(
@@ -124,6 +96,47 @@ def _execute_all(
             f"first steps, with compilation{kept}"
         )
     return failed
+
+
+def not_finished(runs: Sequence[Run], workdir: AnyPath) -> list[Run]:
+    """Returns the runs that are left to do; says how many are not."""
+    waiting = [one for one in runs if not of_first(one.finished)]
+    if done := len(runs) - len(waiting):
+        say(f"{done} of {len(runs)} runs in {workdir} are finished already")
+    return waiting
+
+
+def execute(one: Run, *, stopper: Stopper, show: Show, profile: AnyPath | None = None) -> Outcome:
+    """Executes a run in this process, unless it is finished or another process executes it."""
+    began = time.perf_counter()
+    with contextlib.ExitStack() as held:
+        try:
+            if holder := _hold(one, held):
+                return Outcome(holder=holder)
+            if of_first(one.finished):  # by another process, in the meantime
+                return Outcome()
+            if before := number_of_first(one.trained or 0):
+                say(
+                    f"{one.name} was finished after {before} steps, and is trained to step "
+                    f"{one.steps} with the learning rates of a run of that length"
+                )
+            if is_writer():
+                workdirs.record(one)
+            result = train(
+                one.settings,
+                one.folder,
+                label=one.name,
+                show=show,
+                stopper=stopper,
+                profile=profile,
+            )
+        except Exception as error:
+            if is_writer():
+                record_failure(one.folder, error)
+            if jax.process_count() > 1:
+                raise  # the other processes would wait for this one
+            return Outcome(failure=_explanation(error), seconds=time.perf_counter() - began)
+    return Outcome(result, seconds=time.perf_counter() - began)
 
 
 def _hold(one: Run, until: contextlib.ExitStack) -> str | None:
@@ -145,7 +158,7 @@ def _explanation(error: Exception) -> str:
     return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
-def _record_failure(folder: AnyPath, error: Exception) -> None:
+def record_failure(folder: AnyPath, error: Exception) -> None:
     """Writes the traceback, with the message as its last line, to the run's folder if possible."""
     lines = [] if isinstance(error, UserError) else traceback.format_exception(error)
     with contextlib.suppress(OSError):  # a full disk may be what failed

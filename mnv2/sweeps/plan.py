@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_collections
 
@@ -55,6 +55,29 @@ class Run:
     def finished(self) -> bool:
         trained = self.trained  # reads the result
         return trained is not None and trained >= self.steps
+
+
+class Outcome(NamedTuple):
+    """How an attempt at a run ended: with one of the three, or none if it was finished before.
+
+    failure  in one line
+    holder   the process that executes the run
+    seconds  of the attempt
+    """
+
+    result: dict[str, Any] | None = None
+    failure: str | None = None
+    holder: str | None = None
+    seconds: float = 0.0
+
+
+def number_of_runs(config: ml_collections.ConfigDict) -> int:
+    """Returns the number of runs of a config, without opening its data or building networks."""
+    whole(1)("seeds", config.seeds)
+    return sum(
+        whole(1)(f"seeds of arm {arm}", changes.get("seeds", config.seeds))
+        for arm, changes in dict(config.arms).items()
+    )
 
 
 def plan(

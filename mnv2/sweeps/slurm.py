@@ -4,7 +4,7 @@ import math
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,22 +14,32 @@ from mnv2.runtime.cli import hide_gpus_from_tensorflow, silence_libraries
 from mnv2.runtime.errors import UserError, check_positive
 from mnv2.runtime.interruption import Stopped
 from mnv2.runtime.layout import SLURM
-from mnv2.sweeps.execute import run_sweep
-from mnv2.sweeps.plan import chosen, plan
-from mnv2.sweeps.report import write_report
+from mnv2.sweeps.local import run_here
+from mnv2.sweeps.plan import Run, chosen, plan
+from mnv2.sweeps.schedule import longest_first, multiply_adds
 from mnv2.sweeps.workdir import claim
 
 SAVING = 90  # seconds before its time limit at which a job stops by itself
+# A job gets short runs until they have this many multiply-adds: ten minutes on four cores.
+WORK = 5e12
+MOST_JOBS = 1000  # of an array; SLURM's MaxArraySize is 1001 unless it was set
 
 
 class Resources(NamedTuple):
-    """What each job asks SLURM for."""
+    """What each job asks SLURM for.
+
+    parallel      jobs at the same time; None: all of them
+    threads       with which a run computes on a CPU; None: as the cores of a job allow
+    runs_per_job  None: several if they are short
+    """
 
     partition: str | None
     cores: int
     gpus: int
     hours: float
-    parallel: int  # jobs at the same time
+    parallel: int | None = None
+    threads: int | None = None
+    runs_per_job: int | None = None
 
     @property
     def minutes(self) -> int:
@@ -45,14 +55,13 @@ def submit(
     *,
     reports: bool = True,
 ) -> None:
-    """Submits every run that is not finished as a job of one array. Does not wait for the jobs.
+    """Submits the runs that are not finished as jobs of one array. Does not wait for the jobs.
 
-    A job that is preempted or reaches its time limit saves its run, is queued again and resumes.
-    Raises UserError if there is no SLURM or if it refuses the jobs.
+    Short runs share a job. A job that is preempted or reaches its time limit saves its runs, is
+    queued again and resumes. Raises UserError if there is no SLURM or if it refuses the jobs.
     """
     import submitit
 
-    check_positive(wanted.parallel, "--parallel")
     check_positive(wanted.hours, "--hours")
     if not math.isfinite(wanted.hours):
         raise UserError(f"--hours must be a finite number, got {wanted.hours}")
@@ -61,32 +70,57 @@ def submit(
     if not waiting:
         print(f"all {len(runs)} runs in {workdir} are finished already")
         return
+    groups = share_out(waiting, multiply_adds(waiting), wanted.runs_per_job)
+    names = [[one.name for one in group] for group in groups]
     try:
         executor = submitit.SlurmExecutor(folder=workdir / SLURM)
-        executor.update_parameters(**_parameters(wanted))
+        executor.update_parameters(**_parameters(wanted, len(groups)))
         with executor.batch():
             jobs = [
-                executor.submit(
-                    _Job(config, workdir.absolute(), one.name, only, wanted.minutes, reports)
-                )
-                for one in waiting
+                executor.submit(_Job(config, workdir.absolute(), these, only, wanted, reports))
+                for these in names
             ]
     except (RuntimeError, submitit.core.utils.FailedJobError) as error:
         raise UserError(f"SLURM takes no jobs here: {error}") from error
-    for one, job in zip(waiting, jobs, strict=True):
-        print(f"{one.name:28} job {job.job_id}")
+    for these, job in zip(names, jobs, strict=True):
+        print(f"job {job.job_id:12} {', '.join(these)}")
     print(
         f"output in {workdir / SLURM}; python -m mnv2.status {workdir} shows how far they are, "
         f"python -m mnv2.report {workdir} the results"
     )
 
 
-def _parameters(wanted: Resources) -> dict[str, Any]:
+def share_out(
+    runs: Sequence[Run], work: Mapping[str, float], runs_per_job: int | None
+) -> list[list[Run]]:
+    """Divides runs among at most MOST_JOBS jobs; the longest runs come first.
+
+    `work` has the multiply-adds of each run by its name. Without `runs_per_job`, a job gets runs
+    until they have WORK multiply-adds.
+    """
+    fewest = math.ceil(len(runs) / MOST_JOBS)  # runs per job
+    if runs_per_job is not None and runs_per_job < fewest:
+        raise UserError(
+            f"--runs_per_job {runs_per_job} would make more than {MOST_JOBS} jobs of {len(runs)} "
+            f"runs: give {fewest} or more"
+        )
+    groups: list[list[Run]] = []
+    left = 0.0  # how much more the last job takes: multiply-adds, or runs
+    for one in longest_first(runs, work):
+        if not groups or (left <= 0 and len(groups[-1]) >= fewest):
+            groups.append([])
+            left = WORK if runs_per_job is None else runs_per_job
+        groups[-1].append(one)
+        left -= work[one.name] if runs_per_job is None else 1
+    return groups
+
+
+def _parameters(wanted: Resources, jobs: int) -> dict[str, Any]:
     parameters: dict[str, Any] = {
         "job_name": "mnv2",
         "time": wanted.minutes,
         "cpus_per_task": wanted.cores,
-        "array_parallelism": wanted.parallel,
+        "array_parallelism": wanted.parallel or jobs,
         "use_srun": False,  # one process per job, which gets its signals directly
         "additional_parameters": {"requeue": True},
     }
@@ -98,19 +132,19 @@ def _parameters(wanted: Resources) -> dict[str, Any]:
 
 
 class _Job:
-    """One run, as it is sent to a node. The last run of `only` to finish writes the report."""
+    """Some runs, as they are sent to a node. The last of `only` to finish writes the report."""
 
     def __init__(
         self,
         config: ml_collections.ConfigDict,
         workdir: Path,
-        name: str,
+        names: Sequence[str],
         only: Sequence[str],
-        minutes: int,
+        wanted: Resources,
         reports: bool = True,
     ):
-        self.config, self.workdir, self.name, self.only = config, workdir, name, only
-        self.minutes, self.reports = minutes, reports
+        self.config, self.workdir, self.names, self.only = config, workdir, names, only
+        self.wanted, self.reports = wanted, reports
 
     def __call__(self) -> None:
         silence_libraries()
@@ -125,9 +159,15 @@ class _Job:
 
         for number in (signal.SIGALRM, signal.SIGUSR2):
             signal.signal(number, near_the_limit)
-        signal.alarm(max(SAVING // 3, 60 * self.minutes - SAVING))
+        signal.alarm(max(SAVING // 3, 60 * self.wanted.minutes - SAVING))
         try:
-            run_sweep(self.config, self.workdir, [self.name], reports=False)
+            run_here(
+                self.config,
+                self.workdir,
+                self.names,
+                threads=self.wanted.threads,
+                reports=False,
+            )
         except Stopped as stopped:
             print(f"stopped by {stopped}", flush=True)
             if timed_out:
@@ -136,6 +176,8 @@ class _Job:
             signal.pause()
         runs = chosen(plan(self.config, self.workdir), self.only)
         if self.reports and all(one.finished for one in runs):
+            from mnv2.sweeps.report import write_report
+
             write_report(self.workdir)
 
 

@@ -15,10 +15,11 @@ from mnv2.data.preprocess import to_channels
 from mnv2.pretrained import Pretrained, imagenet
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.processes import process_shard
-from mnv2.runtime.terminal import StatusLine, format_seconds, note, waiting_for_input
+from mnv2.runtime.terminal import StatusLine, note
 from mnv2.runtime.throughput import Stopwatch
 from mnv2.training import metrics
 from mnv2.training.devices import AXIS, shard
+from mnv2.training.progress import progress
 
 Step = Callable[[data.Batch], tuple[metrics.Sums, Array]]
 
@@ -100,7 +101,7 @@ def evaluate_weights(
         number = next(done)
         stopwatch.stop(number)
         if number > 1:  # the first batch is compiled
-            line.say(progress(number, batches, metrics.summarize([sums])["loss"], stopwatch))
+            line.say(str(progress(number, batches, metrics.summarize([sums])["loss"], stopwatch)))
         stopwatch.start(number)
 
     line.say("compiling")
@@ -141,12 +142,3 @@ def match_classes(loaded: Pretrained, dataset: data.Dataset, weights: str) -> Pr
         if ours != name:
             raise UserError(f"{weights} calls class {i} {ours!r}, {dataset.name} calls it {name!r}")
     return loaded
-
-
-def progress(step: int, total: int, loss: float, stopwatch: Stopwatch) -> str:
-    """Describes how far training or an evaluation is."""
-    return (
-        f"step {step}/{total}  loss {loss:.3f}  {stopwatch.images_per_second:,.0f} images/s  "
-        f"{format_seconds(stopwatch.seconds_left(total - step))} left"
-        f"{waiting_for_input(stopwatch.waiting)}"
-    )

@@ -21,13 +21,15 @@ from mnv2.runtime.terminal import StatusLine
 from mnv2.runtime.throughput import Stopwatch
 from mnv2.training import metrics
 from mnv2.training.checkpoint import Checkpoints, NotFinite, Timing
-from mnv2.training.evaluation import evaluate, progress
+from mnv2.training.evaluation import evaluate
 from mnv2.training.log import MetricsLog
+from mnv2.training.progress import Progress, Show, progress
 from mnv2.training.settings import Settings
 from mnv2.training.setup import Setup, set_up
 from mnv2.training.start import initial_state
 from mnv2.training.tracing import Trace
 
+TRAINING = "training"  # what a run does after its first step
 MOST_SKIPPED = 10  # steps in a row, with on_nan = skip, after which a run stops
 
 
@@ -60,6 +62,7 @@ def train(
     folder: AnyPath,
     *,
     label: str = "run",
+    show: Show | None = None,
     stopper: Stopper | None = None,
     profile: AnyPath | None = None,
 ) -> dict[str, Any]:
@@ -68,6 +71,7 @@ def train(
     Evaluates on the validation split during training, and on the test split once, at the end.
     Writes metrics.jsonl and the same for TensorBoard, checkpoints, and at the end result.json,
     which it also returns. Writes a trace of some steps to the folder `profile`, if it is given.
+    `show` gets what the run does now; by default it is a line in the terminal.
 
     Raises Stopped soon after `stopper` has noted a signal; the last step is then saved. Raises
     UserError for settings that describe no run, a loss that is not finite, and a full disk.
@@ -90,12 +94,16 @@ def train(
         log.resume(step, settings)
         stopwatch, line = Stopwatch(settings.batch_size, *timing), StatusLine(label)
 
+        def say(now: Progress | str) -> None:
+            show(now) if show else line.say(str(now))
+
         def validation_is_due() -> bool:
             due = step == total_steps or (eval_every and step % eval_every == 0)
             return bool(due and setup.dataset.validation)
 
         def evaluate_on(split: str) -> dict[str, float]:
             """Evaluates the current state, and writes the result to the log."""
+            say(f"evaluating on the {split} split")
             summary = evaluate(
                 functools.partial(steps.evaluate, state),
                 setup.dataset,
@@ -118,7 +126,7 @@ def train(
                     and not of_first(log.holds(step, "validation/loss"))
                 ):
                     evaluate_on("validation")  # the run was stopped during this evaluation
-                line.say("compiling")
+                say("compiling")
                 began = time.perf_counter()
                 batches = _batches(setup, settings, first_step=step)
                 batches = stopwatch.watch(batches, idle=lambda: _finished(window))
@@ -136,6 +144,7 @@ def train(
                         jax.block_until_ready(state)  # compiled: later steps are timed
                         first_step_seconds = time.perf_counter() - began
                         stopwatch.start(step)
+                        say(TRAINING)
                     trace.after_step(state)
 
                     saves = step == total_steps or (
@@ -156,7 +165,7 @@ def train(
                         values["train/images_per_second"] = stopwatch.images_per_second
                         values["train/waiting_for_input"] = stopwatch.waiting
                         log.write(step, values)
-                        line.say(progress(step, total_steps, summary["loss"], stopwatch))
+                        say(progress(step, total_steps, summary["loss"], stopwatch))
                         if saves:
                             log.store()
                             checkpoints.save(step, state, _timing(stopwatch))
