@@ -27,8 +27,16 @@ BAD_INPUT = {
     "a group of fields": ([CONFIG, "--config.model=3"], "set one of them, as --config.model.NAME"),
     "no whole number": ([CONFIG, "--config.seed=x"], "seed must be a whole number, got 'x'"),
     "a fraction": ([CONFIG, "--config.batch_size=1.5"], "must be a whole number, got '1.5'"),
-    "no runs at a time": ([CONFIG, "--parallel=0"], "--parallel must be a whole number of 1 or mo"),
-    "a launcher's flag": ([CONFIG, "--parallel=2"], "--parallel is for a launcher: add --launcher"),
+    "no runs at a time": ([CONFIG, "--parallel=0"], "--parallel must be auto or a whole number of"),
+    "some runs at a time": ([CONFIG, "--parallel=all"], "a whole number of 1 or more, got 'all'"),
+    "no threads": ([CONFIG, "--threads=0"], "--threads must be a whole number of 1 or more"),
+    "a launcher's flag": ([CONFIG, "--runs_per_job=2"], "--runs_per_job is for SLURM: add --laun"),
+    "several joined runs": (
+        [CONFIG, "--parallel=2", "--distributed"], "execute one run after another"
+    ),
+    "traces of several runs": (
+        [CONFIG, "--parallel=2", "--profile=runs/t"], "--profile is for runs in this process"
+    ),
     "hours that are no number": ([CONFIG, "--hours=x"], "--hours must be a number, got 'x'"),
     "nothing chosen": ([CONFIG, "--only="], "--only has an empty name"),
     "half nothing chosen": ([CONFIG, "--only=linear,"], "--only has an empty name"),
@@ -51,12 +59,12 @@ BAD_INPUT = {
         "unknown format '.md' of README.md: known are .h5",
     ),
     "a trace and a launcher": (
-        [CONFIG, "--launcher=local", "--profile=runs/t"], "--profile is for runs in this process"
+        [CONFIG, "--launcher=slurm", "--profile=runs/t"], "--profile is for runs in this process"
     ),
     "a trace in a bucket": ([CONFIG, "--profile=s3://bucket/t"], "--profile s3://bucket/t is an"),
     "unknown launcher": ([CONFIG, "--launcher=slrm"], "'slrm': did you mean 'slurm'?"),
     "a launcher and processes": (
-        [CONFIG, "--launcher=local", "--distributed"], "leave out --distributed"
+        [CONFIG, "--launcher=slurm", "--distributed"], "leave out --distributed"
     ),
     "processes without an address": (
         [CONFIG, "--num_processes=2"], "give --coordinator_address, --num_processes, --process_id"

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -54,7 +54,7 @@ class Display:
             transient=True,
         )
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Display":
         if self._console.is_terminal and not self._console.quiet:
             self._live.start()
         return self

@@ -280,22 +280,21 @@ class _Pool:
             raise
         except BaseException:
             self._display.say("stopping: each worker saves its run")
-            self._end_all(signal.SIGTERM)
+            try:
+                self._end_all(signal.SIGTERM)
+            except KeyboardInterrupt:  # a second Ctrl-C
+                self._end_all(signal.SIGKILL)
+                raise
             raise
         for worker in self._workers:
             if worker.wait(PATIENCE) is None:
                 worker.signal(signal.SIGKILL)
 
     def _end_all(self, number: int) -> None:
-        try:
-            for worker in self._workers:
-                worker.signal(number)
-            for worker in self._workers:
-                worker.wait()
-        except KeyboardInterrupt:
-            for worker in self._workers:
-                worker.signal(signal.SIGKILL)
-            raise
+        for worker in self._workers:
+            worker.signal(number)
+        for worker in self._workers:
+            worker.wait()
 
 
 def _describe(code: int | None) -> str:

@@ -11,18 +11,19 @@ from mnv2.sweeps import slurm
 def test_what_slurm_is_asked_for_is_what_was_given():
     wanted = slurm.Resources("gpu", cores=3, gpus=1, hours=1.5, parallel=2)
     script = submitit.slurm.slurm._make_sbatch_string(
-        command="x", folder="logs", map_count=4, **slurm._parameters(wanted)
+        command="x", folder="logs", map_count=4, **slurm._parameters(wanted, jobs=4)
     )
     for line in ("partition=gpu", "cpus-per-task=3", "gpus-per-node=1", "time=90", "array=0-3%2"):
         assert f"#SBATCH --{line}\n" in script
     assert "#SBATCH --requeue\n" in script
-    without = slurm._parameters(slurm.Resources(None, cores=1, gpus=0, hours=1, parallel=1))
+    without = slurm._parameters(slurm.Resources(None, cores=1, gpus=0, hours=1), jobs=7)
     assert not {"partition", "gpus_per_node"} & set(without)
+    assert without["array_parallelism"] == 7
 
 
 def test_without_slurm_it_says_so(three_runs, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    wanted = slurm.Resources(None, cores=1, gpus=0, hours=1, parallel=1)
+    wanted = slurm.Resources(None, cores=1, gpus=0, hours=1)
     with pytest.raises(UserError, match=r'SLURM takes no jobs here: .*"srun"'):
         slurm.submit(three_runs, tmp_path, (), wanted)
 
@@ -30,7 +31,7 @@ def test_without_slurm_it_says_so(three_runs, tmp_path, monkeypatch):
 def test_a_job_stops_by_itself_before_its_time_limit(three_runs, tmp_path, monkeypatch):
     """Is queued again, and waits for SLURM to end it."""
     happened = []
-    monkeypatch.setattr(slurm, "run_sweep", lambda *_, **__: signal.raise_signal(signal.SIGALRM))
+    monkeypatch.setattr(slurm, "run_here", lambda *_, **__: signal.raise_signal(signal.SIGALRM))
     monkeypatch.setattr(slurm.signal, "alarm", lambda seconds: happened.append(seconds))
     monkeypatch.setattr(slurm.signal, "pause", lambda: happened.append("waits"))
     monkeypatch.setattr(slurm.subprocess, "run", lambda args, **_: happened.append(args))
@@ -43,7 +44,8 @@ def test_a_job_stops_by_itself_before_its_time_limit(three_runs, tmp_path, monke
 
     try:
         signal.signal(signal.SIGTERM, stopped)  # as within a run
-        slurm._Job(three_runs, tmp_path, "a/0", ["a/0"], minutes=10)()
+        wanted = slurm.Resources(None, cores=1, gpus=0, hours=1 / 6)
+        slurm._Job(three_runs, tmp_path, ["a/0"], ["a/0"], wanted)()
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

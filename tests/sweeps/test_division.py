@@ -1,0 +1,125 @@
+import os
+
+import pytest
+
+from mnv2.runtime import machine
+from mnv2.sweeps.division import divide
+
+
+@pytest.fixture
+def on(monkeypatch):
+    """Pretends that this machine has so many cores, and GPUs with these names."""
+
+    def pretend(cores, gpus=(), platform="cpu"):
+        monkeypatch.setattr(machine, "cores", lambda: cores)
+        monkeypatch.setattr(machine, "gpus", lambda: list(gpus))
+        monkeypatch.setattr(machine, "platform", lambda: "cuda" if gpus else platform)
+
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("cores", "runs", "parallel", "threads", "expected"),
+    [
+        (2, 26, None, None, (2, 1)),  # a worker per core
+        (8, 26, None, None, (8, 1)),
+        (1, 26, None, None, (1, 1)),
+        (8, 1, None, None, (1, 8)),  # a single run gets all cores
+        (8, 2, None, None, (2, 4)),
+        (8, 5, None, None, (5, 1)),  # all runs get equally many
+        (8, 26, None, 2, (4, 2)),
+        (8, 26, None, 16, (1, 16)),
+        (8, 26, 1, None, (1, 8)),
+        (8, 26, 3, None, (3, 2)),
+        (2, 26, 5, None, (5, 1)),
+        (8, 26, 3, 1, (3, 1)),
+    ],
+)
+def test_cores_are_divided_evenly(on, cores, runs, parallel, threads, expected):
+    on(cores)
+    division = divide(runs, parallel, threads)
+    assert (division.workers, division.threads) == expected
+    assert division.environment(0) == {"NPROC": str(expected[1])}
+    assert division.measures_memory == (parallel is None)
+
+
+def test_each_worker_gets_a_gpu_of_its_own(on):
+    on(16, gpus=["0", "1", "2", "3"])
+    assert divide(26).workers == 4
+    variables = [divide(26).environment(worker) for worker in range(4)]
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in variables] == ["0", "1", "2", "3"]
+    assert not any("XLA_PYTHON_CLIENT_MEM_FRACTION" in one for one in variables)
+    halves = [divide(26, 2).environment(worker) for worker in range(2)]
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in halves] == ["0,2", "1,3"]
+
+
+def test_a_single_run_gets_all_gpus_in_this_process(on):
+    on(16, gpus=["0", "1"])
+    assert divide(1).workers == 1
+    assert divide(1).environment(0) == {}
+
+
+def test_workers_that_share_a_gpu_share_its_memory(on, monkeypatch):
+    on(16, gpus=["5", "7"])
+    first, third = (divide(26, 4).environment(worker) for worker in (0, 2))
+    assert first == third
+    assert first == {"CUDA_VISIBLE_DEVICES": "5", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.375"}
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.2")  # the user knows better
+    assert divide(26, 4).environment(1) == {"CUDA_VISIBLE_DEVICES": "7"}
+
+
+def test_one_process_uses_all_chips_of_a_tpu(on):
+    on(96, platform="tpu")
+    assert divide(26).workers == 1
+    assert divide(26).environment(0) == {}
+
+
+def test_a_container_has_the_cores_and_the_memory_that_it_was_given(tmp_path, monkeypatch):
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    assert machine.cores(tmp_path) == 64
+    for quota, cores in (("max 100000", 64), ("200000 100000", 2), ("150000 100000", 2)):
+        (tmp_path / "cpu.max").write_text(f"{quota}\n")
+        assert machine.cores(tmp_path) == cores
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    assert machine.cores(tmp_path) == 1
+    everything = machine.free_memory(tmp_path)
+    assert everything > 2**20
+    (tmp_path / "memory.max").write_text("3000\n")
+    (tmp_path / "memory.current").write_text("2500\n")
+    (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 400\n")
+    assert machine.free_memory(tmp_path) == 900
+
+
+def test_gpus_have_the_numbers_that_cuda_gives_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "DEV", tmp_path)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert machine.gpus() == []
+    for name in ("nvidia3", "nvidia7", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    assert machine.gpus() == ["0", "1"]  # of a container that has two of eight
+    for visible, names in (
+        ("2, 5", ["2", "5"]),
+        ("GPU-1a", ["GPU-1a"]),
+        ("", []),
+        ("1,-1,2", ["1"]),
+    ):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert machine.gpus() == names
+
+
+def test_the_platform_is_known_before_jax_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "DEV", tmp_path)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setattr(machine, "_has", lambda *modules: False)
+    assert machine.platform() == "cpu"  # JAX is installed without support for it
+    monkeypatch.setattr(machine, "_has", lambda *modules: "jax_cuda13_plugin" in modules)
+    assert machine.platform() == "cuda"
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert machine.platform() == "cpu"
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu,cpu")
+    assert machine.platform() == "tpu"
