@@ -14,7 +14,6 @@ WORKDIR/ARM/SEED/                 the folder of one run
     events.out.tfevents.*         the same for TensorBoard
     result.json                   the test result; the run is finished
     failure.txt                   why the last attempt failed
-    log.txt                       the output of a run that a launcher started
     .lock                         held by the process that writes here (in a bucket: its lease)
 """
 
@@ -29,5 +28,4 @@ DAMAGED = "damaged"
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
 FAILURE = "failure.txt"
-LOG = "log.txt"
 LOCK = ".lock"

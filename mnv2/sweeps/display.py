@@ -35,7 +35,9 @@ class Display:
         workers: int,
         shown: bool = True,
     ):
-        self._console = Console(highlight=False, quiet=not shown, soft_wrap=True)
+        self._console = Console(
+            highlight=False, emoji=False, markup=False, quiet=not shown, soft_wrap=True
+        )
         self._total, self._ended = len(runs), len(runs) - len(waiting)
         self._workers: list[_Line] = [_Line() for _ in range(workers)]
         self._accuracies = {
@@ -68,7 +70,7 @@ class Display:
             if once and text in self._said:
                 return
             self._said.add(text)
-        self._console.print(text, markup=False)
+        self._console.print(text)
 
     def started(self, worker: int, one: Run) -> None:
         """Shows that a worker executes a run."""
@@ -117,7 +119,7 @@ class Display:
         if any(self._accuracies.values()):
             parts += ["", self._results()]
         spent = format_seconds(time.perf_counter() - self._began)
-        parts += ["", f"{self._ended} of {self._total} runs done, {spent}{self._left()}"]
+        parts += ["", f"{self._ended} of {self._total} runs done in {spent}{self._left()}"]
         return Group(*parts)
 
     def _results(self) -> Table:
@@ -144,7 +146,7 @@ class _Line:
     def cells(self) -> tuple[str, ...]:
         name = self.run.name if self.run else ""
         if isinstance(self.now, str):
-            return f"{name}  {self.now}".strip(), "", "", "", ""
+            return name, self.now, "", "", ""
         now = self.now
         return (
             name,

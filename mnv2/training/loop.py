@@ -103,7 +103,7 @@ def train(
 
         def evaluate_on(split: str) -> dict[str, float]:
             """Evaluates the current state, and writes the result to the log."""
-            say(f"evaluating on the {split} split")
+            say("evaluating")
             summary = evaluate(
                 functools.partial(steps.evaluate, state),
                 setup.dataset,

@@ -25,7 +25,7 @@ def trained(monkeypatch):
     """Replaces training by writing a made-up result; returns the runs that were trained."""
     runs = []
 
-    def train(settings, workdir, *, label, stopper, profile):
+    def train(settings, workdir, *, label, show, stopper, profile):
         runs.append(f"{workdir.parent.name}/{workdir.name}")
         result = {
             "test": {
@@ -90,9 +90,7 @@ def test_a_finished_sweep_is_trained_longer_all_arms_alike(config, tmp_path, tra
     execute.run_sweep(config, tmp_path, ["relu6/1"])
     assert trained == [*ALL, "relu6/1"]
     printed = capsys.readouterr().out
-    assert (
-        "relu6/1                was finished after 30 steps, and is trained to step 40" in printed
-    )
+    assert "relu6/1 was finished after 30 steps, and is trained to step 40" in printed
     assert "not finished: linear/0, linear/1, relu6/0, t_1/0, width_0.25/0" in printed
     assert workdirs.load(tmp_path).steps == dict.fromkeys(dict(config.arms), 40)
     execute.run_sweep(config, tmp_path)
@@ -192,7 +190,7 @@ def test_a_finished_sweep_stays_as_it_is_under_other_devices(
     steps = json.loads((tmp_path / "sweep.json").read_text())["steps"]
     assert steps == {"linear": 30, "relu6": 30}
     lines = (tmp_path / "report.md").read_text().splitlines()
-    assert any(line.startswith("linear: 8 x cpu (") for line in lines)
+    assert any(line.startswith("linear: 8 x cpu with ") for line in lines)
     assert any(line.startswith("relu6: TPU v9 (") for line in lines)
 
 
@@ -216,7 +214,7 @@ def test_a_run_that_is_resumed_elsewhere_keeps_both_environments(
 def test_a_run_that_fails_does_not_keep_the_others_from_being_done(
     tiny_config, tmp_path, monkeypatch, capsys
 ):
-    def training(settings, folder, *, label, stopper, profile):
+    def training(settings, folder, *, label, show, stopper, profile):
         if settings.model["bottleneck"] == "relu6":
             raise OSError(28, "No space left on device")
         if settings.model["expansion"] == 1:
