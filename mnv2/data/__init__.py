@@ -4,7 +4,11 @@ from mnv2.data.datasets import Dataset as Dataset
 from mnv2.data.datasets import open_dataset as open_dataset
 from mnv2.data.pipeline import Batch as Batch
 from mnv2.data.pipeline import check_batch_size as check_batch_size
+from mnv2.data.pipeline import check_labels as check_labels
 from mnv2.data.pipeline import eval_batches as eval_batches
 from mnv2.data.pipeline import train_batches as train_batches
 from mnv2.data.preprocess import AUGMENTATIONS as AUGMENTATIONS
 from mnv2.data.preprocess import eval_image as eval_image
+from mnv2.data.rows import Rows as Rows
+from mnv2.data.rows import fits_on_device as fits_on_device
+from mnv2.data.rows import train_rows as train_rows

@@ -248,13 +248,14 @@ def _to_numpy(dataset: Dataset, split: str, batches: tf.data.Dataset) -> Iterato
     """
     try:
         for batch in batches.as_numpy_iterator():
-            _check_labels(dataset, split, batch["label"])
+            check_labels(dataset, split, batch["label"])
             yield batch
     except tf.errors.OpError as error:
         raise UserError(dataset.explain(error)) from error
 
 
-def _check_labels(dataset: Dataset, split: str, labels: np.ndarray) -> None:
+def check_labels(dataset: Dataset, split: str, labels: np.ndarray) -> None:
+    """Raises UserError if a label is none of the classes of a data set."""
     outside = labels[(labels < 0) | (labels >= dataset.num_classes)]
     if len(outside):
         unlabelled = "; -1 means that it is not labelled" if outside[0] == -1 else ""

@@ -1,7 +1,8 @@
 """A stopwatch for training: images per second, and how much of the time is spent on waiting."""
 
+import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 
 class Stopwatch:
@@ -33,22 +34,17 @@ class Stopwatch:
         self.steps += step - first
         self._since = None
 
-    def watch[Item](self, batches: Iterable[Item], idle: Callable[[], bool]) -> Iterator[Item]:
-        """Yields `batches` and counts the time for which the devices waited for them.
+    @contextlib.contextmanager
+    def fetching(self, idle: Callable[[], bool]) -> Iterator[None]:
+        """Counts the time for which the devices wait while the next batch is fetched.
 
-        `idle()` tells whether the devices have finished all their work. If they finish while the
-        next batch is fetched, the whole time of that fetch counts.
+        `idle()` tells whether the devices have finished all their work. If they finish while it is
+        fetched, the whole time of that fetch counts.
         """
-        iterator = iter(batches)
-        while True:
-            asked = time.perf_counter()
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            if self._since is not None and idle():
-                self._waited_seconds += time.perf_counter() - asked
-            yield batch
+        asked = time.perf_counter()
+        yield
+        if self._since is not None and idle():
+            self._waited_seconds += time.perf_counter() - asked
 
     @property
     def waiting(self) -> float:

@@ -8,20 +8,20 @@ from typing import Any
 
 import jax
 
-from mnv2 import data
 from mnv2.analysis import complexity
 from mnv2.pretrained import native
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import write_json
 from mnv2.runtime.interruption import Stopped, Stopper
 from mnv2.runtime.layout import CHECKPOINTS, RESULT
-from mnv2.runtime.processes import is_writer, of_first, process_shard
+from mnv2.runtime.processes import is_writer, of_first
 from mnv2.runtime.storage import AnyPath, is_store_error, reason
 from mnv2.runtime.terminal import StatusLine
 from mnv2.runtime.throughput import Stopwatch
 from mnv2.training import metrics
 from mnv2.training.checkpoint import Checkpoints, NotFinite, Timing
 from mnv2.training.evaluation import evaluate
+from mnv2.training.feed import feed
 from mnv2.training.log import MetricsLog
 from mnv2.training.progress import Progress, Show, progress
 from mnv2.training.settings import Settings
@@ -116,7 +116,7 @@ def train(
             log.flush()
             return summary
 
-        window: list[metrics.Sums] = []  # the steps since the last report
+        window: list[tuple[metrics.Sums, int]] = []  # the steps since the last report
         first_step_seconds = 0.0
         try:
             with stopper.deferred():
@@ -128,18 +128,23 @@ def train(
                     evaluate_on("validation")  # the run was stopped during this evaluation
                 say("compiling")
                 began = time.perf_counter()
-                batches = _batches(setup, settings, first_step=step)
-                batches = stopwatch.watch(batches, idle=lambda: _finished(window))
+                batches = feed(setup, settings, step, key)
                 while step < total_steps:
-                    batch = next(batches)
-                    update = functools.partial(steps.train, state, steps.shard(batch), key)
+                    most = (
+                        1
+                        if trace.waits or not first_step_seconds
+                        else _until_due(step, setup, settings)
+                    )
+                    with stopwatch.fetching(idle=lambda: _finished(window)):
+                        call = batches.next(most, stopwatch.images_per_second / settings.batch_size)
+                    update = functools.partial(call.update, state)
                     if first_step_seconds:
                         state, sums = update()
                     else:
-                        log.write_images(step + 1, "train/input", batch["image"][:8] / 255)
+                        log.write_images(step + 1, "train/input", call.images() / 255)
                         state, sums = stopper.compile(update)
-                    step += 1
-                    window.append(sums)
+                    step += call.steps
+                    window.append((sums, call.steps))
                     if not first_step_seconds:
                         jax.block_until_ready(state)  # compiled: later steps are timed
                         first_step_seconds = time.perf_counter() - began
@@ -151,15 +156,16 @@ def train(
                         checkpoint_every and step % checkpoint_every == 0
                     )
                     if saves or validation_is_due() or step % settings.log_every == 0:
-                        _check_finite(window, step, setup, checkpoints)
-                        summary, values = metrics.summarize(window), {}
+                        done = metrics.unstack(window)
+                        _check_finite(done, step, setup, checkpoints)
+                        summary, values = metrics.summarize(done), {}
                         if summary["examples"]:  # none if all steps were skipped
                             for name in ("loss", "accuracy"):
                                 values[f"train/{name}"] = summary[name]
-                            values["train/gradient_norm"] = metrics.gradient_norm(window)
+                            values["train/gradient_norm"] = metrics.gradient_norm(done)
                         values["train/learning_rate"] = float(steps.schedule(step - 1))
                         if settings.on_nan == "skip":
-                            values["train/skipped_steps"] = metrics.skipped(window)
+                            values["train/skipped_steps"] = metrics.skipped(done)
                         window.clear()
                         stopwatch.stop(step)
                         values["train/images_per_second"] = stopwatch.images_per_second
@@ -203,17 +209,11 @@ def train(
     return result
 
 
-def _batches(setup: Setup, settings: Settings, first_step: int) -> Iterator[data.Batch]:
-    return data.train_batches(
-        setup.dataset,
-        settings.batch_size,
-        seed=settings.seed,
-        first_step=first_step,
-        size=setup.image_shape[:2],
-        augmentation=settings.data.augmentation,
-        pad=settings.data.pad,
-        channels=setup.image_shape[2],
-        shard=process_shard(),
+def _until_due(step: int, setup: Setup, settings: Settings) -> int:
+    """Returns the number of steps until the next report, evaluation, checkpoint or the end."""
+    total, *intervals = setup.durations
+    return min(
+        total - step, *(every - step % every for every in (*intervals, settings.log_every) if every)
     )
 
 
@@ -261,6 +261,6 @@ def _write_description(folder: AnyPath, setup: Setup) -> None:
     native.write_description(folder, description)
 
 
-def _finished(window: list[metrics.Sums]) -> bool:
-    """Tells whether the devices have finished the last step of `window`."""
-    return all(x.is_ready() for x in jax.tree.leaves(window[-1:]))
+def _finished(window: list[tuple[metrics.Sums, int]]) -> bool:
+    """Tells whether the devices have finished the last steps of `window`."""
+    return all(x.is_ready() for sums, _ in window[-1:] for x in jax.tree.leaves(sums))

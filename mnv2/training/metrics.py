@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from mnv2.ops.precision import accumulator
 
-Sums = dict[str, Array]
+Sums = dict[str, Array | np.ndarray | np.generic]  # of one step, on devices or as numbers
 
 
 def cross_entropy(
@@ -44,6 +44,18 @@ def count(
         "top5": jnp.sum((rank < 5) * mask),
         "examples": jnp.sum(mask),
     }
+
+
+def unstack(calls: Iterable[tuple[Sums, int]]) -> list[Sums]:
+    """Returns the sums of each step from those of calls of several steps, and their numbers.
+
+    Waits for the devices.
+    """
+    steps = []
+    for sums, count in jax.device_get(list(calls)):
+        arrays = {name: np.atleast_1d(values) for name, values in sums.items()}
+        steps += [{name: values[i] for name, values in arrays.items()} for i in range(count)]
+    return steps
 
 
 def summarize(batches: Iterable[Sums]) -> dict[str, float]:

@@ -8,17 +8,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, UInt8
 
-from mnv2 import data
 from mnv2.ops import DeviceGroup
 from mnv2.pretrained import Preprocessing
 from mnv2.training import metrics
 from mnv2.training.devices import AXIS, place, shard
 from mnv2.training.evaluation import eval_step
+from mnv2.training.look_up import look_up
 from mnv2.training.optimizer import create_optimizer, create_schedule
 from mnv2.training.settings import Optimization, Settings
 from mnv2.training.state import TrainState
+
+MOST_STEPS = 100  # of one call of `train_many`
 
 
 def train_step(
@@ -92,6 +94,41 @@ def train_step(
     return after, {**sums, "skipped": skipped, "skipped_in_a_row": after.skipped_in_a_row}
 
 
+def train_steps(
+    state: TrainState,
+    images: UInt8[Array, "n h w c"],
+    labels: Int[Array, " n"],
+    rows: dict[str, Array],
+    count: Array,
+    key: Array,
+    *,
+    step: Callable[..., tuple[TrainState, metrics.Sums]],
+    pad: int,
+) -> tuple[TrainState, metrics.Sums]:
+    """Computes the first `count` of MOST_STEPS updates, and the sums of each.
+
+    `images` and `labels` are the whole training set. `rows` has what each of MOST_STEPS batches
+    consists of: see `data.train_rows`. The sums have MOST_STEPS values, of which `count` count.
+    `step` is `train_step`.
+
+    The loop is one program for any `count`, so that a run does not depend on how its steps were
+    divided into calls.
+    """
+
+    def batch(i: Array) -> dict[str, Array]:
+        these = {name: values[i] for name, values in rows.items()}
+        return {"image": look_up(images, these, pad), "label": labels[these["index"]]}
+
+    def body(i: Array, carry: tuple[TrainState, metrics.Sums]) -> tuple[TrainState, metrics.Sums]:
+        state, sums = carry
+        state, new = step(state, batch(i), key)
+        return state, jax.tree.map(lambda every, one: every.at[i].set(one), sums, new)
+
+    shapes = jax.eval_shape(step, state, batch(count), key)[1]
+    none = jax.tree.map(lambda one: jnp.zeros((MOST_STEPS, *one.shape), one.dtype), shapes)
+    return jax.lax.fori_loop(0, count, body, (state, none))
+
+
 def ema_decay_at(step: Array, decay: float) -> Array:
     """Returns the decay of the moving averages after `step` steps: min(decay, (1 + t) / (10 + t)).
 
@@ -111,12 +148,13 @@ def eval_state(
 class Steps(NamedTuple):
     """The functions that run on the devices, with the optimiser and schedule inside them.
 
-    JAX compiles `train` and `evaluate` when they are first called.
+    JAX compiles `train`, `train_many` and `evaluate` when they are first called.
     """
 
-    place: Callable[[TrainState], TrainState]
-    shard: Callable[[data.Batch], data.Batch]
+    place: Callable[[Any], Any]
+    shard: Callable[[Any], Any]
     train: Callable[..., tuple[TrainState, metrics.Sums]]
+    train_many: Callable[..., tuple[TrainState, metrics.Sums]]
     evaluate: Callable[..., tuple[metrics.Sums, Array]]
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
@@ -143,6 +181,7 @@ def create_steps(
         label_smoothing=settings.label_smoothing,
         ema_decay=settings.ema_decay,
         skip_nan=settings.on_nan == "skip",
+        pad=settings.data.pad,
         total_steps=total_steps,
         examples=examples,
         devices=devices,
@@ -159,6 +198,7 @@ def _create_steps(
     label_smoothing: float,
     ema_decay: float,
     skip_nan: bool,
+    pad: int,
     total_steps: int,
     examples: int,
     devices: tuple[jax.Device, ...] | None,
@@ -186,6 +226,12 @@ def _create_steps(
         place=functools.partial(place, devices=devices),
         shard=functools.partial(shard, devices=devices),
         train=on_each(train, in_axes=(None, 0, None), out_axes=None, donate_argnums=(0,)),
+        train_many=on_each(
+            functools.partial(train_steps, step=train, pad=pad),
+            in_axes=(None, None, None, 0, None, None),
+            out_axes=None,
+            donate_argnums=(0,),
+        ),
         evaluate=on_each(evaluate, in_axes=(None, 0), out_axes=(None, 0)),
         optimizer=optimizer,
         schedule=schedule,

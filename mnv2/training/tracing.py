@@ -22,6 +22,11 @@ class Trace:
         self._steps = 0
         self._traces = False
 
+    @property
+    def waits(self) -> bool:
+        """Tells whether steps must come one by one, because some are still to be traced."""
+        return self._folder is not None and self._steps < FIRST - 1 + STEPS
+
     def after_step(self, state: Any) -> None:
         """Counts a step, and starts or ends the trace once the devices have computed `state`."""
         if self._folder is None:

@@ -12,7 +12,10 @@ def slow(seconds):
 
 def run(idle):
     stopwatch = Stopwatch(batch_size=8)
-    for step, _ in enumerate(stopwatch.watch(slow(0.01), idle), start=1):
+    batches = slow(0.01)
+    for step in range(1, 5):
+        with stopwatch.fetching(idle):
+            next(batches)
         stopwatch.stop(step)
         stopwatch.start(step)
     stopwatch.stop(5)
