@@ -19,7 +19,7 @@ from typing import Any
 from mnv2.runtime import cli
 from mnv2.runtime.interruption import EXIT_CODE, Stopped, Stopper
 
-GLANCE = 1.0  # seconds between looks at whether the parent still lives
+GLANCE = 0.2  # seconds between looks at whether the parent still lives
 
 
 def work(parent: Connection, parent_id: int) -> None:

@@ -30,6 +30,9 @@ from mnv2.training.progress import Progress
 
 GLANCE = 0.2  # seconds between looks at the workers
 MARGIN = 1.25  # a worker may come to need this many times the memory that it has in training
+# Seconds until a run that another process held is tried once more: a worker whose parent was killed
+# takes that long to save its run.
+LATER = 5.0
 PATIENCE = 20.0  # seconds that a worker which has nothing left to do may take to end
 WORKER = (sys.executable, "-m", "mnv2.sweeps.worker")
 
@@ -138,6 +141,8 @@ class _Pool:
         command: Sequence[str],
     ):
         self._waiting = list(waiting)
+        self._later: list[tuple[float, Run]] = []  # held by others: when to try again
+        self._tried: set[str] = set()  # the names of runs that were held
         self._division, self._command = division, command
         self._display, self._stopper = display, stopper
         self._workers: list[_Worker] = []
@@ -155,7 +160,7 @@ class _Pool:
             work = multiply_adds(self._waiting)
             self._waiting = longest_first(self._waiting, work)
             self._forecast = Forecast(work)
-            while self._waiting or self._busy():
+            while self._waiting or self._later or self._busy():
                 self._stopper.check()
                 self._deal()
                 self._listen()
@@ -175,6 +180,8 @@ class _Pool:
                 "all workers died: see the lines above; the same command resumes, and --parallel 1 "
                 "executes the runs in one process"
             )
+        if not self._waiting and self._later and self._later[0][0] < time.perf_counter():
+            self._waiting.append(self._later.pop(0)[1])
         for worker in self._workers:
             if self._waiting and not worker.run and len(self._busy()) < self._most:
                 worker.start(one := self._waiting.pop(0))
@@ -204,11 +211,16 @@ class _Pool:
                 done = message.step / message.steps
                 self._forecast.running(one.name, spent, worker.trained_since, done)
             return
+        worker.run = None
+        if message.holder is not None and one.name not in self._tried:
+            self._tried.add(one.name)
+            self._later.append((time.perf_counter() + LATER, one))
+            self._display.idle(worker.number)
+            return
         if message.failure is not None:
             self._failed[one.name] = message.failure
         elif message.result is not None:
             self._forecast.finished(one.name, message.seconds)
-        worker.run = None
         self._look_ahead()
         self._display.ended(worker.number, message)
 
@@ -216,7 +228,7 @@ class _Pool:
         """Tells the display how long the sweep still takes."""
         now = time.perf_counter()
         running = {worker.run.name: now - worker.began for worker in self._workers if worker.run}
-        names = [one.name for one in self._waiting]
+        names = [one.name for one in (*self._waiting, *(one for _, one in self._later))]
         self._display.left = self._forecast.left(running, names, len(self._workers))
 
     def _measure(self, worker: _Worker) -> None:

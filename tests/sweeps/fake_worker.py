@@ -52,6 +52,8 @@ def _execute(run: Any, parent: Connection, then: str) -> Outcome:
     attempts = (folder / "attempts").read_text().count("\n")
     parent.send("compiling")
     parent.send("training")
+    if then == "held" or (then == "held once" and attempts == 1):
+        return Outcome(holder="process 7")
     if then == "fails":
         return Outcome(failure="ValueError: no luck")
     if then == "dies" or (then == "dies once" and attempts == 1):

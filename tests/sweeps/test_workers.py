@@ -41,7 +41,7 @@ def test_each_worker_executes_run_after_run_the_longest_first(three_runs, tmp_pa
     execute(three_runs, tmp_path)
     printed = capsys.readouterr().out
     assert printed.startswith("2 workers, 1 thread each\n")
-    assert "[1/3] c/0                     test 50.00 %" in printed
+    assert "c/0                     test 50.00 %" in printed
     assert "[3/3] " in printed
     first = [attempts(tmp_path, arm)[0][0] for arm in "cba"]
     assert first[0] != first[1]
@@ -90,6 +90,24 @@ def test_if_all_workers_die_it_says_so_and_ends(three_runs, tmp_path):
         execute(three_runs, tmp_path, "dies", count=1)
     assert [len(attempts(tmp_path, arm)) for arm in "c"] == [2]
     assert not (tmp_path / "a").exists()
+
+
+def test_a_run_that_another_process_executes_is_tried_once_more(
+    three_runs, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(workers, "LATER", 0.3)
+    execute(three_runs, tmp_path, "held once", "c/0")
+    assert len(attempts(tmp_path, "c")) == 2
+    assert "c/0                     test 50.00 %" in capsys.readouterr().out
+
+
+def test_a_run_that_another_process_goes_on_to_execute_is_left_to_it(
+    three_runs, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(workers, "LATER", 0.3)
+    execute(three_runs, tmp_path, "held", "c/0")
+    assert len(attempts(tmp_path, "c")) == 2
+    assert "[3/3] c/0                     is being done by process 7\n" in capsys.readouterr().out
 
 
 def signal_when_begun(tmp_path, arms, number):

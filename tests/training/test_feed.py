@@ -71,7 +71,9 @@ def by_hand(images, rows, pad=4):
 def test_the_device_crops_and_mirrors_as_the_rows_say(pad):
     images = np.random.default_rng(0).integers(0, 256, (40, 6, 8, 3)).astype(np.uint8)
     rows = next(train_rows(40, 40, seed=1, augmentation="crop_flip", pad=pad))
-    np.testing.assert_array_equal(look_up(jnp.asarray(images), rows, pad), by_hand(images, rows, pad))
+    np.testing.assert_array_equal(
+        look_up(jnp.asarray(images), rows, pad), by_hand(images, rows, pad)
+    )
 
 
 def test_a_call_has_no_more_steps_than_take_a_second(run):

@@ -1,0 +1,152 @@
+"""What does it cost to call the devices for every training step? python -m experiments.dispatch
+
+Trains a network that is too small to hide the cost of a call (width 0.1, 8 pixels, batch 16), and
+the network of the ablation. A batch comes from the host with each step, or is looked up on the
+device, with 1, 10 or 100 steps per call. The ways take turns, 100 steps each. Prints and writes
+steps/s, as median and range over --rounds, to --out as dispatch.csv and dispatch.md.
+"""
+
+import dataclasses
+import functools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from configs import v2_ablation
+from experiments.common.writers import write_csv, write_markdown
+from mnv2 import data
+from mnv2.models import create_model
+from mnv2.pretrained import Preprocessing
+from mnv2.runtime import compilation_cache, machine
+from mnv2.runtime.cli import command_parser, run, whole_number
+from mnv2.runtime.huge_pages import restart_with_huge_pages
+from mnv2.runtime.terminal import StatusLine
+from mnv2.sweeps.plan import resolve
+from mnv2.training import settings
+from mnv2.training.feed import stack
+from mnv2.training.state import TrainState, create_state
+from mnv2.training.steps import create_steps
+
+STEPS = 100  # of one measurement
+EXAMPLES = 1000
+CALLS = (1, 10, 100)  # steps per call
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A network and its batches."""
+
+    title: str
+    width: float
+    pixels: int
+    batch: int
+
+    def __str__(self) -> str:
+        return f"{self.title}, width {self.width:g}, {self.pixels} px, batch {self.batch}"
+
+
+TASKS = (Task("tiny", 0.1, 8, 16), Task("the ablation's", 0.35, 28, 128))
+
+
+class Measured(NamedTuple):
+    """Steps per second of one round; `per_call` is 0 if the batches come from the host."""
+
+    network: str
+    per_call: int
+    round: int
+    steps_per_second: float
+
+
+def ways(task: Task) -> dict[int, Callable[[], float]]:
+    """Returns, by the number of steps per call, what measures steps per second."""
+    config = v2_ablation.get_config()
+    config.batch_size = task.batch
+    of_run = settings.from_config(resolve(config, "linear"))
+    fields = {**of_run.model, "width": task.width}
+    model = create_model(fields.pop("name"), num_classes=10, **fields)
+    steps = create_steps(model, of_run, Preprocessing(), total_steps=10_000, examples=EXAMPLES)
+    random, key = np.random.default_rng(0), jax.random.key(0)
+    shape = (task.pixels, task.pixels, 1)
+    images = random.integers(0, 256, (EXAMPLES, *shape)).astype(np.uint8)
+    labels = random.integers(0, 10, EXAMPLES).astype(np.int32)
+    on_device = steps.place(images), steps.place(labels)
+    batches = data.train_rows(EXAMPLES, task.batch, seed=0)
+    states = {}
+
+    def state_of(way: int) -> TrainState:
+        if way not in states:
+            states[way] = steps.place(
+                create_state(model, steps.optimizer, shape, seed=0, ema=False)
+            )
+        return states[way]
+
+    def from_host(state: TrainState) -> TrainState:
+        for _ in range(STEPS):
+            index = next(batches)["index"]
+            batch = {"image": images[index], "label": labels[index]}
+            state, _ = steps.train(state, steps.shard(batch), key)
+        return state
+
+    def looked_up(state: TrainState, per_call: int) -> TrainState:
+        for _ in range(STEPS // per_call):
+            rows = stack([next(batches) for _ in range(per_call)], steps.shard)
+            state, _ = steps.train_many(state, *on_device, rows, per_call, key)
+        return state
+
+    def timed(way: int) -> float:
+        state = jax.block_until_ready(state_of(way))
+        began = time.perf_counter()
+        state = from_host(state) if way == 0 else looked_up(state, way)
+        states[way] = jax.block_until_ready(state)
+        return STEPS / (time.perf_counter() - began)
+
+    return {way: functools.partial(timed, way) for way in (0, *CALLS)}
+
+
+def row(task: Task, measured: Sequence[Measured]) -> list[str]:
+    """Returns the row of a table: the median and the range of each way."""
+    cells = []
+    for way in (0, *CALLS):
+        values = [one.steps_per_second for one in measured if one.per_call == way]
+        cells.append(f"{statistics.median(values):,.1f} ({min(values):,.1f} to {max(values):,.1f})")
+    return [str(task), *cells]
+
+
+def main() -> None:
+    parser = command_parser("experiments.dispatch", __doc__)
+    parser.add_argument("--rounds", type=whole_number(), default=5)
+    parser.add_argument("--out", type=Path, default=Path("runs/dispatch"))
+    arguments = parser.parse_args()
+    compilation_cache.enable()
+    line = StatusLine("dispatch")
+    everything: list[Any] = []
+    lines = []
+    for task in TASKS:
+        measured: list[Measured] = []
+        timed = ways(task)
+        for number in range(arguments.rounds + 1):  # the first one compiles
+            for way, measure in timed.items():
+                line.say(f"{task}: round {number} of {arguments.rounds}")
+                rate = measure()
+                if number:
+                    measured.append(Measured(str(task), way, number, rate))
+        everything += measured
+        lines.append(row(task, measured))
+    line.clear()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    write_csv(everything, arguments.out / "dispatch.csv")
+    header = ["steps/s", "from the host", *(f"{n} per call" for n in CALLS)]
+    write_markdown(arguments.out, "dispatch", header, lines)
+    kind = jax.devices()[0].device_kind
+    print((arguments.out / "dispatch.md").read_text())
+    print(f"on {jax.device_count()} x {kind}, {machine.threads()} threads")
+
+
+if __name__ == "__main__":
+    restart_with_huge_pages()
+    run(main)

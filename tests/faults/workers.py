@@ -1,0 +1,159 @@
+"""Kills the workers of a sweep and the process that started them: python -m tests.faults.workers
+
+Two arms with two seeds of a small network are trained once undisturbed, by one process with one
+thread. Then the sweep is repeated with two workers, and disturbed after random times, which are
+drawn from --seed. A disturbance is one of
+
+worker     SIGKILL to a worker. The sweep must go on.
+parent     SIGKILL to the process that started the workers. They must end within 30 s.
+signal     SIGTERM or Ctrl-C to it. All must save and end within 30 s, with exit code 75.
+Ctrl-C x2  Ctrl-C twice. All must end within 30 s.
+
+If the process has ended, the sweep is started again, until there were --faults disturbances.
+In every finished sweep all parameters must be those of the undisturbed runs, to the last bit; each
+step must be in the metrics once; and no checkpoint may be lost.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+
+from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.errors import UserError
+from mnv2.runtime.files import read_lines
+from mnv2.runtime.interruption import EXIT_CODE
+from mnv2.runtime.layout import METRICS, RESULT
+from mnv2.runtime.terminal import StatusLine
+from tests.faults.kills import COMMAND, check_equal, final_state
+
+PATIENCE = 30.0  # seconds in which all processes must end
+RUNS = [f"{arm}/{seed}" for arm in ("linear", "relu6") for seed in (0, 1)]
+SWEEP = [word for word in COMMAND if not word.startswith("--only")]
+FAULTS = ("worker", "worker", "parent", "signal", "Ctrl-C x2")
+
+
+def start(workdir: Path, *more: str) -> subprocess.Popen[bytes]:
+    """Starts the sweep in a new session. Its output goes to log.txt next to `workdir`."""
+    with (workdir.parent / "log.txt").open("ab") as log:
+        return subprocess.Popen(
+            [*SWEEP, "--only=linear,relu6", f"--workdir={workdir}", *more],
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Returns the worker processes that are alive."""
+    try:
+        children = psutil.Process(process.pid).children()
+        return [one for one in children if "mnv2.sweeps.worker" in one.cmdline()]
+    except psutil.Error:
+        return []
+
+
+def newest(workdir: Path, name: str) -> int:
+    """Returns the step of the newest finished checkpoint of a run; 0 if there is none."""
+    folder = workdir / name / "checkpoints"
+    return max((int(path.name) for path in folder.glob("*") if path.name.isdigit()), default=0)
+
+
+def disturb(process: subprocess.Popen[bytes], fault: str, moments: random.Random) -> bool:
+    """Disturbs a sweep that runs; returns whether it was there to be disturbed.
+
+    Raises UserError if a process does not end in time.
+    """
+    workers = workers_of(process)
+    if fault == "worker":
+        if not workers:
+            return False
+        moments.choice(workers).kill()
+        return True
+    if fault == "parent":
+        process.kill()
+    elif fault == "signal":
+        process.send_signal(moments.choice((signal.SIGTERM, signal.SIGINT)))
+    else:
+        process.send_signal(signal.SIGINT)
+        time.sleep(moments.uniform(0, 1))
+        process.send_signal(signal.SIGINT)
+    try:
+        code = process.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        raise UserError(f"{fault}: the process did not end in {PATIENCE:g} s") from None
+    _, left = psutil.wait_procs(workers, PATIENCE)
+    if left:
+        raise UserError(f"{fault}: the workers {[one.pid for one in left]} did not end")
+    if fault == "signal" and workers and code not in (EXIT_CODE, 0):
+        raise UserError(f"{fault}: exit code {code}")
+    return True
+
+
+def check(workdir: Path, expected: dict[str, object]) -> None:
+    """Raises UserError unless a finished sweep is as if it had not been disturbed."""
+    for name in RUNS:
+        if not (workdir / name / RESULT).exists():
+            raise UserError(f"{workdir / name} has no result")
+        check_equal(final_state(workdir, name), expected[name], workdir / name)
+        lines = read_lines(workdir / name / METRICS)
+        steps = Counter(line["step"] for line in lines if "train/loss" in line)
+        if max(steps.values()) > 1 or sum("test/loss" in line for line in lines) != 1:
+            raise UserError(f"{workdir / name / METRICS} has a step twice")
+
+
+def main() -> None:
+    parser = command_parser("tests.faults.workers", __doc__)
+    parser.add_argument("--faults", type=int, default=30)
+    parser.add_argument("--longest", type=float, default=25, help="most seconds until a fault")
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    arguments = parser.parse_args()
+    print(f"seed {arguments.seed}", flush=True)
+    moments = random.Random(arguments.seed)
+    happened: Counter[str] = Counter()
+    with tempfile.TemporaryDirectory() as folder:
+        here = Path(folder)
+        if start(here / "undisturbed", "--parallel=1", "--threads=1").wait():
+            raise UserError((here / "log.txt").read_text())
+        expected = {name: final_state(here / "undisturbed", name) for name in RUNS}
+        line = StatusLine("workers")
+        finished = 0
+        while happened.total() < arguments.faults:
+            workdir = here / f"sweep_{finished}"
+            process = start(workdir, "--parallel=2", "--threads=1")
+            while process.poll() is None and happened.total() < arguments.faults:
+                before = {name: newest(workdir, name) for name in RUNS}
+                try:
+                    process.wait(moments.uniform(0, arguments.longest))
+                except subprocess.TimeoutExpired:
+                    fault = moments.choice(FAULTS)
+                    happened[fault] += disturb(process, fault, moments)
+                for name in RUNS:
+                    if newest(workdir, name) < before[name]:
+                        raise UserError(f"{workdir / name}: step {before[name]} is lost")
+                line.say(f"{happened.total()}/{arguments.faults}, {finished} sweeps finished")
+            code = process.wait()
+            if code == 0:
+                check(workdir, expected)
+                finished += 1
+            elif code == 2 and "for the second time" not in (here / "log.txt").read_text():
+                raise UserError((here / "log.txt").read_text())
+        line.clear()
+    if not finished:
+        raise UserError("no sweep finished: give more --faults, or a longer time before them")
+    what = ", ".join(f"{count} x {fault}" for fault, count in happened.items())
+    print(
+        f"{what}; {finished} sweeps of {len(RUNS)} runs finished nevertheless, each with the "
+        f"parameters of undisturbed runs to the last bit; no process was left (on {os.cpu_count()} "
+        "cores)"
+    )
+
+
+if __name__ == "__main__":
+    run(main)
