@@ -130,9 +130,11 @@ clean:
 		-r requirements.txt 'jax[$*]' -c requirements.lock
 	@touch $@
 
-# The other frameworks, 3 GB, in their own environment.
+# The other frameworks, 3 GB, in their own environment. PyTorch and JAX need different versions of
+# CUDA's packages, and JAX uses none of them there.
 .venv-peers/ready: .venv/ready requirements-peers.txt
 	$(PYTHON_FOUND) -m venv .venv-peers
+	grep -v '^nvidia-' requirements.lock > .venv-peers/requirements.lock
 	.venv-peers/bin/python -m pip install --disable-pip-version-check -r requirements.txt \
-		-r requirements-dev.txt -r requirements-peers.txt -c requirements.lock
+		-r requirements-dev.txt -r requirements-peers.txt -c .venv-peers/requirements.lock
 	@touch $@

@@ -26,8 +26,8 @@ DEVICES = Path("/dev")
 # profiler does not mind. Debuggers forget their breakpoints.
 PROFILERS = ("cProfile", "profile")
 DEBUGGERS = ("pdb", "ipdb", "pudb", "debugpy", "trace", "coverage")
-# Modules of debuggers, notebooks and tests, which would lose this process.
-CONNECTED = ("debugpy", "pydevd", "ipykernel", "IPython", "pytest")
+# Modules of debuggers and tests, which would lose this process.
+CONNECTED = ("debugpy", "pydevd", "pytest")
 
 
 def restart_with_huge_pages() -> None:
@@ -71,6 +71,9 @@ def _reason_to_stay() -> str | None:
     connected = words.intersection(DEBUGGERS) | sys.modules.keys() & set(CONNECTED)
     if connected:
         return f"{min(connected)} would lose this process"
+    # Libraries import IPython too, where nobody uses it.
+    if (ipython := sys.modules.get("IPython")) and ipython.get_ipython() is not None:
+        return "a notebook or IPython would lose this process"
     if sys.gettrace() is not None:
         return "a debugger would lose this process"
     profiled = sys.getprofile() is not None or any(map(sys.monitoring.get_tool, range(6)))

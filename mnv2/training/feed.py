@@ -80,6 +80,7 @@ class FromDevice:
         data.check_labels(setup.dataset, "train", labels.numpy())
         self._images = self._steps.place(images.numpy())
         self._labels = self._steps.place(labels.numpy().astype(np.int32))
+        self._before = 0  # the number of steps of the last dispatch
         self._rows = data.train_rows(
             len(labels),
             settings.batch_size,
@@ -92,8 +93,10 @@ class FromDevice:
 
     def next(self, most: int, rate: float) -> Dispatch:
         """Returns the next steps, at most `most`; `rate` is in steps per second, 0 if unknown."""
-        wanted = max(1, min(most, MOST_STEPS, int(SECONDS * rate)))
+        possible = int(SECONDS * rate) if rate else 2 * self._before
+        wanted = max(1, min(most, MOST_STEPS, possible))
         count = number_of_first(wanted)  # the rate differs between processes
+        self._before = count
         rows = [next(self._rows) for _ in range(count)]
         return Dispatch(count, lambda state: self._update(state, rows), lambda: self._look(rows[0]))
 

@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Int, UInt8
 
 from mnv2.ops import DeviceGroup
+from mnv2.ops.precision import accumulator
 from mnv2.pretrained import Preprocessing
 from mnv2.training import metrics
 from mnv2.training.devices import AXIS, place, shard
@@ -103,13 +105,13 @@ def train_steps(
     key: Array,
     *,
     step: Callable[..., tuple[TrainState, metrics.Sums]],
+    sums: metrics.Sums,
     pad: int,
 ) -> tuple[TrainState, metrics.Sums]:
     """Computes the first `count` of MOST_STEPS updates, and the sums of each.
 
     `images` and `labels` are the whole training set. `rows` has what each of MOST_STEPS batches
-    consists of: see `data.train_rows`. The sums have MOST_STEPS values, of which `count` count.
-    `step` is `train_step`.
+    consists of: see `data.train_rows`. `step` is `train_step`, and `sums` those of no steps.
 
     The loop is one program for any `count`, so that a run does not depend on how its steps were
     divided into calls.
@@ -124,9 +126,18 @@ def train_steps(
         state, new = step(state, batch(i), key)
         return state, jax.tree.map(lambda every, one: every.at[i].set(one), sums, new)
 
-    shapes = jax.eval_shape(step, state, batch(count), key)[1]
-    none = jax.tree.map(lambda one: jnp.zeros((MOST_STEPS, *one.shape), one.dtype), shapes)
-    return jax.lax.fori_loop(0, count, body, (state, none))
+    return jax.lax.fori_loop(0, count, body, (state, sums))
+
+
+def _no_sums(model: nn.Module, skip_nan: bool) -> metrics.Sums:
+    """Returns MOST_STEPS times what `train_step` sums, as zeros.
+
+    To find the names and types by tracing the step would take as long as its compilation needs.
+    """
+    names = ("loss", "top1", "top5", "examples", "gradient_norm")
+    sums = {name: np.zeros(MOST_STEPS, accumulator(model.dtype)) for name in names}
+    counts = ("skipped", "skipped_in_a_row") if skip_nan else ()
+    return {**sums, **{name: np.zeros(MOST_STEPS, np.int32) for name in counts}}
 
 
 def ema_decay_at(step: Array, decay: float) -> Array:
@@ -227,7 +238,7 @@ def _create_steps(
         shard=functools.partial(shard, devices=devices),
         train=on_each(train, in_axes=(None, 0, None), out_axes=None, donate_argnums=(0,)),
         train_many=on_each(
-            functools.partial(train_steps, step=train, pad=pad),
+            functools.partial(train_steps, step=train, sums=_no_sums(model, skip_nan), pad=pad),
             in_axes=(None, None, None, 0, None, None),
             out_axes=None,
             donate_argnums=(0,),

@@ -1,6 +1,7 @@
 """The restart for huge pages: a new process is not started here, it is only recorded."""
 
 import sys
+import types
 
 import pytest
 
@@ -103,6 +104,14 @@ def test_a_tracer_a_profiler_and_an_interactive_python_stay(started, monkeypatch
         assert started(words) is None
     monkeypatch.setattr(huge_pages, "CONNECTED", ("pytest",))
     assert started(words) is None
+
+
+def test_a_notebook_stays_and_an_imported_ipython_does_not_matter(started, monkeypatch):
+    words = ["python", "-m", "mnv2.main"]
+    for shell, restarts in ((None, True), (object(), False)):
+        ipython = types.SimpleNamespace(get_ipython=lambda shell=shell: shell)
+        monkeypatch.setitem(sys.modules, "IPython", ipython)
+        assert (started(words) is not None) == restarts
 
 
 def test_where_huge_pages_cannot_help_nothing_restarts(started, monkeypatch, tmp_path):
