@@ -191,6 +191,8 @@ class _Pool:
         """Hears what the workers say until GLANCE has passed, or one of them has said something."""
         speaking = connection.wait([worker.connection for worker in self._workers], GLANCE)
         for worker in [one for one in self._workers if one.connection in speaking]:
+            if worker not in self._workers:  # it was dismissed for what another one said
+                continue
             try:
                 message = worker.connection.recv()
             except (EOFError, OSError):

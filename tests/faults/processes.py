@@ -2,7 +2,8 @@
 
 The same small network is trained for 50 steps in one process with one device, in one process with
 four devices, and in two processes with two devices each, which communicate over gloo. The
-parameters must be the same, and every evaluation must count each example once.
+parameters must be the same, and every evaluation must count each example once. The same is done
+with a folder of pictures, of which each process reads a part.
 
 Then one of two processes is sent SIGTERM: both must save and exit with code 75. Then one of two is
 killed: the other must end with a message within two minutes. When both are started again, they must
@@ -27,6 +28,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
+from PIL import Image
 
 from mnv2.runtime.cli import command_parser, run
 from mnv2.runtime.errors import UserError
@@ -112,14 +114,30 @@ def difference(one: Any, other: Any) -> float:
     )
 
 
-def check_layouts(folder: Path, steps: int) -> None:
-    """Trains with each layout of processes and devices. Raises UserError unless they agree."""
+def pictures(folder: Path) -> Path:
+    """Writes gray pictures of 10 classes: of each 40 for training and 10 for testing."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", 40), ("test", 10)):
+        for label in range(10):
+            place = folder / split / f"class_{label}"
+            place.mkdir(parents=True)
+            for number in range(count):
+                pixels = random.integers(0, 256, (28, 28)).astype(np.uint8)
+                Image.fromarray(pixels).save(place / f"{number}.png")
+    return folder
+
+
+def check_layouts(folder: Path, steps: int, sizes: set[int], more: Sequence[str] = ()) -> None:
+    """Trains with each layout of processes and devices, and the flags `more`.
+
+    Raises UserError unless they agree, and the evaluations have the `sizes`.
+    """
     jax.config.update("jax_enable_x64", True)
     expected, lines = None, 0
     for processes, devices in ((1, 1), (1, 4), (2, 2)):
         workdir = folder / f"{processes}x{devices}"
         began = time.perf_counter()
-        finish(start(workdir, processes, devices, steps))
+        finish(start(workdir, processes, devices, steps, more))
         state, metrics = result(workdir)
         if expected is None:
             expected, lines = state, len(metrics.splitlines())
@@ -136,7 +154,7 @@ def check_layouts(folder: Path, steps: int) -> None:
             f"{len(metrics.splitlines())} lines of metrics, {time.perf_counter() - began:.0f} s",
             flush=True,
         )
-        if apart > np.finfo(np.float32).eps or examples != {1000, 10000}:
+        if apart > np.finfo(np.float32).eps or examples != sizes:
             raise UserError(f"{workdir} differs from the result of one device")
         if len(metrics.splitlines()) != lines:
             raise UserError(f"{workdir}: metrics were not written exactly once")
@@ -221,7 +239,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        check_layouts(Path(folder), arguments.steps)
+        check_layouts(Path(folder), arguments.steps, {1000, 10000})
+        of_pictures = f"--config.data.name=folder:{pictures(Path(folder) / 'pictures')}"
+        more = [of_pictures, "--config.data.validation=80"]
+        check_layouts(Path(folder) / "on_disk", arguments.steps, {80, 100}, more)
         check_signal(Path(folder) / "signal", steps=200)
         for victim in (1, 0):
             check_death(Path(folder) / f"death_of_{victim}", victim, steps=60)
