@@ -22,7 +22,7 @@ def look_up(
         padded = jnp.pad(batch, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
 
         def crop(image: Array, top: Any, left: Any) -> Array:
-            return jax.lax.dynamic_slice(image, (top, left, 0), batch.shape[1:])
+            return jax.lax.dynamic_slice(image, (top, left, jnp.zeros_like(top)), batch.shape[1:])
 
         batch = jax.vmap(crop)(padded, rows["top"], rows["left"])
     if "mirrored" in rows:

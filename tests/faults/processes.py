@@ -241,7 +241,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         check_layouts(Path(folder), arguments.steps, {1000, 10000})
         of_pictures = f"--config.data.name=folder:{pictures(Path(folder) / 'pictures')}"
-        more = [of_pictures, "--config.data.validation=80"]
+        more = [of_pictures, "--config.data.image_size=28", "--config.data.validation=80"]
         check_layouts(Path(folder) / "on_disk", arguments.steps, {80, 100}, more)
         check_signal(Path(folder) / "signal", steps=200)
         for victim in (1, 0):

@@ -71,9 +71,10 @@ def by_hand(images, rows, pad=4):
 def test_the_device_crops_and_mirrors_as_the_rows_say(pad):
     images = np.random.default_rng(0).integers(0, 256, (40, 6, 8, 3)).astype(np.uint8)
     rows = next(train_rows(40, 40, seed=1, augmentation="crop_flip", pad=pad))
-    np.testing.assert_array_equal(
-        look_up(jnp.asarray(images), rows, pad), by_hand(images, rows, pad)
-    )
+    for wide in (False, True):  # JAX_ENABLE_X64 makes other integers of Python's
+        with jax.enable_x64(wide):
+            looked_up = look_up(jnp.asarray(images), rows, pad)
+        np.testing.assert_array_equal(looked_up, by_hand(images, rows, pad))
 
 
 def test_a_call_has_no_more_steps_than_take_a_second(run):
