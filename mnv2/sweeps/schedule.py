@@ -2,7 +2,7 @@
 
 import heapq
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -13,15 +13,18 @@ from mnv2.training.setup import set_up
 ENOUGH = 0.1  # the part of a run that is done before its rate tells how long the whole run takes
 
 
-def multiply_adds(runs: Iterable[Run]) -> dict[str, float]:
+def multiply_adds(
+    runs: Iterable[Run], check: Callable[[], None] = lambda: None
+) -> dict[str, float]:
     """Returns the multiply-adds of each run's training images, forward only, by the run's name.
 
-    Traces the network of each arm, which takes a second.
+    Traces the network of each arm, which takes a second, and calls `check` before it.
     """
     of_arm: dict[str, int] = {}
     work = {}
     for one in runs:
         if one.arm not in of_arm:
+            check()
             setup = set_up(one.settings)
             of_arm[one.arm] = complexity.multiply_adds(setup.model, setup.image_shape)
         work[one.name] = float(of_arm[one.arm]) * one.settings.batch_size * one.steps

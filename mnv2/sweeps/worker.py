@@ -25,17 +25,19 @@ GLANCE = 0.2  # seconds between looks at whether the parent still lives
 def work(parent: Connection, parent_id: int) -> None:
     """Executes the runs that come over a connection, until None comes or the parent ends."""
     sys.stdout = sys.stderr = io.TextIOWrapper(_Pipe(1, "w"), errors="replace", write_through=True)
+    _stop_with(parent_id)
+    # Until the first run a signal ends the process: there is nothing to save, and an exception
+    # would get lost while TensorFlow is imported.
+    cli.hide_gpus_from_tensorflow()
+    from mnv2.runtime import compilation_cache
+    from mnv2.runtime.accelerators import find_devices
+    from mnv2.sweeps.execute import execute
+
+    find_devices()  # an error here is one line
+    compilation_cache.enable()
     stopper = Stopper()
     try:
         with stopper.listening():
-            _stop_with(parent_id)
-            cli.hide_gpus_from_tensorflow()
-            from mnv2.runtime import compilation_cache
-            from mnv2.runtime.accelerators import find_devices
-            from mnv2.sweeps.execute import execute
-
-            find_devices()  # an error here is one line
-            compilation_cache.enable()
             show = functools.partial(_send, parent)
             while (one := parent.recv()) is not None:
                 _send(parent, execute(one, stopper=stopper, show=show))

@@ -157,7 +157,7 @@ class _Pool:
         with self._ending():
             self._workers = [self._new(number) for number in range(count)]
             # The workers take longer to start than this takes.
-            work = multiply_adds(self._waiting)
+            work = multiply_adds(self._waiting, self._stopper.check)
             self._waiting = longest_first(self._waiting, work)
             self._forecast = Forecast(work)
             while self._waiting or self._later or self._busy():
@@ -307,6 +307,7 @@ class _Pool:
     def _end_all(self, number: int) -> None:
         for worker in self._workers:
             worker.signal(number)
+            worker.end()  # if it is idle
         for worker in self._workers:
             worker.wait()
 
