@@ -54,10 +54,10 @@ def start(workdir: Path, more: Sequence[str] = ()) -> subprocess.Popen[bytes]:
         )
 
 
-def newest(workdir: Path) -> int:
-    """Returns the step of the newest finished checkpoint; 0 if there is none."""
-    folder = workdir / FOLDER / "checkpoints"
-    return max((int(p.name) for p in folder.glob("*") if p.name.isdigit()), default=0)
+def newest(workdir: Path, folder: str = FOLDER) -> int:
+    """Returns the step of a run's newest finished checkpoint; 0 if there is none."""
+    names = [path.name for path in (workdir / folder / "checkpoints").glob("*")]
+    return max((int(name) for name in names if name.isdigit()), default=0)
 
 
 def final_state(workdir: Path, folder: str = FOLDER) -> Any:

@@ -31,7 +31,7 @@ from mnv2.runtime.files import read_lines
 from mnv2.runtime.interruption import EXIT_CODE
 from mnv2.runtime.layout import METRICS, RESULT
 from mnv2.runtime.terminal import StatusLine
-from tests.faults.kills import COMMAND, check_equal, final_state
+from tests.faults.kills import COMMAND, check_equal, final_state, newest
 
 PATIENCE = 30.0  # seconds in which all processes must end
 RUNS = [f"{arm}/{seed}" for arm in ("linear", "relu6") for seed in (0, 1)]
@@ -57,12 +57,6 @@ def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
         return [one for one in children if "mnv2.sweeps.worker" in one.cmdline()]
     except psutil.Error:
         return []
-
-
-def newest(workdir: Path, name: str) -> int:
-    """Returns the step of the newest finished checkpoint of a run; 0 if there is none."""
-    folder = workdir / name / "checkpoints"
-    return max((int(path.name) for path in folder.glob("*") if path.name.isdigit()), default=0)
 
 
 def disturb(process: subprocess.Popen[bytes], fault: str, moments: random.Random) -> bool:
