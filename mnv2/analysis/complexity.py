@@ -12,6 +12,7 @@ import jax.extend.core as jax_core
 from flax.traverse_util import flatten_dict
 
 from mnv2.models.shapes import variable_shapes
+from mnv2.ops import PLAIN, traced_for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +36,10 @@ def layers(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[Layer, 
     additions and pooling count as zero.
     """
     variables = variable_shapes(model, image_shape[2])
-    program = jax.make_jaxpr(lambda variables, x: model.apply(variables, x, train=False))(
-        variables, _batch_of_one(image_shape)
-    )
+    with traced_for(PLAIN):
+        program = jax.make_jaxpr(lambda variables, x: model.apply(variables, x, train=False))(
+            variables, _batch_of_one(image_shape)
+        )
     found = []
     equation: Any
     for equation in program.jaxpr.eqns:
@@ -95,11 +97,6 @@ def _count_equation(equation: Any) -> int:
             (contracted, _), _ = equation.params["dimension_numbers"]
             sizes = (equation.invars[0].aval.shape[axis] for axis in contracted)
             return math.prod(equation.outvars[0].aval.shape) * math.prod(sizes)
-        case "cond":
-            # One branch per platform. That with the plain convolution counts. A form with shifted
-            # products has no convolution, so its count is zero; a form with a diagonal kernel
-            # counts the zeros, too.
-            return min((count for count in inner if count), default=0)
         case "scan":
             return equation.params["length"] * sum(inner)
         case _:

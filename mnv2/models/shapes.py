@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mnv2.ops import PLAIN, traced_for
+
 
 @functools.lru_cache(maxsize=256)  # tracing a network takes half a second
 def variable_shapes(model: nn.Module, channels: int) -> dict[str, Any]:
@@ -15,4 +17,5 @@ def variable_shapes(model: nn.Module, channels: int) -> dict[str, Any]:
     They do not depend on the height and width of the images. Nothing is computed.
     """
     image = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), image)
+    with traced_for(PLAIN):
+        return jax.eval_shape(model.init, jax.random.key(0), image)

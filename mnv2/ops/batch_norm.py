@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from mnv2.ops.platforms import platform_dependent
 from mnv2.ops.precision import accumulator
 from mnv2.ops.relu6 import before_relu6, relu6
 
@@ -117,7 +118,7 @@ def gradients(
     if then_relu6:
         # On CUDA XLA would write `g_y` to memory for its second use; behind a barrier it computes
         # it again. A step moves 1.4 GB less.
-        g, x = lax.platform_dependent(g, x, cuda=_barrier, default=lambda *images: images)
+        g, x = platform_dependent(g, x, cuda=_barrier, default=lambda *images: images)
         g_y = before_relu6(g, _normalized(saved, x))
     g_x = (factor * g_y + slope * x + offset).astype(x.dtype)
     # The gradients for parameters cover the images of this device only: the training step adds
@@ -179,7 +180,7 @@ def _sum_of_products(a: Float[Array, "n h w c"], b: Float[Array, "n h w c"]) -> 
     def reduction(a: Array, b: Array) -> Array:
         return jnp.sum(a.astype(dtype) * b.astype(dtype), (0, 1, 2))
 
-    return lax.platform_dependent(a, b, cpu=dot, default=reduction)
+    return platform_dependent(a, b, cpu=dot, default=reduction)
 
 
 def sum_over_devices(value: Float[Array, "*shape"], axis_name: Axis) -> Float[Array, "*shape"]:

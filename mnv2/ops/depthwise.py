@@ -39,6 +39,7 @@ from jaxtyping import Array, Float
 from mnv2.ops import shifted_products
 from mnv2.ops.conv import conv
 from mnv2.ops.padding import Padding
+from mnv2.ops.platforms import platform_dependent
 from mnv2.ops.relu6 import relu6
 from mnv2.ops.shifted_products import Options
 
@@ -64,7 +65,7 @@ def depthwise_conv(
     precision; the result has the type of the images.
     """
     options = Options(stride, padding, of_relu6)
-    return lax.platform_dependent(
+    return platform_dependent(
         images,
         kernel,
         cpu=functools.partial(shifted_products.convolve, options=options),
@@ -92,7 +93,7 @@ def _backward(
     gradient: Float[Array, "n h2 w2 c"],
 ) -> ImagesAndKernel:
     options = Options(stride, padding, of_relu6)
-    return lax.platform_dependent(
+    return platform_dependent(
         *saved,
         gradient,
         cpu=functools.partial(_gradients_on_cpu, options=options),

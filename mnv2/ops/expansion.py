@@ -40,6 +40,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from mnv2.ops import batch_norm
+from mnv2.ops.platforms import platform_dependent
 from mnv2.ops.pointwise import gradients_of_conv, pointwise_conv
 from mnv2.ops.precision import accumulator
 
@@ -117,7 +118,7 @@ def _forward(
     axis_name: batch_norm.Axis,
 ) -> tuple[Normalized, Saved]:
     by_moments = functools.partial(_by_moments, epsilon=epsilon, axis_name=axis_name)
-    normalized, intermediates = lax.platform_dependent(
+    normalized, intermediates = platform_dependent(
         images,
         kernel,
         scale,
@@ -133,7 +134,7 @@ def _backward(
     epsilon: float, axis_name: batch_norm.Axis, saved: Saved, output_gradients: Normalized
 ) -> Gradients:
     by_moments = functools.partial(_gradients_by_moments, axis_name=axis_name)
-    return lax.platform_dependent(
+    return platform_dependent(
         saved,
         output_gradients[0],
         cpu=by_moments,

@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from mnv2.ops.conv import conv
+from mnv2.ops.platforms import platform_dependent
 
 # The images and the kernel, or the gradients for both.
 ImagesAndKernel = tuple[Float[Array, "n h w c"], Float[Array, "1 1 c d"]]
@@ -23,7 +24,7 @@ def pointwise_conv(
     images: Float[Array, "n h w c"], kernel: Float[Array, "1 1 c d"]
 ) -> Float[Array, "n h w d"]:
     """Mixes the channels of every pixel (MobileNetV1, section 3.1)."""
-    return lax.platform_dependent(images, kernel, cpu=_product, default=_conv)
+    return platform_dependent(images, kernel, cpu=_product, default=_conv)
 
 
 def _forward(
@@ -33,7 +34,7 @@ def _forward(
 
 
 def _backward(saved: ImagesAndKernel, gradient: Float[Array, "n h w d"]) -> ImagesAndKernel:
-    return lax.platform_dependent(
+    return platform_dependent(
         *saved, gradient, cpu=_gradients_of_product, default=gradients_of_conv
     )
 

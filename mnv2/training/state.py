@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
+from mnv2.ops import PLAIN, traced_for
 from mnv2.ops.precision import accumulator
 
 
@@ -66,7 +67,8 @@ def _initializer(
     @jax.jit(compiler_options={"xla_backend_optimization_level": 0})
     def initial(key: jax.Array) -> TrainState:
         dtype = accumulator(model.dtype)
-        variables = model.init(key, jnp.zeros((1, *image_shape)))
+        with traced_for(PLAIN):
+            variables = model.init(key, jnp.zeros((1, *image_shape)))
         variables = jax.tree.map(lambda x: x.astype(dtype), variables)
         params, batch_stats = variables["params"], variables["batch_stats"]
         averaged = {"params": params, "batch_stats": batch_stats}
