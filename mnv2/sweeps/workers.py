@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import connection
 from typing import IO, Any
 
@@ -29,6 +29,9 @@ from mnv2.training.loop import TRAINING
 from mnv2.training.progress import Progress
 
 GLANCE = 0.2  # seconds between looks at the workers
+# What a worker certainly does not exceed: bytes, and bytes per multiply-add of a training batch.
+# The ablation's widest network takes 3.6 GiB; by this it would take 4.0.
+AT_MOST, AT_MOST_PER_MULTIPLY_ADD = 2 * 2**30, 1.0
 MARGIN = 1.25  # a worker may come to need this many times the memory that it has in training
 # Seconds until a run that another process held is tried once more: a worker whose parent was killed
 # takes that long to save its run.
@@ -149,7 +152,7 @@ class _Pool:
         self._failed: dict[str, str] = {}
         self._deaths: Counter[str] = Counter()
         self._forecast = Forecast({})
-        # One run at a time until it has shown how much memory it takes.
+        # One run at a time until it has shown how much memory it takes, unless there is plenty.
         self._most = 1 if division.measures_memory else division.workers
 
     def work(self, count: int) -> dict[str, str]:
@@ -160,6 +163,7 @@ class _Pool:
             work = multiply_adds(self._waiting, self._stopper.check)
             self._waiting = longest_first(self._waiting, work)
             self._forecast = Forecast(work)
+            self._estimate(work)
             while self._waiting or self._later or self._busy():
                 self._stopper.check()
                 self._deal()
@@ -232,6 +236,13 @@ class _Pool:
         running = {worker.run.name: now - worker.began for worker in self._workers if worker.run}
         names = [one.name for one in (*self._waiting, *(one for _, one in self._later))]
         self._display.left = self._forecast.left(running, names, len(self._workers))
+
+    def _estimate(self, work: Mapping[str, float]) -> None:
+        """Lets all workers work at once if the memory has room for them beyond doubt."""
+        largest = max(work[one.name] / one.steps for one in self._waiting)
+        needed = AT_MOST + AT_MOST_PER_MULTIPLY_ADD * largest
+        if self._division.measures_memory and len(self._workers) * needed < machine.free_memory():
+            self._most = len(self._workers)
 
     def _measure(self, worker: _Worker) -> None:
         """Lets as many workers work as have room, from the memory of the first one that trains."""

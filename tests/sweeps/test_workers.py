@@ -161,6 +161,16 @@ def test_as_many_workers_work_as_have_room(three_runs, tmp_path, capsys, monkeyp
     assert len({attempts(tmp_path, arm)[0][0] for arm in "abc"}) == 1
 
 
+def test_with_plenty_of_memory_nobody_waits_for_the_first_worker(three_runs, tmp_path, monkeypatch):
+    def measured(_):
+        raise AssertionError
+
+    monkeypatch.setattr(machine, "memory_of", measured)
+    monkeypatch.setattr(machine, "free_memory", lambda: 4.1 * 2**30)
+    execute(three_runs, tmp_path, chosen=False)
+    assert len({attempts(tmp_path, arm)[0][0] for arm in "abc"}) == 2
+
+
 def test_all_workers_work_if_there_is_room(three_runs, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(machine, "memory_of", lambda _: 2**30)
     monkeypatch.setattr(machine, "free_memory", lambda: 2**31)
