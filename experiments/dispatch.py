@@ -2,8 +2,10 @@
 
 Trains a network that is too small to hide the cost of a call (width 0.1, 8 pixels, batch 16), and
 the network of the ablation. A batch comes from the host with each step, or is looked up on the
-device, with 1, 10 or 100 steps per call. The ways take turns, 100 steps each. Prints and writes
-steps/s, as median and range over --rounds, to --out as dispatch.csv and dispatch.md.
+device, with 1, 10 or 100 steps per call. Then with as many steps per call as possible for several
+runs, of different seeds, in one program: see --runs_per_device of mnv2.main. The ways take turns,
+100 steps each, of all runs together. Prints and writes these steps/s, as median and range over
+--rounds, to --out as dispatch.csv, dispatch.md and together.md.
 """
 
 import dataclasses
@@ -34,7 +36,17 @@ from mnv2.training.steps import create_steps
 
 STEPS = 100  # of one measurement
 EXAMPLES = 1000
-CALLS = (1, 10, 100)  # steps per call
+
+
+class Way(NamedTuple):
+    """How the devices are called; `per_call` is 0 if the batches come from the host."""
+
+    per_call: int
+    together: int = 1
+
+
+CALLS = (Way(0), Way(1), Way(10), Way(100))
+SHARED = (Way(100), Way(50, 2), Way(25, 4), Way(12, 8))  # 100 steps of all runs, or almost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,16 +66,21 @@ TASKS = (Task("tiny", 0.1, 8, 16), Task("the ablation's", 0.35, 28, 128))
 
 
 class Measured(NamedTuple):
-    """Steps per second of one round; `per_call` is 0 if the batches come from the host."""
+    """Steps per second of one round, of all runs together."""
 
     network: str
     per_call: int
+    together: int
     round: int
     steps_per_second: float
 
+    @property
+    def way(self) -> Way:
+        return Way(self.per_call, self.together)
 
-def ways(task: Task) -> dict[int, Callable[[], float]]:
-    """Returns, by the number of steps per call, what measures steps per second."""
+
+def ways(task: Task) -> dict[Way, Callable[[], float]]:
+    """Returns what measures steps per second, by the way."""
     config = v2_ablation.get_config()
     config.batch_size = task.batch
     of_run = settings.from_config(resolve(config, "linear"))
@@ -76,43 +93,58 @@ def ways(task: Task) -> dict[int, Callable[[], float]]:
     labels = random.integers(0, 10, EXAMPLES).astype(np.int32)
     on_device = steps.place(images), steps.place(labels)
     batches = data.train_rows(EXAMPLES, task.batch, seed=0)
-    states = {}
+    rate = np.float32(of_run.optimization.learning_rate)
+    states: dict[Way, tuple[TrainState, ...]] = {}
 
-    def state_of(way: int) -> TrainState:
+    def states_of(way: Way) -> tuple[TrainState, ...]:
         if way not in states:
-            states[way] = steps.place(
-                create_state(model, steps.optimizer, shape, seed=0, ema=False)
+            states[way] = tuple(
+                steps.place(create_state(model, steps.optimizer, shape, seed=seed, ema=False))
+                for seed in range(way.together)
             )
-        return states[way]
+        return jax.block_until_ready(states[way])
 
-    def from_host(state: TrainState) -> TrainState:
+    def rows(count: int) -> data.Rows:
+        return stack([next(batches) for _ in range(count)], steps.shard)
+
+    def from_host(state: TrainState) -> tuple[TrainState, ...]:
         for _ in range(STEPS):
             index = next(batches)["index"]
             batch = {"image": images[index], "label": labels[index]}
             state, _ = steps.train(state, steps.shard(batch), key)
-        return state
+        return (state,)
 
-    def looked_up(state: TrainState, per_call: int) -> TrainState:
+    def looked_up(state: TrainState, per_call: int) -> tuple[TrainState, ...]:
         for _ in range(STEPS // per_call):
-            rows = stack([next(batches) for _ in range(per_call)], steps.shard)
-            state, _ = steps.train_many(state, *on_device, rows, per_call, key)
-        return state
+            state, _ = steps.train_many(state, *on_device, rows(per_call), per_call, key)
+        return (state,)
 
-    def timed(way: int) -> float:
-        state = jax.block_until_ready(state_of(way))
+    def together(those: tuple[TrainState, ...], per_call: int) -> tuple[TrainState, ...]:
+        theirs = tuple(rows(per_call) for _ in those)
+        keys, rates = (key,) * len(those), (rate,) * len(those)
+        results = steps.train_together(those, *on_device, theirs, per_call, keys, rates)
+        return tuple(state for state, _ in results)
+
+    def timed(way: Way) -> float:
+        those = states_of(way)
         began = time.perf_counter()
-        state = from_host(state) if way == 0 else looked_up(state, way)
-        states[way] = jax.block_until_ready(state)
-        return STEPS / (time.perf_counter() - began)
+        if way.together > 1:
+            those = together(those, way.per_call)
+        else:
+            (state,) = those
+            those = looked_up(state, way.per_call) if way.per_call else from_host(state)
+        states[way] = jax.block_until_ready(those)
+        count = way.per_call * way.together if way.together > 1 else STEPS
+        return count / (time.perf_counter() - began)
 
-    return {way: functools.partial(timed, way) for way in (0, *CALLS)}
+    return {way: functools.partial(timed, way) for way in dict.fromkeys((*CALLS, *SHARED))}
 
 
-def row(task: Task, measured: Sequence[Measured]) -> list[str]:
-    """Returns the row of a table: the median and the range of each way."""
+def row(task: Task, measured: Sequence[Measured], ways: Sequence[Way]) -> list[str]:
+    """Returns the row of a table: the median and the range of each of `ways`."""
     cells = []
-    for way in (0, *CALLS):
-        values = [one.steps_per_second for one in measured if one.per_call == way]
+    for way in ways:
+        values = [one.steps_per_second for one in measured if one.way == way]
         cells.append(f"{statistics.median(values):,.1f} ({min(values):,.1f} to {max(values):,.1f})")
     return [str(task), *cells]
 
@@ -125,7 +157,7 @@ def main() -> None:
     compilation_cache.enable()
     line = StatusLine("dispatch")
     everything: list[Any] = []
-    lines = []
+    for_calls, for_together = [], []
     for task in TASKS:
         measured: list[Measured] = []
         timed = ways(task)
@@ -134,16 +166,19 @@ def main() -> None:
                 line.say(f"{task}: round {number} of {arguments.rounds}")
                 rate = measure()
                 if number:
-                    measured.append(Measured(str(task), way, number, rate))
+                    measured.append(Measured(str(task), *way, number, rate))
         everything += measured
-        lines.append(row(task, measured))
+        for_calls.append(row(task, measured, CALLS))
+        for_together.append(row(task, measured, SHARED))
     line.clear()
     arguments.out.mkdir(parents=True, exist_ok=True)
     write_csv(everything, arguments.out / "dispatch.csv")
-    header = ["steps/s", "from the host", *(f"{n} per call" for n in CALLS)]
-    write_markdown(arguments.out, "dispatch", header, lines)
+    calls = ["steps/s", "from the host", *(f"{way.per_call} per call" for way in CALLS[1:])]
+    runs = ["steps/s of all runs", *(f"{way.together} in one program" for way in SHARED)]
+    for name, header, lines in (("dispatch", calls, for_calls), ("together", runs, for_together)):
+        write_markdown(arguments.out, name, header, lines)
+        print((arguments.out / f"{name}.md").read_text())
     kind = jax.devices()[0].device_kind
-    print((arguments.out / "dispatch.md").read_text())
     print(f"on {jax.device_count()} x {kind}, {machine.threads()} threads")
 
 

@@ -72,6 +72,20 @@ _THREADS = flags.DEFINE_integer(
     "among the runs of the config, at least 1).",
     lower_bound=1,
 )
+_DEVICES_PER_RUN = flags.DEFINE_integer(
+    "devices_per_run",
+    None,
+    "Divide the devices of this process: so many for each run, all runs at the same time. For a "
+    "TPU host and small networks.",
+    lower_bound=1,
+)
+_RUNS_PER_DEVICE = flags.DEFINE_integer(
+    "runs_per_device",
+    1,
+    "Compute so many runs in one program, if they differ only in seed and learning rate. For GPUs "
+    "and small networks.",
+    lower_bound=1,
+)
 _PARTITION = flags.DEFINE_string("partition", None, "SLURM: the partition (default: SLURM's own).")
 _CORES = flags.DEFINE_integer("cores", 4, "SLURM: cores per job.", lower_bound=1)
 _GPUS = flags.DEFINE_integer("gpus", 0, "SLURM: GPUs per job.", lower_bound=0)
@@ -116,21 +130,25 @@ def _train() -> None:
             f"--launcher {_LAUNCHER.value} needs a folder that its processes can append to: give a "
             "local --workdir, or start the same command without a launcher on several machines"
         )
+    _check_lanes()
     hide_gpus_from_tensorflow()
     if _LAUNCHER.value == "none":
         from mnv2.runtime import processes
+        from mnv2.sweeps.lanes import Lanes
         from mnv2.sweeps.local import run_here
 
+        lanes = Lanes(_DEVICES_PER_RUN.value, _RUNS_PER_DEVICE.value)
         with processes.together():
             run_here(
                 config,
                 workdir,
                 only,
-                parallel=1 if joins or profile else parallel,
+                parallel=1 if joins or profile or lanes.several else parallel,
                 threads=_THREADS.value,
                 meet=None if joins is None else functools.partial(processes.meet, *joins),
                 reports=_REPORT.value,
                 profile=profile,
+                lanes=lanes,
             )
         return
     import jax
@@ -165,6 +183,21 @@ def _parallel() -> int | None:
             "--parallel is for one machine: processes that join execute one run after another"
         )
     return int(given)
+
+
+def _check_lanes() -> None:
+    """Raises UserError if runs that share this process are combined with something else."""
+    for name in ("devices_per_run", "runs_per_device"):
+        if not flags.FLAGS[name].present:
+            continue
+        if _LAUNCHER.value != "none":
+            raise UserError(f"--{name} is for this machine: leave out --launcher")
+        if (_parallel() or 1) > 1:
+            raise UserError(f"--{name} keeps all runs in one process: leave out --parallel")
+        if _PROFILE.value is not None:
+            raise UserError(f"--profile is for one run at a time: leave out --{name}")
+        if _joins() is not None:
+            raise UserError(f"--{name} is for one process: leave out --distributed and the like")
 
 
 def _workdir() -> AnyPath:

@@ -16,7 +16,7 @@ from absl import logging
 from mnv2.runtime.checks import Check, number, whole
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import caches
-from mnv2.runtime.interruption import EXIT_CODE, Stopped, compiling
+from mnv2.runtime.interruption import EXIT_CODE, Stopped, abandoned
 from mnv2.runtime.storage import is_store_error, reason
 
 
@@ -56,6 +56,9 @@ def _option(convert: Callable[[str], Any], check: Check, wanted: str) -> Callabl
     return parse
 
 
+INTERRUPTED = 130  # the exit code of a process that SIGINT ended
+
+
 def run(main: Callable[[], None]) -> None:
     """Runs a command's main function: a UserError becomes one line and exit code 2."""
     silence_libraries()
@@ -75,12 +78,10 @@ def run(main: Callable[[], None]) -> None:
         fail(f"cannot use Google Cloud Storage: {reason(error)}")
     except Stopped as stopped:
         print(f"\nstopped by {stopped}: the same command resumes there", file=sys.stderr)
-        if compiling():
-            leave(EXIT_CODE)
-        sys.exit(EXIT_CODE)
+        leave(EXIT_CODE) if abandoned() else sys.exit(EXIT_CODE)
     except KeyboardInterrupt:
         print("\ninterrupted: the same command resumes where it stopped", file=sys.stderr)
-        sys.exit(130)  # the exit code of a process that SIGINT ended
+        leave(INTERRUPTED) if abandoned() else sys.exit(INTERRUPTED)
 
 
 def silence_libraries() -> None:

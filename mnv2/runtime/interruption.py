@@ -8,15 +8,16 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from types import FrameType
 
 EXIT_CODE = 75  # EX_TEMPFAIL in sysexits.h: not done, try again
-COMPILING = "compiling"  # the name of a thread
+ABANDONED = "abandoned after a signal"  # the name of threads that nobody then waits for
 # Several processes talk once per this many checks, because a talk waits for every device. They talk
 # at every check if the steps between two checks take longer than SLOW.
 BETWEEN_TALKS = 10
 SLOW = 1.0  # seconds
+GLANCE = 0.1  # seconds between looks for a signal while something else is waited for
 
 
 class Stopped(BaseException):
@@ -27,8 +28,9 @@ class Stopper:
     """Turns SIGTERM and SIGINT into the exception Stopped, at a moment when that is safe.
 
     Within `deferred()` a signal is only noted: the loop calls `check` between steps, which raises.
-    A second SIGINT then raises KeyboardInterrupt. Elsewhere within `listening()`, and while
-    `compile` waits, a signal raises Stopped immediately.
+    A second SIGINT then raises KeyboardInterrupt. Elsewhere within `listening()` a signal raises
+    Stopped immediately. Everything but `listening` may be used in several threads; the main thread
+    must then be within `deferred()` all the time.
 
     With several processes, `any_of` tells whether a value is true in any of them; all processes
     then stop at the same `check`.
@@ -36,10 +38,16 @@ class Stopper:
 
     def __init__(self, any_of: Callable[[bool], bool] | None = None) -> None:
         self._noted: str | None = None
-        self._deferring = False
+        self._deferring = 0  # how many contexts do
+        self._lock = threading.Lock()
         self._any_of = any_of
         self._silent, self._every = 0, 1  # checks since the last talk, checks between talks
         self._talked = time.monotonic()
+
+    @property
+    def noted(self) -> bool:
+        """Tells whether a signal came to this process."""
+        return self._noted is not None
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -54,19 +62,23 @@ class Stopper:
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
         """Lets signals wait until `check` is called."""
-        self._deferring = True
+        self._defer(1)
         try:
             yield
         finally:
-            self._deferring = False
+            self._defer(-1)
         self.check()
+
+    def _defer(self, contexts: int) -> None:
+        with self._lock:
+            self._deferring += contexts
 
     def compile[Result](self, work: Callable[[], Result]) -> Result:
         """Returns the result of `work`, which may take minutes; a signal does not wait for it.
 
         `work` runs in a thread, because Python handles signals only when XLA returns. If a signal
-        comes, the thread is abandoned. With several processes, which must stop together, `work`
-        runs in the main thread and signals wait.
+        comes, Stopped is raised and the thread is abandoned. With several processes, which must
+        stop together, `work` runs in the main thread and signals wait.
         """
         if self._any_of is not None:
             return work()
@@ -78,13 +90,10 @@ class Stopper:
             except Exception as error:
                 done.set_exception(error)
 
-        threading.Thread(target=in_a_thread, name=COMPILING, daemon=True).start()
-        deferring, self._deferring = self._deferring, False
-        try:
+        threading.Thread(target=in_a_thread, name=ABANDONED, daemon=True).start()
+        while not wait((done,), GLANCE).done:
             self.check()
-            return done.result()
-        finally:
-            self._deferring = deferring
+        return done.result()
 
     def check(self) -> None:
         """Raises Stopped if a signal came to this process or, with several, to another one."""
@@ -109,9 +118,9 @@ class Stopper:
             raise Stopped(self._noted)
 
 
-def compiling() -> bool:
-    """Tells whether an abandoned `compile` still runs: until it ends Python cannot exit."""
-    return any(thread.name == COMPILING for thread in threading.enumerate())
+def abandoned() -> bool:
+    """Tells whether a thread still computes for which nobody waits: Python cannot exit as usual."""
+    return any(thread.name == ABANDONED for thread in threading.enumerate())
 
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)

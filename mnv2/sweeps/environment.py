@@ -12,18 +12,23 @@ import jax
 
 from mnv2.runtime.accelerators import describe
 from mnv2.runtime.machine import threads
+from mnv2.training.devices import Devices
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 NOT_RECORDED = "not recorded"
 
 
-def environment() -> dict[str, Any]:
-    """Returns the environment of this process."""
+def environment(devices: Devices = None, together: int = 1) -> dict[str, Any]:
+    """Returns the environment of this process, for a run on `devices`.
+
+    `together` is the number of runs that compute in one program.
+    """
     return {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "commit": commit(),
-        "devices": [device.device_kind for device in jax.devices()],
+        "devices": [device.device_kind for device in devices or jax.devices()],
+        **({"together": together} if together > 1 else {}),
         "threads": threads() if jax.default_backend() == "cpu" else None,
         "machine": f"{platform.system()} {platform.machine()}",
     }
@@ -76,6 +81,8 @@ def _describe(env: dict[str, Any] | None, versions: list[str]) -> str:
     kinds = describe(env.get("devices") or ["unknown device"])
     if isinstance(count := env.get("threads"), int):
         kinds += f" with {count} thread{'s' * (count > 1)}"
+    if isinstance(together := env.get("together"), int):
+        kinds += f", {together} runs in one program"
     packages = _packages(env)
     names = {"jax": "JAX"}
     parts = [f"{kinds} ({env.get('machine', 'unknown machine')})"]

@@ -1,4 +1,4 @@
-"""Executes the runs of a sweep that are not finished, one after another in this process."""
+"""Executes the runs of a sweep that are not finished in this process."""
 
 import contextlib
 import time
@@ -20,9 +20,12 @@ from mnv2.runtime.storage import AnyPath, reason
 from mnv2.runtime.terminal import format_seconds, short_path
 from mnv2.sweeps import workdir as workdirs
 from mnv2.sweeps.display import Display
+from mnv2.sweeps.lanes import Lanes, describe, execute_in_lanes
 from mnv2.sweeps.plan import Outcome, Run
+from mnv2.training.devices import Devices
 from mnv2.training.loop import train
 from mnv2.training.progress import Show
+from mnv2.training.together import Member
 
 
 def run_sweep(
@@ -32,18 +35,20 @@ def run_sweep(
     *,
     reports: bool = True,
     profile: AnyPath | None = None,
+    lanes: Lanes | None = None,
 ) -> None:
-    """Executes every run that is not finished, one after another, then writes the report.
+    """Executes every run that is not finished, then writes the report.
 
-    A run that fails does not stop the others. A run that another process is executing is skipped.
-    `profile` is the folder for a trace of some steps of the first run.
-    Raises UserError at the end if any run failed, and Stopped if a signal came.
+    The runs are executed one after another, or in several `lanes`. A run that fails does not stop
+    the others. A run that another process is executing is skipped. `profile` is the folder for a
+    trace of some steps of the first run. Raises UserError at the end if any run failed, and Stopped
+    if a signal came.
     """
     say(f"JAX computes on {find_devices()}")
     several = jax.process_count() > 1
     stopper = Stopper(any_of if several else None)
     with stopper.listening():
-        failed = _execute_all(config, workdir, only, stopper, profile)
+        failed = _execute_all(config, workdir, only, stopper, profile, lanes or Lanes())
     finish(workdir, failed, reports=reports)
 
 
@@ -69,30 +74,50 @@ def _execute_all(
     only: Sequence[str],
     stopper: Stopper,
     profile: AnyPath | None,
+    lanes: Lanes,
 ) -> dict[str, str]:
     """Executes the runs; returns the names of those that failed, and the reasons."""
     cache = compilation_cache.enable()
-    runs = workdirs.claim(config, workdir, only)
+    of_lanes = lanes.of_devices()
+    runs = workdirs.claim(config, workdir, only, of_lanes[0])
     waiting = not_finished(runs, workdir)
-    began, compiling = time.perf_counter(), 0.0
+    groups = lanes.groups(waiting) if lanes.several else []
+    began, first_steps = time.perf_counter(), 0.0
     failed: dict[str, str] = {}
     known = workdirs.load(workdir).results
-    with Display(runs, waiting, known, workers=1, shown=is_writer()) as display:
-        for one in waiting:
-            display.started(0, one)
-            outcome = execute(
-                one, stopper=stopper, show=lambda now: display.now(0, now), profile=profile
-            )
-            display.ended(0, outcome)
-            if outcome.result is not None:
-                profile = None  # the first run is enough
-                compiling += outcome.result["first_step_seconds"]
-            if outcome.failure is not None:
-                failed[one.name] = outcome.failure
-    if waiting:
+    workers = max(map(len, groups), default=1) * len(of_lanes)
+
+    def attempt(
+        worker: int, one: Run, devices: Devices = None, member: Member | None = None
+    ) -> None:
+        nonlocal profile, first_steps
+        display.started(worker, one)
+        outcome = execute(
+            one,
+            stopper=stopper,
+            show=lambda now: display.now(worker, now),
+            profile=profile,
+            devices=devices,
+            member=member,
+        )
+        display.ended(worker, outcome)
+        if outcome.result is not None:
+            profile = None  # the first run is enough
+            first_steps += outcome.result["first_step_seconds"]
+        if outcome.failure is not None:
+            failed[one.name] = outcome.failure
+
+    with Display(runs, waiting, known, workers=workers, shown=is_writer()) as display:
+        if groups:
+            say(describe(groups, of_lanes))
+            execute_in_lanes(groups, of_lanes, attempt, stopper)
+        else:
+            for one in waiting:
+                attempt(0, one)
+    if waiting and not groups:
         kept = f"; compiled programs are kept in {short_path(Path(cache))}" if cache else ""
         say(
-            f"{format_seconds(compiling)} of {format_seconds(time.perf_counter() - began)} were "
+            f"{format_seconds(first_steps)} of {format_seconds(time.perf_counter() - began)} were "
             f"first steps, with compilation{kept}"
         )
     return failed
@@ -106,8 +131,19 @@ def not_finished(runs: Sequence[Run], workdir: AnyPath) -> list[Run]:
     return waiting
 
 
-def execute(one: Run, *, stopper: Stopper, show: Show, profile: AnyPath | None = None) -> Outcome:
-    """Executes a run in this process, unless it is finished or another process executes it."""
+def execute(
+    one: Run,
+    *,
+    stopper: Stopper,
+    show: Show,
+    profile: AnyPath | None = None,
+    devices: Devices = None,
+    member: Member | None = None,
+) -> Outcome:
+    """Executes a run in this process, unless it is finished or another process executes it.
+
+    It computes on `devices`, and together with others if it is the `member` of a group.
+    """
     began = time.perf_counter()
     with contextlib.ExitStack() as held:
         try:
@@ -121,7 +157,7 @@ def execute(one: Run, *, stopper: Stopper, show: Show, profile: AnyPath | None =
                     f"{one.steps} with the learning rates of a run of that length"
                 )
             if is_writer():
-                workdirs.record(one)
+                workdirs.record(one, devices, together=member.of if member else 1)
             result = train(
                 one.settings,
                 one.folder,
@@ -129,6 +165,8 @@ def execute(one: Run, *, stopper: Stopper, show: Show, profile: AnyPath | None =
                 show=show,
                 stopper=stopper,
                 profile=profile,
+                devices=devices,
+                member=member,
             )
         except Exception as error:
             if is_writer():

@@ -8,6 +8,7 @@ import ml_collections
 from mnv2.runtime.storage import AnyPath
 from mnv2.sweeps.checks import check_comparison
 from mnv2.sweeps.division import divide
+from mnv2.sweeps.lanes import Lanes
 from mnv2.sweeps.plan import number_of_runs
 
 
@@ -21,13 +22,14 @@ def run_here(
     meet: Callable[[], None] | None = None,
     reports: bool = True,
     profile: AnyPath | None = None,
+    lanes: Lanes | None = None,
 ) -> None:
     """Executes every run that is not finished, and writes the report.
 
     `parallel` is the number of runs at the same time, `threads` the number with which each computes
-    on a CPU; None: chosen for this machine. `meet` joins this process to others, which needs
-    `parallel` 1. Must be called before JAX starts. See `run_sweep` and `run_in_workers`, also for
-    what is raised.
+    on a CPU; None: chosen for this machine. `meet` joins this process to others, and `lanes` divide
+    its devices among runs; both need `parallel` 1. Must be called before JAX starts. See
+    `run_sweep` and `run_in_workers`, also for what is raised.
     """
     check_comparison(config)
     division = divide(number_of_runs(config), parallel, threads)
@@ -37,7 +39,7 @@ def run_here(
 
         if meet is not None:
             meet()
-        run_sweep(config, workdir, only, reports=reports, profile=profile)
+        run_sweep(config, workdir, only, reports=reports, profile=profile, lanes=lanes)
         return
     import jax
 

@@ -12,6 +12,7 @@ from mnv2.runtime.files import read_json
 from mnv2.runtime.layout import RESULT
 from mnv2.runtime.storage import AnyPath
 from mnv2.training import settings
+from mnv2.training.devices import Devices
 from mnv2.training.setup import set_up
 
 BETWEEN_ARMS = ("arms", "panels", "baseline")  # fields that describe the sweep and no single run
@@ -81,11 +82,15 @@ def number_of_runs(config: ml_collections.ConfigDict) -> int:
 
 
 def plan(
-    config: ml_collections.ConfigDict, workdir: AnyPath, only: Sequence[str] = ()
+    config: ml_collections.ConfigDict,
+    workdir: AnyPath,
+    only: Sequence[str] = (),
+    devices: Devices = None,
 ) -> list[Run]:
     """Lists the runs of `config`: all arms with the first seed, then with the second, and so on.
 
-    `only` names arms, or runs as arm/seed; the other arms are left out. Raises UserError if any of
+    `only` names arms, or runs as arm/seed; the other arms are left out. Each run will compute on as
+    many devices as `devices` has. Raises UserError if any of
     the runs cannot start, and for a name that does not exist.
     """
     try:
@@ -102,7 +107,7 @@ def plan(
     for arm in (arm for arm in arms if arm in wanted):
         resolved = resolve(config, arm)
         of_arm = settings.from_config(resolved)
-        steps = set_up(of_arm).durations.total
+        steps = set_up(of_arm, devices).durations.total
         whole(1)(f"seeds of arm {arm}", resolved.seeds)
         for seed in range(config.seed, config.seed + resolved.seeds):
             runs.append(

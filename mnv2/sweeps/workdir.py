@@ -19,6 +19,7 @@ from mnv2.runtime.storage import AnyPath, read, reason
 from mnv2.sweeps.checks import check_comparison, check_description, check_result
 from mnv2.sweeps.environment import environment, is_environment
 from mnv2.sweeps.plan import BETWEEN_ARMS, Run, chosen, plan
+from mnv2.training.devices import Devices
 
 # These fields may change while a run is not finished, or to train it longer.
 MAY_CHANGE = ("log_every", "eval_every", "checkpoint_every", "eval_batch_size", "on_nan")
@@ -125,8 +126,15 @@ def read_result(path: AnyPath) -> dict[str, Any]:
     return check_result(read_json(path, RESULT_REMEDY), path, RESULT_REMEDY)
 
 
-def claim(config: ml_collections.ConfigDict, workdir: AnyPath, only: Sequence[str]) -> list[Run]:
+def claim(
+    config: ml_collections.ConfigDict,
+    workdir: AnyPath,
+    only: Sequence[str],
+    devices: Devices = None,
+) -> list[Run]:
     """Records the config in `workdir`, and returns the runs that `only` chooses.
+
+    Each run will compute on as many devices as `devices` has.
 
     The config may be that of the workdir with a longer duration: its runs are then trained longer,
     all arms alike.
@@ -137,7 +145,7 @@ def claim(config: ml_collections.ConfigDict, workdir: AnyPath, only: Sequence[st
     check_comparison(config)
     old = _read_description(workdir)
     lasts_longer = old is not None and old["config"]["duration"] != config.duration
-    everything = plan(config, workdir, () if lasts_longer else only)
+    everything = plan(config, workdir, () if lasts_longer else only, devices)
     runs = chosen(everything, only)
     before = (old or {}).get("steps", {})
     may_change = list(MAY_CHANGE)
@@ -163,14 +171,15 @@ def claim(config: ml_collections.ConfigDict, workdir: AnyPath, only: Sequence[st
     return runs
 
 
-def record(one: Run) -> None:
+def record(one: Run, devices: Devices = None, together: int = 1) -> None:
     """Writes the config and the environment of a run that starts, and forgets its last failure.
 
-    If the run is resumed in another environment, those before stay recorded, as `earlier`.
+    The run computes on `devices`, in one program with the other ones of `together` runs. If it is
+    resumed in another environment, those before stay recorded, as `earlier`.
     """
     (one.folder / FAILURE).unlink(missing_ok=True)
     write_json(one.folder / CONFIG, one.config)
-    now, before = environment(), _environments_before(one.folder)
+    now, before = environment(devices, together), _environments_before(one.folder)
     if before and before[-1] == now:
         before.pop()
     write_json(one.folder / ENVIRONMENT, {**now, **({"earlier": before} if before else {})})

@@ -5,6 +5,7 @@ import errno
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -30,6 +31,9 @@ PASSING = (
 )
 
 
+_SAVING = threading.Lock()
+
+
 class NotFinite(UserError):
     """A state holds values that are not finite, so that it is not worth saving."""
 
@@ -47,11 +51,13 @@ class Timing(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run in `folder`. The newest two are kept.
 
-    Each holds the state and the timing of the training until then.
+    Each holds the state and the timing of the training until then. `shares_process` says that other
+    threads of this process save other runs, which Orbax does not expect: each then waits until its
+    checkpoint is on disk.
     """
 
-    def __init__(self, folder: AnyPath):
-        self._folder = absolute(folder)
+    def __init__(self, folder: AnyPath, *, shares_process: bool = False):
+        self._folder, self._shares_process = absolute(folder), shares_process
         self._damaged = self._folder.with_name(DAMAGED)
         self._manager = ocp.CheckpointManager(
             self._folder, options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
@@ -71,15 +77,14 @@ class Checkpoints:
                 f"the state after step {step} is not finite and is not saved; {self.newest()}"
             )
         self._check_space(step, sum(vector.nbytes for vector in vectors.values()))
-        self._write(
-            lambda: self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(vectors),
-                    index=ocp.args.JsonSave({"timing": timing, **index}),
-                ),
-            )
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardSave(vectors),
+            index=ocp.args.JsonSave({"timing": timing, **index}),
         )
+        with _SAVING:
+            self._write(lambda: self._manager.save(step, args=arguments))
+            if self._shares_process:
+                self.wait()
 
     def _check_space(self, step: int, needed: int) -> None:
         """Raises UserError if a checkpoint of `needed` bytes cannot be written.

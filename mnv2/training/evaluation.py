@@ -18,7 +18,7 @@ from mnv2.runtime.processes import process_shard
 from mnv2.runtime.terminal import StatusLine, note
 from mnv2.runtime.throughput import Stopwatch
 from mnv2.training import metrics
-from mnv2.training.devices import AXIS, shard
+from mnv2.training.devices import AXIS, Devices, number_of, shard
 from mnv2.training.progress import progress
 
 Step = Callable[[data.Batch], tuple[metrics.Sums, Array]]
@@ -41,21 +41,22 @@ def evaluate(
     view: Callable[..., Any],
     after_batch: Callable[[metrics.Sums], None] = lambda sums: None,
     confusion: np.ndarray | None = None,
+    devices: Devices = None,
 ) -> dict[str, float]:
     """Computes mean loss and accuracies over all examples of `split`, each counted once.
 
-    `step` takes a batch that is split over devices, and `view` turns pictures into the network's
+    `step` takes a batch that is split over `devices`, and `view` turns pictures into the network's
     input. `batch_size` is rounded up to a multiple of the devices; a mask covers the rows that the
     last batch lacks. `after_batch` is called with the sums of each batch. If a `confusion` matrix
     is given (true class, predicted class), the predictions are added to it. Raises UserError if a
     loss is not finite.
     """
-    batch_size = _for_devices(batch_size)
+    batch_size += -batch_size % number_of(devices)
     window = []
     for batch in data.eval_batches(
         dataset, split, batch_size, transform=view, shard=process_shard()
     ):
-        sums, predictions = step(shard(batch))
+        sums, predictions = step(shard(batch, devices))
         window.append(sums)
         if confusion is not None:
             counted = batch["mask"] > 0
@@ -81,7 +82,7 @@ def evaluate_weights(
     loaded: Pretrained, dataset: data.Dataset, split: str, batch_size: int
 ) -> Evaluation:
     """Evaluates finished weights on every example of `split` once, over all devices."""
-    batch_size = _for_devices(batch_size)
+    batch_size += -batch_size % number_of()  # what the stopwatch counts
     logits = loaded.logits_for_inference()
 
     def step(batch: dict[str, Array]) -> tuple[metrics.Sums, Int[Array, " b"]]:
@@ -108,11 +109,6 @@ def evaluate_weights(
     summary = evaluate(evaluate_step, dataset, split, batch_size, view, show, confusion)
     line.clear()
     return Evaluation(summary, confusion)
-
-
-def _for_devices(batch_size: int) -> int:
-    """Rounds a batch size up to a multiple of the devices."""
-    return batch_size + -batch_size % jax.device_count()
 
 
 def match_classes(loaded: Pretrained, dataset: data.Dataset, weights: str) -> Pretrained:

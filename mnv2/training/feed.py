@@ -4,7 +4,7 @@ A data set that fits lies in the memory of every device. Then several steps are 
 small network, calling the devices for each step takes longer than the step.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from mnv2.training.settings import Settings
 from mnv2.training.setup import Setup
 from mnv2.training.state import TrainState
 from mnv2.training.steps import MOST_STEPS
+from mnv2.training.together import Member
 
 SECONDS = 1.0  # that a dispatch may take, because a signal waits for it
 
@@ -35,13 +36,25 @@ class Dispatch(NamedTuple):
     images: Callable[[], np.ndarray]
 
 
-def feed(setup: Setup, settings: Settings, first_step: int, key: Array) -> "FromHost | FromDevice":
-    """Returns the feed of a run from `first_step` on. Raises UserError as `train_batches` does."""
+def feed(
+    setup: Setup, settings: Settings, first_step: int, key: Array, member: Member | None = None
+) -> "FromHost | FromDevice | Together":
+    """Returns the feed of a run from `first_step` on. Raises UserError as `train_batches` does.
+
+    `member` is the run's place among runs that compute together, which needs data that `fits`.
+    """
     data.check_batch_size(settings.batch_size, setup.dataset)
-    size, channels = setup.image_shape[:2], setup.image_shape[2]
-    if data.fits_on_device(setup.dataset, size, channels, settings.data.augmentation):
+    if member is not None:
+        return Together(setup, settings, first_step, key, member)
+    if fits(setup, settings):
         return FromDevice(setup, settings, first_step, key)
     return FromHost(setup, settings, first_step, key)
+
+
+def fits(setup: Setup, settings: Settings) -> bool:
+    """Tells whether the training set of a run lies on the devices."""
+    size, channels = setup.image_shape[:2], setup.image_shape[2]
+    return data.fits_on_device(setup.dataset, size, channels, settings.data.augmentation)
 
 
 class FromHost:
@@ -61,7 +74,11 @@ class FromHost:
             shard=process_shard(),
         )
 
-    def next(self, most: int, rate: float) -> Dispatch:
+    def count(self, most: int, rate: float) -> int:
+        """Returns the number of steps of the next dispatch: one."""
+        return 1
+
+    def next(self, count: int) -> Dispatch:
         """Returns the next step."""
         batch = next(self._batches)
         return Dispatch(
@@ -76,13 +93,10 @@ class FromDevice:
 
     def __init__(self, setup: Setup, settings: Settings, first_step: int, key: Array):
         self._steps, self._key, self._pad = setup.steps, key, settings.data.pad
-        images, labels = setup.dataset.arrays("train")
-        data.check_labels(setup.dataset, "train", labels.numpy())
-        self._images = self._steps.place(images.numpy())
-        self._labels = self._steps.place(labels.numpy().astype(np.int32))
+        self._images, self._labels = self._place(setup.dataset)
         self._before = 0  # the number of steps of the last dispatch
         self._rows = data.train_rows(
-            len(labels),
+            setup.dataset.num_examples("train"),
             settings.batch_size,
             seed=settings.seed,
             first_step=first_step,
@@ -91,23 +105,64 @@ class FromDevice:
             shard=process_shard(),
         )
 
-    def next(self, most: int, rate: float) -> Dispatch:
-        """Returns the next steps, at most `most`; `rate` is in steps per second, 0 if unknown."""
+    def _place(self, dataset: data.Dataset) -> tuple[Array, Array]:
+        images, labels = dataset.arrays("train")
+        data.check_labels(dataset, "train", labels.numpy())
+        place = self._steps.place
+        return place(images.numpy()), place(labels.numpy().astype(np.int32))
+
+    def count(self, most: int, rate: float) -> int:
+        """Returns the number of steps of the next dispatch, at most `most`.
+
+        `rate` is in steps per second, 0 if it is not known.
+        """
         possible = int(SECONDS * rate) if rate else 2 * self._before
         wanted = max(1, min(most, MOST_STEPS, possible))
-        count = number_of_first(wanted)  # the rate differs between processes
+        return number_of_first(wanted)  # the rate differs between processes
+
+    def next(self, count: int) -> Dispatch:
+        """Returns the next `count` steps."""
         self._before = count
         rows = [next(self._rows) for _ in range(count)]
         return Dispatch(count, lambda state: self._update(state, rows), lambda: self._look(rows[0]))
 
     def _update(self, state: TrainState, rows: list[data.Rows]) -> tuple[TrainState, Sums]:
+        stacked = stack(rows, self._steps.shard)
         return self._steps.train_many(
-            state, self._images, self._labels, stack(rows, self._steps.shard), len(rows), self._key
+            state, self._images, self._labels, stacked, len(rows), self._key
         )
 
     def _look(self, rows: data.Rows) -> np.ndarray:
         first = {name: values[:8] for name, values in rows.items()}
         return np.asarray(look_up(self._images, first, self._pad))
+
+
+class Together(FromDevice):
+    """As `FromDevice`, in step with the other members of a group: see `training.together`."""
+
+    def __init__(
+        self, setup: Setup, settings: Settings, first_step: int, key: Array, member: Member
+    ):
+        self._member, self._rate = member, np.float32(settings.optimization.learning_rate)
+        super().__init__(setup, settings, first_step, key)
+
+    def _place(self, dataset: data.Dataset) -> tuple[Array, Array]:
+        return self._member.share("data", lambda: super(Together, self)._place(dataset))
+
+    def count(self, most: int, rate: float) -> int:
+        """Returns the number of steps of the next dispatch, for all members; 0 after a signal."""
+        return self._member.agree(super().count(most, rate))
+
+    def _update(self, state: TrainState, rows: list[data.Rows]) -> tuple[TrainState, Sums]:
+        # All members call the program of one, so that it is compiled once.
+        program = self._member.share("program", lambda: self._steps.train_together)
+        part = (state, stack(rows, self._steps.shard), self._key, self._rate)
+
+        def together(parts: list[Any]) -> Sequence[tuple[TrainState, Sums]]:
+            states, stacked, keys, rates = zip(*parts, strict=True)
+            return program(states, self._images, self._labels, stacked, len(rows), keys, rates)
+
+        return self._member.compute(part, together)
 
 
 def stack(rows: list[data.Rows], shard: Callable[[Any], Any]) -> data.Rows:

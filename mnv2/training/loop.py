@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +21,7 @@ from mnv2.runtime.terminal import StatusLine
 from mnv2.runtime.throughput import Stopwatch
 from mnv2.training import metrics
 from mnv2.training.checkpoint import Checkpoints, NotFinite, Timing
+from mnv2.training.devices import Devices
 from mnv2.training.evaluation import evaluate
 from mnv2.training.feed import feed
 from mnv2.training.log import MetricsLog
@@ -27,9 +29,11 @@ from mnv2.training.progress import Progress, Show, progress
 from mnv2.training.settings import Settings
 from mnv2.training.setup import Setup, set_up
 from mnv2.training.start import initial_state
+from mnv2.training.together import Member
 from mnv2.training.tracing import Trace
 
 TRAINING = "training"  # what a run does after its first step
+_STARTING = threading.Lock()
 MOST_SKIPPED = 10  # steps in a row, with on_nan = skip, after which a run stops
 
 
@@ -65,27 +69,32 @@ def train(
     show: Show | None = None,
     stopper: Stopper | None = None,
     profile: AnyPath | None = None,
+    devices: Devices = None,
+    member: Member | None = None,
 ) -> dict[str, Any]:
     """Trains one run in `folder`, from the newest checkpoint there or from the beginning.
 
     Evaluates on the validation split during training, and on the test split once, at the end.
     Writes metrics.jsonl and the same for TensorBoard, checkpoints, and at the end result.json,
     which it also returns. Writes a trace of some steps to the folder `profile`, if it is given.
-    `show` gets what the run does now; by default it is a line in the terminal.
+    `show` gets what the run does now; by default it is a line in the terminal. The run computes on
+    `devices`, and together with others if it is the `member` of a group, in its own thread.
 
     Raises Stopped soon after `stopper` has noted a signal; the last step is then saved. Raises
     UserError for settings that describe no run, a loss that is not finite, and a full disk.
     """
     stopper = stopper or Stopper()
-    setup = set_up(settings)
+    with _STARTING:  # what several runs share is made once
+        setup = set_up(settings, devices)
+        state = initial_state(setup, settings)
     steps = setup.steps
     total_steps, eval_every, checkpoint_every = setup.durations
-    state = initial_state(setup, settings)
     key = jax.random.key(settings.seed)
     if is_writer():
         _write_description(folder, setup)
+    shared = devices is not None or member is not None
     with (  # closed in any case, so that a checkpoint on its way to the disk arrives
-        contextlib.closing(Checkpoints(folder / CHECKPOINTS)) as checkpoints,
+        contextlib.closing(Checkpoints(folder / CHECKPOINTS, shares_process=shared)) as checkpoints,
         contextlib.closing(MetricsLog(folder)) as log,
         contextlib.closing(Trace(profile)) as trace,
     ):
@@ -111,6 +120,7 @@ def train(
                 settings.eval_batch_size,
                 setup.eval_view(),
                 after_batch=lambda _: stopper.check(),
+                devices=devices,
             )
             log.write(step, {f"{split}/{name}": value for name, value in summary.items()})
             log.flush()
@@ -128,15 +138,18 @@ def train(
                     evaluate_on("validation")  # the run was stopped during this evaluation
                 say("compiling")
                 began = time.perf_counter()
-                batches = feed(setup, settings, step, key)
+                batches = feed(setup, settings, step, key, member)
                 while step < total_steps:
                     most = (
                         1
                         if trace.waits or not first_step_seconds
                         else _until_due(step, setup, settings)
                     )
+                    count = batches.count(most, stopwatch.images_per_second / settings.batch_size)
+                    if not count:
+                        stopper.check()
                     with stopwatch.fetching(idle=lambda: _finished(window)):
-                        call = batches.next(most, stopwatch.images_per_second / settings.batch_size)
+                        call = batches.next(count)
                     update = functools.partial(call.update, state)
                     if first_step_seconds:
                         state, sums = update()
@@ -179,6 +192,8 @@ def train(
                             evaluate_on("validation")
                         stopwatch.start(step)
                     stopper.check()
+                if member is not None:
+                    member.leave()
                 test = evaluate_on("test")
         except Stopped as stopped:
             line.clear()

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import optax
+from jaxtyping import Array
 
 from mnv2.runtime.errors import check_choice
 from mnv2.training.durations import to_steps
@@ -15,9 +16,16 @@ SCHEDULES = ("cosine", "exponential", "constant")
 
 
 def create_schedule(
-    config: Optimization, *, total_steps: int, examples: int, batch_size: int
+    config: Optimization,
+    *,
+    total_steps: int,
+    examples: int,
+    batch_size: int,
+    peak: Array | None = None,
 ) -> optax.Schedule:
     """Creates the learning rate as a function of the step: linear warm-up, then `config.schedule`.
+
+    `peak` is the rate after the warm-up, if it is not that of the config.
 
     cosine       decreases to 0 at the last step
     exponential  multiplied by `decay_rate` every `decay_every` (the papers: 0.98 every epoch)
@@ -30,16 +38,17 @@ def create_schedule(
             getattr(config, field), examples=examples, batch_size=batch_size, what=field
         )
 
-    warmup, peak = steps("warmup"), config.learning_rate
+    warmup = steps("warmup")
+    rate: Any = config.learning_rate if peak is None else peak
     if config.schedule == "cosine":
-        main = optax.cosine_decay_schedule(peak, max(1, total_steps - warmup))
+        main = optax.cosine_decay_schedule(rate, max(1, total_steps - warmup))
     elif config.schedule == "exponential":
         main = optax.exponential_decay(
-            peak, steps("decay_every"), config.decay_rate, staircase=True
+            rate, steps("decay_every"), config.decay_rate, staircase=True
         )
     else:
-        main = optax.constant_schedule(peak)
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), main], [warmup])
+        main = optax.constant_schedule(rate)
+    return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), main], [warmup])
 
 
 def create_optimizer(

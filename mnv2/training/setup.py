@@ -6,14 +6,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 
 from mnv2 import data, pretrained
 from mnv2.models import NETWORKS, STRIDES, MobileNetV2, create_model, name_and_fields
 from mnv2.ops import DeviceGroup
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.processes import say
-from mnv2.training.devices import AXIS
+from mnv2.training.devices import AXIS, Devices, number_of
 from mnv2.training.durations import to_steps
 from mnv2.training.settings import Settings
 from mnv2.training.steps import Steps, create_steps
@@ -50,9 +49,12 @@ class Setup(NamedTuple):
         return functools.partial(data.eval_image, size=(height, width), channels=channels)
 
 
-def set_up(settings: Settings) -> Setup:
-    """Builds everything that a run needs. Raises UserError if the settings describe no run."""
-    dataset = open_data(settings)
+def set_up(settings: Settings, devices: Devices = None) -> Setup:
+    """Builds everything that a run on `devices` needs.
+
+    Raises UserError if the settings describe no run.
+    """
+    dataset = open_data(settings, devices)
     weights = None if settings.weights is None else _load_weights(settings.weights, dataset)
     model = _create_model(settings, dataset.num_classes, weights)
     shape = image_shape(settings, dataset, weights)
@@ -79,24 +81,30 @@ def set_up(settings: Settings) -> Setup:
     seen = pretrained.Preprocessing()
     if weights is not None:
         seen = pretrained.Preprocessing(mean=weights.preprocess.mean, std=weights.preprocess.std)
-    steps = create_steps(model, settings, seen, total_steps=durations.total, examples=examples)
+    steps = create_steps(
+        model,
+        settings,
+        seen,
+        total_steps=durations.total,
+        examples=examples,
+        devices=devices,
+    )
     return Setup(dataset, model, shape, seen, durations, steps, weights)
 
 
-def open_data(settings: Settings) -> data.Dataset:
+def open_data(settings: Settings, devices: Devices = None) -> data.Dataset:
     """Opens the data set, and prepares it first if necessary.
 
     Raises UserError if the devices cannot share a batch or form groups evenly.
     """
-    if settings.batch_size % jax.device_count():
+    count = number_of(devices)
+    if settings.batch_size % count:
         raise UserError(
-            f"batch_size must be a multiple of the {jax.device_count()} devices, "
-            f"got {settings.batch_size}"
+            f"batch_size must be a multiple of the {count} devices, got {settings.batch_size}"
         )
-    if jax.device_count() % (settings.bn_group or 1):
+    if count % (settings.bn_group or 1):
         raise UserError(
-            f"bn_group must divide the number of devices, {jax.device_count()}, got "
-            f"{settings.bn_group}"
+            f"bn_group must divide the number of devices, {count}, got {settings.bn_group}"
         )
     chosen = settings.data
     return data.open_dataset(chosen.name, chosen.dir, chosen.validation, chosen.on_broken)

@@ -11,11 +11,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int, UInt8
 
-from mnv2.ops import DeviceGroup
+from mnv2.ops import DeviceGroup, traced_for
 from mnv2.ops.precision import accumulator
 from mnv2.pretrained import Preprocessing
 from mnv2.training import metrics
-from mnv2.training.devices import AXIS, place, shard
+from mnv2.training.devices import AXIS, Devices, place, platform_of, shard
 from mnv2.training.evaluation import eval_step
 from mnv2.training.look_up import look_up
 from mnv2.training.optimizer import create_optimizer, create_schedule
@@ -129,6 +129,40 @@ def train_steps(
     return jax.lax.fori_loop(0, count, body, (state, sums))
 
 
+def train_together(
+    states: tuple[TrainState, ...],
+    images: UInt8[Array, "n h w c"],
+    labels: Int[Array, " n"],
+    rows: tuple[dict[str, Array], ...],
+    count: Array,
+    keys: tuple[Array, ...],
+    rates: tuple[Array, ...],
+    *,
+    step_at: Callable[[Array], Callable[..., tuple[TrainState, metrics.Sums]]],
+    sums: metrics.Sums,
+    pad: int,
+) -> tuple[tuple[TrainState, metrics.Sums], ...]:
+    """Computes `train_steps` for several runs, in one program over all of them.
+
+    The runs differ only in what is given for each; `rates` are learning rates, for which `step_at`
+    returns `train_step`.
+    """
+
+    def one(
+        state: TrainState, rows: dict[str, Array], key: Array, rate: Array
+    ) -> tuple[TrainState, metrics.Sums]:
+        step = step_at(rate)
+        return train_steps(state, images, labels, rows, count, key, step=step, sums=sums, pad=pad)
+
+    of_runs = zip(states, rows, keys, rates, strict=True)
+    results = jax.vmap(one)(*jax.tree.map(lambda *arrays: jnp.stack(arrays), *of_runs))
+
+    def of_run(run: int) -> tuple[TrainState, metrics.Sums]:
+        return jax.tree.map(lambda x: x[run], results)
+
+    return tuple(map(of_run, range(len(states))))
+
+
 def _no_sums(model: nn.Module, skip_nan: bool) -> metrics.Sums:
     """Returns MOST_STEPS times what `train_step` sums, as zeros.
 
@@ -159,13 +193,16 @@ def eval_state(
 class Steps(NamedTuple):
     """The functions that run on the devices, with the optimiser and schedule inside them.
 
-    JAX compiles `train`, `train_many` and `evaluate` when they are first called.
+    JAX compiles `train`, `train_many`, `train_together` and `evaluate` when they are first called.
     """
+
+    devices: Devices
 
     place: Callable[[Any], Any]
     shard: Callable[[Any], Any]
     train: Callable[..., tuple[TrainState, metrics.Sums]]
     train_many: Callable[..., tuple[TrainState, metrics.Sums]]
+    train_together: Callable[..., tuple[tuple[TrainState, metrics.Sums], ...]]
     evaluate: Callable[..., tuple[metrics.Sums, Array]]
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
@@ -178,7 +215,7 @@ def create_steps(
     *,
     total_steps: int,
     examples: int,
-    devices: tuple[jax.Device, ...] | None = None,
+    devices: Devices = None,
 ) -> Steps:
     """Creates the steps of a run over `devices` (default: all of them).
 
@@ -212,34 +249,60 @@ def _create_steps(
     pad: int,
     total_steps: int,
     examples: int,
-    devices: tuple[jax.Device, ...] | None,
+    devices: Devices,
 ) -> Steps:
-    schedule = create_schedule(
-        optimization, total_steps=total_steps, examples=examples, batch_size=batch_size
+    schedule_at = functools.partial(
+        create_schedule,
+        optimization,
+        total_steps=total_steps,
+        examples=examples,
+        batch_size=batch_size,
     )
+
+    def step_with(optimizer: optax.GradientTransformation) -> Callable[..., Any]:
+        return functools.partial(
+            train_step,
+            model=model,
+            preprocess=preprocess,
+            optimizer=optimizer,
+            label_smoothing=label_smoothing,
+            ema_decay=ema_decay,
+            classifier_only=optimization.classifier_only,
+            skip_nan=skip_nan,
+        )
+
+    def step_at(rate: Array) -> Callable[..., Any]:
+        return step_with(create_optimizer(optimization, schedule_at(peak=rate)))
+
+    schedule = schedule_at()
     optimizer = create_optimizer(optimization, schedule)
-    train = functools.partial(
-        train_step,
-        model=model,
-        preprocess=preprocess,
-        optimizer=optimizer,
-        label_smoothing=label_smoothing,
-        ema_decay=ema_decay,
-        classifier_only=optimization.classifier_only,
-        skip_nan=skip_nan,
-    )
+    train, sums = step_with(optimizer), _no_sums(model, skip_nan)
     evaluate = functools.partial(eval_state, model=model, preprocess=preprocess)
+
     # The state, the key and the sums have no device axis (None). The first axis of a batch and of
     # the predictions is that of devices (0).
-    on_each = functools.partial(jax.pmap, axis_name=AXIS, devices=devices)
+    def on_each(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        def on_this_platform(*arguments: Any) -> Any:
+            with traced_for(platform_of(devices)):
+                return function(*arguments)
+
+        return jax.pmap(on_this_platform, axis_name=AXIS, devices=devices, **options)
+
     return Steps(
+        devices=devices,
         # Placed as the steps return it; otherwise the second step would compile again.
         place=functools.partial(place, devices=devices),
         shard=functools.partial(shard, devices=devices),
         train=on_each(train, in_axes=(None, 0, None), out_axes=None, donate_argnums=(0,)),
         train_many=on_each(
-            functools.partial(train_steps, step=train, sums=_no_sums(model, skip_nan), pad=pad),
+            functools.partial(train_steps, step=train, sums=sums, pad=pad),
             in_axes=(None, None, None, 0, None, None),
+            out_axes=None,
+            donate_argnums=(0,),
+        ),
+        train_together=on_each(
+            functools.partial(train_together, step_at=step_at, sums=sums, pad=pad),
+            in_axes=(None, None, None, 0, None, None, None),
             out_axes=None,
             donate_argnums=(0,),
         ),

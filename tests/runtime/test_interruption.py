@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from mnv2.runtime.interruption import Stopped, Stopper, compiling
+from mnv2.runtime.interruption import Stopped, Stopper, abandoned
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_a_signal_does_not_wait_for_a_compilation(stopper):
             threading.Timer(0.1, send, [signal.SIGTERM]).start()
             with pytest.raises(Stopped, match="SIGTERM"):
                 stopper.compile(never.wait)
-            assert compiling()
+            assert abandoned()
     finally:
         never.set()
 

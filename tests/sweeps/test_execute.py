@@ -25,7 +25,7 @@ def trained(monkeypatch):
     """Replaces training by writing a made-up result; returns the runs that were trained."""
     runs = []
 
-    def train(settings, workdir, *, label, show, stopper, profile):
+    def train(settings, workdir, **_):
         runs.append(f"{workdir.parent.name}/{workdir.name}")
         result = {
             "test": {

@@ -27,7 +27,7 @@ def computed(run, counts):
     state, batches = initial_state(setup, run), feed(setup, run, 0, jax.random.key(0))
     window = []
     for count in counts:
-        call = batches.next(count, rate=1000.0)
+        call = batches.next(batches.count(count, rate=1000.0))
         state, sums = call.update(state)
         window.append((sums, call.steps))
     return jax.device_get(state), unstack(window)
@@ -80,10 +80,12 @@ def test_the_device_crops_and_mirrors_as_the_rows_say(pad):
 def test_a_call_has_no_more_steps_than_take_a_second(run):
     setup = set_up(run)
     batches = feed(setup, run, 0, jax.random.key(0))
-    unknown = [(50, 0.0)] * 3
-    counts = [batches.next(most, rate).steps for most, rate in (*unknown, (50, 7.9), (3, 7.9))]
+    counts = []
+    for most, rate in (*[(50, 0.0)] * 3, (50, 7.9), (3, 7.9)):
+        counts.append(batches.count(most, rate))
+        assert batches.next(counts[-1]).steps == counts[-1]
     assert counts == [1, 2, 4, 7, 3]
-    assert batches.next(5000, rate=5000.0).steps == 100
+    assert batches.count(5000, rate=5000.0) == 100
 
 
 def test_what_is_not_computed_is_filled_up():
