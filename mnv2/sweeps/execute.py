@@ -22,6 +22,7 @@ from mnv2.sweeps import workdir as workdirs
 from mnv2.sweeps.display import Display
 from mnv2.sweeps.lanes import Lanes, describe, execute_in_lanes
 from mnv2.sweeps.plan import Outcome, Run
+from mnv2.sweeps.schedule import longest_first, multiply_adds
 from mnv2.training.devices import Devices
 from mnv2.training.loop import train
 from mnv2.training.progress import Show
@@ -81,7 +82,10 @@ def _execute_all(
     of_lanes = lanes.of_devices()
     runs = workdirs.claim(config, workdir, only, of_lanes[0])
     waiting = not_finished(runs, workdir)
-    groups = lanes.groups(waiting) if lanes.several else []
+    groups = []
+    if lanes.several:
+        work = multiply_adds(waiting, devices=of_lanes[0])
+        groups = lanes.groups(longest_first(waiting, work))
     began, first_steps = time.perf_counter(), 0.0
     failed: dict[str, str] = {}
     known = workdirs.load(workdir).results

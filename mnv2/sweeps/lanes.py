@@ -79,8 +79,10 @@ def describe(groups: Sequence[Sequence[Run]], lanes: Sequence[Devices]) -> str:
     size = max(map(len, groups))
     parts = []
     if lanes[0] is not None:
-        devices = len(lanes[0])
-        parts.append(f"{len(lanes)} lanes, {devices} device{'s' * (devices > 1)} each")
+        what, devices = "programs" if size > 1 else "runs", len(lanes[0])
+        parts.append(
+            f"{len(lanes)} {what} at the same time, {devices} device{'s' * (devices > 1)} each"
+        )
     if size > 1:
         parts.append(f"up to {size} runs in one program")
     return ", ".join(parts) or "one run after another: no two have equal programs"

@@ -24,7 +24,7 @@ from mnv2.sweeps.display import Display
 from mnv2.sweeps.division import Division
 from mnv2.sweeps.execute import finish, not_finished, record_failure
 from mnv2.sweeps.plan import Outcome, Run
-from mnv2.sweeps.schedule import Forecast, longest_first, multiply_adds
+from mnv2.sweeps.schedule import Duration, Forecast, longest_first, multiply_adds
 from mnv2.training.loop import TRAINING
 from mnv2.training.progress import Progress
 
@@ -226,7 +226,7 @@ class _Pool:
         if message.failure is not None:
             self._failed[one.name] = message.failure
         elif message.result is not None:
-            self._forecast.finished(one.name, message.seconds)
+            self._forecast.finished(one.name, _duration(worker, message))
         self._look_ahead()
         self._display.ended(worker.number, message)
 
@@ -321,6 +321,13 @@ class _Pool:
             worker.end()  # if it is idle
         for worker in self._workers:
             worker.wait()
+
+
+def _duration(worker: _Worker, outcome: Outcome) -> Duration:
+    """Returns the parts of the time that a run took here; it may have trained before."""
+    assert outcome.result is not None
+    training = min(outcome.result["train_seconds"], outcome.seconds - worker.trained_since)
+    return Duration(training, outcome.seconds - training, worker.trained_since)
 
 
 def _describe(code: int | None) -> str:

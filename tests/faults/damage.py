@@ -92,20 +92,31 @@ def truncated(workdir: Path, moments: random.Random) -> str:
 
 def full_disk(workdir: Path, moments: random.Random) -> str:
     """Trains on a disk with room for one checkpoint; then makes room for all."""
-    if os.geteuid() != 0:
-        return "skipped: mounting a disk needs root"
-    workdir.mkdir(parents=True)
     size = moments.randrange(3000, 4500)
-    mounted = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(workdir)]
-    if subprocess.run(mounted, capture_output=True, check=False).returncode:
-        return "skipped: no disk can be mounted here"
+    if trouble := mount_small_disk(workdir, size):
+        return f"skipped: {trouble}"
     process = start(workdir)
     code = process.wait()
     first = newest(workdir)
     if code != 2 or not first:
         raise UserError(f"exit code {code} on a full disk, newest checkpoint {first}")
-    subprocess.run(["mount", "-o", "remount,size=100m", str(workdir)], check=True)
+    make_room(workdir)
     return f"{size} kB: exit code {code}, checkpoint of step {first} kept"
+
+
+def mount_small_disk(folder: Path, size: int) -> str | None:
+    """Mounts a disk of `size` kB; returns why, if that is not possible."""
+    if os.geteuid() != 0:
+        return "mounting a disk needs root"
+    folder.mkdir(parents=True)
+    mounted = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", str(folder)]
+    failed = subprocess.run(mounted, capture_output=True, check=False).returncode
+    return "no disk can be mounted here" if failed else None
+
+
+def make_room(folder: Path) -> None:
+    """Enlarges a disk that `mount_small_disk` has mounted."""
+    subprocess.run(["mount", "-o", "remount,size=100m", str(folder)], check=True)
 
 
 def not_finite(workdir: Path, moments: random.Random) -> str:

@@ -30,7 +30,7 @@ def config(three_runs):
 def test_a_run_on_devices_of_its_own_is_what_it_is_there_alone(config, tmp_path, capsys):
     run_sweep(config, tmp_path / "lanes", lanes=DIVIDED)
     printed = capsys.readouterr().out
-    assert "2 lanes, 4 devices each" in printed
+    assert "2 runs at the same time, 4 devices each" in printed
     assert "[2/2]" in printed
     for one in plan(config, tmp_path / "lanes"):
         alone = loop.train(
