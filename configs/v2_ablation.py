@@ -12,7 +12,7 @@ Presets, with their cost and the expected result:
 
     configs/v2_ablation.py            Fashion-MNIST, 500 steps, width 0.35; linear and relu6 with 5
                                       seeds, shortcuts and blocks with 3, all other arms with 2.
-                                      27 minutes on two CPU cores. Expect a top-1 accuracy of 84
+                                      30 minutes on two CPU cores. Expect a top-1 accuracy of 84
                                       to 86 % for linear, 79 to 83 % for relu6, 87 % for width_1.
     configs/v2_ablation.py:quick      four arms, 30 steps each, to check that everything works.
                                       One minute.

@@ -70,10 +70,10 @@ class Bottleneck(NamedTuple):
     block: str
     channels: int
     linear_rank: float
-    linear_half_width: float
+    linear_half_width: float | None
     rank_before: float
     rank_after: float
-    rank_after_half_width: float
+    rank_after_half_width: float | None
     cut: float  # values that ReLU6 sets to 0
     saturated: float  # values that ReLU6 sets to 6
     dead: float  # channels that are positive nowhere
@@ -138,10 +138,10 @@ def bottlenecks(
                 path.split("/")[0],
                 found[0].channels,
                 of_linear.mean,
-                of_linear.half_width or 0.0,
+                of_linear.half_width,
                 before.mean,
                 after.mean,
-                after.half_width or 0.0,
+                after.half_width,
                 *(
                     100 * float(np.mean([getattr(one, field) for one in found]))
                     for field in ("cut", "saturated", "dead")
@@ -186,13 +186,17 @@ def cells(row: Bottleneck) -> tuple[str, ...]:
     return (
         row.block,
         str(row.channels),
-        f"{row.linear_rank:.1f} ± {row.linear_half_width:.1f}",
+        _plus_minus(row.linear_rank, row.linear_half_width),
         f"{row.rank_before:.1f}",
-        f"{row.rank_after:.1f} ± {row.rank_after_half_width:.1f}",
+        _plus_minus(row.rank_after, row.rank_after_half_width),
         f"{row.cut:.0f}",
         f"{row.saturated:.1f}",
         f"{row.dead:.1f}",
     )
+
+
+def _plus_minus(mean: float, half_width: float | None) -> str:
+    return f"{mean:.1f}" if half_width is None else f"{mean:.1f} ± {half_width:.1f}"
 
 
 def draw(positive: Sequence[Positive], narrow: Sequence[Bottleneck], path: Path) -> None:

@@ -58,7 +58,7 @@ def main() -> None:
     parser = command_parser("experiments.expansion", __doc__)
     parser.add_argument("--workdir", type=Path, default=Path("runs/expansion"))
     parser.add_argument("--steps", type=whole_number(), default=120, help="steps of each run")
-    parser.add_argument("--seeds", type=whole_number(), default=2)
+    parser.add_argument("--seeds", type=whole_number(), default=3)
     arguments = parser.parse_args()
     config = v2_ablation.get_config()
     config.arms = tuple(arms().items())

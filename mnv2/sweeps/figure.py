@@ -32,8 +32,9 @@ def draw(sweep: Sweep, rows: Sequence[Row], path: AnyPath) -> None:
     for axis in axes[::columns]:
         axis.set_ylabel("test top-1 accuracy, %")
     figure.suptitle(
-        f"{sweep.config['data']['name']}, {sweep.config['duration']}. Bars: 95 % intervals over "
-        f"seeds. Grey: where one more run of the baseline, {sweep.baseline}, would fall (95 %)",
+        f"{sweep.config['data']['name']}, {sweep.config['duration']}. Bars: 95 % intervals, from "
+        "three seeds on. Dots: two seeds. Grey: where one more run of the baseline, "
+        f"{sweep.baseline}, would fall (95 %)",
         fontsize="medium",
     )
     with replacing(path) as unfinished:
@@ -68,6 +69,9 @@ def _draw_panel(axis: Axes, sweep: Sweep, title: str, field: str, rows: Sequence
         axis.set_xlim(-0.6, len(rows) - 0.4)
     for place, row in zip(places, rows, strict=True):
         _draw_point(axis, place, row, row.arm == sweep.baseline)
+        if row.accuracy.half_width is None and row.accuracy.count > 1:
+            seeds = list(sweep.accuracies(row.arm).values())
+            axis.scatter([place] * len(seeds), seeds, s=10, color=ARM_COLOR, zorder=3)
     _draw_band(axis, sweep)
     axis.set_title(title)
     axis.set_xlabel(field)

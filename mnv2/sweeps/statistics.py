@@ -10,11 +10,14 @@ from mnv2.runtime.files import warn_once
 from mnv2.sweeps.workdir import Sweep
 
 CONFIDENCE = 0.95
+# Seeds from which an interval is computed. That of two is 12.7 standard errors wide, and has no
+# width at all if both happen to be equal.
+FEWEST = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds and the half-width of its 95 % interval; None from a single seed.
+    """A mean over seeds and the half-width of its 95 % interval; None from fewer than three.
 
     The interval is of one arm by itself: it is not adjusted for the number of arms.
     """
@@ -29,8 +32,8 @@ class Estimate:
         if not values:
             return None
         mean, count = float(np.mean(values)), len(values)
-        if count == 1:
-            return cls(mean, None, 1)
+        if count < FEWEST:
+            return cls(mean, None, count)
         error = float(np.std(values, ddof=1)) / count**0.5
         return cls(mean, error * float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1)), count)
 

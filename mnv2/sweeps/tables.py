@@ -41,9 +41,9 @@ def markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
     data = sweep.config["data"]["name"]
     notes = [
         f"{data}, {sweep.config['duration']}, batch {sweep.config['batch_size']}. "
-        f"± is the half-width of a 95 % interval (Student's t over seeds), not adjusted for the "
-        f"number of arms. The difference is to `{sweep.baseline}`, paired by seed. Minutes are of "
-        "training, all seeds together.",
+        f"± is the half-width of a 95 % interval (Student's t over three seeds or more), not "
+        f"adjusted for the number of arms. The difference is to `{sweep.baseline}`, paired by "
+        "seed. Minutes are of training, all seeds together.",
         *provenance(sweep.results, sweep.environments),
     ]
     if missing := sweep.missing():

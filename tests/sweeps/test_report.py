@@ -13,7 +13,7 @@ from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import warn_once, write_json
 from mnv2.sweeps import figure
 from mnv2.sweeps.report import write_report
-from mnv2.sweeps.statistics import rows
+from mnv2.sweeps.statistics import Estimate, rows
 from mnv2.sweeps.workdir import load
 
 ACCURACIES = {
@@ -66,6 +66,11 @@ def test_the_difference_is_paired_by_seed(workdir):
     estimate = row(workdir, "relu6").difference
     assert estimate.mean == pytest.approx(differences.mean())
     assert estimate.half_width == pytest.approx((interval.high - interval.low) / 2)
+
+
+def test_two_seeds_have_no_interval():
+    assert Estimate.of([1.0, 1.0]) == Estimate(1.0, None, 2)
+    assert Estimate.of([1.0, 1.0, 1.0]) == Estimate(1.0, 0.0, 3)
 
 
 def test_one_seed_has_no_interval_and_the_baseline_no_difference(workdir):
