@@ -75,15 +75,15 @@ _THREADS = flags.DEFINE_integer(
 _DEVICES_PER_RUN = flags.DEFINE_integer(
     "devices_per_run",
     None,
-    "Divide the devices of this process: so many for each run, all runs at the same time. For a "
-    "TPU host and small networks.",
+    "The number of devices of each run; this process then executes as many runs at the same time "
+    "as it has devices for. For small networks on a TPU host.",
     lower_bound=1,
 )
 _RUNS_PER_DEVICE = flags.DEFINE_integer(
     "runs_per_device",
     1,
-    "Compute so many runs in one program, if they differ only in seed and learning rate. For GPUs "
-    "and small networks.",
+    "The number of runs that are trained as one program, where they differ only in seed and "
+    "learning rate. For small networks on a GPU.",
     lower_bound=1,
 )
 _PARTITION = flags.DEFINE_string("partition", None, "SLURM: the partition (default: SLURM's own).")
