@@ -13,6 +13,7 @@ CGROUP = Path("/sys/fs/cgroup")  # the limits of the container that this process
 DEV = Path("/dev")
 # The number of threads with which XLA computes on the CPU; by default it counts the cores.
 THREADS = "NPROC"
+WORKERS = "MNV2_WORKERS"  # an environment variable: how many processes share the machine
 
 
 def cores(cgroup: Path = CGROUP) -> int:

@@ -33,7 +33,9 @@ class Division(NamedTuple):
 
     def environment(self, worker: int) -> dict[str, str]:
         """Returns the environment variables of one worker."""
-        variables = {} if self.threads is None else {machine.THREADS: str(self.threads)}
+        variables = {machine.WORKERS: str(self.workers)} if self.workers > 1 else {}
+        if self.threads is not None:
+            variables[machine.THREADS] = str(self.threads)
         if self.gpus:
             ours = self.gpus[worker % len(self.gpus) :: self.workers]
             variables["CUDA_VISIBLE_DEVICES"] = ",".join(ours)

@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from mnv2.runtime import packed_arrays
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.layout import DAMAGED
+from mnv2.runtime.machine import WORKERS
 from mnv2.runtime.processes import is_writer, number_of_first
 from mnv2.runtime.storage import AnyPath, absolute, is_object, is_store_error, move
 from mnv2.training.state import TrainState
@@ -89,8 +90,10 @@ class Checkpoints:
     def _check_space(self, step: int, needed: int) -> None:
         """Raises UserError if a checkpoint of `needed` bytes cannot be written.
 
-        Checked in advance, because a failed write in the background leaves many messages.
+        Checked in advance, because a failed write in the background leaves many messages. There
+        must be room for as many as may be written at the same time.
         """
+        needed = needed * int(os.environ.get(WORKERS, "1")) + MARGIN
         if is_object(self._folder):
             return  # no disk that could be full, and no folder
         trouble = None
@@ -98,8 +101,8 @@ class Checkpoints:
             trouble = "the folder is gone"
         elif not os.access(self._folder, os.W_OK):
             trouble = "writing there is not permitted"
-        elif (free := shutil.disk_usage(self._folder).free) < needed + MARGIN:
-            trouble = f"{free / 1e6:,.1f} MB are free, {(needed + MARGIN) / 1e6:,.1f} are needed"
+        elif (free := shutil.disk_usage(self._folder).free) < needed:
+            trouble = f"{free / 1e6:,.1f} MB are free, {needed / 1e6:,.1f} are needed"
         if trouble:
             with contextlib.suppress(UserError):
                 self.wait()  # the previous checkpoint may still be on its way

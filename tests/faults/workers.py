@@ -118,15 +118,17 @@ def full_disk(workdir: Path, expected: dict[str, object], moments: random.Random
     size = moments.randrange(4000, 9000)
     if trouble := mount_small_disk(workdir, size):
         return f"full disk skipped: {trouble}"
-    code = start(workdir, *IN_WORKERS).wait()
-    said = words(workdir.parent)
-    if code != 2 or "of the runs failed" not in said or "Traceback" in said:
-        raise UserError(f"exit code {code} on a full disk: {said}")
-    make_room(workdir)
-    if start(workdir, *IN_WORKERS).wait():
-        raise UserError(words(workdir.parent))
-    check(workdir, expected)
-    subprocess.run(["umount", str(workdir)], check=True)
+    try:
+        code = start(workdir, *IN_WORKERS).wait()
+        said = words(workdir.parent)
+        if code != 2 or "of the runs failed" not in said or "Traceback" in said:
+            raise UserError(f"exit code {code} on a full disk: {said}")
+        make_room(workdir)
+        if start(workdir, *IN_WORKERS).wait():
+            raise UserError(words(workdir.parent))
+        check(workdir, expected)
+    finally:
+        subprocess.run(["umount", str(workdir)], check=True)
     return f"a disk of {size} kB: exit code {code}, then finished"
 
 

@@ -40,7 +40,9 @@ def test_cores_are_divided_evenly(on, cores, runs, parallel, threads, expected):
     on(cores)
     division = divide(runs, parallel, threads)
     assert (division.workers, division.threads) == expected
-    assert division.environment(0) == {"NPROC": str(expected[1])}
+    environment = division.environment(0)
+    assert environment["NPROC"] == str(expected[1])
+    assert environment.get("MNV2_WORKERS", "1") == str(expected[0])
     assert division.measures_memory == (parallel is None)
 
 
@@ -64,9 +66,10 @@ def test_workers_that_share_a_gpu_share_its_memory(on, monkeypatch):
     on(16, gpus=["5", "7"])
     first, third = (divide(26, 4).environment(worker) for worker in (0, 2))
     assert first == third
-    assert first == {"CUDA_VISIBLE_DEVICES": "5", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.375"}
+    assert first["CUDA_VISIBLE_DEVICES"] == "5"
+    assert first["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.375"
     monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.2")  # the user knows better
-    assert divide(26, 4).environment(1) == {"CUDA_VISIBLE_DEVICES": "7"}
+    assert divide(26, 4).environment(1) == {"CUDA_VISIBLE_DEVICES": "7", "MNV2_WORKERS": "4"}
 
 
 def test_one_process_uses_all_chips_of_a_tpu(on):
