@@ -43,15 +43,16 @@ def test_differences_are_relative_to_the_same_network_with_t_6(tmp_path):
             "train_seconds": 1.0,
         }
 
-    config = {"arms": list(expansion.arms().items()), "seed": 0, "seeds": 2, "baseline": "narrow_6"}
+    config = {"arms": list(expansion.arms().items()), "seed": 0, "seeds": 3, "baseline": "narrow_6"}
     results = {
         arm: {
-            seed: result(0.8 + 0.01 * seed + (0.05 if arm == "wide_10" else 0)) for seed in (0, 1)
+            seed: result(0.8 + 0.01 * seed + (0.05 if arm == "wide_10" else 0))
+            for seed in (0, 1, 2)
         }
         for arm in expansion.arms()
     }
     expansion.write_table(Sweep(tmp_path, config, {}, results))
     lines = (tmp_path / "expansion.md").read_text().splitlines()
     assert len(lines) == 12
-    assert "| wide, equal width | 10 | 0.75 | 2.00 M | 2 | 85.50 ± 6.35 | +5.00 ± 0.00 |" in lines
-    assert "| wide, equal width | 6 | 0.75 | 2.00 M | 2 | 80.50 ± 6.35 |  |" in lines
+    assert "| wide, equal width | 10 | 0.75 | 2.00 M | 3 | 86.00 ± 2.48 | +5.00 ± 0.00 |" in lines
+    assert "| wide, equal width | 6 | 0.75 | 2.00 M | 3 | 81.00 ± 2.48 |  |" in lines

@@ -180,7 +180,7 @@ def test_a_finished_sweep_stays_as_it_is_under_other_devices(
     before = [path.read_bytes() for path in kept]
     stamps = [path.stat().st_mtime_ns for path in kept]
     report = (tmp_path / "report.md").read_bytes()
-    monkeypatch.setattr(workdirs, "environment", lambda: {"devices": ["TPU v9"], "packages": {}})
+    monkeypatch.setattr(workdirs, "environment", lambda *_: {"devices": ["TPU v9"], "packages": {}})
     execute.run_sweep(config, tmp_path, ["linear"])
     assert [path.read_bytes() for path in kept] == before
     assert [path.stat().st_mtime_ns for path in kept] == stamps
@@ -214,7 +214,7 @@ def test_a_run_that_is_resumed_elsewhere_keeps_both_environments(
 def test_a_run_that_fails_does_not_keep_the_others_from_being_done(
     tiny_config, tmp_path, monkeypatch, capsys
 ):
-    def training(settings, folder, *, label, show, stopper, profile):
+    def training(settings, folder, **_):
         if settings.model["bottleneck"] == "relu6":
             raise OSError(28, "No space left on device")
         if settings.model["expansion"] == 1:
