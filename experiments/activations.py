@@ -34,6 +34,7 @@ from mnv2.pretrained import Preprocessing
 from mnv2.runtime.cli import command_parser, run
 from mnv2.runtime.huge_pages import restart_with_huge_pages
 from mnv2.sweeps.statistics import Estimate
+from mnv2.sweeps.tables import with_half_width
 
 PICTURES = 1000
 HEADER = (
@@ -186,17 +187,13 @@ def cells(row: Bottleneck) -> tuple[str, ...]:
     return (
         row.block,
         str(row.channels),
-        _plus_minus(row.linear_rank, row.linear_half_width),
+        with_half_width(row.linear_rank, row.linear_half_width, digits=1),
         f"{row.rank_before:.1f}",
-        _plus_minus(row.rank_after, row.rank_after_half_width),
+        with_half_width(row.rank_after, row.rank_after_half_width, digits=1),
         f"{row.cut:.0f}",
         f"{row.saturated:.1f}",
         f"{row.dead:.1f}",
     )
-
-
-def _plus_minus(mean: float, half_width: float | None) -> str:
-    return f"{mean:.1f}" if half_width is None else f"{mean:.1f} ± {half_width:.1f}"
 
 
 def draw(positive: Sequence[Positive], narrow: Sequence[Bottleneck], path: Path) -> None:

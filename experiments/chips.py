@@ -26,7 +26,7 @@ from typing import NamedTuple
 from experiments.common.writers import write_csv, write_markdown
 from experiments.compilers.chips import CHIPS, check_installed, environment
 from experiments.compilers.cost import Cost
-from experiments.compilers.steps import FRAMEWORKS, TASKS
+from experiments.compilers.steps import FRAMEWORKS, TASKS, Task
 from mnv2.runtime.cli import command_parser, run
 from mnv2.runtime.errors import UserError, check_choice
 from mnv2.runtime.terminal import StatusLine, warn
@@ -104,16 +104,15 @@ def table(rows: Sequence[Row]) -> tuple[Sequence[str], list[list[str]]]:
     for ours in (row for row in rows if row.framework == "mnv2"):
         same = [r for r in rows if r.framework != "mnv2" and r[1:5] == ours[1:5]]
         stock = same[0] if same else None
-        times = f"{ours.together} x " if ours.together > 1 else ""
-        title = f"{times}{ours.network}, {ours.pixels} px, batch {ours.batch}"
+        task = Task(ours.network, size=ours.pixels, batch=ours.batch, together=ours.together)
         images = f"{ours.per_second:,.0f}" if ours.per_second else ""
         memory = f"{ours.memory / 1e9:.1f}"
         if ours.cycles:
-            lines.append([title, *_compared(ours, stock, "cycles", 1e6), memory, images])
+            lines.append([str(task), *_compared(ours, stock, "cycles", 1e6), memory, images])
         else:
             kernels = [f"{ours.kernels:,}", f"{stock.kernels:,}" if stock else ""]
             traffic = _compared(ours, stock, "traffic", 1e9)
-            lines.append([title, *traffic, *kernels, memory, images])
+            lines.append([str(task), *traffic, *kernels, memory, images])
     return (TPU if rows[0].cycles else GPU), lines
 
 

@@ -64,13 +64,11 @@ class Forecast:
 
     def __init__(self, work: Mapping[str, float]):
         self._work = work
-        self._known: dict[str, Duration] = {}  # by the name of the run
-        self._first: dict[str, str] = {}  # the name of the run by which an arm became known
+        self._known: dict[str, Duration] = {}  # by the name of the run, in order
 
     def finished(self, name: str, duration: Duration) -> None:
         """Notes how long a run took."""
         self._known[name] = duration
-        self._first.setdefault(_arm(name), name)
 
     def running(self, name: str, seconds: float, before: float, done: float) -> None:
         """Notes how far a run is: a part `done` of it after `seconds`, `before` which it began."""
@@ -113,8 +111,12 @@ class Forecast:
         return float(seconds.sum() / work.sum() * self._work[name])
 
     def _rest(self, later: bool) -> float:
-        firsts = [self._known[name] for name in self._first.values()]
-        laters = [x for name, x in self._known.items() if name not in self._first.values()]
+        firsts: list[Duration] = []
+        laters: list[Duration] = []
+        seen: set[str] = set()
+        for name, duration in self._known.items():
+            (laters if _arm(name) in seen else firsts).append(duration)
+            seen.add(_arm(name))
         if not later:
             return statistics.fmean(x.rest for x in firsts)
         if laters:

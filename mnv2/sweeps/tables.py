@@ -16,8 +16,15 @@ def plus_minus(estimate: Estimate | None, sign: str = "") -> str:
     """Formats an estimate: 84.20 ± 0.31; with `sign` "+", +0.42 ± 0.10; nothing for None."""
     if estimate is None:
         return ""
-    mean = f"{estimate.mean:{sign}.2f}"
-    return mean if estimate.half_width is None else f"{mean} ± {estimate.half_width:.2f}"
+    return with_half_width(estimate.mean, estimate.half_width, sign=sign)
+
+
+def with_half_width(
+    mean: float, half_width: float | None, *, digits: int = 2, sign: str = ""
+) -> str:
+    """Formats a mean and, if there is one, the half-width of its interval."""
+    text = f"{mean:{sign}.{digits}f}"
+    return text if half_width is None else f"{text} ± {half_width:.{digits}f}"
 
 
 def terminal_table(rows: Sequence[Row]) -> str:

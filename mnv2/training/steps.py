@@ -196,8 +196,6 @@ class Steps(NamedTuple):
     JAX compiles `train`, `train_many`, `train_together` and `evaluate` when they are first called.
     """
 
-    devices: Devices
-
     place: Callable[[Any], Any]
     shard: Callable[[Any], Any]
     train: Callable[..., tuple[TrainState, metrics.Sums]]
@@ -289,7 +287,6 @@ def _create_steps(
         return jax.pmap(on_this_platform, axis_name=AXIS, devices=devices, **options)
 
     return Steps(
-        devices=devices,
         # Placed as the steps return it; otherwise the second step would compile again.
         place=functools.partial(place, devices=devices),
         shard=functools.partial(shard, devices=devices),
