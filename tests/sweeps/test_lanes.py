@@ -1,13 +1,16 @@
 import json
 import os
 import signal
+import threading
+import time
 
 import jax
 import numpy as np
 import pytest
 
 from mnv2.runtime.errors import UserError
-from mnv2.runtime.interruption import Stopped
+from mnv2.runtime.interruption import Stopped, Stopper
+from mnv2.sweeps import execute
 from mnv2.sweeps.display import Display
 from mnv2.sweeps.execute import run_sweep
 from mnv2.sweeps.lanes import Lanes
@@ -89,14 +92,18 @@ def test_after_a_signal_all_runs_are_saved_and_resumed_to_the_same_end(
 ):
     config.checkpoint_every = "0 steps"
     run_sweep(config, tmp_path / "undisturbed", lanes=lanes, reports=False)
-    sent = []
+    stopper, at_step_two = Stopper(), threading.Barrier(2)
 
     def now(self, worker, now):
-        if isinstance(now, Progress) and now.step == 2 and not sent:
-            sent.append(os.kill(os.getpid(), signal.SIGTERM))
+        if isinstance(now, Progress) and now.step == 2:
+            if at_step_two.wait(timeout=60) == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+            while not stopper.noted:  # by the main thread, which may get no core for a while
+                time.sleep(0.01)
 
     with monkeypatch.context() as patched:
         patched.setattr(Display, "now", now)
+        patched.setattr(execute, "Stopper", lambda any_of: stopper)
         with pytest.raises(Stopped, match=r"^SIGTERM; step . of ./. is saved in .*; step ") as end:
             run_sweep(config, tmp_path / "stopped", lanes=lanes, reports=False)
     assert str(end.value).count("is saved") == 2
