@@ -136,7 +136,8 @@ def _open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
 
 def _create_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     """Returns the TFDS builder of a name that TFDS knows, or of a set that is prepared on disk."""
-    known = tfds.list_builders()
+    # Without those of the community, whose names TFDS reads from the network.
+    known = tfds.list_builders(with_community_datasets=False)
     base = name.split(":")[0].split("/")[0]
     try:
         if base in known:
