@@ -105,14 +105,16 @@ clean:
 	rm -rf .venv .venv-peers .venv-compilers
 
 # Exactly the locked versions, if the lock has them for this platform.
-.venv/ready: pyproject.toml requirements.txt requirements-dev.txt requirements.lock
+.venv/ready: pyproject.toml requirements.txt requirements-dev.txt requirements-converter.txt \
+		requirements.lock
 	@test -n '$(PYTHON_FOUND)' || { echo 'error: no Python 3.12 or newer found; install one' \
 		'(apt-get install python3.12-venv, brew install python@3.12, pyenv install 3.12),' \
 		'or say where it is: make PYTHON=/path/to/python' >&2; exit 2; }
 	$(PYTHON_FOUND) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		-r requirements.txt -r requirements-dev.txt -c requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable . \
+		-r requirements-converter.txt -c requirements.lock
 	@touch $@
 
 # XLA's compilers for TPUs and NVIDIA GPUs, 7 GB, in their own environment. JAX computes on the CPU.

@@ -13,6 +13,7 @@ COMMANDS = {
     "predict": ("mnv2.predict", "classify pictures"),
     "evaluate": ("mnv2.evaluate", "evaluate weights on a data set"),
     "convert": ("mnv2.convert", "convert weights from one format to another"),
+    "export": ("mnv2.export", "export weights for phones, browsers and servers"),
     "prepare": ("mnv2.prepare", "download and prepare a data set"),
 }
 

@@ -1,9 +1,10 @@
 """Evaluates weights on a data set: python -m mnv2.evaluate --weights FILE --dataset NAME
 
-FILE is anything that mnv2.pretrained.load reads. NAME is a TFDS classification set, or folder:PATH
-for pictures in PATH/train/CLASS/ and PATH/test/CLASS/. Every example of the split counts once.
-Pictures are cropped and resized as the weights' family evaluates: slim and Keras crop the central
-87.5 %; torchvision and timm resize the shorter side and crop the centre.
+FILE is anything that mnv2.pretrained.load reads, or a .tflite or .onnx file of mnv2.export. NAME is
+a TFDS classification set, or folder:PATH for pictures in PATH/train/CLASS/ and PATH/test/CLASS/.
+Every example of the split counts once. Pictures are cropped and resized as the weights' family
+evaluates: slim and Keras crop the central 87.5 %; torchvision and timm resize the shorter side and
+crop the centre.
 
     python -m mnv2.evaluate --weights runs/v2_ablation/linear/0 --dataset fashion_mnist
     python -m mnv2.evaluate --weights timm/mobilenetv2_100.ra_in1k --dataset imagenet2012
@@ -49,18 +50,19 @@ def main() -> None:
     check_choice(arguments.on_broken, ("stop", "skip"), "--on_broken")
     hide_gpus_from_tensorflow()
     from mnv2 import data
-    from mnv2.pretrained.usage import describe_input, load_as_asked
-    from mnv2.training.evaluation import evaluate_weights, match_classes
+    from mnv2.deployment.usage import evaluate_any, open_as_asked
+    from mnv2.pretrained.usage import describe_input
+    from mnv2.training.evaluation import match_classes
 
-    loaded = load_as_asked(arguments)
+    loaded = open_as_asked(arguments)
     dataset = data.open_dataset(
         arguments.dataset, arguments.data_dir, on_broken=arguments.on_broken
     )
     loaded = match_classes(loaded, dataset, arguments.weights)
-    describe_input(loaded, arguments.mean is not None)
+    describe_input(loaded.preprocess, loaded.image_size, arguments.mean is not None)
     if loaded.output != "softmax":
         note(f"the loss is that of a softmax, though the network ends in a {loaded.output}")
-    evaluation = evaluate_weights(loaded, dataset, arguments.split, arguments.batch_size)
+    evaluation = evaluate_any(loaded, dataset, arguments.split, arguments.batch_size)
     title = f"{arguments.weights} on {dataset.name}"
     report(evaluation, loaded.display_names, title, arguments.output)
 

@@ -2,7 +2,8 @@
 
 PICTURE is a picture, or a folder with pictures at any depth. FILE is anything that
 mnv2.pretrained.load reads: weights of Keras, torchvision, timm or slim, the folder of a run, a
-.safetensors file of this package, or a name on the Hugging Face hub.
+.safetensors file of this package, or a name on the Hugging Face hub. It may also be a .tflite or
+.onnx file of mnv2.export.
 
     python -m mnv2.predict cat.jpg dog.png --weights mobilenet_v2-7ebf99e0.safetensors
     python -m mnv2.predict photos/*.jpg --weights runs/finetune/finetune/0 --plot seen.png
@@ -28,6 +29,7 @@ from mnv2.runtime.terminal import StatusLine, first_few, note, warn
 from mnv2.runtime.weights_options import add_weights_options
 
 if TYPE_CHECKING:  # imports JAX, which --help does not wait for
+    from mnv2.deployment.exported import Exported
     from mnv2.pretrained import Pretrained
 
 BAR = 20  # characters for a probability of 1
@@ -63,15 +65,16 @@ def main() -> None:
     paths = find_pictures(arguments.pictures)
     if arguments.plot and len(paths) > MOST_DRAWN:
         raise UserError(f"--plot draws {MOST_DRAWN} pictures at most, not {len(paths)}")
-    from mnv2.pretrained.usage import describe_input, load_as_asked
+    from mnv2.deployment.usage import open_as_asked
+    from mnv2.pretrained.usage import describe_input
 
-    loaded = load_as_asked(arguments)
+    loaded = open_as_asked(arguments)
     unreadable: list[Path] = []
     pictures = read_pictures(paths, unreadable)
     first = next(pictures, None)
     predictions: list[Prediction] = []
     if first:
-        describe_input(loaded, arguments.mean is not None)
+        describe_input(loaded.preprocess, loaded.image_size, arguments.mean is not None)
         line = StatusLine("predicting")
         line.say("compiling")
         for new in predict(loaded, itertools.chain([first], pictures), batch_size(len(paths))):
@@ -170,19 +173,16 @@ def batch_size(count: int) -> int:
 
 
 def predict(
-    loaded: "Pretrained", pictures: Iterator[tuple[Path, np.ndarray]], size: int
+    loaded: "Pretrained | Exported", pictures: Iterator[tuple[Path, np.ndarray]], size: int
 ) -> Iterator[list[Prediction]]:
     """Computes the probabilities of the classes of pictures, in batches of one size.
 
     Raises UserError if they are not finite.
     """
-    from mnv2.data.preprocess import to_channels
+    from mnv2.training.evaluation import view_of
 
-    def view(picture: np.ndarray) -> np.ndarray:
-        resized = loaded.preprocess.crop_and_resize(picture, loaded.image_size)
-        return np.asarray(to_channels(resized, loaded.channels))
-
-    views = ((path, view(picture)) for path, picture in pictures)
+    view = view_of(loaded)
+    views = ((path, np.asarray(view(picture))) for path, picture in pictures)
     for batch in itertools.batched(views, size):
         images = np.zeros((size, *batch[0][1].shape), np.float32)
         images[: len(batch)] = [image for _, image in batch]

@@ -18,7 +18,7 @@ from mnv2.pretrained import formats, hub, imagenet, keras, native, slim, torch
 from mnv2.pretrained.infer import infer_network
 from mnv2.pretrained.loaded import Pretrained as Pretrained
 from mnv2.pretrained.preprocessing import Preprocessing as Preprocessing
-from mnv2.runtime.errors import UserError, check_choice, check_positive
+from mnv2.runtime.errors import UserError, check_choice
 from mnv2.runtime.folders import given_folder
 from mnv2.runtime.layout import NETWORK
 from mnv2.runtime.storage import SCHEME
@@ -76,8 +76,8 @@ def load_backbone(path: str | Path) -> Pretrained:
     return load(path, need_head=False).backbone()
 
 
-def load_classifier(weights: str, image_size: int | None = None) -> Pretrained:
-    """Loads weights that have a classifier, for square images of `image_size` pixels.
+def load_classifier(weights: str, image_size: tuple[int, int] | None = None) -> Pretrained:
+    """Loads weights that have a classifier, for images of the size `image_size`, (height, width).
 
     By default the images have the size for which the weights were trained. Raises UserError as
     `load` does, and if there is no classifier.
@@ -87,10 +87,7 @@ def load_classifier(weights: str, image_size: int | None = None) -> Pretrained:
         raise UserError(
             f"{weights} holds no classifier, so it knows no classes: fine-tune it first"
         )
-    if image_size is None:
-        return loaded
-    check_positive(image_size, "--image_size")
-    return loaded.with_image_size(image_size)
+    return loaded if image_size is None else dataclasses.replace(loaded, image_size=image_size)
 
 
 def save(pretrained: Pretrained, path: str | Path, *, names: str = "mnv2") -> None:

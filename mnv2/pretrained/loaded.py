@@ -98,7 +98,7 @@ class Pretrained:
         A single logit x that separates two classes becomes the two logits 0 and x.
         """
         logits: Any = self.model.apply(variables, self.preprocess(images), train=False)
-        return self._of_each_class(logits)
+        return self.of_each_class(logits)
 
     def logits_for_inference(self) -> Callable[[ArrayLike], Float[Array, "n classes"]]:
         """Returns a compiled function from images in [0, 255] to the logits of `logits`.
@@ -106,7 +106,7 @@ class Pretrained:
         It is faster, and compiles once for each size of a batch.
         """
         apply = for_inference(self.model, self.variables)
-        return jax.jit(lambda images: self._of_each_class(apply(self.preprocess(images))))
+        return jax.jit(lambda images: self.of_each_class(apply(self.preprocess(images))))
 
     def probabilities(self, images: ArrayLike) -> Float[Array, "n classes"]:
         """Computes the probability of each class for images (n h w c) in [0, 255]."""
@@ -119,9 +119,10 @@ class Pretrained:
     def _logits_for_inference(self) -> Callable[[ArrayLike], Float[Array, "n classes"]]:
         return self.logits_for_inference()
 
-    def _of_each_class(self, logits: Array) -> Float[Array, "n classes"]:
+    def of_each_class(self, logits: Array) -> Float[Array, "n classes"]:
+        """Returns one logit per class: 0 and x for a single logit x that separates two."""
         if self.num_classes == 1:
-            return jnp.concatenate([jnp.zeros_like(logits), logits], axis=-1)
+            return logits * jnp.array([0, 1], logits.dtype)
         return logits
 
     def backbone(self) -> "Pretrained":
@@ -146,10 +147,6 @@ class Pretrained:
                 f"{len(self.display_names)}"
             )
         return dataclasses.replace(self, class_names=tuple(names))
-
-    def with_image_size(self, size: int) -> "Pretrained":
-        """Returns the same network for square images of `size` pixels."""
-        return dataclasses.replace(self, image_size=(size, size))
 
     def without_background(self) -> "Pretrained":
         """Removes the first of 1001 classes, which is the background in slim.

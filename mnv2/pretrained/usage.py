@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 from typing import Any
 
-from mnv2.pretrained import Pretrained, load_classifier
+from mnv2.pretrained import Preprocessing, Pretrained, load_classifier
 from mnv2.pretrained.preprocessing import METHODS
 from mnv2.runtime.errors import UserError, check_choice
 from mnv2.runtime.terminal import note
@@ -45,7 +45,9 @@ def load_as_asked(arguments: argparse.Namespace) -> Pretrained:
     return loaded if names is None else loaded.with_class_names(names, str(arguments.classes))
 
 
-def describe_input(loaded: Pretrained, scaling_given: bool) -> None:
+def describe_input(
+    preprocess: Preprocessing, image_size: tuple[int, int], scaling_given: bool
+) -> None:
     """Says in two lines what the network sees of a picture, and how pixels are scaled."""
-    note(loaded.preprocess.describe_view(loaded.image_size))
-    note(loaded.preprocess.describe_pixels("as you say" if scaling_given else None))
+    note(preprocess.describe_view(image_size))
+    note(preprocess.describe_pixels("as you say" if scaling_given else None))

@@ -10,11 +10,20 @@ from mnv2.runtime.cli import whole_number
 from mnv2.runtime.errors import UserError
 
 
-def add_weights_options(parser: argparse.ArgumentParser) -> None:
-    """Adds --weights and the options for what a file of weights may not tell."""
-    parser.add_argument("--weights", required=True, metavar="FILE")
+def add_weights_options(parser: argparse.ArgumentParser, positional: bool = False) -> None:
+    """Adds --weights and the options for what a file of weights may not tell.
+
+    If `positional`, the file is an argument without a name, WEIGHTS.
+    """
+    if positional:
+        parser.add_argument("weights", metavar="WEIGHTS")
+    else:
+        parser.add_argument("--weights", required=True, metavar="FILE")
     parser.add_argument(
-        "--image_size", type=whole_number(), help="pixels (default: as the weights expect)"
+        "--image_size",
+        type=_image_size,
+        metavar="PIXELS",
+        help="of a side, or HEIGHTxWIDTH (default: as the weights expect)",
     )
     parser.add_argument(
         "--resize",
@@ -35,6 +44,15 @@ def add_weights_options(parser: argparse.ArgumentParser) -> None:
         help="names of the classes, in order: one per line, a JSON list, or a JSON object between "
         "names and numbers, as Keras' class_indices",
     )
+
+
+def _image_size(text: str) -> tuple[int, int]:
+    """Reads `224` or `192x256` as (height, width)."""
+    side = whole_number()
+    if "x" not in text:
+        return (side(text),) * 2
+    height, width = (side(part) for part in text.split("x", 1))
+    return height, width
 
 
 def read_numbers(text: str, what: str) -> tuple[float, ...]:

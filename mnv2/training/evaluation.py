@@ -1,9 +1,8 @@
 """The evaluation loop, for training and for finished weights: every example counts exactly once."""
 
-import dataclasses
 import itertools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from mnv2 import data
 from mnv2.data.preprocess import to_channels
-from mnv2.pretrained import Pretrained, imagenet
+from mnv2.pretrained import Preprocessing, Pretrained, imagenet
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.processes import process_shard
 from mnv2.runtime.terminal import StatusLine, note
@@ -78,22 +77,49 @@ class Evaluation(NamedTuple):
     confusion: Int[np.ndarray, "true predicted"]
 
 
+@runtime_checkable
+class Network(Protocol):
+    """What evaluation has to know of a network: weights in JAX, or an exported file."""
+
+    @property
+    def preprocess(self) -> Preprocessing: ...
+
+    @property
+    def image_size(self) -> tuple[int, int]: ...
+
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None: ...
+
+    @property
+    def display_names(self) -> tuple[str, ...]: ...
+
+    def with_class_names(self, names: Sequence[str], source: str) -> Any: ...
+
+    def without_background(self) -> Any: ...
+
+
 def evaluate_weights(
     loaded: Pretrained, dataset: data.Dataset, split: str, batch_size: int
 ) -> Evaluation:
     """Evaluates finished weights on every example of `split` once, over all devices."""
-    batch_size += -batch_size % number_of()  # what the stopwatch counts
     logits = loaded.logits_for_inference()
 
     def step(batch: dict[str, Array]) -> tuple[metrics.Sums, Int[Array, " b"]]:
         return eval_step(logits(batch["image"]), batch)
 
-    def view(pictures: Any) -> Any:
-        resized = loaded.preprocess.crop_and_resize(pictures, loaded.image_size)
-        return to_channels(resized, loaded.channels)
-
     evaluate_step = jax.pmap(step, AXIS, out_axes=(None, 0))
-    confusion = np.zeros((len(loaded.display_names),) * 2, np.int64)
+    return evaluate_network(evaluate_step, loaded, dataset, split, batch_size)
+
+
+def evaluate_network(
+    step: Step, network: Network, dataset: data.Dataset, split: str, batch_size: int
+) -> Evaluation:
+    """Evaluates a network on every example of `split` once. `step` is as in `evaluate`."""
+    batch_size += -batch_size % number_of()  # what the stopwatch counts
+    confusion = np.zeros((len(network.display_names),) * 2, np.int64)
     stopwatch, line = Stopwatch(batch_size), StatusLine("evaluating")
     batches = -(-dataset.num_examples(split) // batch_size)
     done = itertools.count(1)
@@ -106,12 +132,24 @@ def evaluate_weights(
         stopwatch.start(number)
 
     line.say("compiling")
-    summary = evaluate(evaluate_step, dataset, split, batch_size, view, show, confusion)
+    summary = evaluate(step, dataset, split, batch_size, view_of(network), show, confusion)
     line.clear()
     return Evaluation(summary, confusion)
 
 
-def match_classes(loaded: Pretrained, dataset: data.Dataset, weights: str) -> Pretrained:
+def view_of(network: Network) -> Callable[[Any], Any]:
+    """Returns the function from pictures to images in [0, 255] of the network's size."""
+
+    def view(pictures: Any) -> Any:
+        resized = network.preprocess.crop_and_resize(pictures, network.image_size)
+        return to_channels(resized, network.channels)
+
+    return view
+
+
+def match_classes[Classifier: Network](
+    loaded: Classifier, dataset: data.Dataset, weights: str
+) -> Classifier:
     """Returns the network for the classes of a data set: without slim's background for ImageNet.
 
     Weights that do not name their classes get the names of the data set, after a note. Raises
@@ -131,7 +169,7 @@ def match_classes(loaded: Pretrained, dataset: data.Dataset, weights: str) -> Pr
             f"{weights} does not name its classes: taken in the order of {dataset.name} ({first}); "
             "--classes gives another"
         )
-        return dataclasses.replace(loaded, class_names=theirs)
+        return loaded.with_class_names(theirs, dataset.name)
     if theirs == imagenet.synsets():
         return loaded
     for i, (ours, name) in enumerate(zip(names, theirs, strict=True)):

@@ -1,0 +1,228 @@
+"""Runs exported files as if they were weights: .tflite in LiteRT, .onnx in ONNX Runtime."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from mnv2.deployment.comparison import Run, in_batches
+from mnv2.deployment.program import METADATA, Description
+from mnv2.pretrained import Preprocessing
+from mnv2.runtime.errors import UserError
+
+INSTALL = 'pip install "mnv2[export]"'
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """An exported file that can be run. Its attributes are named as those of `Pretrained`.
+
+    run          computes the output (n classes) of images (n h w c) of the type the file takes
+    class_names  one per output; None if nobody told them
+    operators    the names of the operations, in order; none if they cannot be told
+    """
+
+    path: Path
+    description: Description
+    run: Run
+    class_names: tuple[str, ...] | None
+    operators: tuple[str, ...]
+
+    @property
+    def preprocess(self) -> Preprocessing:
+        return self.description.preprocess
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self.description.image_size
+
+    @property
+    def channels(self) -> int:
+        return self.description.channels
+
+    @property
+    def output(self) -> str:
+        return self.description.activation
+
+    @property
+    def display_names(self) -> tuple[str, ...]:
+        """The names of the classes, or numbers in their place."""
+        return self.class_names or tuple(f"class {i}" for i in range(self.description.classes))
+
+    def input_of(self, pixels: np.ndarray) -> np.ndarray:
+        """Returns what the file takes for images (n h w c) in [0, 255]; pixels are rounded."""
+        if self.description.pixels:
+            return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+        return np.asarray(self.preprocess(pixels))
+
+    def logits(self, pixels: np.ndarray) -> Float[np.ndarray, "n classes"]:
+        """Computes logits of images (n h w c) in [0, 255].
+
+        If the file gives probabilities, they are the logits that lead to these: with softmax,
+        logarithms. A probability that is too small for the file becomes the smallest float32.
+        """
+        outputs = self.run(self.input_of(pixels))
+        if not self.description.pixels:
+            return outputs
+        smallest = np.finfo(np.float32).tiny
+        logarithms = np.log(np.maximum(outputs, smallest))
+        if self.output == "softmax":
+            return logarithms
+        return logarithms - np.log(np.maximum(1 - outputs, smallest))
+
+    def probabilities(self, pixels: np.ndarray) -> Float[np.ndarray, "n classes"]:
+        """Computes the probability of each class for images (n h w c) in [0, 255]."""
+        outputs = self.run(self.input_of(pixels))
+        if self.description.pixels:
+            return outputs
+        if self.output == "sigmoid":
+            return 1 / (1 + np.exp(-outputs))
+        powers = np.exp(outputs - outputs.max(-1, keepdims=True))
+        return powers / powers.sum(-1, keepdims=True)
+
+    def with_class_names(self, names: Sequence[str], source: str) -> "Exported":
+        """Returns the same file with other names of its classes.
+
+        Raises UserError if there are too few or too many. `source` names where they are from.
+        """
+        if len(names) != self.description.classes:
+            raise UserError(
+                f"{source} names {len(names)} classes but {self.path} knows "
+                f"{self.description.classes}"
+            )
+        return dataclasses.replace(self, class_names=tuple(names))
+
+    def without_background(self) -> "Exported":
+        """Removes the first of 1001 classes, which is the background in slim."""
+        if self.description.classes != 1001:
+            return self
+
+        def run(images: np.ndarray) -> np.ndarray:
+            kept = self.run(images)[:, 1:]
+            if not self.description.pixels or self.output == "sigmoid":
+                return kept
+            return kept / kept.sum(-1, keepdims=True)
+
+        return dataclasses.replace(
+            self,
+            run=run,
+            description=dataclasses.replace(self.description, classes=1000),
+            class_names=self.class_names and self.class_names[1:],
+        )
+
+
+def is_exported(path: str | Path) -> bool:
+    """Tells whether a name is that of an exported file."""
+    return Path(path).suffix.lower() in READERS
+
+
+def open_exported(path: str | Path, threads: int | None = None) -> Exported:
+    """Opens an exported file for `threads` threads (default: the runtime's choice).
+
+    Raises UserError if it cannot be read, is not from this package, or its runtime is missing.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f"no such file: {path}")
+    try:
+        return READERS[path.suffix.lower()](path, threads)
+    except ImportError as error:
+        raise UserError(f"to run {path}, {error.name} is needed: {INSTALL}") from error
+
+
+def _description(path: Path, text: str | None) -> Description:
+    if text is None:
+        raise UserError(
+            f"{path} does not say how its pictures are prepared and what its classes are: only "
+            "files that mnv2.export wrote are read"
+        )
+    try:
+        return Description.from_json(text)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} has a damaged description: {error}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _open_litert(path: Path, threads: int | None) -> Exported:
+    from ai_edge_litert import schema_py_generated as schema
+    from ai_edge_litert.interpreter import Interpreter
+
+    content = path.read_bytes()
+    if content[4:8] != b"TFL3":
+        raise UserError(f"{path} is no LiteRT file")
+    try:
+        interpreter = Interpreter(model_content=content, num_threads=threads)
+        interpreter.allocate_tensors()
+        model: Any = schema.ModelT.InitFromPackedBuf(content, 0)
+    except Exception as error:  # of many types, for damaged files
+        raise UserError(f"LiteRT cannot read {path}: {_first_line(error)}") from error
+    buffers = [x.buffer for x in model.metadata or () if x.name == METADATA.encode()]
+    about = _description(path, bytes(model.buffers[buffers[0]].data).decode() if buffers else None)
+    given, result = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+
+    def compute(batch: np.ndarray) -> np.ndarray:
+        interpreter.set_tensor(given["index"], _quantized(batch, given))
+        interpreter.invoke()
+        return _dequantized(interpreter.get_tensor(result["index"]), result)
+
+    run = in_batches(compute, int(given["shape"][0]))
+    names = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
+    codes = [model.operatorCodes[x.opcodeIndex] for x in model.subgraphs[0].operators]
+    operators = tuple(names[max(x.builtinCode, x.deprecatedBuiltinCode)] for x in codes)
+    return Exported(path, about, run, about.class_names, operators)
+
+
+def _quantized(images: np.ndarray, details: Any) -> np.ndarray:
+    scale, zero = details["quantization"]
+    if not scale or images.dtype == details["dtype"]:
+        return images
+    limits = np.iinfo(details["dtype"])
+    return np.clip(np.rint(images / scale) + zero, limits.min, limits.max).astype(details["dtype"])
+
+
+def _dequantized(outputs: np.ndarray, details: Any) -> np.ndarray:
+    scale, zero = details["quantization"]
+    return (outputs.astype(np.float32) - zero) * scale if scale else outputs
+
+
+def _open_onnx(path: Path, threads: int | None) -> Exported:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads:
+        options.intra_op_num_threads = threads
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # of many types, for damaged files
+        raise UserError(f"ONNX Runtime cannot read {path}: {_first_line(error)}") from error
+    about = _description(path, session.get_modelmeta().custom_metadata_map.get(METADATA))
+    (given,) = session.get_inputs()
+
+    def compute(batch: np.ndarray) -> np.ndarray:
+        (outputs,) = session.run(None, {given.name: batch})
+        return np.asarray(outputs)
+
+    fixed = given.shape[0] if isinstance(given.shape[0], int) else None
+    run = in_batches(compute, fixed)
+    return Exported(path, about, run, about.class_names, _operators_of_onnx(path))
+
+
+def _operators_of_onnx(path: Path) -> tuple[str, ...]:
+    """Returns the operations of a file; none if the package onnx, which writes them, is missing."""
+    try:
+        import onnx
+    except ImportError:
+        return ()
+    return tuple(node.op_type for node in onnx.load(path).graph.node)
+
+
+READERS = {".tflite": _open_litert, ".onnx": _open_onnx}

@@ -1,0 +1,305 @@
+"""Writes a program as an ONNX graph, by an interpreter of its jaxpr.
+
+It knows the operations that the networks of this package consist of in evaluation. Tensors of rank
+4 are n c h w in the graph, as ONNX wants them, and n h w c in JAX.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import onnx
+from jax.extend import core
+from onnx import TensorProto, helper, numpy_helper
+
+from mnv2.deployment.program import IMAGE, METADATA, Program
+from mnv2.runtime.errors import UserError
+
+OPSET = 18
+IR_VERSION = 9  # what runtimes of 2023 and later read
+NCHW = (0, 3, 1, 2)  # where ONNX's axes of rank 4 are in JAX
+NHWC = (0, 2, 3, 1)
+WITH_BIAS = {"Conv": "Conv", "MatMul": "Gemm"}  # operations that can add a constant to each channel
+
+
+class Tensor:
+    """A value that is known only when the graph runs; its shape is JAX's."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], dtype: Any):
+        self.name, self.shape, self.dtype = name, shape, np.dtype(dtype)
+
+
+type Value = Tensor | np.ndarray
+
+
+class Graph:
+    """An ONNX graph that grows."""
+
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[tuple[str, bytes, tuple[int, ...]], onnx.TensorProto] = {}
+        self.known: dict[tuple[str, ...], str] = {}  # results, by operation and inputs
+        self.summed: dict[str, int] = {}  # how many elements a sum has, by its name
+
+    def constant(self, array: np.ndarray) -> str:
+        """Returns the name of a constant; equal ones are stored once."""
+        array = np.ascontiguousarray(array)
+        key = (str(array.dtype), array.tobytes(), array.shape)
+        if key not in self.constants:
+            self.constants[key] = numpy_helper.from_array(array, f"constant_{len(self.constants)}")
+        return self.constants[key].name
+
+    def add(self, kind: str, *inputs: str | np.ndarray, **attributes: Any) -> str:
+        """Adds an operation, unless it is there already; returns the name of its result."""
+        name = f"{kind.lower()}_{len(self.nodes)}"
+        names = [x if isinstance(x, str) else self.constant(x) for x in inputs]
+        key = (kind, *names, str(attributes))
+        if key in self.known:
+            return self.known[key]
+        self.known[key] = name
+        self.nodes.append(helper.make_node(kind, names, [name], name=name, **attributes))
+        return name
+
+
+def to_onnx(program: Program, *, dynamic: bool) -> onnx.ModelProto:
+    """Returns the graph of a program. With `dynamic` it takes any number of images.
+
+    Raises UserError for an operation that is not known.
+    """
+    about, image = program.description, program.image
+    closed = jax.make_jaxpr(program.logits)(image)
+    graph = Graph()
+    start = Tensor(graph.add("Transpose", IMAGE, perm=NCHW), image.shape, image.dtype)
+    (logits,) = _run(graph, closed.jaxpr, closed.consts, [start])
+    last = _named(graph, logits)
+    if about.pixels:
+        last = graph.add(about.activation.title(), last)  # over the last axis
+    graph.nodes.append(helper.make_node("Identity", [last], [about.output], name="output"))
+    rows = "batch" if dynamic else image.shape[0]
+    given = helper.make_tensor_value_info(
+        IMAGE, helper.np_dtype_to_tensor_dtype(np.dtype(image.dtype)), (rows, *image.shape[1:])
+    )
+    result = helper.make_tensor_value_info(about.output, TensorProto.FLOAT, (rows, about.classes))
+    model = helper.make_model(
+        helper.make_graph(graph.nodes, "mnv2", [given], [result], list(graph.constants.values())),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="mnv2",
+    )
+    named = {} if about.class_names is None else {"classes": "\n".join(about.class_names)}
+    helper.set_model_props(model, {METADATA: about.to_json(), **named})
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _run(graph: Graph, jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Value]) -> list[Value]:
+    """Adds the operations of a jaxpr to the graph; returns its outputs."""
+    known: dict[Any, Value] = dict(zip(jaxpr.constvars, map(np.asarray, consts), strict=True))
+    known |= dict(zip(jaxpr.invars, inputs, strict=True))
+
+    def read(atom: Any) -> Value:
+        return np.asarray(atom.val) if isinstance(atom, core.Literal) else known[atom]
+
+    for equation in jaxpr.eqns:
+        outputs = _apply(graph, equation, [read(atom) for atom in equation.invars])
+        known |= dict(zip(equation.outvars, outputs, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _apply(graph: Graph, equation: Any, inputs: list[Value]) -> list[Value]:
+    """Adds one operation of a jaxpr; returns its outputs."""
+    kind, parameters = equation.primitive.name, equation.params
+    if kind == "jit" and parameters["name"] == "clip" and isinstance(inputs[0], Tensor):
+        bounds = [np.asarray(bound, inputs[0].dtype) for bound in inputs[1:]]
+        return [_result(equation, graph.add("Clip", inputs[0].name, *bounds))]
+    if kind == "cond":  # the choice between platforms: the one that every other platform uses
+        default = parameters["branches_platforms"].index(None)
+        inner = parameters["branches"][default]
+        return _run(graph, inner.jaxpr, inner.consts, inputs[1:])
+    for name in ("jaxpr", "call_jaxpr"):
+        if inner := parameters.get(name):
+            return _run(graph, inner.jaxpr, inner.consts, inputs)
+    if not any(isinstance(value, Tensor) for value in inputs):
+        outputs = equation.primitive.bind(*inputs, **parameters)
+        several = equation.primitive.multiple_results
+        return [np.asarray(x) for x in (outputs if several else [outputs])]
+    if kind not in RULES:
+        raise UserError(f"the network has the operation {kind!r}, which is not written to ONNX")
+    return [_result(equation, RULES[kind](graph, equation, *inputs))]
+
+
+def _result(equation: Any, name: str) -> Tensor:
+    (variable,) = equation.outvars
+    return Tensor(name, variable.aval.shape, variable.aval.dtype)
+
+
+def _named(graph: Graph, value: Value, rank: int = 0) -> str:
+    """Returns the name of a value; constants of rank 4, or brought to rank `rank`, as n c h w."""
+    if isinstance(value, Tensor):
+        return value.name
+    if value.ndim and value.ndim < rank:
+        value = value.reshape((1,) * (rank - value.ndim) + value.shape)
+    return graph.constant(value.transpose(NCHW) if value.ndim == 4 else value)
+
+
+def _elementwise(kind: str) -> Callable[..., str]:
+    def rule(graph: Graph, equation: Any, *inputs: Value) -> str:
+        rank = max(len(value.shape) for value in inputs)
+        return graph.add(kind, *(_named(graph, value, rank) for value in inputs))
+
+    return rule
+
+
+def _add(graph: Graph, equation: Any, a: Value, b: Value) -> str:
+    """Adds an addition; that of a constant to a convolution or product becomes its bias."""
+    last = graph.nodes[-1]
+    if isinstance(a, Tensor) and isinstance(b, np.ndarray) and last.output[0] == a.name:
+        if last.op_type in WITH_BIAS and len(last.input) == 2 and b.size == a.shape[-1]:
+            last.op_type = WITH_BIAS[last.op_type]
+            last.input.append(graph.constant(b.reshape(-1)))
+            return a.name
+    return _elementwise("Add")(graph, equation, a, b)
+
+
+def _max(graph: Graph, equation: Any, a: Value, b: Value) -> str:
+    for x, bound in ((a, b), (b, a)):
+        if isinstance(x, Tensor) and isinstance(bound, np.ndarray) and not bound.any():
+            return graph.add("Relu", x.name)
+    return _elementwise("Max")(graph, equation, a, b)
+
+
+def _div(graph: Graph, equation: Any, a: Value, b: Value) -> str:
+    """Adds a division; a sum divided by the number of its elements becomes a mean."""
+    count = graph.summed.get(a.name) if isinstance(a, Tensor) else None
+    if count and isinstance(b, np.ndarray) and b.ndim == 0 and b == count:
+        graph.nodes[-1].op_type = "ReduceMean"
+        return graph.nodes[-1].output[0]
+    return _elementwise("Div")(graph, equation, a, b)
+
+
+def _conv(graph: Graph, equation: Any, images: Tensor, kernel: np.ndarray) -> str:
+    p = equation.params
+    numbers = p["dimension_numbers"]
+    if (numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec) != (
+        (0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2),
+    ) or set(p["lhs_dilation"]) != {1}:  # fmt: skip
+        raise UserError("the network has a convolution of a form that is not written to ONNX")
+    (top, bottom), (left, right) = p["padding"]
+    return graph.add(
+        "Conv",
+        images.name,
+        kernel.transpose(3, 2, 0, 1),
+        strides=p["window_strides"],
+        pads=(top, left, bottom, right),
+        dilations=p["rhs_dilation"],
+        group=p["feature_group_count"],
+    )
+
+
+def _reduce(kind: str) -> Callable[..., str]:
+    def rule(graph: Graph, equation: Any, x: Tensor) -> str:
+        axes = equation.params["axes"]
+        where = [NCHW.index(axis) for axis in axes] if len(x.shape) == 4 else list(axes)
+        name = graph.add(kind, x.name, np.array(where, np.int64), keepdims=0)
+        if kind == "ReduceSum":
+            graph.summed[name] = math.prod(x.shape[axis] for axis in axes)
+        return name
+
+    return rule
+
+
+def _matmul(graph: Graph, equation: Any, a: Value, b: Value) -> str:
+    if equation.params["dimension_numbers"] != (((1,), (0,)), ((), ())) or len(a.shape) != 2:
+        raise UserError("the network has a matrix product of a form that is not written to ONNX")
+    return graph.add("MatMul", _named(graph, a), _named(graph, b))
+
+
+def _reshape(graph: Graph, equation: Any, x: Tensor) -> str:
+    """Adds a change of shape that keeps the first axis, the images of the batch."""
+    old, new = x.shape, equation.outvars[0].aval.shape
+    name = x.name
+    if old[:1] != new[:1]:
+        raise UserError("the network mixes the images of a batch, which is not written to ONNX")
+    if len(old) == 4:
+        name = graph.add("Transpose", name, perm=NHWC)
+    name = graph.add("Reshape", name, np.array((-1, *new[1:]), np.int64))
+    return graph.add("Transpose", name, perm=NCHW) if len(new) == 4 else name
+
+
+def _broadcast(graph: Graph, equation: Any, x: Tensor) -> str:
+    """Adds axes of length 1; ONNX's operations repeat them where it is needed."""
+    kept = equation.params["broadcast_dimensions"]
+    rank = len(equation.params["shape"])
+    if rank == 4:
+        raise UserError("the network repeats a tensor in a way that is not written to ONNX")
+    new = [axis for axis in range(rank) if axis not in kept]
+    return graph.add("Unsqueeze", x.name, np.array(new, np.int64)) if new else x.name
+
+
+def _max_pool(graph: Graph, equation: Any, x: Tensor) -> str:
+    p = equation.params
+    (top, bottom), (left, right) = p["padding"][1:3]
+    return graph.add(
+        "MaxPool",
+        x.name,
+        kernel_shape=p["window_dimensions"][1:3],
+        strides=p["window_strides"][1:3],
+        pads=(top, left, bottom, right),
+    )
+
+
+def _cast(graph: Graph, equation: Any, x: Tensor) -> str:
+    to = helper.np_dtype_to_tensor_dtype(np.dtype(equation.params["new_dtype"]))
+    return graph.add("Cast", x.name, to=to)
+
+
+def _integer_pow(graph: Graph, equation: Any, x: Tensor) -> str:
+    return graph.add("Pow", x.name, np.asarray(equation.params["y"], x.dtype))
+
+
+def _select(graph: Graph, equation: Any, which: Value, *cases: Value) -> str:
+    if len(cases) != 2:
+        raise UserError("the network chooses between more than two tensors")
+    false, true = cases
+    rank = len(equation.outvars[0].aval.shape)
+    return graph.add("Where", *(_named(graph, value, rank) for value in (which, true, false)))
+
+
+def _expm1(graph: Graph, equation: Any, x: Tensor) -> str:
+    return graph.add("Sub", graph.add("Exp", x.name), np.ones((), x.dtype))
+
+
+def _same(graph: Graph, equation: Any, x: Tensor) -> str:
+    return x.name
+
+
+RULES: dict[str, Callable[..., str]] = {
+    **{
+        name: _elementwise(kind)
+        for name, kind in {
+            **{"sub": "Sub", "mul": "Mul", "min": "Min", "pow": "Pow", "neg": "Neg"},
+            **{"exp": "Exp", "log": "Log", "tanh": "Tanh", "logistic": "Sigmoid", "erf": "Erf"},
+            **{"sqrt": "Sqrt", "abs": "Abs", "gt": "Greater", "lt": "Less"},
+            **{"ge": "GreaterOrEqual", "le": "LessOrEqual"},
+        }.items()
+    },
+    "add": _add,
+    "max": _max,
+    "div": _div,
+    "conv_general_dilated": _conv,
+    "dot_general": _matmul,
+    "reduce_sum": _reduce("ReduceSum"),
+    "reduce_max": _reduce("ReduceMax"),
+    "reduce_window_max": _max_pool,
+    "reshape": _reshape,
+    "squeeze": _reshape,
+    "broadcast_in_dim": _broadcast,
+    "convert_element_type": _cast,
+    "integer_pow": _integer_pow,
+    "select_n": _select,
+    "expm1": _expm1,
+    "stop_gradient": _same,
+    "copy": _same,
+}

@@ -1,0 +1,74 @@
+"""Turns exported files into int8 ones, with the ranges that calibration pictures show."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mnv2.deployment.litert import SIGNATURE
+from mnv2.deployment.program import IMAGE
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the libraries from printing their progress, and advice that does not apply."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+            warnings.catch_warnings(action="ignore"),
+        ):
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+@_quiet()
+def quantize_litert(content: bytes, images: Iterable[np.ndarray]) -> bytes:
+    """Returns the int8 form of a LiteRT file: weights per channel, activations per tensor.
+
+    Each of `images` is a batch that the file takes.
+    """
+    from ai_edge_quantizer import quantizer, recipe
+
+    whole = quantizer.Quantizer(bytearray(content))
+    whole.load_quantization_recipe(recipe.static_wi8_ai8())
+    ranges = whole.calibrate({SIGNATURE: [{IMAGE: batch} for batch in images]})
+    return bytes(whole.quantize(ranges).quantized_model)
+
+
+@_quiet()
+def quantize_onnx(source: Path, target: Path, images: Iterable[np.ndarray]) -> None:
+    """Writes the int8 form of an ONNX file: weights per channel, activations per tensor."""
+    from onnxruntime import quantization
+
+    class Reader(quantization.CalibrationDataReader):
+        def __init__(self) -> None:
+            self._rest: Iterator[np.ndarray] = iter(images)
+
+        def get_next(self) -> dict[str, Any] | None:
+            batch = next(self._rest, None)
+            return None if batch is None else {IMAGE: batch}
+
+    quantization.quantize_static(
+        str(source),
+        str(target),
+        Reader(),
+        quant_format=quantization.QuantFormat.QDQ,
+        per_channel=True,
+        weight_type=quantization.QuantType.QInt8,
+        # On a CPU with AVX2 only, uint8 is 2.5 times as fast as int8 (one image, one thread: 0.29
+        # and 0.73 ms), but its sums of 16 bits overflow unless weights are kept to 7 bits: 83.6 %
+        # of Fashion-MNIST with 8 bits, 84.1 % with 7.
+        activation_type=quantization.QuantType.QUInt8,
+        reduce_range=True,
+        op_types_to_quantize=["Conv", "Gemm", "Add", "Clip", "Relu", "ReduceMean", "MaxPool"],
+        extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
+    )

@@ -1,0 +1,127 @@
+"""The command that exports weights: what it writes, prints and refuses."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mnv2 import evaluate, export, predict, pretrained
+from tests.deployment.networks import SHORT, network
+from tests.test_predict import call, refused
+
+pytest.importorskip("litert_converter")  # it has wheels for two platforms
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Weights of two classes, and a folder of pictures."""
+    folder = tmp_path_factory.mktemp("files")
+    loaded = network(repeats=SHORT, width=0.1, classes=2)
+    loaded = dataclasses.replace(loaded, class_names=("ant", "bee"))
+    pretrained.save(loaded, folder / "weights.safetensors")
+    random = np.random.default_rng(0)
+    for split, name, count in (
+        ("train", "ant", 3),
+        ("train", "bee", 3),
+        ("test", "ant", 5),
+        ("test", "bee", 4),
+    ):
+        place = folder / "pictures" / split / name
+        place.mkdir(parents=True)
+        for i in range(count):
+            array = random.uniform(0, 255, (random.integers(32, 60), 40, 3)).astype(np.uint8)
+            Image.fromarray(array).save(place / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(files):
+    return f"folder:{files / 'pictures'}"
+
+
+def test_all_formats_are_written_compared_and_evaluated(files, pictures, monkeypatch, capsys):
+    out = files / "out"
+    call(
+        export, monkeypatch, files / "weights.safetensors", "--to", ",".join(export.FORMATS),
+        "--calibrate", pictures, "--check", pictures, "--output", out,
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    names = ("weights.tflite", "weights.int8.tflite", "weights.onnx", "weights.int8.onnx")
+    for name in (*names, "weights.stablehlo"):
+        assert (out / name).stat().st_size > 1000
+        (row,) = [
+            line.split() for line in printed.splitlines() if line.startswith(f"{out / name} ")
+        ][:1]
+        size, operators, difference, same = (row[i] for i in (1, 3, 4, 5))
+        assert float(size) == pytest.approx((out / name).stat().st_size / 1e6, abs=0.006)
+        assert int(operators) > 25
+        assert float(difference) < (0.4 if "int8" in name else 1e-5)
+        assert float(same) >= (50 if "int8" in name else 100)
+    assert "on 9 test pictures of" in printed
+    table = printed[printed.index("test split of") :].splitlines()
+    (ours,) = [line.split()[1:] for line in table if line.startswith("JAX ")]
+    for name in names[::2]:
+        (theirs,) = [line.split()[1:] for line in table if line.startswith(str(out / name))]
+        assert theirs[0] == ours[0]
+        assert float(theirs[2]) == pytest.approx(float(ours[2]), abs=0.02)  # pixels are rounded
+
+
+@pytest.mark.parametrize("to", ["litert", "onnx"])
+def test_an_exported_file_predicts_and_evaluates_as_its_weights(
+    to, files, pictures, tmp_path, monkeypatch, capsys
+):
+    weights = files / "weights.safetensors"
+    call(export, monkeypatch, weights, "--to", to, "--output", tmp_path)
+    (path,) = tmp_path.iterdir()
+    capsys.readouterr()
+    tables, summaries = [], []
+    for given in (weights, path):
+        table, output = tmp_path / "table.json", tmp_path / "evaluation"
+        picture = files / "pictures/test/ant"
+        call(predict, monkeypatch, picture, "--weights", given, "--output", table)
+        call(evaluate, monkeypatch, "--weights", given, "--dataset", pictures, "--output", output)
+        tables.append(json.loads(table.read_text()))
+        summaries.append(json.loads((output / "result.json").read_text()))
+    assert summaries[0]["accuracy"] == summaries[1]["accuracy"]
+    for one, other in zip(*tables, strict=True):
+        assert (one["path"], one["class"]) == (other["path"], other["class"])
+        assert one["probability"] == pytest.approx(other["probability"], abs=0.01)
+
+
+def test_bad_input_is_one_line_and_nothing_is_written(
+    files, pictures, tmp_path, monkeypatch, capsys
+):
+    weights = files / "weights.safetensors"
+    features = dataclasses.replace(network(repeats=SHORT, width=0.1, classes=0), class_names=None)
+    pretrained.save(features, tmp_path / "features.safetensors")
+    (tmp_path / "old.tflite").write_bytes(b"precious")
+    (tmp_path / "file").write_bytes(b"")
+    for given, arguments, message in (
+        (weights, ["--to", "tflite"], "unknown --to 'tflite': "),
+        (weights, ["--to", "litert,onxx"], "unknown --to 'onxx': did you mean 'onnx'?"),
+        (weights, ["--to", ""], "unknown --to ''"),
+        (tmp_path / "features.safetensors", ["--to", "litert"], "holds no classifier"),
+        (tmp_path / "none.safetensors", ["--to", "litert"], "no such file"),
+        (weights, ["--to", "litert-int8"], "--to litert-int8 needs pictures"),
+        (weights, ["--to", "onnx-int8", "--calibrate", "fashion_mnist"], "fashion_mnist has 10"),
+        (weights, ["--to", "onnx", "--check", "folder:/nowhere"], "/nowhere"),
+        (weights, ["--to", "litert", "--output", tmp_path / "old.tflite"], "exists: --force"),
+        (weights, ["--to", "litert", "--output", tmp_path / "x.onnx"], "must end in .tflite"),
+        (weights, ["--to", "litert,onnx", "--output", tmp_path / "x.onnx"], "is one file for 2"),
+        (weights, ["--to", "onnx", "--output", tmp_path / "file"], "file"),
+        (weights, ["--to", "litert", "--batch", "any"], "--batch any is for onnx"),
+        (weights, ["--to", "litert", "--batch", "0"], "--batch must be a whole"),
+        (weights, ["--to", "onnx", "--preprocessing", "within"], "unknown --preprocessing"),
+        (weights, ["--to", "onnx", "--image_size", "0x4"], "--image_size must be a whole number"),
+        (weights, ["--to", "onnx", "--threads", "0"], "--threads must be a whole number"),
+    ):  # fmt: skip
+        line = refused(export, monkeypatch, capsys, given, *arguments)
+        assert message in line
+    assert (tmp_path / "old.tflite").read_bytes() == b"precious"
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "features.safetensors",
+        "old.tflite",
+        "file",
+    }

@@ -1,0 +1,191 @@
+"""Exported files compute what JAX computes, with the operators that a phone should run."""
+
+import collections
+import dataclasses
+import importlib.util
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mnv2.deployment import formats
+from mnv2.deployment.exported import open_exported
+from mnv2.deployment.pictures import as_input, batches
+from mnv2.deployment.program import program_of
+from mnv2.pretrained.loaded import DenseHead, Pretrained
+from mnv2.runtime.errors import UserError
+from tests.deployment.networks import SHORT, network, pixels
+
+pytest.importorskip("litert_converter")  # it has wheels for two platforms
+
+EXPORTED = {"litert": ".tflite", "onnx": ".onnx"}
+V2_WIDTHS, V1_WIDTHS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4), (0.25, 0.5, 0.75, 1.0)
+
+
+def exported(loaded, to, folder, **options):
+    """Exports a network, and opens the file."""
+    dynamic = options.pop("dynamic", False)
+    program = program_of(loaded, **options)
+    path = folder / f"network{formats.FORMATS[to].suffix}"
+    shown = list(batches(program, as_input(program, pixels(loaded))))
+    path.write_bytes(formats.content(program, to, shown, dynamic=dynamic))
+    return open_exported(path, threads=1)
+
+
+def of_jax(loaded):
+    """Returns the logits in JAX for the images of `pixels`."""
+    images = pixels(loaded).astype(np.float32)
+    logits = jax.jit(
+        lambda images: loaded.logits(loaded.variables, images),
+        compiler_options={"xla_backend_optimization_level": 0},
+    )
+    return np.asarray(logits(images))
+
+
+@pytest.mark.parametrize("to", EXPORTED)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"padding": "symmetric", "bottleneck": "relu6", "classes": 1},
+        {"size": (33, 50), "channels": 1, "strides": "small"},
+        {"block": "separable"},
+        {"shortcut": "expansion", "dtype": "bfloat16"},
+        {"name": "mobilenet_v1", "width": 0.25, "padding": "symmetric"},
+        {"name": "resnet50", "size": (64, 64)},
+    ],
+    ids=str,
+)
+def test_a_file_gives_the_logits_of_jax(fields, to, tmp_path):
+    loaded = network(
+        **(fields if "name" in fields else {"repeats": SHORT, "width": 0.35, **fields})
+    )
+    model = loaded.model.clone(dtype=np.float32)  # whatever it was trained with
+    expected = of_jax(dataclasses.replace(loaded, model=model))
+    one = exported(loaded, to, tmp_path, pixels=False)
+    logits = one.logits(pixels(loaded).astype(np.float32))
+    np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("to", EXPORTED)
+@pytest.mark.parametrize("output", ["softmax", "sigmoid"])
+def test_a_file_takes_pixels_and_gives_probabilities(to, output, tmp_path):
+    loaded = dataclasses.replace(network(repeats=SHORT, width=0.35), output=output)
+    one = exported(loaded, to, tmp_path, batch=2)
+    images = pixels(loaded)
+    expected = np.asarray(loaded.probabilities(images.astype(np.float32)))
+    np.testing.assert_allclose(one.run(images), expected, atol=1e-5)
+    np.testing.assert_allclose(one.probabilities(images), expected, atol=1e-5)
+    assert (one.preprocess, one.image_size) == (loaded.preprocess, (32, 32))
+    assert (one.class_names, one.output) == (loaded.class_names, output)
+
+
+@pytest.mark.parametrize("to", EXPORTED)
+def test_a_head_of_dense_layers_is_exported(to, tmp_path):
+    backbone = network(repeats=SHORT, width=0.35, classes=0)
+    model = DenseHead(backbone.model, ((8, "relu"), (3, "linear")))
+    random = np.random.default_rng(2)
+    heads = {
+        f"dense_{i}": {
+            "kernel": jnp.asarray(random.normal(size=shape), jnp.float32),
+            "bias": jnp.asarray(random.normal(size=shape[1:]), jnp.float32),
+        }
+        for i, shape in enumerate([(1280, 8), (8, 3)])
+    }
+    variables = {
+        "params": {"backbone": backbone.variables["params"], **heads},
+        "batch_stats": {"backbone": backbone.variables["batch_stats"]},
+    }
+    loaded = Pretrained(model, variables, backbone.preprocess, (32, 32))
+    expected = of_jax(loaded)
+    one = exported(loaded, to, tmp_path, pixels=False)
+    logits = one.logits(pixels(loaded).astype(np.float32))
+    np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
+    assert one.class_names is None
+    assert one.display_names == ("class 0", "class 1", "class 2")
+
+
+V1 = {"CONV_2D": 14, "DEPTHWISE_CONV_2D": 13, "MEAN": 1, "FULLY_CONNECTED": 1}
+V2 = {"CONV_2D": 35, "DEPTHWISE_CONV_2D": 17, "ADD": 10, "MEAN": 1, "FULLY_CONNECTED": 1}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        *(({"name": "mobilenet_v2", "width": width}, V2) for width in V2_WIDTHS),
+        *(({"name": "mobilenet_v1", "width": width}, V1) for width in V1_WIDTHS),
+        ({"name": "mobilenet_v2", "width": 0.35, "bottleneck": "relu6"}, V2),
+    ],
+    ids=str,
+)
+def test_litert_runs_the_operators_of_the_paper_and_no_others(fields, expected, tmp_path):
+    one = exported(network(size=(96, 96), classes=10, **fields), "litert", tmp_path, pixels=False)
+    assert collections.Counter(one.operators) == expected
+
+
+def test_onnx_runs_the_operators_of_the_paper_and_no_others(tmp_path):
+    one = exported(network(width=0.35, size=(96, 96)), "onnx", tmp_path, pixels=False)
+    expected = {"Conv": 52, "Clip": 35, "Add": 10, "ReduceMean": 1, "Gemm": 1}
+    assert collections.Counter(one.operators) == {**expected, "Transpose": 1, "Identity": 1}
+
+
+def test_an_onnx_file_takes_any_number_of_images_if_it_is_asked_to(tmp_path):
+    loaded = network(repeats=SHORT, width=0.35)
+    one = exported(loaded, "onnx", tmp_path, dynamic=True)
+    images = pixels(loaded)
+    whole = one.run(images)
+    assert whole.shape == (5, 4)
+    np.testing.assert_allclose(np.concatenate([one.run(x[None]) for x in images]), whole, atol=1e-6)
+
+
+def test_stablehlo_is_run_by_jax_alone(tmp_path):
+    loaded = network(repeats=SHORT, width=0.35)
+    program = program_of(loaded)
+    stored = formats.content(program, "stablehlo", dynamic=True)
+    images = pixels(loaded)
+    outputs = jax.export.deserialize(bytearray(stored)).call(images)
+    np.testing.assert_allclose(outputs, jax.jit(program.output)(images), atol=1e-6)
+
+
+@pytest.mark.parametrize("to", ["litert-int8", "onnx-int8"])
+def test_int8_files_are_small_and_close_to_float32(to, tmp_path):
+    loaded = network(repeats=SHORT, width=0.35)
+    small = exported(loaded, to, tmp_path)
+    large = exported(loaded, to.removesuffix("-int8"), tmp_path)
+    assert small.path.stat().st_size < 0.45 * large.path.stat().st_size
+    images = pixels(loaded)
+    np.testing.assert_allclose(small.run(images), large.run(images), atol=0.2)
+    assert small.class_names == loaded.class_names
+
+
+@pytest.mark.parametrize(
+    ("to", "package"),
+    [("litert", "litert_converter"), ("litert-int8", "ai_edge_quantizer"), ("onnx", "onnx")],
+)
+def test_a_package_that_is_missing_is_named_with_what_works_without(to, package, monkeypatch):
+    assert importlib.util.find_spec(package)
+    for name in [*sys.modules]:
+        if name == package or name.startswith((f"{package}.", "mnv2.deployment.onnx")):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(
+        UserError, match=rf"--to {to} needs .*{package}.* is missing\): pip install"
+    ):
+        formats.content(program_of(network(repeats=SHORT, width=0.1)), to)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is no LiteRT file|ONNX Runtime cannot read"),
+        (b"\0\0\0\0TFL3" + b"\0" * 100, "LiteRT cannot read|ONNX Runtime cannot read"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".tflite", ".onnx"])
+def test_a_damaged_file_is_refused_in_one_line(suffix, content, message, tmp_path):
+    path = tmp_path / f"damaged{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        open_exported(path)
