@@ -140,4 +140,6 @@ clean:
 	grep -v '^nvidia-' requirements.lock > .venv-peers/requirements.lock
 	.venv-peers/bin/python -m pip install --disable-pip-version-check -r requirements.txt \
 		-r requirements-dev.txt -r requirements-peers.txt -c .venv-peers/requirements.lock
+	.venv-peers/bin/python -m pip install --disable-pip-version-check --no-deps \
+		-r requirements-converter.txt -c .venv-peers/requirements.lock
 	@touch $@

@@ -19,6 +19,7 @@ classes and the preprocessing are in the file, except for stablehlo. Each file i
 network in JAX. mnv2.predict and mnv2.evaluate take .tflite and .onnx files as --weights.
 """
 
+import argparse
 from pathlib import Path
 
 from mnv2.runtime.cli import command_parser, hide_gpus_from_tensorflow, run, whole_number
@@ -75,9 +76,9 @@ def main() -> None:
     export(arguments, formats)
 
 
-def check_options(arguments) -> list[str]:  # type: ignore[no-untyped-def]
+def check_options(arguments: argparse.Namespace) -> list[str]:
     """Returns the formats. Raises UserError for options that are wrong or do not go together."""
-    formats = [name.strip() for name in arguments.to.split(",")]
+    formats = list(dict.fromkeys(name.strip() for name in arguments.to.split(",")))
     for name in formats:
         check_choice(name, FORMATS, "--to")
     check_choice(arguments.preprocessing, ("inside", "outside"), "--preprocessing")

@@ -29,7 +29,10 @@ from mnv2 import data
 from mnv2.runtime import storage
 from tests import emulator
 
-SLOWEST = ("test_loop", "test_keras", "test_torch", "test_configs", "test_finetune", "test_predict")
+SLOWEST = (
+    *("test_loop", "test_lanes", "test_keras", "test_finetune", "test_predict", "test_storage"),
+    *("test_throughput", "test_torch", "test_inference", "test_formats", "test_configs"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,9 +7,8 @@ import importlib.util
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from experiments.common.timing import Step
+from experiments.frameworks import runtimes
 from experiments.frameworks.tasks import READING, Task
 
 
@@ -128,45 +127,44 @@ def keras(task: Task) -> Step:
 
 def onnxruntime(task: Task) -> Step:
     """The networks of `pytorch` in ONNX Runtime."""
-    import onnxruntime as ort
+    return runtimes.onnxruntime(task, _onnx_model(task), task.images().transpose(0, 3, 1, 2))
 
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = task.threads
-    session = ort.InferenceSession(_onnx_model(task), options, providers=["CPUExecutionProvider"])
-    images = np.ascontiguousarray(task.images().transpose(0, 3, 1, 2))
-    return lambda: session.run(None, {"images": images})
+
+def onnxruntime_of_mnv2(task: Task) -> Step:
+    """The networks of this project in ONNX Runtime."""
+    return runtimes.onnxruntime(task, runtimes.exported(task, "onnx"), task.images())
 
 
 def openvino(task: Task) -> Step:
     """The networks of `pytorch` in OpenVINO, in float32."""
-    import openvino as ov
+    return runtimes.openvino(task, _onnx_model(task), task.images().transpose(0, 3, 1, 2))
 
-    settings = {
-        "INFERENCE_PRECISION_HINT": "f32",
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_NUM_THREADS": task.threads,
-    }
-    core = ov.Core()
-    request = core.compile_model(core.read_model(_onnx_model(task)), "CPU", settings)
-    request = request.create_infer_request()
-    images = ov.Tensor(np.ascontiguousarray(task.images().transpose(0, 3, 1, 2)))
-    return lambda: request.infer({0: images})
+
+def openvino_of_mnv2(task: Task) -> Step:
+    """The networks of this project in OpenVINO, in float32."""
+    return runtimes.openvino(task, runtimes.exported(task, "onnx"), task.images())
 
 
 def litert(task: Task) -> Step:
     """keras.applications, converted to TensorFlow Lite and run by XNNPACK."""
     import keras
     import tensorflow as tf
-    from ai_edge_litert.interpreter import Interpreter
 
     image = keras.Input((task.size, task.size, 3), task.batch)
     model = keras.Model(image, _keras_model(task)(image))
     # Converting a concrete function would leave batch norm unfolded, and most of it out of XNNPACK.
     content = tf.lite.TFLiteConverter.from_keras_model(model).convert()
-    interpreter = Interpreter(model_content=content, num_threads=task.threads)
-    interpreter.allocate_tensors()
-    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], task.images())
-    return interpreter.invoke
+    return runtimes.litert(task, content, task.images())
+
+
+def litert_of_mnv2(task: Task) -> Step:
+    """The networks of this project in LiteRT."""
+    return runtimes.litert(task, runtimes.exported(task, "litert"), task.images())
+
+
+def litert_int8_of_mnv2(task: Task) -> Step:
+    """The networks of this project in LiteRT, with 8 bits."""
+    return runtimes.litert(task, runtimes.exported(task, "litert-int8"), task.images())
 
 
 class Framework(NamedTuple):
@@ -178,6 +176,7 @@ class Framework(NamedTuple):
 
 
 TORCH = ("torchvision", "timm")
+LITERT = ("ai_edge_litert", "litert_converter")
 CONTENDERS = {
     "mnv2": Framework(mnv2, (), ("train", "infer", "load", "feed")),
     "Flax": Framework(flax, (), ("train", "infer")),
@@ -187,6 +186,12 @@ CONTENDERS = {
     "ONNX Runtime": Framework(onnxruntime, ("onnxruntime", "onnxscript", *TORCH), ("infer",)),
     "OpenVINO": Framework(openvino, ("openvino", "onnxscript", *TORCH), ("infer",)),
     "LiteRT": Framework(litert, ("ai_edge_litert", "keras"), ("infer",)),
+    "mnv2 in ONNX Runtime": Framework(onnxruntime_of_mnv2, ("onnxruntime", "onnx"), ("infer",)),
+    "mnv2 in OpenVINO": Framework(openvino_of_mnv2, ("openvino", "onnx"), ("infer",)),
+    "mnv2 in LiteRT": Framework(litert_of_mnv2, LITERT, ("infer",)),
+    "mnv2 in LiteRT, int8": Framework(
+        litert_int8_of_mnv2, (*LITERT, "ai_edge_quantizer"), ("infer",)
+    ),
 }
 
 

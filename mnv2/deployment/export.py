@@ -19,6 +19,7 @@ from mnv2.pretrained.usage import describe_input, load_as_asked
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import replacing
 from mnv2.runtime.folders import check_can_be_written
+from mnv2.runtime.storage import reason
 from mnv2.runtime.terminal import StatusLine
 from mnv2.training.evaluation import match_classes
 
@@ -42,6 +43,8 @@ def export(arguments: argparse.Namespace, formats: Sequence[str]) -> None:
         )
     paths = output_paths(arguments.weights, formats, arguments.output)
     for path in paths.values():
+        if path.is_dir():
+            raise UserError(f"{path} is a folder: give another --output")
         if path.exists() and not arguments.force:
             raise UserError(f"{path} exists: --force replaces it, --output gives another place")
         check_can_be_written(path.parent, "the folder of --output")
@@ -53,20 +56,28 @@ def export(arguments: argparse.Namespace, formats: Sequence[str]) -> None:
         check = _open(arguments.check, arguments, loaded, "test")
     if named := check or calibration:
         loaded = match_classes(loaded, named, arguments.weights)
-    describe_input(loaded.preprocess, loaded.image_size, arguments.mean is not None)
     inside, dynamic = arguments.preprocessing == "inside", arguments.batch == "any"
     program = program_of(loaded, pixels=inside, batch=1 if dynamic else int(arguments.batch))
     ranges: list[np.ndarray] = []
     if calibration:
         shown = pictures.draw(loaded, calibration, "train", arguments.calibration_pictures)
         ranges = list(pictures.batches(program, pictures.as_input(program, shown)))
+        if not ranges:
+            raise UserError(
+                f"{len(shown)} pictures to calibrate with are less than one batch of "
+                f"{arguments.batch}: raise --calibration_pictures or lower --batch"
+            )
+    describe_input(loaded.preprocess, loaded.image_size, arguments.mean is not None)
     line = StatusLine("exporting")
     for name, path in paths.items():
         line.say(name)
         written = content(program, name, ranges, dynamic=dynamic)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            temporary.write_bytes(written)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as temporary:
+                temporary.write_bytes(written)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {reason(error)}") from error
     line.clear()
     images = images_to_compare(loaded, check, calibration)
     rows = [_compare(name, path, program, images, arguments) for name, path in paths.items()]
@@ -93,15 +104,10 @@ def output_paths(weights: str, formats: Sequence[str], output: Path) -> dict[str
         if output.suffix != f".{wanted}":
             raise UserError(f"--output {output} must end in .{wanted} for --to {only}")
         return {only: output}
-    stem = (
-        "_".join(Path(weights.rstrip("/")).parts[-2:]) if _is_seed(weights) else Path(weights).stem
-    )
+    source = Path(weights).expanduser().absolute()
+    of_run = source.name.isdecimal()  # ARM/SEED
+    stem = f"{source.parent.name}_{source.name}" if of_run else source.stem
     return {name: output / f"{stem}{FORMATS[name].suffix}" for name in formats}
-
-
-def _is_seed(weights: str) -> bool:
-    """Tells whether weights are the folder of a run: ARM/SEED."""
-    return Path(weights).name.isdecimal()
 
 
 def _open(name: str, arguments: argparse.Namespace, loaded: Pretrained, split: str) -> data.Dataset:

@@ -167,7 +167,7 @@ def _open_litert(path: Path, threads: int | None) -> Exported:
     given, result = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
 
     def compute(batch: np.ndarray) -> np.ndarray:
-        interpreter.set_tensor(given["index"], _quantized(batch, given))
+        interpreter.set_tensor(given["index"], quantized(batch, given))
         interpreter.invoke()
         return _dequantized(interpreter.get_tensor(result["index"]), result)
 
@@ -178,7 +178,8 @@ def _open_litert(path: Path, threads: int | None) -> Exported:
     return Exported(path, about, run, about.class_names, operators)
 
 
-def _quantized(images: np.ndarray, details: Any) -> np.ndarray:
+def quantized(images: np.ndarray, details: Any) -> np.ndarray:
+    """Returns what an input of LiteRT takes for images; `details` are its `get_input_details`."""
     scale, zero = details["quantization"]
     if not scale or images.dtype == details["dtype"]:
         return images

@@ -1,5 +1,8 @@
 """Writes a program as a LiteRT (TensorFlow Lite) file."""
 
+import io
+import zipfile
+
 import flatbuffers
 import jax
 import numpy as np
@@ -7,6 +10,7 @@ import numpy as np
 from mnv2.deployment.program import IMAGE, METADATA, STABLE, Description, Program
 
 SIGNATURE = "serving_default"
+LABELS = "labels.txt"
 
 
 def to_litert(program: Program) -> bytes:
@@ -39,7 +43,11 @@ class _Builder(flatbuffers.Builder):
 
 
 def with_description(content: bytes, about: Description) -> bytes:
-    """Returns a file with the description added to its metadata."""
+    """Returns a file with the description added to its metadata.
+
+    The names of the classes are also appended as an archive with the file labels.txt, one per line,
+    which is where TensorFlow Lite's tools look for them.
+    """
     from litert_converter import schema_py_generated as schema
 
     model = schema.ModelT.InitFromPackedBuf(content, 0)
@@ -55,4 +63,10 @@ def with_description(content: bytes, about: Description) -> bytes:
     model.metadata = [*(model.metadata or []), entry]
     builder = _Builder(len(content))
     builder.Finish(model.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    if about.class_names is None:
+        return bytes(builder.Output())
+    file = io.BytesIO(bytes(builder.Output()))
+    with zipfile.ZipFile(file, "a") as archive:
+        # The oldest time that there can be, so that the same weights give the same file.
+        archive.writestr(zipfile.ZipInfo(LABELS), "\n".join(about.class_names) + "\n")
+    return file.getvalue()

@@ -15,7 +15,7 @@ def draw(
     network: Network, dataset: data.Dataset, split: str, count: int
 ) -> Float[np.ndarray, "n h w c"]:
     """Returns up to `count` images of a split, always the same ones, in [0, 255]."""
-    view = view_of(network)
+    view = view_of(network.preprocess, network.image_size, network.channels)
     examples = itertools.islice(dataset.encoded(split, shuffle_seed=0), count)
     return np.stack([np.asarray(view(dataset.decode(example)), np.float32) for example in examples])
 

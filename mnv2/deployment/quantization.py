@@ -31,15 +31,30 @@ def _quiet() -> Iterator[None]:
 
 
 @_quiet()
-def quantize_litert(content: bytes, images: Iterable[np.ndarray]) -> bytes:
+def quantize_litert(
+    content: bytes, images: Iterable[np.ndarray], *, per_channel: bool = True
+) -> bytes:
     """Returns the int8 form of a LiteRT file: weights per channel, activations per tensor.
 
-    Each of `images` is a batch that the file takes.
+    Each of `images` is a batch that the file takes. Unless `per_channel`, each kernel has one scale
+    for all of its channels, which is for experiments only.
     """
-    from ai_edge_quantizer import quantizer, recipe
+    from ai_edge_quantizer import qtyping, quantizer, recipe_manager
 
+    recipe = recipe_manager.RecipeManager()
+    recipe.add_static_config(
+        regex=".*",
+        operation_name=qtyping.TFLOperationName.ALL_SUPPORTED,
+        activation_num_bits=8,
+        weight_num_bits=8,
+        weight_granularity=(
+            qtyping.QuantGranularity.CHANNELWISE
+            if per_channel
+            else qtyping.QuantGranularity.TENSORWISE
+        ),
+    )
     whole = quantizer.Quantizer(bytearray(content))
-    whole.load_quantization_recipe(recipe.static_wi8_ai8())
+    whole.load_quantization_recipe(recipe.get_quantization_recipe())
     ranges = whole.calibrate({SIGNATURE: [{IMAGE: batch} for batch in images]})
     return bytes(whole.quantize(ranges).quantized_model)
 

@@ -132,17 +132,19 @@ def evaluate_network(
         stopwatch.start(number)
 
     line.say("compiling")
-    summary = evaluate(step, dataset, split, batch_size, view_of(network), show, confusion)
+    view = view_of(network.preprocess, network.image_size, network.channels)
+    summary = evaluate(step, dataset, split, batch_size, view, show, confusion)
     line.clear()
     return Evaluation(summary, confusion)
 
 
-def view_of(network: Network) -> Callable[[Any], Any]:
-    """Returns the function from pictures to images in [0, 255] of the network's size."""
+def view_of(
+    preprocess: Preprocessing, image_size: tuple[int, int], channels: int
+) -> Callable[[Any], Any]:
+    """Returns the function from pictures to images in [0, 255] of a network's size and channels."""
 
     def view(pictures: Any) -> Any:
-        resized = network.preprocess.crop_and_resize(pictures, network.image_size)
-        return to_channels(resized, network.channels)
+        return to_channels(preprocess.crop_and_resize(pictures, image_size), channels)
 
     return view
 

@@ -98,6 +98,8 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     pretrained.save(features, tmp_path / "features.safetensors")
     (tmp_path / "old.tflite").write_bytes(b"precious")
     (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "folder.tflite").mkdir()
+    int8 = ["--to", "onnx-int8", "--calibrate", pictures, "--output", tmp_path]
     for given, arguments, message in (
         (weights, ["--to", "tflite"], "unknown --to 'tflite': "),
         (weights, ["--to", "litert,onxx"], "unknown --to 'onxx': did you mean 'onnx'?"),
@@ -108,6 +110,9 @@ def test_bad_input_is_one_line_and_nothing_is_written(
         (weights, ["--to", "onnx-int8", "--calibrate", "fashion_mnist"], "fashion_mnist has 10"),
         (weights, ["--to", "onnx", "--check", "folder:/nowhere"], "/nowhere"),
         (weights, ["--to", "litert", "--output", tmp_path / "old.tflite"], "exists: --force"),
+        (weights, ["--to", "litert", "--output", tmp_path / "folder.tflite"], "is a folder"),
+        (weights, [*int8, "--batch", "7"], "6 pictures to calibrate with are less than one batch"),
+        (tmp_path / "old.tflite", ["--to", "onnx"], "is exported already"),
         (weights, ["--to", "litert", "--output", tmp_path / "x.onnx"], "must end in .tflite"),
         (weights, ["--to", "litert,onnx", "--output", tmp_path / "x.onnx"], "is one file for 2"),
         (weights, ["--to", "onnx", "--output", tmp_path / "file"], "file"),
@@ -121,6 +126,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(
         assert message in line
     assert (tmp_path / "old.tflite").read_bytes() == b"precious"
     assert {path.name for path in tmp_path.iterdir()} == {
+        "folder.tflite",
         "features.safetensors",
         "old.tflite",
         "file",

@@ -4,10 +4,12 @@ import collections
 import dataclasses
 import importlib.util
 import sys
+import zipfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import onnx
 import pytest
 
 from mnv2.deployment import formats
@@ -147,6 +149,18 @@ def test_stablehlo_is_run_by_jax_alone(tmp_path):
     images = pixels(loaded)
     outputs = jax.export.deserialize(bytearray(stored)).call(images)
     np.testing.assert_allclose(outputs, jax.jit(program.output)(images), atol=1e-6)
+
+
+def test_the_names_of_classes_are_where_others_look_for_them(tmp_path):
+    loaded = network(repeats=SHORT, width=0.35)
+    one = exported(loaded, "litert", tmp_path)
+    with zipfile.ZipFile(one.path) as archive:
+        assert archive.read("labels.txt").decode().splitlines() == list(loaded.class_names)
+    before = one.path.read_bytes()
+    assert exported(loaded, "litert", tmp_path).path.read_bytes() == before
+    other = exported(loaded, "onnx", tmp_path)
+    properties = {x.key: x.value for x in onnx.load(other.path).metadata_props}
+    assert properties["classes"].splitlines() == list(loaded.class_names)
 
 
 @pytest.mark.parametrize("to", ["litert-int8", "onnx-int8"])

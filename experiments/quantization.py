@@ -1,0 +1,202 @@
+"""What do 8 bits cost, by block? python -m experiments.quantization --workdir runs/v2_ablation
+
+Takes every finished run of a sweep on Fashion-MNIST, exports it in float32 and in 8 bits, and
+evaluates each file on the whole test split, in the runtime that a phone or a server uses:
+
+    LiteRT, float       the same as in JAX
+    LiteRT, channel     8 bits, one scale per output channel of a kernel
+    LiteRT, tensor      8 bits, one scale per kernel
+    ONNX, channel       8 bits in ONNX Runtime, one scale per output channel
+
+Nothing is trained again: the ranges of activations are those of --pictures training pictures.
+Prints and writes, per arm, what 8 bits cost in points: mean and 95 % interval over seeds, paired
+with the float32 file of the same seed. Files: quantization.csv, .md and .png in --out. The same
+command goes on where it stopped.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.common.writers import write_csv, write_markdown
+from mnv2 import data, pretrained
+from mnv2.deployment import pictures
+from mnv2.deployment.exported import open_exported
+from mnv2.deployment.litert import to_litert, with_description
+from mnv2.deployment.onnx import to_onnx
+from mnv2.deployment.program import Program, program_of
+from mnv2.deployment.quantization import quantize_litert, quantize_onnx
+from mnv2.runtime.cli import command_parser, run, whole_number
+from mnv2.runtime.errors import UserError
+from mnv2.runtime.files import read_json, write_json
+from mnv2.runtime.terminal import StatusLine
+from mnv2.sweeps.statistics import Estimate
+from mnv2.sweeps.tables import plus_minus
+from mnv2.sweeps.workdir import Sweep, load
+
+DATA = "fashion_mnist"
+BATCH = 100
+FLOAT = "LiteRT, float"
+
+type Write = Callable[[Program, Sequence[np.ndarray]], bytes]
+
+
+class Accuracy(NamedTuple):
+    """The test accuracy of one run in one form, in per cent."""
+
+    arm: str
+    seed: int
+    form: str
+    top1: float
+
+
+def _litert(program: Program, ranges: Sequence[np.ndarray], per_channel: bool | None) -> bytes:
+    content = to_litert(program)
+    if per_channel is not None:
+        content = quantize_litert(content, ranges, per_channel=per_channel)
+    return with_description(content, program.description)
+
+
+def _onnx(program: Program, ranges: Sequence[np.ndarray]) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
+        source.write_bytes(to_onnx(program, dynamic=False).SerializeToString())
+        quantize_onnx(source, target, ranges)
+        return target.read_bytes()
+
+
+FORMS: Mapping[str, tuple[str, Write]] = {
+    FLOAT: (".tflite", lambda program, ranges: _litert(program, ranges, None)),
+    "LiteRT, channel": (".tflite", lambda program, ranges: _litert(program, ranges, True)),
+    "LiteRT, tensor": (".tflite", lambda program, ranges: _litert(program, ranges, False)),
+    "ONNX, channel": (".onnx", _onnx),
+}
+
+
+def evaluate(workdir: Path, dataset: data.Dataset, count: int) -> dict[str, float]:
+    """Returns the test accuracy of a run, in per cent, in each form.
+
+    Of several classes with the same probability the first one counts, as in an app.
+    """
+    loaded = pretrained.load(workdir)
+    program = program_of(loaded, batch=BATCH)
+    shown = pictures.as_input(program, pictures.draw(loaded, dataset, "train", count))
+    ranges = list(pictures.batches(program, shown))
+    images, labels = (np.asarray(array) for array in dataset.arrays("test"))
+    accuracies = {}
+    for form, (suffix, write) in FORMS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"network{suffix}"
+            path.write_bytes(write(program, ranges))
+            outputs = open_exported(path).run(images)
+        accuracies[form] = 100 * float(np.mean(outputs.argmax(-1) == labels))
+    return accuracies
+
+
+def measure(sweep: Sweep, out: Path, count: int) -> Iterator[Accuracy]:
+    """Yields the accuracies of all finished runs; what was measured before is read from `out`."""
+    dataset = data.open_dataset(DATA)
+    finished = [(arm, seed) for arm, seeds in sweep.results.items() for seed in sorted(seeds)]
+    if not finished:
+        raise UserError(f"no finished run in {sweep.workdir}: make ablation trains some")
+    line = StatusLine("quantizing")
+    for number, (arm, seed) in enumerate(finished, start=1):
+        line.say(f"{arm}/{seed}, {number} of {len(finished)}")
+        stored = out / "runs" / f"{arm}_{seed}.json"
+        if not stored.exists():
+            found = evaluate(Path(sweep.workdir) / arm / str(seed), dataset, count)
+            stored.parent.mkdir(parents=True, exist_ok=True)
+            write_json(stored, found)
+        for form, top1 in read_json(stored, "remove it").items():
+            yield Accuracy(arm, seed, form, top1)
+    line.clear()
+
+
+def costs(accuracies: Sequence[Accuracy]) -> dict[str, dict[str, Estimate]]:
+    """Estimates what each form costs against float32, in points, by arm and form."""
+    by_run: dict[tuple[str, int], dict[str, float]] = {}
+    for one in accuracies:
+        by_run.setdefault((one.arm, one.seed), {})[one.form] = one.top1
+    found: dict[str, dict[str, Estimate]] = {}
+    for arm in dict.fromkeys(one.arm for one in accuracies):
+        runs = [forms for (name, _), forms in by_run.items() if name == arm]
+        found[arm] = {}
+        for form in FORMS:
+            differences = [forms[form] - (form != FLOAT) * forms[FLOAT] for forms in runs]
+            if estimate := Estimate.of(differences):
+                found[arm][form] = estimate
+    return found
+
+
+def draw(found: Mapping[str, Mapping[str, Estimate]], path: Path) -> None:
+    """Draws what 8 bits cost: a row per arm, a marker per form."""
+    import matplotlib.figure
+
+    figure = matplotlib.figure.Figure(figsize=(7, 0.42 * len(found) + 1.4), layout="constrained")
+    axes = figure.subplots()
+    forms = [form for form in FORMS if form != FLOAT]
+    for i, (form, marker, shade) in enumerate(
+        zip(forms, "os^", ("black", "0.6", "0.35"), strict=True)
+    ):
+        places = [row + 0.22 * (i - 1) for row in range(len(found))]
+        estimates = [by_form[form] for by_form in found.values()]
+        axes.errorbar(
+            [one.mean for one in estimates],
+            places,
+            xerr=[one.half_width or 0 for one in estimates],
+            fmt=marker,
+            color=shade,
+            markersize=5,
+            capsize=2,
+            label=form,
+        )
+    axes.axvline(0, color="0.8", zorder=0)
+    axes.set_yticks(range(len(found)), list(found))
+    axes.invert_yaxis()
+    axes.set_xlabel("test top-1 in 8 bits - in float32, points (bars: 95 % intervals)")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that say what is quantized."""
+    parser.add_argument("--workdir", type=Path, default=Path("runs/v2_ablation"))
+    parser.add_argument("--out", type=Path, default=Path("runs/quantization"))
+    parser.add_argument(
+        "--pictures", type=whole_number(BATCH), default=200, help="to calibrate with (default: 200)"
+    )
+
+
+def main() -> None:
+    parser = command_parser("experiments.quantization", __doc__)
+    add_arguments(parser)
+    arguments = parser.parse_args()
+    sweep = load(arguments.workdir)
+    if (name := sweep.config["data"]["name"]) != DATA:
+        raise UserError(f"{arguments.workdir} was trained on {name}: this is for {DATA}")
+    accuracies = list(measure(sweep, arguments.out, arguments.pictures))
+    found = costs(accuracies)
+    in_8_bits = (f"{form}, points" for form in FORMS if form != FLOAT)
+    header = ("arm", "seeds", "float32, top-1 %", *in_8_bits)
+    lines = [
+        (
+            arm,
+            by_form[FLOAT].count,
+            *(plus_minus(by_form[form], "" if form == FLOAT else "+") for form in FORMS),
+        )
+        for arm, by_form in found.items()
+    ]
+    write_csv(accuracies, arguments.out / "quantization.csv")
+    write_markdown(arguments.out, "quantization", header, lines)
+    draw(found, arguments.out / "quantization.png")
+    print((arguments.out / "quantization.md").read_text())
+    print(f"in {arguments.out}: quantization.csv, quantization.md, quantization.png")
+
+
+if __name__ == "__main__":
+    run(main)
