@@ -30,7 +30,8 @@ def random_variables(model, images):
 
 @pytest.mark.parametrize("name", models.NETWORKS)
 def test_logits_equal_those_of_the_network_even_if_the_last_chunk_is_smaller(name):
-    model = models.create_model(name, width=0.25, num_classes=7)
+    short = {"repeats": (1,) * 7} if name == "mobilenet_v2" else {}  # compiles in half the time
+    model = models.create_model(name, width=0.25, num_classes=7, **short)
     shape = (2 * inference.IMAGES_PER_CHUNK + 1, 37, 32, 3)
     images = jax.random.normal(jax.random.key(1), shape)
     variables = random_variables(model, images[:1])
