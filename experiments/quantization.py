@@ -26,10 +26,10 @@ from experiments.common.writers import write_csv, write_markdown
 from mnv2 import data, pretrained
 from mnv2.deployment import pictures
 from mnv2.deployment.exported import open_exported
+from mnv2.deployment.formats import content
 from mnv2.deployment.litert import to_litert, with_description
-from mnv2.deployment.onnx import to_onnx
 from mnv2.deployment.program import Program, program_of
-from mnv2.deployment.quantization import quantize_litert, quantize_onnx
+from mnv2.deployment.quantization import quantize_litert
 from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import read_json, write_json
@@ -54,26 +54,16 @@ class Accuracy(NamedTuple):
     top1: float
 
 
-def _litert(program: Program, ranges: Sequence[np.ndarray], per_channel: bool | None) -> bytes:
-    content = to_litert(program)
-    if per_channel is not None:
-        content = quantize_litert(content, ranges, per_channel=per_channel)
-    return with_description(content, program.description)
-
-
-def _onnx(program: Program, ranges: Sequence[np.ndarray]) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-        source.write_bytes(to_onnx(program, dynamic=False).SerializeToString())
-        quantize_onnx(source, target, ranges)
-        return target.read_bytes()
+def _per_tensor(program: Program, ranges: Sequence[np.ndarray]) -> bytes:
+    quantized = quantize_litert(to_litert(program), ranges, per_channel=False)
+    return with_description(quantized, program.description)
 
 
 FORMS: Mapping[str, tuple[str, Write]] = {
-    FLOAT: (".tflite", lambda program, ranges: _litert(program, ranges, None)),
-    "LiteRT, channel": (".tflite", lambda program, ranges: _litert(program, ranges, True)),
-    "LiteRT, tensor": (".tflite", lambda program, ranges: _litert(program, ranges, False)),
-    "ONNX, channel": (".onnx", _onnx),
+    FLOAT: (".tflite", lambda program, _: content(program, "litert")),
+    "LiteRT, channel": (".tflite", lambda program, ranges: content(program, "litert-int8", ranges)),
+    "LiteRT, tensor": (".tflite", _per_tensor),
+    "ONNX, channel": (".onnx", lambda program, ranges: content(program, "onnx-int8", ranges)),
 }
 
 
@@ -84,7 +74,7 @@ def evaluate(workdir: Path, dataset: data.Dataset, count: int) -> dict[str, floa
     """
     loaded = pretrained.load(workdir)
     program = program_of(loaded, batch=BATCH)
-    shown = pictures.as_input(program, pictures.draw(loaded, dataset, "train", count))
+    shown = program.description.input_of(pictures.draw(loaded, dataset, "train", count))
     ranges = list(pictures.batches(program, shown))
     images, labels = (np.asarray(array) for array in dataset.arrays("test"))
     accuracies = {}

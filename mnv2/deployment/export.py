@@ -51,17 +51,18 @@ def export(arguments: argparse.Namespace, formats: Sequence[str]) -> None:
     loaded = load_as_asked(arguments)
     calibration = check = None
     if arguments.calibrate:
-        calibration = _open(arguments.calibrate, arguments, loaded, "train")
+        calibration = data.open_dataset(arguments.calibrate, arguments.data_dir)
+        loaded = match_classes(loaded, calibration, arguments.weights)
     if arguments.check:
-        check = _open(arguments.check, arguments, loaded, "test")
-    if named := check or calibration:
-        loaded = match_classes(loaded, named, arguments.weights)
+        check = data.open_dataset(arguments.check, arguments.data_dir)
+        check.num_examples("test")  # raises UserError if there are none
+        loaded = match_classes(loaded, check, arguments.weights)
     inside, dynamic = arguments.preprocessing == "inside", arguments.batch == "any"
     program = program_of(loaded, pixels=inside, batch=1 if dynamic else int(arguments.batch))
     ranges: list[np.ndarray] = []
     if calibration:
         shown = pictures.draw(loaded, calibration, "train", arguments.calibration_pictures)
-        ranges = list(pictures.batches(program, pictures.as_input(program, shown)))
+        ranges = list(pictures.batches(program, program.description.input_of(shown)))
         if not ranges:
             raise UserError(
                 f"{len(shown)} pictures to calibrate with are less than one batch of "
@@ -110,13 +111,6 @@ def output_paths(weights: str, formats: Sequence[str], output: Path) -> dict[str
     return {name: output / f"{stem}{FORMATS[name].suffix}" for name in formats}
 
 
-def _open(name: str, arguments: argparse.Namespace, loaded: Pretrained, split: str) -> data.Dataset:
-    dataset = data.open_dataset(name, arguments.data_dir)
-    match_classes(loaded, dataset, arguments.weights)
-    dataset.num_examples(split)  # which there must be
-    return dataset
-
-
 def images_to_compare(
     loaded: Pretrained, check: data.Dataset | None, calibration: data.Dataset | None
 ) -> Images:
@@ -133,7 +127,7 @@ def images_to_compare(
 def _compare(
     name: str, path: Path, program: Program, images: Images, arguments: argparse.Namespace
 ) -> comparison.Compared:
-    inputs = pictures.as_input(program, images.images)
+    inputs = program.description.input_of(images.images)
     if is_exported(path):
         exported = open_exported(path, arguments.threads)
         return comparison.compare(

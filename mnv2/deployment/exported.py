@@ -52,19 +52,13 @@ class Exported:
         """The names of the classes, or numbers in their place."""
         return self.class_names or tuple(f"class {i}" for i in range(self.description.classes))
 
-    def input_of(self, pixels: np.ndarray) -> np.ndarray:
-        """Returns what the file takes for images (n h w c) in [0, 255]; pixels are rounded."""
-        if self.description.pixels:
-            return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
-        return np.asarray(self.preprocess(pixels))
-
     def logits(self, pixels: np.ndarray) -> Float[np.ndarray, "n classes"]:
         """Computes logits of images (n h w c) in [0, 255].
 
         If the file gives probabilities, they are the logits that lead to these: with softmax,
         logarithms. A probability that is too small for the file becomes the smallest float32.
         """
-        outputs = self.run(self.input_of(pixels))
+        outputs = self.run(self.description.input_of(pixels))
         if not self.description.pixels:
             return outputs
         smallest = np.finfo(np.float32).tiny
@@ -75,7 +69,7 @@ class Exported:
 
     def probabilities(self, pixels: np.ndarray) -> Float[np.ndarray, "n classes"]:
         """Computes the probability of each class for images (n h w c) in [0, 255]."""
-        outputs = self.run(self.input_of(pixels))
+        outputs = self.run(self.description.input_of(pixels))
         if self.description.pixels:
             return outputs
         if self.output == "sigmoid":

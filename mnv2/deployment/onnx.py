@@ -62,6 +62,10 @@ class Graph:
         self.nodes.append(helper.make_node(kind, names, [name], name=name, **attributes))
         return name
 
+    def forget(self, name: str) -> None:
+        """Lets nobody else have a result, because its operation is about to become another one."""
+        self.known = {key: known for key, known in self.known.items() if known != name}
+
 
 def to_onnx(program: Program, *, dynamic: bool) -> onnx.ModelProto:
     """Returns the graph of a program. With `dynamic` it takes any number of images.
@@ -157,6 +161,7 @@ def _add(graph: Graph, equation: Any, a: Value, b: Value) -> str:
     last = graph.nodes[-1]
     if isinstance(a, Tensor) and isinstance(b, np.ndarray) and last.output[0] == a.name:
         if last.op_type in WITH_BIAS and len(last.input) == 2 and b.size == a.shape[-1]:
+            graph.forget(a.name)
             last.op_type = WITH_BIAS[last.op_type]
             last.input.append(graph.constant(b.reshape(-1)))
             return a.name
@@ -172,10 +177,12 @@ def _max(graph: Graph, equation: Any, a: Value, b: Value) -> str:
 
 def _div(graph: Graph, equation: Any, a: Value, b: Value) -> str:
     """Adds a division; a sum divided by the number of its elements becomes a mean."""
-    count = graph.summed.get(a.name) if isinstance(a, Tensor) else None
-    if count and isinstance(b, np.ndarray) and b.ndim == 0 and b == count:
-        graph.nodes[-1].op_type = "ReduceMean"
-        return graph.nodes[-1].output[0]
+    last = graph.nodes[-1]
+    if isinstance(a, Tensor) and isinstance(b, np.ndarray) and last.output[0] == a.name:
+        if b.ndim == 0 and b == graph.summed.get(a.name):
+            graph.forget(a.name)
+            last.op_type = "ReduceMean"
+            return a.name
     return _elementwise("Div")(graph, equation, a, b)
 
 

@@ -20,14 +20,6 @@ def draw(
     return np.stack([np.asarray(view(dataset.decode(example)), np.float32) for example in examples])
 
 
-def as_input(program: Program, images: np.ndarray) -> np.ndarray:
-    """Returns what the program takes for images in [0, 255]: pixels, or normalised images."""
-    about = program.description
-    if about.pixels:
-        return np.clip(np.rint(images), 0, 255).astype(np.uint8)
-    return np.asarray(about.preprocess(images))
-
-
 def batches(program: Program, images: np.ndarray) -> Iterator[np.ndarray]:
     """Yields whole batches of what the program takes; the images that are left over are dropped."""
     size = program.image.shape[0]

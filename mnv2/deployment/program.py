@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from mnv2.models.inference import fold_batch_norm
@@ -46,6 +47,12 @@ class Description:
     def output(self) -> str:
         """The name of the output: pixels give probabilities, normalised images give logits."""
         return PROBABILITIES if self.pixels else LOGITS
+
+    def input_of(self, images: np.ndarray) -> np.ndarray:
+        """Returns what a file takes for images (n h w c) in [0, 255]; pixels are rounded."""
+        if self.pixels:
+            return np.clip(np.rint(images), 0, 255).astype(np.uint8)
+        return np.asarray(self.preprocess(images))
 
     def to_json(self) -> str:
         """Returns the description as the text that a file holds."""

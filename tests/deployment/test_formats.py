@@ -14,7 +14,7 @@ import pytest
 
 from mnv2.deployment import formats
 from mnv2.deployment.exported import open_exported
-from mnv2.deployment.pictures import as_input, batches
+from mnv2.deployment.pictures import batches
 from mnv2.deployment.program import program_of
 from mnv2.pretrained.loaded import DenseHead, Pretrained
 from mnv2.runtime.errors import UserError
@@ -31,7 +31,7 @@ def exported(loaded, to, folder, **options):
     dynamic = options.pop("dynamic", False)
     program = program_of(loaded, **options)
     path = folder / f"network{formats.FORMATS[to].suffix}"
-    shown = list(batches(program, as_input(program, pixels(loaded))))
+    shown = list(batches(program, program.description.input_of(pixels(loaded))))
     path.write_bytes(formats.content(program, to, shown, dynamic=dynamic))
     return open_exported(path, threads=1)
 
