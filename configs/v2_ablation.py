@@ -17,13 +17,15 @@ Presets, with their cost and the expected result:
     configs/v2_ablation.py:quick      four arms, 30 steps each, to check that everything works.
                                       One minute.
     configs/v2_ablation.py:full       Fashion-MNIST, 15 epochs with augmentation, 5 seeds of every
-                                      arm, as for a publication. Days on two CPU cores.
+                                      arm, as for a publication. On an H100 two arms took 7 minutes:
+                                      linear 92.4 %, relu6 91.3 %.
     configs/v2_ablation.py:cifar10    CIFAR-10, 100 epochs, width 0.5, 3 seeds. For one GPU.
     configs/v2_ablation.py:imagenet   ImageNet, 150 epochs, width 1.0, the paper's RMSProp, 1 seed.
                                       For eight GPUs or TPUs. In the paper the baseline has
                                       72.0 % top-1.
 
-The authors of this file have not run the last three presets to their end.
+The authors of this file have not run the last three presets to their end, but for those
+two arms.
 """
 
 from typing import Any

@@ -135,6 +135,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/throughput"))
     arguments = parser.parse_args()
     check_choice(arguments.network, NETWORKS, "network")
+    if arguments.network == "resnet50" and arguments.width != [1.0]:
+        raise UserError("the other frameworks have ResNet-50 at width 1 only")
     for threads in arguments.threads:
         if not 1 <= threads <= cores:
             raise UserError(f"threads must be 1 to {cores}, as many as processors, got {threads}")

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from configs import v2_ablation
 from experiments.common.initialisation import random_network
@@ -25,8 +26,8 @@ def training(
 
     Args:
         model_fields: The arguments of `mnv2.models.create_model`.
-        batch: Images in [0, 255] and labels.
-        batches: Batches of the same shape, or None.
+        batch: Images in [0, 255] and labels, which are copied to the devices once.
+        batches: Batches of the same shape, each of which is copied in its step, or None.
     """
     config = v2_ablation.get_config()
     config.batch_size, config.ema_decay = len(batch["label"]), 0.0
@@ -35,7 +36,8 @@ def training(
     steps = create_steps(model, of_run, Preprocessing(), total_steps=10_000, examples=1_000_000)
     shape: Any = batch["image"].shape[1:]
     state = steps.place(create_state(model, steps.optimizer, shape, seed=0, ema=False))
-    constant = steps.shard(batch)
+    mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
+    constant = jax.device_put(steps.shard(batch), NamedSharding(mesh, PartitionSpec(AXIS)))
     key = jax.random.key(0)
 
     def step() -> None:

@@ -29,7 +29,7 @@ def mnv2(task: Task) -> Step:
         )
     if batches is not None and task.mode == "load":
         return lambda: next(batches)
-    fields = {"name": task.network, "width": task.width}
+    fields = {"name": task.network, "width": task.width, "dtype": task.dtype}
     if task.mode == "infer":
         return our_steps.inference(fields, task.images())
     return our_steps.training(fields, our_steps.random_batch(task.batch, task.size), batches)
@@ -38,12 +38,13 @@ def mnv2(task: Task) -> Step:
 def flax(task: Task) -> Step:
     """Plain Flax: nn.Conv with feature_group_count, and nn.BatchNorm."""
     import jax
+    import jax.numpy as jnp
 
     from experiments.common.initialisation import random_statistics, unoptimised
     from experiments.common.sgd import sgd_step
     from experiments.frameworks import stock_flax
 
-    model = stock_flax.StockNetwork(task.network, task.width)
+    model = stock_flax.StockNetwork(task.network, task.width, dtype=jnp.dtype(task.dtype))
     init = unoptimised(lambda image: model.init(jax.random.key(0), image, train=False))
     variables = init(task.images()[:1])
     images = jax.device_put(task.images())
@@ -68,36 +69,52 @@ def flax(task: Task) -> Step:
 
 
 def pytorch(task: Task, compiled: bool = False) -> Step:
-    """PyTorch in eager mode, channels last: torchvision's V2, timm's V1."""
+    """PyTorch in eager mode, channels last: torchvision's V2 and ResNet-50, timm's V1.
+
+    On a GPU it chooses the fastest convolutions, and multiplies float32 as TF32, as JAX does.
+    """
     import torch
 
     torch.set_num_threads(task.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cudnn.benchmark = torch.backends.cuda.matmul.allow_tf32 = True
+    bfloat16 = torch.autocast(device, torch.bfloat16, enabled=task.dtype == "bfloat16")
     if task.mode in READING:
         batches = _torch_batches(task)
     if task.mode == "load":
         return lambda: next(batches)
-    model = _torch_model(task).to(memory_format=torch.channels_last)
-    images = torch.from_numpy(task.images()).permute(0, 3, 1, 2)
+    model = _torch_model(task).to(device, memory_format=torch.channels_last)
+    images = torch.from_numpy(task.images()).permute(0, 3, 1, 2).to(device)
     images = images.contiguous(memory_format=torch.channels_last)
+
+    def wait() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
     if task.mode == "infer":
         model = torch.compile(model.eval()) if compiled else model.eval()
 
         def infer() -> None:
-            with torch.inference_mode():
+            with torch.inference_mode(), bfloat16:
                 model(images)
+            wait()
 
         return infer
 
-    labels = torch.from_numpy(task.labels()).long()
+    labels = torch.from_numpy(task.labels()).long().to(device)
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=4e-5)
     loss_of = torch.nn.CrossEntropyLoss()
     forward = torch.compile(model) if compiled else model
 
     def step() -> None:
         x, y = next(batches) if task.mode == "feed" else (images, labels)
+        x, y = x.to(device, memory_format=torch.channels_last), y.to(device)
         optimizer.zero_grad(set_to_none=True)
-        loss_of(forward(x.contiguous(memory_format=torch.channels_last)), y).backward()
+        with bfloat16:
+            loss = loss_of(forward(x), y)
+        loss.backward()
         optimizer.step()
+        wait()
 
     return step
 
@@ -214,9 +231,11 @@ def installed(names: Iterable[str]) -> list[str]:
 
 
 def _torch_model(task: Task) -> Any:
-    if task.network == "mobilenet_v2":
+    if task.network != "mobilenet_v1":
         import torchvision
 
+        if task.network == "resnet50":
+            return torchvision.models.resnet50()
         return torchvision.models.mobilenet_v2(width_mult=task.width)
     import timm
 
@@ -251,11 +270,16 @@ def _torch_batches(task: Task) -> Iterator[Any]:
 def _keras_model(task: Task) -> Any:
     import keras
 
+    shape = (task.size, task.size, 3)
+    if task.network == "resnet50":
+        return keras.applications.ResNet50(
+            input_shape=shape, weights=None, classifier_activation=None
+        )
     network = {
         "mobilenet_v2": keras.applications.MobileNetV2,
         "mobilenet_v1": keras.applications.MobileNet,
     }[task.network]
-    return network((task.size, task.size, 3), task.width, weights=None, classifier_activation=None)
+    return network(shape, task.width, weights=None, classifier_activation=None)
 
 
 def _onnx_model(task: Task) -> bytes:

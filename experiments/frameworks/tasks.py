@@ -7,7 +7,11 @@ import numpy as np
 MODES = ("train", "infer", "load", "feed")
 TRAINING = ("train", "feed")  # modes that train
 READING = ("load", "feed")  # modes that read pictures
-NETWORKS = {"mobilenet_v1": "V1", "mobilenet_v2": "V2"}  # and their titles
+NETWORKS = {  # and their titles
+    "mobilenet_v1": "V1",
+    "mobilenet_v2": "V2",
+    "resnet50": "ResNet-50",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,12 +26,13 @@ class Task:
     """
 
     mode: str = "train"
-    network: str = "mobilenet_v2"  # or mobilenet_v1
+    network: str = "mobilenet_v2"  # or another of NETWORKS
     width: float = 1.0
     size: int = 224  # pixels
     batch: int = 32
     threads: int = 2
     pictures: str = ""  # a folder with train/CLASS/*.jpg, for the modes load and feed
+    dtype: str = "float32"  # or bfloat16, which mnv2, Flax and PyTorch know
 
     def __str__(self) -> str:
         network = NETWORKS[self.network]

@@ -4,6 +4,7 @@ from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import write_text
 from mnv2.runtime.layout import REPORT
 from mnv2.runtime.storage import AnyPath, reason
+from mnv2.runtime.terminal import first_few
 from mnv2.sweeps import figure, tables, workdir
 from mnv2.sweeps.environment import provenance
 from mnv2.sweeps.statistics import rows
@@ -20,7 +21,7 @@ def write_report(folder: AnyPath) -> None:
         raise UserError(f"no run in {folder} is finished yet")
     print(f"\n{tables.terminal_table(finished)}\n")
     if missing := sweep.missing():
-        print(f"not finished: {', '.join(missing)}\n")
+        print(f"not finished: {first_few(missing, 8)}\n")
     environments = provenance(sweep.results, sweep.environments)
     if len(environments) > 1:
         print("\n  ".join(["the runs differ in where they were executed:", *environments]) + "\n")

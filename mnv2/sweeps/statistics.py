@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -48,7 +49,7 @@ class Row:
     accuracy: Estimate
     difference: Estimate | None
     images_per_second: float | None  # None if no step was timed
-    minutes: float
+    minutes: float  # of training, of all runs; those in one program share its time
 
 
 def rows(sweep: Sweep) -> list[Row]:
@@ -91,5 +92,11 @@ def _row(sweep: Sweep, arm: str) -> Row:
         accuracy,
         difference,
         float(np.median(rates)) if rates else None,
-        sum(result["train_seconds"] for result in runs.values()) / 60,
+        sum(_its_seconds(sweep, f"{arm}/{seed}", result) for seed, result in runs.items()) / 60,
     )
+
+
+def _its_seconds(sweep: Sweep, run: str, result: dict[str, Any]) -> float:
+    """Returns the training time of a run; of several runs in one program, each has its share."""
+    together = sweep.environments.get(run, {}).get("together")
+    return result["train_seconds"] / (together if isinstance(together, int) and together else 1)

@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Sequence
 
+from mnv2.runtime.terminal import first_few
 from mnv2.sweeps.environment import provenance
 from mnv2.sweeps.statistics import Estimate, Row
 from mnv2.sweeps.workdir import Sweep
@@ -50,11 +51,12 @@ def markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
         f"{data}, {sweep.config['duration']}, batch {sweep.config['batch_size']}. "
         f"± is the half-width of a 95 % interval (Student's t over three seeds or more), not "
         f"adjusted for the number of arms. The difference is to `{sweep.baseline}`, paired by "
-        "seed. Minutes are of training, all seeds together.",
+        "seed. images/s are those of one run. Minutes are of training, of all seeds; runs in one "
+        "program share its minutes.",
         *provenance(sweep.results, sweep.environments),
     ]
     if missing := sweep.missing():
-        notes.append(f"Not finished: {', '.join(missing)}.")
+        notes.append(f"Not finished: {first_few(missing, 8)}.")
     if sweep.damaged:
         notes.append(f"Left out, because the result is damaged: {', '.join(sweep.damaged)}.")
     return "\n".join([*lines, "", *("\n\n".join(notes).splitlines()), ""])

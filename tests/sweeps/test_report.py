@@ -10,7 +10,7 @@ from scipy import stats
 
 from configs import v2_ablation
 from mnv2.runtime.errors import UserError
-from mnv2.runtime.files import warn_once, write_json
+from mnv2.runtime.files import read_json, warn_once, write_json
 from mnv2.sweeps import figure
 from mnv2.sweeps.report import write_report
 from mnv2.sweeps.statistics import Estimate, rows
@@ -66,6 +66,13 @@ def test_the_difference_is_paired_by_seed(workdir):
     estimate = row(workdir, "relu6").difference
     assert estimate.mean == pytest.approx(differences.mean())
     assert estimate.half_width == pytest.approx((interval.high - interval.low) / 2)
+
+
+def test_runs_in_one_program_share_its_minutes(workdir):
+    assert row(workdir, "linear").minutes == pytest.approx(1.5)
+    for file in workdir.glob("linear/*/environment.json"):
+        write_json(file, {**read_json(file, ""), "together": 3})
+    assert row(workdir, "linear").minutes == pytest.approx(0.5)
 
 
 def test_two_seeds_have_no_interval():
