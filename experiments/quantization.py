@@ -67,24 +67,46 @@ FORMS: Mapping[str, tuple[str, Write]] = {
 }
 
 
-def evaluate(workdir: Path, dataset: data.Dataset, count: int) -> dict[str, float]:
-    """Returns the test accuracy of a run, in per cent, in each form.
+class Prepared(NamedTuple):
+    """A network, and batches of pictures that show the ranges of its activations."""
 
-    Of several classes with the same probability the first one counts, as in an app.
-    """
-    loaded = pretrained.load(workdir)
-    program = program_of(loaded, batch=BATCH)
-    shown = program.description.input_of(pictures.draw(loaded, dataset, "train", count))
-    ranges = list(pictures.batches(program, shown))
-    images, labels = (np.asarray(array) for array in dataset.arrays("test"))
-    accuracies = {}
-    for form, (suffix, write) in FORMS.items():
+    program: Program
+    ranges: list[np.ndarray]
+
+    @staticmethod
+    def of(loaded: pretrained.Pretrained, dataset: data.Dataset, count: int = 200) -> "Prepared":
+        """Prepares a network with `count` training pictures."""
+        program = program_of(loaded, batch=BATCH)
+        shown = program.description.input_of(pictures.draw(loaded, dataset, "train", count))
+        return Prepared(program, list(pictures.batches(program, shown)))
+
+    def outputs(self, form: str, images: np.ndarray) -> np.ndarray:
+        """Returns the probabilities that the exported file of a form gives in its runtime."""
+        suffix, write = FORMS[form]
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"network{suffix}"
-            path.write_bytes(write(program, ranges))
-            outputs = open_exported(path).run(images)
-        accuracies[form] = 100 * float(np.mean(outputs.argmax(-1) == labels))
-    return accuracies
+            path.write_bytes(write(self.program, self.ranges))
+            return open_exported(path).run(images)
+
+
+def top1(outputs: np.ndarray, labels: np.ndarray) -> float:
+    """Returns the accuracy in per cent. Of equal probabilities the first counts, as in an app."""
+    return 100 * float(np.mean(outputs.argmax(-1) == labels))
+
+
+def evaluate(workdir: Path, dataset: data.Dataset, count: int) -> dict[str, float]:
+    """Returns the test accuracy of a run, in per cent, in each form."""
+    prepared = Prepared.of(pretrained.load(workdir), dataset, count)
+    images, labels = (np.asarray(array) for array in dataset.arrays("test"))
+    return {form: top1(prepared.outputs(form, images), labels) for form in FORMS}
+
+
+def sweep_of(workdir: Path) -> Sweep:
+    """Returns the sweep in a workdir. Raises UserError unless it was trained on Fashion-MNIST."""
+    sweep = load(workdir)
+    if (name := sweep.config["data"]["name"]) != DATA:
+        raise UserError(f"{workdir} was trained on {name}: this is for {DATA}")
+    return sweep
 
 
 def measure(sweep: Sweep, out: Path, count: int) -> Iterator[Accuracy]:
@@ -106,11 +128,17 @@ def measure(sweep: Sweep, out: Path, count: int) -> Iterator[Accuracy]:
     line.clear()
 
 
-def costs(accuracies: Sequence[Accuracy]) -> dict[str, dict[str, Estimate]]:
-    """Estimates what each form costs against float32, in points, by arm and form."""
+def forms_by_run(accuracies: Sequence[Accuracy]) -> dict[tuple[str, int], dict[str, float]]:
+    """Returns the accuracy of each form, by arm and seed."""
     by_run: dict[tuple[str, int], dict[str, float]] = {}
     for one in accuracies:
         by_run.setdefault((one.arm, one.seed), {})[one.form] = one.top1
+    return by_run
+
+
+def costs(accuracies: Sequence[Accuracy]) -> dict[str, dict[str, Estimate]]:
+    """Estimates what each form costs against float32, in points, by arm and form."""
+    by_run = forms_by_run(accuracies)
     found: dict[str, dict[str, Estimate]] = {}
     for arm in dict.fromkeys(one.arm for one in accuracies):
         runs = [forms for (name, _), forms in by_run.items() if name == arm]
@@ -122,34 +150,42 @@ def costs(accuracies: Sequence[Accuracy]) -> dict[str, dict[str, Estimate]]:
     return found
 
 
-def draw(found: Mapping[str, Mapping[str, Estimate]], path: Path) -> None:
-    """Draws what 8 bits cost: a row per arm, a marker per form."""
+def draw(accuracies: Sequence[Accuracy], path: Path) -> None:
+    """Draws what 8 bits cost: a row per arm, a dot per seed, scales per channel and per tensor."""
     import matplotlib.figure
 
-    figure = matplotlib.figure.Figure(figsize=(7, 0.42 * len(found) + 1.4), layout="constrained")
-    axes = figure.subplots()
-    forms = [form for form in FORMS if form != FLOAT]
-    for i, (form, marker, shade) in enumerate(
-        zip(forms, "os^", ("black", "0.6", "0.35"), strict=True)
+    by_run = forms_by_run(accuracies)
+    arms = list(dict.fromkeys(arm for arm, _ in by_run))
+    figure = matplotlib.figure.Figure(figsize=(9, 0.36 * len(arms) + 1.5), layout="constrained")
+    channel, tensor = figure.subplots(1, 2, sharey=True)
+    for axes, form, marker, shade, shift in (
+        (channel, "LiteRT, channel", "o", "black", -0.15),
+        (channel, "ONNX, channel", "^", "0.55", 0.15),
+        (tensor, "LiteRT, tensor", "o", "black", 0.0),
     ):
-        places = [row + 0.22 * (i - 1) for row in range(len(found))]
-        estimates = [by_form[form] for by_form in found.values()]
-        axes.errorbar(
-            [one.mean for one in estimates],
-            places,
-            xerr=[one.half_width or 0 for one in estimates],
-            fmt=marker,
+        axes.plot(
+            [forms[form] - forms[FLOAT] for forms in by_run.values()],
+            [arms.index(arm) + shift for arm, _ in by_run],
+            marker,
             color=shade,
             markersize=5,
-            capsize=2,
-            label=form,
+            fillstyle="none",
+            label=form.split(",")[0],
         )
-    axes.axvline(0, color="0.8", zorder=0)
-    axes.set_yticks(range(len(found)), list(found))
-    axes.invert_yaxis()
-    axes.set_xlabel("test top-1 in 8 bits - in float32, points (bars: 95 % intervals)")
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
+    for axes, title in ((channel, "a scale per channel"), (tensor, "a scale per kernel")):
+        axes.axvline(0, color="0.8", zorder=0)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("test top-1, 8 bits - float32, points")
+        axes.legend(frameon=False, loc="lower left", fontsize=8)
+        axes.grid(axis="y", color="0.93")
+        axes.spines[["top", "right"]].set_visible(False)
+    tensor.set_xscale("symlog", linthresh=1)
+    ticks = (-64, -32, -16, -8, -4, -2, -1, 0, 1)
+    tensor.set_xticks(ticks, [str(tick) for tick in ticks])
+    tensor.minorticks_off()
+    channel.set_yticks(range(len(arms)), arms)
+    channel.invert_yaxis()
+    figure.suptitle("Each mark is a seed", fontsize=9)
     figure.savefig(path, dpi=130)
 
 
@@ -166,9 +202,7 @@ def main() -> None:
     parser = command_parser("experiments.quantization", __doc__)
     add_arguments(parser)
     arguments = parser.parse_args()
-    sweep = load(arguments.workdir)
-    if (name := sweep.config["data"]["name"]) != DATA:
-        raise UserError(f"{arguments.workdir} was trained on {name}: this is for {DATA}")
+    sweep = sweep_of(arguments.workdir)
     accuracies = list(measure(sweep, arguments.out, arguments.pictures))
     found = costs(accuracies)
     in_8_bits = (f"{form}, points" for form in FORMS if form != FLOAT)
@@ -183,7 +217,7 @@ def main() -> None:
     ]
     write_csv(accuracies, arguments.out / "quantization.csv")
     write_markdown(arguments.out, "quantization", header, lines)
-    draw(found, arguments.out / "quantization.png")
+    draw(accuracies, arguments.out / "quantization.png")
     print((arguments.out / "quantization.md").read_text())
     print(f"in {arguments.out}: quantization.csv, quantization.md, quantization.png")
 

@@ -1,7 +1,7 @@
 import pytest
 from flax.traverse_util import flatten_dict
 
-from configs import finetune, v2_ablation
+from configs import finetune, quantization, v2_ablation
 from mnv2.analysis import complexity
 from mnv2.models import STRIDES, create_model, name_and_fields
 from mnv2.models.shapes import variable_shapes
@@ -74,3 +74,9 @@ def test_fine_tuning_presets_resolve(preset):
     expected = {"finetune": 0.1, "frozen": 0.0, "scratch": 1.0}
     assert rates.items() <= expected.items()
     assert config.baseline in rates
+
+
+def test_networks_are_trained_on_in_float32_and_rounded_in_two_ways():
+    config = quantization.get_config()
+    models = {arm: resolve(config, arm).model["quantized"] for arm in dict(config.arms)}
+    assert models == {"float32": "none", "channel": "channel", "tensor": "tensor"}

@@ -39,14 +39,14 @@ def print_rows(rows: Sequence[Row]) -> None:
     best = max((row.median for row in rows if row.name in PEERS), default=None)
     task, settings = rows[0].task, rows[0].settings
     print(f"\n{task}, {task.threads} threads, {settings}")
-    print(
-        f"  {'':14} {'images/s':>9} {'range':>15} {'ms/batch':>9} {'ratio':>6} {'peak memory':>12}"
-    )
+    width = max(len(row.name) for row in rows)
+    titles = f"{'images/s':>9} {'range':>15} {'ms/batch':>9} {'ratio':>6} {'peak memory':>12}"
+    print(f"  {'':{width}} {titles}")
     for row in sorted(rows, key=lambda row: -row.median):
         low, high = min(row.images_per_second), max(row.images_per_second)
         ratio = f"{row.median / best:.2f}" if best else ""
         print(
-            f"  {row.name:14} {row.median:9,.1f} {f'{low:,.1f}-{high:,.1f}':>15} "
+            f"  {row.name:{width}} {row.median:9,.1f} {f'{low:,.1f}-{high:,.1f}':>15} "
             f"{1000 * task.batch / row.median:9.2f} {ratio:>6} "
             f"{row.peak_memory / 2**20:8,.0f} MiB",
             flush=True,

@@ -95,11 +95,10 @@ def program_of(loaded: Pretrained, *, pixels: bool = True, batch: int = 1) -> Pr
 
     With `pixels` it takes pixels from 0 to 255 and normalises them itself. It computes in float32.
     """
-    model = _in_float32(loaded.model)
+    model = _plain(loaded.model)
     # The kernels are constants of the program, so they are folded here, not each time it runs.
-    folded = jax.tree.map(
-        lambda x: jnp.asarray(x, jnp.float32), fold_batch_norm(model, loaded.variables)
-    )
+    folded = {"params": fold_batch_norm(model, loaded.variables)["params"]}
+    folded = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), folded)
 
     def logits(images: Any) -> Array:
         with traced_for(PLAIN):
@@ -125,9 +124,10 @@ def program_of(loaded: Pretrained, *, pixels: bool = True, batch: int = 1) -> Pr
     )
 
 
-def _in_float32(model: Any) -> Any:
-    """Returns the same network, computing in float32, whatever it was trained with."""
+def _plain(model: Any) -> Any:
+    """Returns the same network, computing in float32 without rounding, however it was trained."""
     if isinstance(model, DenseHead):
-        backbone: nn.Module = _in_float32(model.backbone)
+        backbone: nn.Module = _plain(model.backbone)
         return model.clone(backbone=backbone)
-    return model.clone(dtype=jnp.float32) if hasattr(model, "dtype") else model
+    fields = {"dtype": jnp.float32, "quantized": "none"}
+    return model.clone(**{name: value for name, value in fields.items() if hasattr(model, name)})

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import logging
 import warnings
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,8 @@ import numpy as np
 
 from mnv2.deployment.litert import SIGNATURE
 from mnv2.deployment.program import IMAGE
+from mnv2.runtime.errors import UserError
+from mnv2.runtime.terminal import first_few
 
 
 @contextlib.contextmanager
@@ -37,8 +40,10 @@ def quantize_litert(
     """Returns the int8 form of a LiteRT file: weights per channel, activations per tensor.
 
     Each of `images` is a batch that the file takes. Unless `per_channel`, each kernel has one scale
-    for all of its channels, which is for experiments only.
+    for all of its channels, which is for experiments only. Raises UserError if LiteRT could not run
+    the file, because some tensor is constant for all images.
     """
+    from ai_edge_litert.interpreter import Interpreter
     from ai_edge_quantizer import qtyping, quantizer, recipe_manager
 
     recipe = recipe_manager.RecipeManager()
@@ -56,7 +61,24 @@ def quantize_litert(
     whole = quantizer.Quantizer(bytearray(content))
     whole.load_quantization_recipe(recipe.get_quantization_recipe())
     ranges = whole.calibrate({SIGNATURE: [{IMAGE: batch} for batch in images]})
-    return bytes(whole.quantize(ranges).quantized_model)
+    quantized = bytes(whole.quantize(ranges).quantized_model)
+    try:
+        Interpreter(model_content=quantized).allocate_tensors()
+    except RuntimeError as error:
+        flat = [name for name, one in ranges.items() if np.ptp([one["min"], one["max"]]) == 0]
+        layers = first_few(dict.fromkeys(map(_layer, flat)))
+        what = f"these layers are 0 for all calibration pictures: {layers}" if flat else error
+        raise UserError(
+            f"LiteRT cannot run this network in 8 bits ({what}): calibrate with more pictures, "
+            "of the kind that it was trained with"
+        ) from error
+    return quantized
+
+
+def _layer(tensor: str) -> str:
+    """Returns the layer that a tensor is named after: ...jit(output)/MobileNetV2/stem/stem.x/add"""
+    parts = tensor.split(";")[-1].split("/")[2:]
+    return "/".join(itertools.takewhile(lambda part: "." not in part, parts)) or tensor
 
 
 @_quiet()

@@ -17,9 +17,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from mnv2.models.batch_norm import BatchNorm
+from mnv2.models.rounding import Rounding, rounded_kernel
 from mnv2.models.split import inverted_residual_by_slices
 from mnv2.ops import (
     Axis,
@@ -39,7 +41,6 @@ ConvBNFactory = Callable[..., nn.Module]
 # channels. Flax calls this number the fan-in of the (k, k, 1, c) kernel.
 CONV_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "truncated_normal")
 DEPTHWISE_INIT = nn.initializers.variance_scaling(2.0, "fan_in", "truncated_normal")
-CLASSIFIER_INIT = nn.initializers.normal(0.01)
 
 
 def linear(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -66,6 +67,8 @@ class ConvBN(nn.Module):
     batch_norm   False leaves batch norm out
     padding      same (TensorFlow) or symmetric (PyTorch)
     bn_frozen    training uses the running statistics of batch norm and does not change them
+    quantized    channel or tensor rounds the kernel, with a scale for each output channel or for
+                 all of it, and the result to what 8 bits can hold (`mnv2.models.rounding`)
     axis_name    device axis over which batch statistics are computed together
 
     Parameters with batch norm folded (`mnv2.models.inference`) have a bias instead of batch norm.
@@ -82,6 +85,7 @@ class ConvBN(nn.Module):
     bn_momentum: float = 0.99
     bn_epsilon: float = 1e-3
     bn_frozen: bool = False
+    quantized: str = "none"
     axis_name: Axis = None
     dtype: Any = jnp.float32
 
@@ -89,6 +93,12 @@ class ConvBN(nn.Module):
     def __call__(
         self, x: Float[Array, "n h w c"], train: bool = False
     ) -> Float[Array, "n h2 w2 c2"]:
+        y = self._activated(x, train)
+        if self.quantized != "none":
+            y = Rounding(self.bn_momentum, self.axis_name, name="rounding")(y, train)
+        return y
+
+    def _activated(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 c2"]:
         inputs = 1 if self.depthwise else x.shape[-1]
         kernel = self.param(
             "kernel",
@@ -96,6 +106,11 @@ class ConvBN(nn.Module):
             (self.kernel_size, self.kernel_size, inputs, self.features),
             jnp.float32,
         )
+        if self.quantized == "channel":
+            kernel = rounded_kernel(kernel)
+        elif self.quantized == "tensor":  # batch norm's factors differ, so they are folded first
+            factor = self._factor()
+            kernel = rounded_kernel(kernel * factor, per_channel=False) / factor
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         normalize = BatchNorm(
             self.bn_momentum, self.bn_epsilon, self.axis_name, self.dtype, name="bn"
@@ -113,6 +128,15 @@ class ConvBN(nn.Module):
             if bounded:  # batch norm has done it
                 return x
         return self.activation(x)
+
+    def _factor(self) -> Array | float:
+        """Returns what batch norm multiplies each channel by in evaluation; 1 without it."""
+        params, statistics = (self.variables.get(kind, {}) for kind in ("params", "batch_stats"))
+        if "bn" not in params:
+            return 1.0
+        scale, var = params["bn"]["scale"], statistics["bn"]["var"]
+        factor = lax.stop_gradient(scale * lax.rsqrt(var + self.bn_epsilon))
+        return jnp.where(factor == 0, 1, factor)
 
     @property
     def _pointwise(self) -> bool:
@@ -176,6 +200,7 @@ class InvertedResidual(nn.Module):
     splits      number of partial sums, over slices of the expanded channels, as which the block is
                 computed (section 5.1, `mnv2.models.split`). A number above 1 is for inference with
                 batch norm folded only
+    rounding    what rounds sums to 8 bits, if `conv_bn` rounds the results of layers
 
     Returns the output and the expanded tensor. The latter is None if `splits` is above 1.
     """
@@ -187,6 +212,7 @@ class InvertedResidual(nn.Module):
     shortcut: str = "bottleneck"
     splits: int = 1
     padding: str = "same"
+    rounding: Callable[..., nn.Module] | None = None
     conv_bn: ConvBNFactory = ConvBN
 
     @nn.compact
@@ -204,20 +230,30 @@ class InvertedResidual(nn.Module):
         expanded, expands = x, self.expansion != 1
         if expands:
             wide = make_divisible(channels * self.expansion)
-            expanded = self.conv_bn(wide, 1, activation=linear, name="expand")(x, train)
-            if self.shortcut == "expansion" and previous is not None:
-                if previous.shape == expanded.shape:
-                    expanded = expanded + previous
+            adds = self.shortcut == "expansion" and previous is not None
+            adds = adds and previous.shape == (*x.shape[:-1], wide)  # type: ignore[union-attr]
+            # What is rounded is the result of ReLU6.
+            first = relu6 if self.rounding and not adds else linear
+            expanded = self.conv_bn(wide, 1, activation=first, name="expand")(x, train)
+            if adds:
+                expanded = self._sum(expanded, previous, train, relu6)
         # This layer applies the ReLU6 of the expanded tensor, unless that tensor is the input.
+        last = expands and not self.rounding
         y = self.conv_bn(
-            expanded.shape[-1], 3, self.stride, depthwise=True, of_relu6=expands, name="depthwise"
+            expanded.shape[-1], 3, self.stride, depthwise=True, of_relu6=last, name="depthwise"
         )(expanded, train)
-        if expands:
+        if last:
             expanded = relu6(expanded)
         y = self.conv_bn(self.features, 1, activation=narrow, name="project")(y, train)
         if self.shortcut == "bottleneck" and y.shape == x.shape:
-            y = y + x
+            y = self._sum(y, x, train, linear)
         return y, expanded
+
+    def _sum(self, x: Array, y: Array, train: bool, activation: Activation) -> Array:
+        """Adds two tensors. Their sum is rounded after its activation, if anything is."""
+        if self.rounding is None:
+            return x + y
+        return self.rounding(name="sum_rounding")(activation(x + y), train)
 
     def _by_slices(self, x: Float[Array, "n h w k"]) -> Float[Array, "n h2 w2 k2"]:
         params = self.variables["params"]
@@ -235,10 +271,12 @@ class Hourglass(nn.Module):
 
     The 3x3 convolution is a standard convolution with features/4 input and output channels, and
     has the stride. If input and output differ in shape, the shortcut is a 1x1 convolution.
+    `rounding` rounds sums to 8 bits, if `conv_bn` rounds the results of layers.
     """
 
     features: int
     stride: int = 1
+    rounding: Callable[..., nn.Module] | None = None
     conv_bn: ConvBNFactory = ConvBN
 
     @nn.compact
@@ -253,4 +291,5 @@ class Hourglass(nn.Module):
             x = self.conv_bn(self.features, 1, self.stride, activation=linear, name="shortcut")(
                 x, train
             )
-        return jax.nn.relu(x + y)
+        total = jax.nn.relu(x + y)
+        return total if self.rounding is None else self.rounding(name="sum_rounding")(total, train)

@@ -38,8 +38,8 @@ def for_inference(
 def fold_batch_norm(model: nn.Module, variables: Mapping[str, Any]) -> dict[str, Any]:
     """Returns variables with which `model` computes the same in evaluation, without batch norm.
 
-    It uses conv(x, w) * factor + shift = conv(x, w * factor) + shift. The result has no
-    `batch_stats`, so it cannot be trained further.
+    It uses conv(x, w) * factor + shift = conv(x, w * factor) + shift. The result has no statistics
+    of batch norm, so it cannot be trained further. Ranges of activations (`quantized`) are kept.
     """
     epsilon = model.bn_epsilon
 
@@ -54,4 +54,16 @@ def fold_batch_norm(model: nn.Module, variables: Mapping[str, Any]) -> dict[str,
         bias = batch_norm["bias"] - running["mean"] * factor
         return {"kernel": params["kernel"] * factor, "bias": bias}
 
-    return {"params": fold(variables["params"], variables["batch_stats"])}
+    folded = {"params": fold(variables["params"], variables["batch_stats"])}
+    ranges = _without_batch_norm(variables["batch_stats"])
+    return {**folded, "batch_stats": ranges} if ranges else folded
+
+
+def _without_batch_norm(statistics: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {}
+    for name, value in statistics.items():
+        if name != "bn" and isinstance(value, Mapping):
+            value = _without_batch_norm(value)
+        if name != "bn" and not (isinstance(value, Mapping) and not value):
+            kept[name] = value
+    return kept

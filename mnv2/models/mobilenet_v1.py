@@ -7,10 +7,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mnv2.models.blocks import CLASSIFIER_INIT, ConvBN, SeparableBlock
+from mnv2.models.blocks import ConvBN, SeparableBlock
+from mnv2.models.classifier import classify
+from mnv2.models.rounding import GRANULARITIES
 from mnv2.ops import Axis
 from mnv2.ops.precision import accumulator
-from mnv2.runtime.errors import UserError, check_positive
+from mnv2.runtime.errors import UserError, check_choice, check_positive
 
 # Channels of the 13 pointwise convolutions.
 CHANNELS = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
@@ -40,6 +42,8 @@ class MobileNetV1(nn.Module):
     dropout       rate before the classifier
     padding       same (TensorFlow) or symmetric (PyTorch)
     bn_frozen     batch norm uses its running statistics in training too
+    quantized     channel or tensor: computes what 8 bits will make of the network, with a scale for
+                  each output channel of a kernel or for all of it (`mnv2.models.rounding`)
     axis_name     device axis over which batch norm is synchronised
     dtype         type of the computation; parameters, statistics and logits are at least float32
 
@@ -55,6 +59,7 @@ class MobileNetV1(nn.Module):
     bn_momentum: float = 0.99
     bn_epsilon: float = 1e-3
     bn_frozen: bool = False
+    quantized: str = "none"
     axis_name: Axis = None
     dtype: Any = jnp.float32
 
@@ -64,6 +69,7 @@ class MobileNetV1(nn.Module):
         check_positive(self.width, "width")
         if len(self.strides) != 1 + len(CHANNELS):
             raise UserError(f"strides must be {1 + len(CHANNELS)} numbers, got {self.strides}")
+        check_choice(self.quantized, ("none", *GRANULARITIES), "quantized")
         super().__post_init__()
 
     @nn.compact
@@ -76,6 +82,7 @@ class MobileNetV1(nn.Module):
             bn_momentum=self.bn_momentum,
             bn_epsilon=self.bn_epsilon,
             bn_frozen=self.bn_frozen,
+            quantized=self.quantized,
             axis_name=self.axis_name,
             dtype=self.dtype,
         )
@@ -88,7 +95,4 @@ class MobileNetV1(nn.Module):
             )
         x = jnp.mean(x, axis=(1, 2), dtype=accumulator(self.dtype))  # n 1024
         self.sow("intermediates", "pooled", x)
-        if not self.num_classes:
-            return x
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.num_classes, kernel_init=CLASSIFIER_INIT, name="classifier")(x)
+        return classify(self, x, train)

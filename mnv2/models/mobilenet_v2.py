@@ -10,13 +10,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mnv2.models.blocks import (
-    CLASSIFIER_INIT,
     ConvBN,
     Hourglass,
     InvertedResidual,
     SeparableBlock,
     make_divisible,
 )
+from mnv2.models.classifier import classify
+from mnv2.models.rounding import GRANULARITIES, Rounding
 from mnv2.ops import Axis
 from mnv2.ops.precision import accumulator
 from mnv2.runtime.errors import UserError, check_choice, check_positive
@@ -89,6 +90,8 @@ class MobileNetV2(nn.Module):
     dropout       rate before the classifier
     padding       same (TensorFlow) or symmetric (PyTorch)
     bn_frozen     batch norm uses its running statistics in training too
+    quantized     channel or tensor: computes what 8 bits will make of the network, with a scale for
+                  each output channel of a kernel or for all of it (`mnv2.models.rounding`)
     axis_name     device axis over which batch norm is synchronised
     dtype         type of the computation; parameters, statistics and logits are at least float32
 
@@ -111,6 +114,7 @@ class MobileNetV2(nn.Module):
     bn_momentum: float = 0.99
     bn_epsilon: float = 1e-3
     bn_frozen: bool = False
+    quantized: str = "none"
     axis_name: Axis = None
     dtype: Any = jnp.float32
 
@@ -129,6 +133,9 @@ class MobileNetV2(nn.Module):
             raise UserError(f"strides must be {1 + len(CHANNELS)} numbers, got {self.strides}")
         if self.splits and len(self.splits) != sum(self.repeats):
             raise UserError(f"splits must be {sum(self.repeats)} numbers, got {self.splits}")
+        if self.splits and self.quantized != "none":
+            raise UserError("a quantized network cannot be computed in splits")
+        check_choice(self.quantized, ("none", *GRANULARITIES), "quantized")
         super().__post_init__()
 
     @nn.compact
@@ -141,9 +148,12 @@ class MobileNetV2(nn.Module):
             bn_momentum=self.bn_momentum,
             bn_epsilon=self.bn_epsilon,
             bn_frozen=self.bn_frozen,
+            quantized=self.quantized,
             axis_name=self.axis_name,
             dtype=self.dtype,
         )
+        rounding = functools.partial(Rounding, self.bn_momentum, self.axis_name)
+        sums = {"rounding": rounding if self.quantized != "none" else None}
         stem_stride, *row_strides = self.strides
         channels = scaled_channels(self.width, self.rounding)
         x = conv_bn(channels.stem, 3, stem_stride, name="stem")(images, train)
@@ -160,20 +170,19 @@ class MobileNetV2(nn.Module):
                     shortcut=self.shortcut,
                     splits=self.splits[i] if self.splits else 1,
                     padding=self.padding,
+                    **sums,
                     conv_bn=conv_bn,
                     name=name,
                 )(x, train, expanded)
+            elif self.block == "separable":
+                x = SeparableBlock(features, stride, conv_bn=conv_bn, name=name)(x, train)
             else:
-                block_class = SeparableBlock if self.block == "separable" else Hourglass
-                x = block_class(features, stride, conv_bn=conv_bn, name=name)(x, train)
+                x = Hourglass(features, stride, **sums, conv_bn=conv_bn, name=name)(x, train)
 
         x = conv_bn(channels.last, 1, name="last_conv")(x, train)  # n h/32 w/32 1280
         x = jnp.mean(x, axis=(1, 2), dtype=accumulator(self.dtype))  # n 1280
         self.sow("intermediates", "pooled", x)
-        if not self.num_classes:
-            return x
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.num_classes, kernel_init=CLASSIFIER_INIT, name="classifier")(x)
+        return classify(self, x, train)
 
 
 def blocks(

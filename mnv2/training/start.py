@@ -1,5 +1,6 @@
 """The state that a run starts from: fresh, or with the weights of a file."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -32,8 +33,10 @@ def with_weights(state: TrainState, loaded: Pretrained) -> TrainState:
     """
 
     def replaced(fresh: Any, given: Any) -> Any:
-        # Copies, because a step overwrites the arrays of its state.
-        return {**fresh, **jax.tree.map(jnp.copy, given)}
+        if not isinstance(given, Mapping):
+            return jnp.copy(given)  # because a step overwrites the arrays of its state
+        # What the file does not have stays, such as the ranges of a network that is quantized now.
+        return {**fresh, **{name: replaced(fresh.get(name, {}), given[name]) for name in given}}
 
     theirs = loaded.variables
     variables = {

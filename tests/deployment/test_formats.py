@@ -203,3 +203,16 @@ def test_a_damaged_file_is_refused_in_one_line(suffix, content, message, tmp_pat
     path.write_bytes(content)
     with pytest.raises(UserError, match=message):
         open_exported(path)
+
+
+def test_a_network_whose_layers_are_off_is_refused_in_8_bits_with_their_names(tmp_path):
+    loaded = network(repeats=SHORT, width=0.1)
+    variables = jax.tree_util.tree_map_with_path(
+        lambda path, x: x - 100 if path[-1].key == "bias" else x, loaded.variables
+    )
+    loaded = dataclasses.replace(loaded, variables=variables)
+    with pytest.raises(
+        UserError, match=r"all calibration pictures: stem, block_0/depthwise, .* more\)"
+    ):
+        exported(loaded, "litert-int8", tmp_path)
+    assert np.isfinite(exported(loaded, "onnx-int8", tmp_path).run(pixels(loaded))).all()

@@ -16,5 +16,5 @@ def test_costs_are_paired_by_seed_and_have_intervals_from_three_seeds_on(tmp_pat
     one = found["linear"]["LiteRT, tensor"]
     assert (one.mean, one.half_width) == (pytest.approx(-2.0), pytest.approx(0.0, abs=1e-9))
     assert found["relu6"]["ONNX, channel"].half_width is None
-    quantization.draw(found, tmp_path / "costs.png")
+    quantization.draw(accuracies, tmp_path / "costs.png")
     assert (tmp_path / "costs.png").read_bytes()[1:4] == b"PNG"

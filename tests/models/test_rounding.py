@@ -1,0 +1,107 @@
+"""Training that rounds to 8 bits: what is rounded, and that LiteRT computes the same."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mnv2 import pretrained
+from mnv2.models.inference import for_inference
+from mnv2.models.rounding import rounded, rounded_kernel
+from tests.deployment.networks import SHORT, network, pixels
+
+
+def test_a_rounded_kernel_has_255_values_per_channel_whatever_their_scale():
+    kernel = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3, 40, 5)), jnp.float32)
+    factors = jnp.asarray([1e-3, 0.5, 1.0, -3.0, 0.0])
+    ours = rounded_kernel(kernel * factors)
+    np.testing.assert_allclose(ours, rounded_kernel(kernel) * factors, rtol=1e-5, atol=1e-9)
+    steps = 127 * ours / jnp.max(jnp.abs(ours), axis=(0, 1, 2)).clip(1e-9)
+    np.testing.assert_allclose(steps, jnp.round(steps), atol=1e-3)
+    gradient = jax.grad(lambda k: jnp.sum(rounded_kernel(k) * kernel))(kernel)
+    np.testing.assert_array_equal(gradient, kernel)
+
+
+def test_a_rounded_tensor_has_256_values_with_zero_and_a_gradient_within_its_range():
+    x = jnp.linspace(-2, 7, 5001)
+    y = rounded(x, jnp.float32(-1.3), jnp.float32(6.1))
+    values = np.unique(y)
+    assert len(values) == 256
+    assert 0 in values
+    scale = 7.4 / 255
+    inside = (x > values[0]) & (x < values[-1])
+    np.testing.assert_allclose(y[inside], x[inside], atol=scale / 2 * 1.001)
+    gradient = jax.grad(lambda x: jnp.sum(rounded(x, jnp.float32(-1.3), jnp.float32(6.1))))(x)
+    np.testing.assert_array_equal(gradient, inside)
+
+
+FIELDS = [
+    {},
+    {"bottleneck": "relu6", "shortcut": "expansion"},
+    {"block": "hourglass"},
+    {"name": "mobilenet_v1", "width": 0.25},
+]
+
+
+def calibrated(fields, images, quantized="channel"):
+    """Returns a quantized network whose ranges are those of `images`."""
+    loaded = network(**({} if "name" in fields else {"repeats": SHORT, "width": 0.35}) | fields)
+    model = loaded.model.clone(quantized=quantized, dropout=0.0, bn_momentum=0.0, bn_frozen=True)
+    fresh = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))
+    fresh = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), fresh)
+    variables = merged(fresh, loaded.variables)
+    normalised = loaded.preprocess(images.astype(np.float32))
+    _, changed = model.apply(
+        variables,
+        normalised,
+        train=True,
+        mutable=["batch_stats"],
+        rngs={"dropout": jax.random.key(0)},
+    )
+    variables = {"params": variables["params"], **changed}
+    return dataclasses.replace(loaded, model=model, variables=variables)
+
+
+def merged(fresh, given):
+    return {
+        name: merged(value, given[name]) if isinstance(value, dict) and name in given
+        else given.get(name, value)
+        for name, value in fresh.items()
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("fields", FIELDS, ids=str)
+def test_a_quantized_network_computes_what_litert_computes_in_8_bits(fields, tmp_path):
+    pytest.importorskip("litert_converter")
+    from mnv2.deployment import formats
+    from mnv2.deployment.exported import open_exported
+    from mnv2.deployment.program import program_of
+
+    images = pixels(network(classes=4), 16)
+    loaded = calibrated(fields, images)
+    normalised = loaded.preprocess(images.astype(np.float32))
+    ours = loaded.model.apply(loaded.variables, normalised, train=False)
+    plain = loaded.model.clone(quantized="none")
+    exact = plain.apply(loaded.variables, normalised, train=False)
+    path = tmp_path / "network.tflite"
+    program = program_of(loaded, pixels=False)
+    shown = [np.asarray(image[None]) for image in normalised]
+    path.write_bytes(formats.content(program, "litert-int8", shown))
+    theirs = open_exported(path, threads=1).logits(images.astype(np.float32))
+    from_rounding = np.abs(np.asarray(ours) - theirs).mean()
+    assert from_rounding < 0.6 * np.abs(np.asarray(exact) - theirs).mean()
+    folded = for_inference(loaded.model, loaded.variables)(normalised)
+    assert np.abs(folded - ours).mean() < from_rounding
+
+
+def test_a_network_is_not_quantized_unless_asked_and_can_be_saved_if_it_is(tmp_path):
+    plain = network(repeats=SHORT, width=0.1)
+    assert "rounding" not in str(jax.tree.structure(plain.variables))
+    images = pixels(plain, 4)
+    loaded = calibrated({"width": 0.1}, images, "tensor")
+    pretrained.save(loaded, tmp_path / "weights.safetensors")
+    again = pretrained.load(tmp_path / "weights.safetensors")
+    assert again.model.quantized == "tensor"
+    jax.tree.map(np.testing.assert_array_equal, again.variables, loaded.variables)
