@@ -154,6 +154,8 @@ class MobileNetV2(nn.Module):
         )
         rounding = functools.partial(Rounding, self.bn_momentum, self.axis_name)
         sums = {"rounding": rounding if self.quantized != "none" else None}
+        if self.quantized != "none":
+            images = rounding(name="input_rounding")(images, train)
         stem_stride, *row_strides = self.strides
         channels = scaled_channels(self.width, self.rounding)
         x = conv_bn(channels.stem, 3, stem_stride, name="stem")(images, train)

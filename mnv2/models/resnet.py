@@ -79,6 +79,8 @@ class ResNet50(nn.Module):
             dtype=self.dtype,
         )
         rounding = functools.partial(Rounding, self.bn_momentum, self.axis_name)
+        if self.quantized != "none":
+            images = rounding(name="input_rounding")(images, train)
         stem_stride, pool_stride, *stage_strides = self.strides
         x = conv_bn(
             make_divisible(64 * self.width),

@@ -35,7 +35,7 @@ def rounded_kernel(
 
 
 def rounded(
-    x: Float[Array, "*shape"], low: Float[Array, ""], high: Float[Array, ""]
+    x: Float[Array, "*shape"], low: Float[Array, "1"], high: Float[Array, "1"]
 ) -> Float[Array, "*shape"]:
     """Rounds `x` to 256 equidistant numbers, zero among them, from about `low` to about `high`."""
     low, high = jnp.minimum(low, 0), jnp.maximum(high, 0)
@@ -65,8 +65,9 @@ class Rounding(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*shape"], train: bool) -> Float[Array, "*shape"]:
-        low = self.variable("batch_stats", "low", jnp.zeros, (), jnp.float32)
-        high = self.variable("batch_stats", "high", jnp.zeros, (), jnp.float32)
+        # Of one number each, since files of weights have no scalars.
+        low = self.variable("batch_stats", "low", jnp.zeros, (1,), jnp.float32)
+        high = self.variable("batch_stats", "high", jnp.zeros, (1,), jnp.float32)
         if train and not self.is_initializing():
             new = self._bounds(lax.stop_gradient(x.astype(jnp.float32)))
             first = low.value == high.value
@@ -77,8 +78,8 @@ class Rounding(nn.Module):
         of_float32 = rounded(x.astype(jnp.float32), low.value, jnp.where(known, high.value, 1))
         return jnp.where(known, of_float32, x).astype(x.dtype)
 
-    def _bounds(self, x: Float[Array, "*shape"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        low, high = jnp.min(x), jnp.max(x)
+    def _bounds(self, x: Float[Array, "*shape"]) -> tuple[Float[Array, "1"], Float[Array, "1"]]:
+        low, high = jnp.min(x)[None], jnp.max(x)[None]
         axis = self.axis_name
         if axis is None:
             return low, high

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 from mnv2 import pretrained
+from mnv2.deployment import formats
+from mnv2.deployment.exported import open_exported
+from mnv2.deployment.program import program_of
 from mnv2.models.inference import for_inference
 from mnv2.models.rounding import rounded, rounded_kernel
 from tests.deployment.networks import SHORT, network, pixels
@@ -26,17 +29,18 @@ def test_a_rounded_kernel_has_255_values_per_channel_whatever_their_scale():
 
 def test_a_rounded_tensor_has_256_values_with_zero_and_a_gradient_within_its_range():
     x = jnp.linspace(-2, 7, 5001)
-    y = rounded(x, jnp.float32(-1.3), jnp.float32(6.1))
+    y = rounded(x, jnp.asarray([-1.3]), jnp.asarray([6.1]))
     values = np.unique(y)
     assert len(values) == 256
     assert 0 in values
     scale = 7.4 / 255
     inside = (x > values[0]) & (x < values[-1])
     np.testing.assert_allclose(y[inside], x[inside], atol=scale / 2 * 1.001)
-    gradient = jax.grad(lambda x: jnp.sum(rounded(x, jnp.float32(-1.3), jnp.float32(6.1))))(x)
+    gradient = jax.grad(lambda x: jnp.sum(rounded(x, jnp.asarray([-1.3]), jnp.asarray([6.1]))))(x)
     np.testing.assert_array_equal(gradient, inside)
 
 
+QUICK = {"xla_backend_optimization_level": 0}
 FIELDS = [
     {},
     {"bottleneck": "relu6", "shortcut": "expansion"},
@@ -52,14 +56,11 @@ def calibrated(fields, images, quantized="channel"):
     fresh = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))
     fresh = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), fresh)
     variables = merged(fresh, loaded.variables)
-    normalised = loaded.preprocess(images.astype(np.float32))
-    _, changed = model.apply(
-        variables,
-        normalised,
-        train=True,
-        mutable=["batch_stats"],
-        rngs={"dropout": jax.random.key(0)},
+    train = jax.jit(
+        lambda x: model.apply(variables, x, train=True, mutable=["batch_stats"])[1],
+        compiler_options=QUICK,
     )
+    changed = train(loaded.preprocess(images.astype(np.float32)))
     variables = {"params": variables["params"], **changed}
     return dataclasses.replace(loaded, model=model, variables=variables)
 
@@ -73,27 +74,34 @@ def merged(fresh, given):
 
 
 @pytest.mark.parametrize("fields", FIELDS, ids=str)
-def test_a_quantized_network_computes_what_litert_computes_in_8_bits(fields, tmp_path):
+def test_what_is_rounded_is_what_has_8_bits_in_litert(fields, tmp_path):
+    """One range per tensor of the file. The ranges are those of a network that does not round yet,
+    so the numbers agree no better than two roundings do.
+    """
     pytest.importorskip("litert_converter")
-    from mnv2.deployment import formats
-    from mnv2.deployment.exported import open_exported
-    from mnv2.deployment.program import program_of
-
     images = pixels(network(classes=4), 16)
     loaded = calibrated(fields, images)
     normalised = loaded.preprocess(images.astype(np.float32))
-    ours = loaded.model.apply(loaded.variables, normalised, train=False)
-    plain = loaded.model.clone(quantized="none")
-    exact = plain.apply(loaded.variables, normalised, train=False)
     path = tmp_path / "network.tflite"
-    program = program_of(loaded, pixels=False)
-    shown = [np.asarray(image[None]) for image in normalised]
-    path.write_bytes(formats.content(program, "litert-int8", shown))
-    theirs = open_exported(path, threads=1).logits(images.astype(np.float32))
-    from_rounding = np.abs(np.asarray(ours) - theirs).mean()
-    assert from_rounding < 0.6 * np.abs(np.asarray(exact) - theirs).mean()
-    folded = for_inference(loaded.model, loaded.variables)(normalised)
-    assert np.abs(folded - ours).mean() < from_rounding
+    program = program_of(loaded, pixels=False, batch=len(images))
+    path.write_bytes(formats.content(program, "litert-int8", [np.asarray(normalised)]))
+    file = open_exported(path, threads=1)
+
+    ranges = [path for path, _ in jax.tree_util.tree_leaves_with_path(loaded.variables)
+              if path[-1].key == "high"]  # fmt: skip
+    assert len(ranges) == 1 + sum("QUANTIZE" not in name for name in file.operators)
+    theirs = file.logits(images.astype(np.float32))
+    ours, folded, exact = (
+        np.asarray(compute(normalised))
+        for compute in (
+            jax.jit(lambda x: loaded.model.apply(loaded.variables, x), compiler_options=QUICK),
+            for_inference(loaded.model, loaded.variables),
+            lambda x: program.logits(x),
+        )
+    )
+    noise = np.abs(exact - theirs).mean()
+    assert 0 < np.abs(ours - theirs).mean() < 1.5 * noise
+    assert np.abs(ours - folded).mean() < noise
 
 
 def test_a_network_is_not_quantized_unless_asked_and_can_be_saved_if_it_is(tmp_path):
