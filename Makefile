@@ -20,7 +20,7 @@ endif
 READY := .venv/ready$(if $(filter any,$(PLATFORM)),,-$(ACCELERATOR))
 
 .PHONY: help ablation photograph experiments throughput scaling tpu h100 test faults slurm-test check tour \
-	tensorboard clean
+	demo tensorboard clean
 
 help:
 	@echo 'make ablation     train the ablations on Fashion-MNIST, print the table, draw the figure'
@@ -36,6 +36,7 @@ help:
 	@echo 'make slurm-test   preempt a sweep on a SLURM of one node, which is installed and started'
 	@echo 'make check        format, lint, types, the import rule'
 	@echo 'make tour         run the notebook docs/tour.ipynb from a clean kernel'
+	@echo 'make demo         classify pictures in a browser, with docs/demo/network.onnx'
 	@echo 'make tensorboard  look at the curves of make ablation'
 	@echo 'make clean        remove the environments; runs stay'
 
@@ -97,6 +98,12 @@ check: .venv/ready
 
 tour: .venv/ready
 	$(BIN)/python -m tests.tour
+
+demo: docs/demo/network.onnx
+	cd docs/demo && npm install --no-audit --no-fund && $(PYTHON_FOUND) -m http.server 8000
+
+docs/demo/network.onnx:
+	@echo 'first write it: python -m mnv2.export WEIGHTS --to onnx --output $@'; exit 1
 
 tensorboard: .venv/ready
 	$(BIN)/tensorboard --logdir $(WORKDIR)

@@ -62,7 +62,7 @@ async function classify(session, description, blob) {
 }
 
 try {
-  ort.env.wasm.wasmPaths = "node_modules/onnxruntime-web/dist/";
+  ort.env.wasm.wasmPaths = new URL("node_modules/onnxruntime-web/dist/", document.baseURI).href;
   const bytes = new Uint8Array(await (await fetch("network.onnx")).arrayBuffer());
   const description = descriptionIn(bytes);
   const session = await ort.InferenceSession.create(bytes);

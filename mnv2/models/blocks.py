@@ -230,13 +230,14 @@ class InvertedResidual(nn.Module):
         expanded, expands = x, self.expansion != 1
         if expands:
             wide = make_divisible(channels * self.expansion)
-            adds = self.shortcut == "expansion" and previous is not None
-            adds = adds and previous.shape == (*x.shape[:-1], wide)  # type: ignore[union-attr]
+            added = previous if self.shortcut == "expansion" else None
+            if added is not None and added.shape != (*x.shape[:-1], wide):
+                added = None
             # What is rounded is the result of ReLU6.
-            first = relu6 if self.rounding and not adds else linear
+            first = relu6 if self.rounding and added is None else linear
             expanded = self.conv_bn(wide, 1, activation=first, name="expand")(x, train)
-            if adds:
-                expanded = self._sum(expanded, previous, train, relu6)
+            if added is not None:
+                expanded = self._sum(expanded, added, train, relu6)
         # This layer applies the ReLU6 of the expanded tensor, unless that tensor is the input.
         last = expands and not self.rounding
         y = self.conv_bn(

@@ -87,8 +87,8 @@ class MobileNetV1(nn.Module):
             dtype=self.dtype,
         )
         if self.quantized != "none":
-            rounding = Rounding(self.bn_momentum, self.axis_name, name="input_rounding")
-            images = rounding(images, train)
+            to_8_bits = Rounding(self.bn_momentum, self.axis_name, name="input_rounding")
+            images = to_8_bits(images, train)
         stem_stride, *block_strides = self.strides
         stem_channels, *block_channels = scaled_channels(self.width)
         x = conv_bn(stem_channels, 3, stem_stride, name="stem")(images, train)

@@ -152,10 +152,10 @@ class MobileNetV2(nn.Module):
             axis_name=self.axis_name,
             dtype=self.dtype,
         )
-        rounding = functools.partial(Rounding, self.bn_momentum, self.axis_name)
-        sums = {"rounding": rounding if self.quantized != "none" else None}
+        to_8_bits = functools.partial(Rounding, self.bn_momentum, self.axis_name)
+        sums = to_8_bits if self.quantized != "none" else None
         if self.quantized != "none":
-            images = rounding(name="input_rounding")(images, train)
+            images = to_8_bits(name="input_rounding")(images, train)
         stem_stride, *row_strides = self.strides
         channels = scaled_channels(self.width, self.rounding)
         x = conv_bn(channels.stem, 3, stem_stride, name="stem")(images, train)
@@ -172,14 +172,14 @@ class MobileNetV2(nn.Module):
                     shortcut=self.shortcut,
                     splits=self.splits[i] if self.splits else 1,
                     padding=self.padding,
-                    **sums,
+                    rounding=sums,
                     conv_bn=conv_bn,
                     name=name,
                 )(x, train, expanded)
             elif self.block == "separable":
                 x = SeparableBlock(features, stride, conv_bn=conv_bn, name=name)(x, train)
             else:
-                x = Hourglass(features, stride, **sums, conv_bn=conv_bn, name=name)(x, train)
+                x = Hourglass(features, stride, sums, conv_bn, name=name)(x, train)
 
         x = conv_bn(channels.last, 1, name="last_conv")(x, train)  # n h/32 w/32 1280
         x = jnp.mean(x, axis=(1, 2), dtype=accumulator(self.dtype))  # n 1280

@@ -78,9 +78,9 @@ class ResNet50(nn.Module):
             axis_name=self.axis_name,
             dtype=self.dtype,
         )
-        rounding = functools.partial(Rounding, self.bn_momentum, self.axis_name)
+        to_8_bits = functools.partial(Rounding, self.bn_momentum, self.axis_name)
         if self.quantized != "none":
-            images = rounding(name="input_rounding")(images, train)
+            images = to_8_bits(name="input_rounding")(images, train)
         stem_stride, pool_stride, *stage_strides = self.strides
         x = conv_bn(
             make_divisible(64 * self.width),
@@ -97,7 +97,7 @@ class ResNet50(nn.Module):
             for repeat in range(repeats):
                 stride = stage_stride if repeat == 0 else 1
                 features = make_divisible(channels * self.width)
-                sums = rounding if self.quantized != "none" else None
+                sums = to_8_bits if self.quantized != "none" else None
                 x = Hourglass(features, stride, sums, conv_bn, name=f"block_{i}")(x, train)
                 i += 1
         x = jnp.mean(x, axis=(1, 2), dtype=accumulator(self.dtype))  # n 2048
