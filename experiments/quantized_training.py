@@ -158,6 +158,11 @@ def draw(results: Sequence[Result], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("test top-1, 8 bits - float32, points")
     panels[0].set_yscale("symlog", linthresh=1)
+    ticks = (-64, -16, -4, -1, 0, 1)
+    lowest = min(min(one.cost("after", "tensor"), one.cost("in", "tensor")) for one in results)
+    panels[0].set_yticks(ticks, [str(tick) for tick in ticks])
+    panels[0].set_ylim(1.5 * min(lowest, -1), 1)
+    panels[0].minorticks_off()
     figure.savefig(path, dpi=130)
 
 
