@@ -192,6 +192,7 @@ class InvertedResidual(nn.Module):
 
     features    output channels k'
     expansion   t; there is no expansion layer if t = 1
+    activation  of the wide tensors: ReLU6 (the paper) or another function
     bottleneck  activation of the narrow output: linear (the paper) or relu6 (figure 6a)
     shortcut    figure 6b. bottleneck adds the input to the output if both have the same shape.
                 expansion adds `previous`, the expanded tensor of the previous block, to the
@@ -208,6 +209,7 @@ class InvertedResidual(nn.Module):
     features: int
     stride: int = 1
     expansion: float = 6
+    activation: Activation = relu6
     bottleneck: str = "linear"
     shortcut: str = "bottleneck"
     splits: int = 1
@@ -226,24 +228,30 @@ class InvertedResidual(nn.Module):
         if self.splits > 1 and not self.is_initializing():
             y = narrow(self._by_slices(x))
             return (y + x if self.shortcut == "bottleneck" and y.shape == x.shape else y), None
-        channels = x.shape[-1]
         expanded, expands = x, self.expansion != 1
+        # The depthwise layer applies the ReLU6 of the expanded tensor, unless that tensor is the
+        # input, or is rounded: what is rounded is the result of the activation.
+        fused = expands and self.activation is relu6 and self.rounding is None
+        activation = linear if fused else self.activation
         if expands:
-            wide = make_divisible(channels * self.expansion)
+            wide = make_divisible(x.shape[-1] * self.expansion)
             added = previous if self.shortcut == "expansion" else None
             if added is not None and added.shape != (*x.shape[:-1], wide):
                 added = None
-            # What is rounded is the result of ReLU6.
-            first = relu6 if self.rounding and added is None else linear
+            first = activation if added is None else linear
             expanded = self.conv_bn(wide, 1, activation=first, name="expand")(x, train)
             if added is not None:
-                expanded = self._sum(expanded, added, train, relu6)
-        # This layer applies the ReLU6 of the expanded tensor, unless that tensor is the input.
-        last = expands and not self.rounding
+                expanded = self._sum(expanded, added, train, activation)
         y = self.conv_bn(
-            expanded.shape[-1], 3, self.stride, depthwise=True, of_relu6=last, name="depthwise"
+            expanded.shape[-1],
+            3,
+            self.stride,
+            depthwise=True,
+            of_relu6=fused,
+            activation=self.activation,
+            name="depthwise",
         )(expanded, train)
-        if last:
+        if fused:
             expanded = relu6(expanded)
         y = self.conv_bn(self.features, 1, activation=narrow, name="project")(y, train)
         if self.shortcut == "bottleneck" and y.shape == x.shape:
@@ -251,17 +259,17 @@ class InvertedResidual(nn.Module):
         return y, expanded
 
     def _sum(self, x: Array, y: Array, train: bool, activation: Activation) -> Array:
-        """Adds two tensors. Their sum is rounded after its activation, if anything is."""
-        if self.rounding is None:
-            return x + y
-        return self.rounding(name="sum_rounding")(activation(x + y), train)
+        """Returns the activation of a sum, rounded if anything is."""
+        total = activation(x + y)
+        return total if self.rounding is None else self.rounding(name="sum_rounding")(total, train)
 
     def _by_slices(self, x: Float[Array, "n h w k"]) -> Float[Array, "n h2 w2 k2"]:
         params = self.variables["params"]
-        if "bias" not in params["depthwise"] or self.shortcut == "expansion":
+        unlike = self.shortcut == "expansion" or self.activation is not relu6
+        if "bias" not in params["depthwise"] or unlike:
             raise UserError(
                 "splits are for inference with batch norm folded (mnv2.models.for_inference), "
-                "without shortcuts between expansions"
+                "with ReLU6 and without shortcuts between expansions"
             )
         padding = explicit_padding((x.shape[1], x.shape[2]), 3, self.stride, self.padding)
         return inverted_residual_by_slices(x, params, self.splits, self.stride, padding)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -18,7 +19,7 @@ from mnv2.models.blocks import (
 )
 from mnv2.models.classifier import classify
 from mnv2.models.rounding import GRANULARITIES, Rounding
-from mnv2.ops import Axis
+from mnv2.ops import Axis, relu6
 from mnv2.ops.precision import accumulator
 from mnv2.runtime.errors import UserError, check_choice, check_positive
 
@@ -31,6 +32,7 @@ IMAGENET_STRIDES = (2, 1, 2, 2, 2, 1, 2, 1)  # 224 -> 112, 112, 56, 28, 14, 14, 
 SMALL_STRIDES = (1, 1, 1, 2, 2, 1, 2, 1)  # 32 -> 32, 32, 32, 16, 8, 8, 4, 4
 
 BLOCKS = ("inverted_residual", "separable", "hourglass")
+ACTIVATIONS = {"relu6": relu6, "relu": jax.nn.relu}
 BOTTLENECKS = ("linear", "relu6")
 SHORTCUTS = ("bottleneck", "expansion", "none")
 ROUNDINGS = ("nearest", "nearest_4", "fixed_ends", "up")
@@ -78,6 +80,7 @@ class MobileNetV2(nn.Module):
     width         width multiplier for every number of channels (section 6.1)
     rounding      rule by which these numbers are rounded: see `scaled_channels`
     expansion     t of every block except the first, whose t is 1
+    activation    of the stem, of the wide tensors and of the last convolution: relu6, or relu
     bottleneck    activation of the narrow tensors: linear, or relu6 (figure 6a)
     shortcut      bottleneck, expansion, or none (figure 6b)
     block         kind of block in the rows of table 2: inverted_residual (the paper), separable
@@ -103,6 +106,7 @@ class MobileNetV2(nn.Module):
     width: float = 1.0
     rounding: str = "nearest"
     expansion: float = 6
+    activation: str = "relu6"
     bottleneck: str = "linear"
     shortcut: str = "bottleneck"
     block: str = "inverted_residual"
@@ -124,6 +128,7 @@ class MobileNetV2(nn.Module):
         check_positive(self.width, "width")
         check_choice(self.rounding, ROUNDINGS, "rounding")
         check_positive(self.expansion, "expansion")
+        check_choice(self.activation, ACTIVATIONS, "activation")
         check_choice(self.bottleneck, BOTTLENECKS, "bottleneck")
         check_choice(self.shortcut, SHORTCUTS, "shortcut")
         check_choice(self.block, BLOCKS, "block")
@@ -142,8 +147,10 @@ class MobileNetV2(nn.Module):
     def __call__(
         self, images: Float[Array, "n h w c"], train: bool = False
     ) -> Float[Array, "n classes"]:
+        activation = ACTIVATIONS[self.activation]
         conv_bn = functools.partial(
             ConvBN,
+            activation=activation,
             padding=self.padding,
             bn_momentum=self.bn_momentum,
             bn_epsilon=self.bn_epsilon,
@@ -168,6 +175,7 @@ class MobileNetV2(nn.Module):
                     features,
                     stride,
                     expansion=1 if i == 0 else self.expansion,
+                    activation=activation,
                     bottleneck=self.bottleneck,
                     shortcut=self.shortcut,
                     splits=self.splits[i] if self.splits else 1,

@@ -39,6 +39,18 @@ def test_a_linear_bottleneck_can_be_negative_and_a_relu6_one_cannot(x):
     np.testing.assert_array_equal(relu6, jnp.clip(linear, 0, 6))
 
 
+@pytest.mark.parametrize("shortcut", ["bottleneck", "expansion"])
+def test_relu_inside_is_relu6_without_its_bound(x, shortcut):
+    block = InvertedResidual(24, shortcut=shortcut)
+    other = block.clone(activation=jax.nn.relu)
+    previous = jnp.ones((2, 6, 6, 96))
+    for factor, same in ((1.0, True), (100.0, False)):
+        (bounded, first), _ = run(block, factor * x, factor * previous)
+        (unbounded, second), _ = run(other, factor * x, factor * previous)
+        np.testing.assert_allclose(first, jnp.minimum(second, 6), rtol=1e-5, atol=1e-5)
+        assert np.allclose(bounded, unbounded, rtol=1e-4, atol=1e-5) == same
+
+
 def test_the_shortcut_between_bottlenecks_adds_the_input(x):
     (with_shortcut, _), _ = run(InvertedResidual(16), x)
     (without, _), _ = run(InvertedResidual(16, shortcut="none"), x)

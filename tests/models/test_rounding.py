@@ -45,7 +45,6 @@ FIELDS = [
     {},
     {"bottleneck": "relu6", "shortcut": "expansion"},
     {"block": "hourglass"},
-    {"name": "mobilenet_v1", "width": 0.25},
 ]
 
 

@@ -71,6 +71,8 @@ def test_a_size_of_pictures_is_a_whole_number_of_pixels():
 def test_every_field_that_can_be_wrong_is_checked(preset):
     resolved = settings.from_config(resolve(v2_ablation.get_config(preset), "linear"))
     free = {"data.name", "data.dir", "model.name", "weights"}
-    by_the_network = {"model.bottleneck", "model.shortcut", "model.block", "model.padding"}
+    by_the_network = {
+        f"model.{name}" for name in ("activation", "bottleneck", "shortcut", "block", "padding")
+    }
     unchecked = resolved.flat().keys() - CHECKS.keys() - free - by_the_network
     assert unchecked == {"model.strides"}
