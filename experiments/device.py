@@ -17,8 +17,8 @@ import contextlib
 import gc
 import importlib
 import importlib.metadata
-import importlib.util
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -137,7 +137,7 @@ def _free_memory() -> None:
     """Frees the device's memory for the next network, which would not get it otherwise."""
     jax.clear_caches()
     gc.collect()
-    torch = importlib.import_module("torch") if importlib.util.find_spec("torch") else None
+    torch = sys.modules.get("torch")  # if a row of PyTorch was measured
     if torch is not None and torch.cuda.is_available():
         torch.cuda.empty_cache()
 

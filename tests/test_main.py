@@ -117,7 +117,7 @@ def test_bad_input_is_one_clear_line(tmp_path, fashion_mnist, name):
         ("", "--workdir is empty"),
         ("gs:///runs", "--workdir gs:///runs names no bucket: give gs://BUCKET/FOLDER"),
         ("s3://bucket/runs", "--workdir s3://bucket/runs is an address"),
-        ("file:///tmp/runs", "is an address"),
+        ("file:///data/runs", "is an address"),
         ("README.md", "--workdir README.md is a file"),
         ("README.md/runs", "cannot write to --workdir README.md/runs: "),
         ("~nobody_of_this_name/runs", "there is no such home folder"),

@@ -21,7 +21,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from mnv2.models.batch_norm import BatchNorm
-from mnv2.models.rounding import Rounding, rounded_kernel
+from mnv2.models.rounding import Factory, rounded_by, rounded_kernel, rounding_of
 from mnv2.models.split import inverted_residual_by_slices
 from mnv2.ops import (
     Axis,
@@ -94,9 +94,7 @@ class ConvBN(nn.Module):
         self, x: Float[Array, "n h w c"], train: bool = False
     ) -> Float[Array, "n h2 w2 c2"]:
         y = self._activated(x, train)
-        if self.quantized != "none":
-            y = Rounding(self.bn_momentum, self.axis_name, name="rounding")(y, train)
-        return y
+        return rounded_by(rounding_of(self), "rounding", y, train)
 
     def _activated(self, x: Float[Array, "n h w c"], train: bool) -> Float[Array, "n h2 w2 c2"]:
         inputs = 1 if self.depthwise else x.shape[-1]
@@ -214,7 +212,7 @@ class InvertedResidual(nn.Module):
     shortcut: str = "bottleneck"
     splits: int = 1
     padding: str = "same"
-    rounding: Callable[..., nn.Module] | None = None
+    rounding: Factory | None = None
     conv_bn: ConvBNFactory = ConvBN
 
     @nn.compact
@@ -261,7 +259,7 @@ class InvertedResidual(nn.Module):
     def _sum(self, x: Array, y: Array, train: bool, activation: Activation) -> Array:
         """Returns the activation of a sum, rounded if anything is."""
         total = activation(x + y)
-        return total if self.rounding is None else self.rounding(name="sum_rounding")(total, train)
+        return rounded_by(self.rounding, "sum_rounding", total, train)
 
     def _by_slices(self, x: Float[Array, "n h w k"]) -> Float[Array, "n h2 w2 k2"]:
         params = self.variables["params"]
@@ -285,7 +283,7 @@ class Hourglass(nn.Module):
 
     features: int
     stride: int = 1
-    rounding: Callable[..., nn.Module] | None = None
+    rounding: Factory | None = None
     conv_bn: ConvBNFactory = ConvBN
 
     @nn.compact
@@ -301,4 +299,4 @@ class Hourglass(nn.Module):
                 x, train
             )
         total = jax.nn.relu(x + y)
-        return total if self.rounding is None else self.rounding(name="sum_rounding")(total, train)
+        return rounded_by(self.rounding, "sum_rounding", total, train)

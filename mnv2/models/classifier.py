@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from mnv2.models.rounding import Rounding, rounded_dot_general
+from mnv2.models.rounding import rounded_by, rounded_dot_general, rounding_of
 
 CLASSIFIER_INIT = nn.initializers.normal(0.01)
 
@@ -19,19 +19,15 @@ def classify(network: Any, x: Float[Array, "n c"], train: bool) -> Float[Array, 
     if not network.num_classes:
         return x
 
-    def rounded(name: str, tensor: Any) -> Any:
-        if network.quantized == "none":
-            return tensor
-        return Rounding(network.bn_momentum, network.axis_name, name=name)(tensor, train)
-
-    x = rounded("pooled_rounding", x)
+    rounding = rounding_of(network)
+    x = rounded_by(rounding, "pooled_rounding", x, train)
     x = nn.Dropout(network.dropout, deterministic=not train)(x)
     per_channel = network.quantized == "channel"
     dot_general = functools.partial(rounded_dot_general, per_channel=per_channel)
     dense = nn.Dense(
         network.num_classes,
         kernel_init=CLASSIFIER_INIT,
-        dot_general=None if network.quantized == "none" else dot_general,
+        dot_general=dot_general if rounding else None,
         name="classifier",
     )
-    return rounded("logits_rounding", dense(x))
+    return rounded_by(rounding, "logits_rounding", dense(x), train)

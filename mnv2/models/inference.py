@@ -5,6 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -55,15 +56,6 @@ def fold_batch_norm(model: nn.Module, variables: Mapping[str, Any]) -> dict[str,
         return {"kernel": params["kernel"] * factor, "bias": bias}
 
     folded = {"params": fold(variables["params"], variables["batch_stats"])}
-    ranges = _without_batch_norm(variables["batch_stats"])
-    return {**folded, "batch_stats": ranges} if ranges else folded
-
-
-def _without_batch_norm(statistics: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {}
-    for name, value in statistics.items():
-        if name != "bn" and isinstance(value, Mapping):
-            value = _without_batch_norm(value)
-        if name != "bn" and not (isinstance(value, Mapping) and not value):
-            kept[name] = value
-    return kept
+    statistics = flatten_dict(variables["batch_stats"])
+    ranges = {path: value for path, value in statistics.items() if "bn" not in path}
+    return {**folded, "batch_stats": unflatten_dict(ranges)} if ranges else folded

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from mnv2.models.blocks import ConvBN, SeparableBlock
 from mnv2.models.classifier import classify
-from mnv2.models.rounding import GRANULARITIES, Rounding
+from mnv2.models.rounding import GRANULARITIES, rounded_by, rounding_of
 from mnv2.ops import Axis
 from mnv2.ops.precision import accumulator
 from mnv2.runtime.errors import UserError, check_choice, check_positive
@@ -86,9 +86,7 @@ class MobileNetV1(nn.Module):
             axis_name=self.axis_name,
             dtype=self.dtype,
         )
-        if self.quantized != "none":
-            to_8_bits = Rounding(self.bn_momentum, self.axis_name, name="input_rounding")
-            images = to_8_bits(images, train)
+        images = rounded_by(rounding_of(self), "input_rounding", images, train)
         stem_stride, *block_strides = self.strides
         stem_channels, *block_channels = scaled_channels(self.width)
         x = conv_bn(stem_channels, 3, stem_stride, name="stem")(images, train)

@@ -18,7 +18,7 @@ from mnv2.models.blocks import (
     make_divisible,
 )
 from mnv2.models.classifier import classify
-from mnv2.models.rounding import GRANULARITIES, Rounding
+from mnv2.models.rounding import GRANULARITIES, rounded_by, rounding_of
 from mnv2.ops import Axis, relu6
 from mnv2.ops.precision import accumulator
 from mnv2.runtime.errors import UserError, check_choice, check_positive
@@ -159,10 +159,8 @@ class MobileNetV2(nn.Module):
             axis_name=self.axis_name,
             dtype=self.dtype,
         )
-        to_8_bits = functools.partial(Rounding, self.bn_momentum, self.axis_name)
-        sums = to_8_bits if self.quantized != "none" else None
-        if self.quantized != "none":
-            images = to_8_bits(name="input_rounding")(images, train)
+        to_8_bits = rounding_of(self)
+        images = rounded_by(to_8_bits, "input_rounding", images, train)
         stem_stride, *row_strides = self.strides
         channels = scaled_channels(self.width, self.rounding)
         x = conv_bn(channels.stem, 3, stem_stride, name="stem")(images, train)
@@ -180,14 +178,14 @@ class MobileNetV2(nn.Module):
                     shortcut=self.shortcut,
                     splits=self.splits[i] if self.splits else 1,
                     padding=self.padding,
-                    rounding=sums,
+                    rounding=to_8_bits,
                     conv_bn=conv_bn,
                     name=name,
                 )(x, train, expanded)
             elif self.block == "separable":
                 x = SeparableBlock(features, stride, conv_bn=conv_bn, name=name)(x, train)
             else:
-                x = Hourglass(features, stride, sums, conv_bn, name=name)(x, train)
+                x = Hourglass(features, stride, to_8_bits, conv_bn, name=name)(x, train)
 
         x = conv_bn(channels.last, 1, name="last_conv")(x, train)  # n h/32 w/32 1280
         x = jnp.mean(x, axis=(1, 2), dtype=accumulator(self.dtype))  # n 1280

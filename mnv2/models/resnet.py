@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from mnv2.models.blocks import ConvBN, Hourglass, make_divisible
 from mnv2.models.classifier import classify
-from mnv2.models.rounding import GRANULARITIES, Rounding
+from mnv2.models.rounding import GRANULARITIES, rounded_by, rounding_of
 from mnv2.ops import Axis, explicit_padding
 from mnv2.ops.precision import accumulator
 from mnv2.runtime.errors import UserError, check_choice, check_positive
@@ -78,9 +78,8 @@ class ResNet50(nn.Module):
             axis_name=self.axis_name,
             dtype=self.dtype,
         )
-        to_8_bits = functools.partial(Rounding, self.bn_momentum, self.axis_name)
-        if self.quantized != "none":
-            images = to_8_bits(name="input_rounding")(images, train)
+        to_8_bits = rounding_of(self)
+        images = rounded_by(to_8_bits, "input_rounding", images, train)
         stem_stride, pool_stride, *stage_strides = self.strides
         x = conv_bn(
             make_divisible(64 * self.width),
@@ -97,8 +96,7 @@ class ResNet50(nn.Module):
             for repeat in range(repeats):
                 stride = stage_stride if repeat == 0 else 1
                 features = make_divisible(channels * self.width)
-                sums = to_8_bits if self.quantized != "none" else None
-                x = Hourglass(features, stride, sums, conv_bn, name=f"block_{i}")(x, train)
+                x = Hourglass(features, stride, to_8_bits, conv_bn, name=f"block_{i}")(x, train)
                 i += 1
         x = jnp.mean(x, axis=(1, 2), dtype=accumulator(self.dtype))  # n 2048
         self.sow("intermediates", "pooled", x)

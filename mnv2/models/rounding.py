@@ -5,6 +5,8 @@ Gradients pass the rounding as if it were not there (straight-through), except w
 outside the range that 8 bits hold.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -85,6 +87,24 @@ class Rounding(nn.Module):
             return low, high
         name = axis.axis_name if isinstance(axis, DeviceGroup) else axis
         return lax.pmin(low, name), lax.pmax(high, name)
+
+
+type Factory = Callable[..., Rounding]
+
+
+def rounding_of(network: Any) -> Factory | None:
+    """Returns what makes the `Rounding`s of a network, from their names; None if it has none.
+
+    It uses the fields quantized, bn_momentum and axis_name of the network.
+    """
+    if network.quantized == "none":
+        return None
+    return functools.partial(Rounding, network.bn_momentum, network.axis_name)
+
+
+def rounded_by(rounding: Factory | None, name: str, x: Array, train: bool) -> Array:
+    """Rounds a tensor with a new `Rounding` of that name; returns it as it is for None."""
+    return x if rounding is None else rounding(name=name)(x, train)
 
 
 def rounded_dot_general(

@@ -1,10 +1,10 @@
 """The state that a run starts from: fresh, or with the weights of a file."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mnv2.pretrained import Pretrained
 from mnv2.training.settings import Settings
@@ -33,10 +33,10 @@ def with_weights(state: TrainState, loaded: Pretrained) -> TrainState:
     """
 
     def replaced(fresh: Any, given: Any) -> Any:
-        if not isinstance(given, Mapping):
-            return jnp.copy(given)  # because a step overwrites the arrays of its state
         # What the file does not have stays, such as the ranges of a network that is quantized now.
-        return {**fresh, **{name: replaced(fresh.get(name, {}), given[name]) for name in given}}
+        # The rest is copied, because a step overwrites the arrays of its state.
+        copied = {path: jnp.copy(array) for path, array in flatten_dict(given).items()}
+        return unflatten_dict({**flatten_dict(fresh), **copied})
 
     theirs = loaded.variables
     variables = {

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mnv2 import pretrained
 from mnv2.deployment import formats
@@ -50,11 +51,11 @@ FIELDS = [
 
 def calibrated(fields, images, quantized="channel"):
     """Returns a quantized network whose ranges are those of `images`."""
-    loaded = network(**({} if "name" in fields else {"repeats": SHORT, "width": 0.35}) | fields)
+    loaded = network(**({"repeats": SHORT, "width": 0.35} | fields))
     model = loaded.model.clone(quantized=quantized, dropout=0.0, bn_momentum=0.0, bn_frozen=True)
     fresh = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))
     fresh = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), fresh)
-    variables = merged(fresh, loaded.variables)
+    variables = unflatten_dict({**flatten_dict(fresh), **flatten_dict(loaded.variables)})
     train = jax.jit(
         lambda x: model.apply(variables, x, train=True, mutable=["batch_stats"])[1],
         compiler_options=QUICK,
@@ -62,14 +63,6 @@ def calibrated(fields, images, quantized="channel"):
     changed = train(loaded.preprocess(images.astype(np.float32)))
     variables = {"params": variables["params"], **changed}
     return dataclasses.replace(loaded, model=model, variables=variables)
-
-
-def merged(fresh, given):
-    return {
-        name: merged(value, given[name]) if isinstance(value, dict) and name in given
-        else given.get(name, value)
-        for name, value in fresh.items()
-    }  # fmt: skip
 
 
 @pytest.mark.parametrize("fields", FIELDS, ids=str)

@@ -31,7 +31,7 @@ def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
         ("memory://runs", "is an address"),
         ("http://host/runs", "is an address"),
         ("hdfs://host:1/runs", "is an address"),
-        ("file:///tmp/runs", "is an address"),
+        ("file:///data/runs", "is an address"),
         ("gs:/bucket/runs", "is an address"),
         ("~nobody_of_this_name/runs", "there is no such home folder"),
         (__file__, "is a file: give a folder"),
