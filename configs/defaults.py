@@ -18,8 +18,26 @@ def defaults() -> ml_collections.ConfigDict:
     config.data.on_broken = "stop"  # or skip: for pictures that cannot be read
     config.data.validation = 5000  # examples held out from the end of train
     config.data.image_size = config_dict.placeholder(int)  # default: that of the data set
-    config.data.augmentation = "none"  # none, flip, crop_flip, inception
+    config.data.augmentation = "none"  # none, flip, crop_flip, inception, resized_crop
     config.data.pad = 4  # pixels, for crop_flip
+    config.data.crop_area = (0.05, 1.0)  # of the picture's, for inception and resized_crop
+    config.data.crop_aspect = (3 / 4, 4 / 3)  # width to height, for the same
+    # nearest, bilinear or bicubic, as TensorFlow resizes; bilinear_antialiased or
+    # bicubic_antialiased, as Pillow and torchvision do.
+    config.data.interpolation = "bilinear"
+    config.data.distortion = "none"  # of colours, as in slim: none, fast, full
+    config.data.policy = "none"  # none, random (RandAugment), trivial_wide, auto_imagenet
+    config.data.policy_operations = 2  # one after another, for random
+    config.data.policy_strength = 9  # 0 to 30, for random
+    config.data.policy_interpolation = "nearest"  # or bilinear: of shears, shifts and turns
+    config.data.policy_fill = 0  # the value of pixels from outside of the picture
+    config.data.erasing = 0.0  # the probability that a rectangle is erased
+    config.data.repeats = 1  # how often an epoch has each of its pictures: repeated augmentation
+    config.data.normalization = "half"  # of pixels: half (-1 to 1), imagenet (mean and deviation)
+    # What evaluation sees: --resize of mnv2.predict explains the methods.
+    config.data.eval_method = "mnv2"
+    config.data.eval_crop = 0.875  # the part of each side that is kept
+    config.data.eval_size = config_dict.placeholder(int)  # default: image_size
 
     config.model = ml_collections.ConfigDict()  # fields of mnv2.models.MobileNetV2
     config.model.name = "mobilenet_v2"
@@ -44,6 +62,18 @@ def defaults() -> ml_collections.ConfigDict:
     config.bn_group = config_dict.placeholder(int)
     config.duration = "500 steps"  # a little more than an epoch
     config.label_smoothing = 0.0
+    config.mixup = 0.0  # mixes pairs of pictures: alpha of the beta distribution; 0: never
+    config.cutmix = 0.0  # the same with a rectangle; with both, each step takes one of them
+    config.mix_until = config_dict.placeholder(str)  # a duration; default: to the end
+    # Parts of a device's batch that are computed one after another, to need less memory. Batch norm
+    # sees one part at a time.
+    config.accumulate = 1
+    # Distillation: a file of weights whose network sees the same pictures.
+    config.teacher = config_dict.placeholder(str)
+    config.temperature = 1.0  # of the softmax that is compared with the teacher's
+    config.label_weight = 0.5  # of the labels' loss; the teacher's has the rest
+    # Batches from which batch norm's statistics are computed anew before the test; 0: not at all.
+    config.recalibrate = 0
     config.on_nan = "stop"  # or skip: for a loss that is not finite; skipped steps are counted
     config.ema_decay = 0.0  # of the moving average of the parameters; 0: no average
     config.log_every = 50  # steps
@@ -55,6 +85,9 @@ def defaults() -> ml_collections.ConfigDict:
     config.optimization.schedule = "cosine"  # cosine, exponential, constant
     config.optimization.learning_rate = 0.05
     config.optimization.warmup = "50 steps"
+    config.optimization.warmup_from = 0.0  # the part of the learning rate at the first step
+    config.optimization.rate_every = "1 steps"  # '1 epochs': the rate changes once per epoch
+    config.optimization.clip = 0.0  # the largest norm of all gradients; 0: any
     config.optimization.momentum = 0.9
     config.optimization.weight_decay = 4e-5
     config.optimization.weight_decay_on = "kernel"  # a regular expression for paths of parameters

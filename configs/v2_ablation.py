@@ -19,8 +19,9 @@ Presets, with their cost and the expected result:
     configs/v2_ablation.py:full       Fashion-MNIST, 15 epochs with augmentation, 5 seeds of every
                                       arm, as for a publication. On an H100 two arms took 7 minutes:
                                       linear 92.4 %, relu6 91.3 %.
-    configs/v2_ablation.py:activation  ReLU6 or ReLU on the wide tensors, 500 steps, 5 seeds each.
-                                      The authors have not run it.
+    configs/v2_ablation.py:eight_bits  the arms of experiments.quantization: blocks, widths, ReLU
+                                      or ReLU6 inside, V1 as a network; 500 steps, 5 seeds each.
+                                      MINUTES minutes on two CPU cores.
     configs/v2_ablation.py:cifar10    CIFAR-10, 100 epochs, width 0.5, 3 seeds. For one GPU.
     configs/v2_ablation.py:imagenet   ImageNet, 150 epochs, width 1.0, the paper's RMSProp, 1 seed.
                                       For eight GPUs or TPUs. In the paper the baseline has
@@ -36,7 +37,7 @@ import ml_collections
 
 from configs.defaults import defaults
 
-PRESETS = ("", "quick", "full", "activation", "cifar10", "imagenet")
+PRESETS = ("", "quick", "full", "eight_bits", "cifar10", "imagenet")
 
 
 def get_config(preset: str = "") -> ml_collections.ConfigDict:
@@ -123,10 +124,19 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
         config.log_every = 10
         arms = {arm: arms[arm] for arm in ("linear", "relu6", "t_1", "width_0.25")}
         arms["linear"]["seeds"] = arms["relu6"]["seeds"] = 2
-    if preset == "activation":
-        config.model.activation = "relu6"
+    if preset == "eight_bits":
         config.seeds = 5
-        arms = {"linear": {}, "relu_inside": {"model.activation": "relu"}}
+        config.model.activation = "relu6"
+        arms = {
+            **{arm: arms[arm] for arm in ("linear", "relu6")},
+            "relu_inside": {"model.activation": "relu"},
+            **{arm: arms[arm] for arm in ("width_0.25", "width_1", "separable")},
+            "mobilenet_v1": {  # with the multiply-adds and the resolutions of the baseline
+                "model.name": "mobilenet_v1",
+                "model.width": 0.28,
+                "model.strides": (2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 1, 1, 2, 1),
+            },
+        }
     config.arms = tuple(arms.items())  # pairs, because a ConfigDict would sort the arms by name
     config.baseline = "linear"
 
@@ -141,6 +151,11 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
         ("width", "model.width", ("linear", *varied("width_"))),
         ("block", "model.block", ("linear", "separable", "hourglass")),
     )
-    if preset == "activation":
-        config.panels = (("inside", "model.activation", ("linear", "relu_inside")),)
+    if preset == "eight_bits":
+        config.panels = (
+            ("bottleneck", "model.bottleneck", ("linear", "relu6")),
+            ("inside", "model.activation", ("linear", "relu_inside")),
+            ("width", "model.width", ("width_0.25", "linear", "width_1")),
+            ("network", "model.name", ("linear", "separable", "mobilenet_v1")),
+        )
     return config

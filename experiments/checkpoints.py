@@ -52,7 +52,7 @@ def blocks(config: Any, pairs: int, folder: Path) -> Iterator[Block]:
     setup = set_up(of_run)
     steps, state = setup.steps, initial_state(setup, of_run)
     size = setup.image_shape[:2]
-    batches = data.train_batches(setup.dataset, config.batch_size, seed=0, size=size)
+    batches = data.train_batches(setup.dataset, config.batch_size, seed=0, view=data.View(size))
     key = jax.random.key(0)
     checkpoints = Checkpoints(folder)
     for block in range(2 * pairs + 2):

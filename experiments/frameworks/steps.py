@@ -24,8 +24,7 @@ def mnv2(task: Task) -> Step:
             dataset,
             task.batch,
             seed=0,
-            size=(task.size, task.size),
-            augmentation="inception",
+            view=data.View((task.size, task.size), "inception"),
         )
     if batches is not None and task.mode == "load":
         return lambda: next(batches)

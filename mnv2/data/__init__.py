@@ -8,6 +8,8 @@ from mnv2.data.pipeline import check_labels as check_labels
 from mnv2.data.pipeline import eval_batches as eval_batches
 from mnv2.data.pipeline import train_batches as train_batches
 from mnv2.data.preprocess import AUGMENTATIONS as AUGMENTATIONS
+from mnv2.data.preprocess import CENTRAL_CROP as CENTRAL_CROP
+from mnv2.data.preprocess import View as View
 from mnv2.data.preprocess import eval_image as eval_image
 from mnv2.data.rows import Rows as Rows
 from mnv2.data.rows import fits_on_device as fits_on_device

@@ -16,8 +16,8 @@ from typing import TypedDict
 import numpy as np
 import tensorflow as tf
 
-from mnv2.data import preprocess
 from mnv2.data.datasets import Dataset
+from mnv2.data.preprocess import View, train_image
 from mnv2.runtime.errors import UserError
 
 # A data set on disk is read in this many parts, each in its own order. It bounds the number of
@@ -55,33 +55,30 @@ def train_batches(
     *,
     seed: int,
     first_step: int = 0,
-    size: tuple[int, int],
-    augmentation: str = "none",
-    pad: int = 4,
-    channels: int = 0,
+    view: View | Augment,
+    repeats: int = 1,
     shard: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """Yields this shard's rows of the training batches from `first_step` on, without end.
 
     An epoch has every training example once, in a new order, except for the last partial batch.
-    `batch_size` counts the rows of all shards. `augmentation`, `size`, `pad` and `channels` are as
-    in `preprocess.train_image`.
+    With `repeats` (repeated augmentation, arXiv 1901.09335) it has as many rows, and each example
+    as often in a row, augmented anew: an epoch then has a part of the examples. `batch_size` counts
+    the rows of all shards. `view` says, or makes, what training sees of each image.
 
     Raises UserError if a batch is larger than the training set, or if an example cannot
     be read or has no class.
     """
     check_batch_size(batch_size, dataset)
     steps_per_epoch = dataset.num_examples("train") // batch_size
-    augment = functools.partial(
-        preprocess.train_image, augmentation=augmentation, size=size, pad=pad, channels=channels
-    )
+    augment = functools.partial(train_image, view=view) if isinstance(view, View) else view
     if dataset.fits_in_memory():
-        batches = _epochs_in_memory(dataset, augment, batch_size, seed, first_step, shard)
+        batches = _epochs_in_memory(dataset, augment, batch_size, seed, first_step, repeats, shard)
         yield from _to_numpy(dataset, "train", batches.prefetch(tf.data.AUTOTUNE))
         return
     epoch, step = divmod(first_step, steps_per_epoch)
     while True:
-        batches = _epoch_from_disk(dataset, augment, batch_size, seed, epoch, step, shard)
+        batches = _epoch_from_disk(dataset, augment, batch_size, seed, epoch, step, repeats, shard)
         yield from _to_numpy(dataset, "train", batches.prefetch(tf.data.AUTOTUNE))
         epoch, step = epoch + 1, 0
 
@@ -138,6 +135,7 @@ def _epochs_in_memory(
     batch_size: int,
     seed: int,
     first_step: int,
+    repeats: int,
     shard: tuple[int, int],
 ) -> tf.data.Dataset:
     """Returns all epochs as one endless pipeline: building one takes seconds, sometimes many."""
@@ -154,7 +152,7 @@ def _epochs_in_memory(
             epoch_seed = np.full(rows, _epoch_seed(seed, epoch))
             for start in range(step * batch_size, steps_per_epoch * batch_size, batch_size):
                 here = np.arange(start + shard_index * rows, start + (shard_index + 1) * rows)
-                yield order[here], np.stack([epoch_seed, here], axis=-1)
+                yield order[here // repeats], np.stack([epoch_seed, here], axis=-1)
             epoch, step = epoch + 1, 0
 
     def batch(indices: tf.Tensor, seeds: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -175,6 +173,7 @@ def _epoch_from_disk(
     seed: int,
     epoch: int,
     first_step: int,
+    repeats: int,
     shard: tuple[int, int],
 ) -> tf.data.Dataset:
     """Returns the batches of one epoch from its step `first_step` on.
@@ -190,7 +189,9 @@ def _epoch_from_disk(
     own = range(shard_index * count // num_shards, (shard_index + 1) * count // num_shards)
     # Examples before `first_step` are only read, and never decoded.
     parts = [
-        dataset.encoded("train", shuffle_seed, (part, count)).skip(first_step * rows_of_part)
+        _repeated(dataset.encoded("train", shuffle_seed, (part, count)), repeats).skip(
+            first_step * rows_of_part
+        )
         for part in own
     ]
     numbers = tf.data.Dataset.range(first_step * rows, steps_per_epoch * rows)
@@ -205,6 +206,13 @@ def _epoch_from_disk(
 
     decoded = tf.data.Dataset.zip(positions, examples).map(decode, tf.data.AUTOTUNE)
     return decoded.batch(rows, drop_remainder=True).map(_to_batch)
+
+
+def _repeated(examples: tf.data.Dataset, repeats: int) -> tf.data.Dataset:
+    """Yields each example `repeats` times in a row."""
+    if repeats == 1:
+        return examples
+    return examples.flat_map(lambda example: tf.data.Dataset.from_tensors(example).repeat(repeats))
 
 
 def number_of_parts(batch_size: int, processes: int) -> int:

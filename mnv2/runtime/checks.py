@@ -26,19 +26,36 @@ def whole(low: int, high: int | None = None) -> Check:
     return check
 
 
-def number(low: float, high: float = math.inf, *, low_open: bool = False) -> Check:
-    """Returns the check for a number from `low` to below `high`; above `low` if `low_open`."""
+def number(
+    low: float, high: float = math.inf, *, low_open: bool = False, high_open: bool = True
+) -> Check:
+    """Returns the check for a number from `low` to `high`, each included unless it is open."""
     wanted = f"{'greater than' if low_open else 'at least'} {low:g}"
     if high < math.inf:
-        wanted += f" and less than {high:g}"
+        wanted += f" and {'less than' if high_open else 'at most'} {high:g}"
 
     def check(field: str, value: Any) -> float:
         value = plain(value)
         fits = isinstance(value, int | float) and not isinstance(value, bool)
-        fits = fits and math.isfinite(value) and low <= value < high
-        if not fits or (low_open and value == low):
+        fits = fits and math.isfinite(value) and low <= value <= high
+        if not fits or (low_open and value == low) or (high_open and value == high):
             raise UserError(f"{field} must be {wanted}, got {value!r}")
         return value
+
+    return check
+
+
+def ordered(low: float, high: float = math.inf) -> Check:
+    """Returns the check for two numbers above `low` and up to `high`, the smaller one first."""
+    one = number(low, high, low_open=True, high_open=False)
+
+    def check(field: str, value: Any) -> tuple[float, float]:
+        if not isinstance(value, tuple | list) or len(value) != 2:
+            raise UserError(f"{field} must be two numbers, the smaller one first, got {value!r}")
+        first, second = (one(field, limit) for limit in value)
+        if first > second:
+            raise UserError(f"{field} must have the smaller number first, got {value!r}")
+        return first, second
 
     return check
 

@@ -20,6 +20,7 @@ from mnv2.sweeps.checks import check_comparison, check_description, check_result
 from mnv2.sweeps.environment import environment, is_environment
 from mnv2.sweeps.plan import BETWEEN_ARMS, Run, chosen, plan
 from mnv2.training.devices import Devices
+from mnv2.training.settings import defaults
 
 # These fields may change while a run is not finished, or to train it longer.
 MAY_CHANGE = ("log_every", "eval_every", "checkpoint_every", "eval_batch_size", "on_nan")
@@ -235,8 +236,10 @@ def _check_same(
 
 def _difference(old: dict[str, Any], new: dict[str, Any], ignored: Sequence[str]) -> str:
     """Names the first field in which two configs differ, and both values; '' if none differs."""
-    old_flat = flatten_dict(old, sep=".")
-    new_flat = flatten_dict(json.loads(to_json(new)), sep=".")
+    # A run that began before there was a field has its default value.
+    absent = json.loads(to_json(defaults()))
+    old_flat = {**absent, **flatten_dict(old, sep=".")}
+    new_flat = {**absent, **flatten_dict(json.loads(to_json(new)), sep=".")}
     for field in sorted(old_flat.keys() | new_flat.keys()):
         before, now = old_flat.get(field), new_flat.get(field)
         if before != now and field not in ignored:

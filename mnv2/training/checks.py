@@ -3,7 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mnv2.runtime.checks import Check, choice, number, pattern, whole
+from mnv2.data.augment import DISTORTIONS, POLICIES, STRENGTHS
+from mnv2.data.preprocess import AUGMENTATIONS, INTERPOLATIONS
+from mnv2.pretrained.preprocessing import METHODS
+from mnv2.runtime.checks import Check, choice, number, ordered, pattern, whole
 from mnv2.runtime.errors import UserError
 from mnv2.training.durations import to_steps
 
@@ -26,6 +29,13 @@ CHECKS: dict[str, Check] = {
     "bn_group": whole(1),
     "duration": positive_duration,
     "label_smoothing": number(0, 1),
+    "mixup": number(0),
+    "cutmix": number(0),
+    "mix_until": duration,
+    "accumulate": whole(1),
+    "temperature": number(0, low_open=True),
+    "label_weight": number(0, 1, high_open=False),
+    "recalibrate": whole(0),
     "on_nan": choice(("stop", "skip")),
     "ema_decay": number(0, 1),
     "log_every": whole(1),
@@ -35,12 +45,30 @@ CHECKS: dict[str, Check] = {
     "data.on_broken": choice(("stop", "skip")),
     "data.validation": whole(0),
     "data.image_size": whole(1),
-    "data.augmentation": choice(("none", "flip", "crop_flip", "inception")),
+    "data.augmentation": choice(AUGMENTATIONS),
     "data.pad": whole(0),
+    "data.crop_area": ordered(0, 1),
+    "data.crop_aspect": ordered(0),
+    "data.interpolation": choice(tuple(INTERPOLATIONS)),
+    "data.distortion": choice(DISTORTIONS),
+    "data.policy": choice(POLICIES),
+    "data.policy_operations": whole(1),
+    "data.policy_strength": whole(0, STRENGTHS - 1),
+    "data.policy_interpolation": choice(("nearest", "bilinear")),
+    "data.policy_fill": whole(0, 255),
+    "data.erasing": number(0, 1, high_open=False),
+    "data.repeats": whole(1),
+    "data.normalization": choice(("half", "imagenet")),
+    "data.eval_method": choice(tuple(METHODS)),
+    "data.eval_crop": number(0, 1, low_open=True, high_open=False),
+    "data.eval_size": whole(1),
     "optimization.optimizer": choice(("sgd", "rmsprop", "adamw")),
     "optimization.schedule": choice(("cosine", "exponential", "constant")),
     "optimization.learning_rate": number(0),
     "optimization.warmup": duration,
+    "optimization.warmup_from": number(0, 1, high_open=False),
+    "optimization.rate_every": positive_duration,
+    "optimization.clip": number(0),
     "optimization.momentum": number(0, 1),
     "optimization.weight_decay": number(0),
     "optimization.weight_decay_on": pattern,
@@ -56,7 +84,7 @@ CHECKS: dict[str, Check] = {
     "model.expansion": number(0, low_open=True),
     "model.dtype": choice(("float32", "bfloat16", "float16", "float64")),
 }
-OPTIONAL = ("data.image_size", "bn_group", "weights")  # may be None
+OPTIONAL = ("data.image_size", "data.eval_size", "bn_group", "weights", "mix_until")  # may be None
 
 
 def check_fields(values: Mapping[str, Any]) -> None:

@@ -53,8 +53,7 @@ def feed(
 
 def fits(setup: Setup, settings: Settings) -> bool:
     """Tells whether the training set of a run lies on the devices."""
-    size, channels = setup.image_shape[:2], setup.image_shape[2]
-    return data.fits_on_device(setup.dataset, size, channels, settings.data.augmentation)
+    return data.fits_on_device(setup.dataset, setup.view)
 
 
 class FromHost:
@@ -62,15 +61,14 @@ class FromHost:
 
     def __init__(self, setup: Setup, settings: Settings, first_step: int, key: Array):
         self._steps, self._key = setup.steps, key
+        self._taught = setup.steps.place(setup.taught)
         self._batches: Iterator[data.Batch] = data.train_batches(
             setup.dataset,
             settings.batch_size,
             seed=settings.seed,
             first_step=first_step,
-            size=setup.image_shape[:2],
-            augmentation=settings.data.augmentation,
-            pad=settings.data.pad,
-            channels=setup.image_shape[2],
+            view=setup.view,
+            repeats=settings.data.repeats,
             shard=process_shard(),
         )
 
@@ -83,7 +81,9 @@ class FromHost:
         batch = next(self._batches)
         return Dispatch(
             1,
-            lambda state: self._steps.train(state, self._steps.shard(batch), self._key),
+            lambda state: self._steps.train(
+                state, self._steps.shard(batch), self._key, self._taught
+            ),
             lambda: batch["image"][:8],
         )
 
@@ -93,6 +93,7 @@ class FromDevice:
 
     def __init__(self, setup: Setup, settings: Settings, first_step: int, key: Array):
         self._steps, self._key, self._pad = setup.steps, key, settings.data.pad
+        self._taught = setup.steps.place(setup.taught)
         self._images, self._labels = self._place(setup.dataset)
         self._before = 0  # the number of steps of the last dispatch
         self._rows = data.train_rows(
@@ -102,6 +103,7 @@ class FromDevice:
             first_step=first_step,
             augmentation=settings.data.augmentation,
             pad=self._pad,
+            repeats=settings.data.repeats,
             shard=process_shard(),
         )
 
@@ -129,7 +131,7 @@ class FromDevice:
     def _update(self, state: TrainState, rows: list[data.Rows]) -> tuple[TrainState, Sums]:
         stacked = stack(rows, self._steps.shard)
         return self._steps.train_many(
-            state, self._images, self._labels, stacked, len(rows), self._key
+            state, self._images, self._labels, stacked, len(rows), self._key, self._taught
         )
 
     def _look(self, rows: data.Rows) -> np.ndarray:
@@ -160,7 +162,9 @@ class Together(FromDevice):
 
         def together(parts: list[Any]) -> Sequence[tuple[TrainState, Sums]]:
             states, stacked, keys, rates = zip(*parts, strict=True)
-            return program(states, self._images, self._labels, stacked, len(rows), keys, rates)
+            return program(
+                states, self._images, self._labels, stacked, len(rows), keys, rates, self._taught
+            )
 
         return self._member.compute(part, together)
 

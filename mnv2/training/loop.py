@@ -26,6 +26,7 @@ from mnv2.training.evaluation import evaluate
 from mnv2.training.feed import feed
 from mnv2.training.log import MetricsLog
 from mnv2.training.progress import Progress, Show, progress
+from mnv2.training.recalibrate import recalibrated
 from mnv2.training.settings import Settings
 from mnv2.training.setup import Setup, set_up
 from mnv2.training.start import initial_state
@@ -164,6 +165,9 @@ def train(
                         stopwatch.start(step)
                         say(TRAINING)
                     trace.after_step(state)
+                    if step == total_steps and settings.recalibrate:
+                        say("recalibrating")
+                        state = recalibrated(state, setup, settings)
 
                     saves = step == total_steps or (
                         checkpoint_every and step % checkpoint_every == 0

@@ -30,6 +30,9 @@ def create_schedule(
     cosine       decreases to 0 at the last step
     exponential  multiplied by `decay_rate` every `decay_every` (the papers: 0.98 every epoch)
     constant     stays the same
+
+    The warm-up begins with `config.warmup_from` of the rate. The rate changes every
+    `config.rate_every`: PyTorch's recipes change it once per epoch.
     """
     check_choice(config.schedule, SCHEDULES, "schedule")
 
@@ -48,7 +51,10 @@ def create_schedule(
         )
     else:
         main = optax.constant_schedule(rate)
-    return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), main], [warmup])
+    beginning = optax.linear_schedule(config.warmup_from * rate, rate, warmup)
+    smooth = optax.join_schedules([beginning, main], [warmup])
+    every = steps("rate_every")
+    return smooth if every == 1 else lambda step: smooth(step // every * every)
 
 
 def create_optimizer(
@@ -64,11 +70,19 @@ def create_optimizer(
     the learning rate is inside the momentum buffer. With epsilon = 1, as the authors trained, all
     three matter.
 
+    Gradients whose norm, over all parameters, is larger than `config.clip` are scaled down to it
+    first, before weight decay.
+
     The learning rate of the backbone is `config.backbone_rate` times that of the classifier; 0
     freezes the backbone.
     """
-    update = _update(config, schedule)
-    rate = config.backbone_rate
+    update = _with_backbone_rate(config.backbone_rate, _update(config, schedule))
+    return optax.chain(optax.clip_by_global_norm(config.clip), update) if config.clip else update
+
+
+def _with_backbone_rate(
+    rate: float, update: optax.GradientTransformation
+) -> optax.GradientTransformation:
     if rate == 1:
         return update
     backbone = optax.chain(update, optax.scale(rate)) if rate else optax.set_to_zero()

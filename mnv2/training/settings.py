@@ -11,8 +11,16 @@ from typing import Any
 import ml_collections
 from flax.traverse_util import flatten_dict
 
+from mnv2.data import View
+from mnv2.data.augment import Policy
 from mnv2.runtime.errors import UserError
 from mnv2.training.checks import check_fields
+
+# Mean and standard deviation of pixels in [0, 1], which training subtracts and divides by.
+NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "half": ((0.5,), (0.5,)),  # slim and Keras: -1 to 1
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # torchvision and timm
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +34,46 @@ class Data:
     image_size: int | None
     augmentation: str
     pad: int
+    crop_area: tuple[float, float] = (0.05, 1.0)
+    crop_aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    interpolation: str = "bilinear"
+    distortion: str = "none"
+    policy: str = "none"
+    policy_operations: int = 2
+    policy_strength: int = 9
+    policy_interpolation: str = "nearest"
+    policy_fill: int = 0
+    erasing: float = 0.0
+    repeats: int = 1
+    normalization: str = "half"
+    eval_method: str = "mnv2"
+    eval_crop: float = 0.875
+    eval_size: int | None = None  # None: image_size
+
+    def view(self, size: tuple[int, int], channels: int, mean: tuple[float, ...]) -> View:
+        """Returns what training makes of a picture.
+
+        The network takes that size and number of channels; what is erased is the `mean` of pixels.
+        """
+        return View(
+            size,
+            self.augmentation,
+            self.pad,
+            channels,
+            area=self.crop_area,
+            aspect=self.crop_aspect,
+            interpolation=self.interpolation,
+            distortion=self.distortion,
+            policy=Policy(
+                self.policy,
+                self.policy_operations,
+                self.policy_strength,
+                self.policy_interpolation,
+                self.policy_fill,
+            ),
+            erasing=self.erasing,
+            erased=tuple(round(255 * value) for value in mean),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +92,9 @@ class Optimization:
     rmsprop_decay: float
     epsilon: float
     backbone_rate: float = 1.0  # relative to the classifier's learning rate
+    warmup_from: float = 0.0  # of the learning rate
+    rate_every: str = "1 steps"
+    clip: float = 0.0
 
     @property
     def classifier_only(self) -> bool:
@@ -71,6 +122,14 @@ class Settings:
     bn_group: int | None = None  # devices that share batch norm's statistics; None: all
     weights: str | None = None  # a file whose network is used
     start: str = "weights"  # or scratch: use the file's network with new weights
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_until: str | None = None  # None: the end of the run
+    accumulate: int = 1
+    teacher: str | None = None
+    temperature: float = 1.0
+    label_weight: float = 0.5
+    recalibrate: int = 0
 
     @property
     def starts_from_weights(self) -> bool:
@@ -99,6 +158,17 @@ def from_config(config: ml_collections.ConfigDict) -> Settings:
     )
     check_fields(settings.flat())
     return settings
+
+
+def defaults() -> dict[str, Any]:
+    """Returns the fields that have a default, by dotted name: configs of older runs lack some."""
+    classes = {"": Settings, "data.": Data, "optimization.": Optimization}
+    return {
+        prefix + field.name: field.default
+        for prefix, of in classes.items()
+        for field in dataclasses.fields(of)
+        if field.default is not dataclasses.MISSING
+    }
 
 
 def optimization(config: ml_collections.ConfigDict) -> Optimization:

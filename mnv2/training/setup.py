@@ -14,7 +14,9 @@ from mnv2.runtime.errors import UserError
 from mnv2.runtime.processes import say
 from mnv2.training.devices import AXIS, Devices, number_of
 from mnv2.training.durations import to_steps
-from mnv2.training.settings import Settings
+from mnv2.training.evaluation import match_classes, view_of
+from mnv2.training.objective import Teacher
+from mnv2.training.settings import NORMALIZATIONS, Settings
 from mnv2.training.steps import Steps, create_steps
 
 
@@ -29,24 +31,30 @@ class Durations(NamedTuple):
 class Setup(NamedTuple):
     """Everything that a run needs. Nothing is compiled yet.
 
-    image_shape  (height, width, channels) of the images that the network takes
-    preprocess   how the steps normalise their pixels
+    image_shape  (height, width, channels) of the images that the network takes in evaluation
+    view         what training makes of a picture; its size may be another one
+    preprocess   how evaluation crops and resizes pictures, and how the steps normalise their pixels
     weights      the network of the weights file, with its classifier if the classes are the data
                  set's, otherwise without; None if there is no file
+    taught       the variables of the teacher; None without distillation
     """
 
     dataset: data.Dataset
     model: nn.Module
     image_shape: tuple[int, int, int]
+    view: data.View
     preprocess: pretrained.Preprocessing
     durations: Durations
     steps: Steps
     weights: pretrained.Pretrained | None
+    taught: Any = None
 
     def eval_view(self) -> Callable[..., Any]:
         """Returns the function that brings pictures to the network's shape in evaluation."""
         height, width, channels = self.image_shape
-        return functools.partial(data.eval_image, size=(height, width), channels=channels)
+        if self.preprocess.method == "mnv2" and self.preprocess.crop == data.CENTRAL_CROP:
+            return functools.partial(data.eval_image, size=(height, width), channels=channels)
+        return view_of(self.preprocess, (height, width), channels)
 
 
 def set_up(settings: Settings, devices: Devices = None) -> Setup:
@@ -78,18 +86,50 @@ def set_up(settings: Settings, devices: Devices = None) -> Setup:
             f"optimization.warmup is {warmup} steps and the run only {durations.total}: shorten "
             "the warm-up, as --config.optimization.warmup '0 steps'"
         )
-    seen = pretrained.Preprocessing()
-    if weights is not None:
-        seen = pretrained.Preprocessing(mean=weights.preprocess.mean, std=weights.preprocess.std)
+    seen = _preprocessing(settings, shape[2], weights)
+    taught, teacher = None, None
+    if settings.teacher is not None:
+        taught = _match_teacher(settings.teacher, dataset, shape[2])
+        teacher = Teacher(
+            taught.model, taught.preprocess, settings.temperature, settings.label_weight
+        )
     steps = create_steps(
         model,
         settings,
         seen,
         total_steps=durations.total,
         examples=examples,
+        teacher=teacher,
         devices=devices,
     )
-    return Setup(dataset, model, shape, seen, durations, steps, weights)
+    return Setup(
+        dataset,
+        model,
+        shape if settings.data.eval_size is None else (*(settings.data.eval_size,) * 2, shape[2]),
+        settings.data.view(shape[:2], shape[2], seen.mean),
+        seen,
+        durations,
+        steps,
+        weights,
+        None if taught is None else taught.variables,
+    )
+
+
+def _preprocessing(
+    settings: Settings, channels: int, weights: pretrained.Pretrained | None
+) -> pretrained.Preprocessing:
+    """Returns how pictures are seen; their pixels are normalised as for the weights, if any."""
+    mean, std = NORMALIZATIONS[settings.data.normalization]
+    if weights is not None:
+        mean, std = weights.preprocess.mean, weights.preprocess.std
+    if len(mean) > 1 and channels == 1:
+        raise UserError(
+            f"data.normalization {settings.data.normalization} is for colour pictures: "
+            "use half for gray ones"
+        )
+    return pretrained.Preprocessing(
+        settings.data.eval_method, settings.data.eval_crop, tuple(mean), tuple(std)
+    )
 
 
 def open_data(settings: Settings, devices: Devices = None) -> data.Dataset:
@@ -105,6 +145,11 @@ def open_data(settings: Settings, devices: Devices = None) -> data.Dataset:
     if count % (settings.bn_group or 1):
         raise UserError(
             f"bn_group must divide the number of devices, {count}, got {settings.bn_group}"
+        )
+    if settings.batch_size // count % settings.accumulate:
+        raise UserError(
+            f"accumulate must divide the {settings.batch_size // count} images that each device "
+            f"gets of a batch, got {settings.accumulate}"
         )
     chosen = settings.data
     return data.open_dataset(chosen.name, chosen.dir, chosen.validation, chosen.on_broken)
@@ -182,6 +227,21 @@ def _load_weights(weights: str, dataset: data.Dataset) -> pretrained.Pretrained:
         return loaded
     _say_once(f"{weights}: a new classifier for the {len(theirs)} classes of {dataset.name}")
     return loaded.backbone()
+
+
+def _match_teacher(weights: str, dataset: data.Dataset, channels: int) -> pretrained.Pretrained:
+    """Loads the teacher. Raises UserError if its classes or channels are not those of the data."""
+    teacher = match_classes(_load_teacher(weights), dataset, weights)
+    if teacher.channels != channels:
+        raise UserError(
+            f"the teacher {weights} takes pictures with {teacher.channels} channels, not {channels}"
+        )
+    return teacher
+
+
+@functools.cache  # all arms and seeds of a sweep share it
+def _load_teacher(weights: str) -> pretrained.Pretrained:
+    return pretrained.load(weights)
 
 
 @functools.cache  # all arms and seeds of a sweep share it

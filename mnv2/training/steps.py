@@ -16,8 +16,12 @@ from mnv2.ops.precision import accumulator
 from mnv2.pretrained import Preprocessing
 from mnv2.training import metrics
 from mnv2.training.devices import AXIS, Devices, place, platform_of, shard
+from mnv2.training.durations import to_steps
 from mnv2.training.evaluation import eval_step
 from mnv2.training.look_up import look_up
+from mnv2.training.mixing import Mixing
+from mnv2.training.objective import Objective, Teacher
+from mnv2.training.objective import gradients as objective_gradients
 from mnv2.training.optimizer import create_optimizer, create_schedule
 from mnv2.training.settings import Optimization, Settings
 from mnv2.training.state import TrainState
@@ -29,40 +33,33 @@ def train_step(
     state: TrainState,
     batch: dict[str, Array],
     key: Array,
+    taught: Any = None,
     *,
     model: nn.Module,
     preprocess: Preprocessing,
     optimizer: optax.GradientTransformation,
-    label_smoothing: float,
+    objective: Objective,
     ema_decay: float,
-    classifier_only: bool = False,
     skip_nan: bool = False,
 ) -> tuple[TrainState, metrics.Sums]:
     """Computes one update from this device's part of a batch, and the sums over all devices.
 
-    Gradients are averaged over devices. `preprocess` normalises the pixels. With `classifier_only`,
-    no gradients of the backbone are computed. With `skip_nan`, a step whose loss or gradients are
-    not finite changes only the counts of steps; its sums are 0, and `skipped` is 1.
+    Gradients are averaged over devices. `preprocess` normalises the pixels. `taught` are the
+    variables of the teacher, if `objective` has one. With `skip_nan`, a step whose loss or
+    gradients are not finite changes only the counts of steps; its sums are 0, and `skipped` is 1.
     """
-    key = jax.random.fold_in(jax.random.fold_in(key, state.step), jax.lax.axis_index(AXIS))
-
-    def loss_of(params: Any) -> tuple[Array, tuple[Any, metrics.Sums]]:
-        if classifier_only:
-            held = jax.lax.stop_gradient(params)
-            params = {**held, "classifier": params["classifier"]}
-        logits: Any
-        logits, changed = model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            preprocess(batch["image"]),
-            train=True,
-            mutable=["batch_stats"],
-            rngs={"dropout": key},
-        )
-        losses = metrics.cross_entropy(logits, batch["label"], label_smoothing)
-        sums = metrics.count(logits, batch["label"], losses)
-        return jnp.mean(losses), (changed.get("batch_stats", state.batch_stats), sums)
-
-    gradients, (batch_stats, sums) = jax.grad(loss_of, has_aux=True)(state.params)
+    dropout_key = jax.random.fold_in(jax.random.fold_in(key, state.step), jax.lax.axis_index(AXIS))
+    gradients, batch_stats, sums = objective_gradients(
+        model,
+        preprocess,
+        objective,
+        {"params": state.params, "batch_stats": state.batch_stats},
+        batch,
+        step=state.step,
+        key=key,
+        dropout_key=dropout_key,
+        taught=taught,
+    )
     gradients = jax.lax.pmean(gradients, AXIS)
     if isinstance(model.axis_name, DeviceGroup):
         batch_stats = jax.lax.pmean(batch_stats, AXIS)  # groups have different ones
@@ -103,6 +100,7 @@ def train_steps(
     rows: dict[str, Array],
     count: Array,
     key: Array,
+    taught: Any = None,
     *,
     step: Callable[..., tuple[TrainState, metrics.Sums]],
     sums: metrics.Sums,
@@ -123,7 +121,7 @@ def train_steps(
 
     def body(i: Array, carry: tuple[TrainState, metrics.Sums]) -> tuple[TrainState, metrics.Sums]:
         state, sums = carry
-        state, new = step(state, batch(i), key)
+        state, new = step(state, batch(i), key, taught)
         return state, jax.tree.map(lambda every, one: every.at[i].set(one), sums, new)
 
     return jax.lax.fori_loop(0, count, body, (state, sums))
@@ -137,6 +135,7 @@ def train_together(
     count: Array,
     keys: tuple[Array, ...],
     rates: tuple[Array, ...],
+    taught: Any = None,
     *,
     step_at: Callable[[Array], Callable[..., tuple[TrainState, metrics.Sums]]],
     sums: metrics.Sums,
@@ -152,7 +151,9 @@ def train_together(
         state: TrainState, rows: dict[str, Array], key: Array, rate: Array
     ) -> tuple[TrainState, metrics.Sums]:
         step = step_at(rate)
-        return train_steps(state, images, labels, rows, count, key, step=step, sums=sums, pad=pad)
+        return train_steps(
+            state, images, labels, rows, count, key, taught, step=step, sums=sums, pad=pad
+        )
 
     of_runs = zip(states, rows, keys, rates, strict=True)
     results = jax.vmap(one)(*jax.tree.map(lambda *arrays: jnp.stack(arrays), *of_runs))
@@ -190,10 +191,31 @@ def eval_state(
     return eval_step(logits, batch)
 
 
+def statistics_of(
+    state: TrainState,
+    batch: dict[str, Array],
+    key: Array,
+    *,
+    model: nn.Module,
+    preprocess: Preprocessing,
+) -> Any:
+    """Returns batch norm's statistics of one batch, for the parameters that evaluation uses."""
+    of_one_batch = model.clone(bn_momentum=0.0)
+    _, changed = of_one_batch.apply(
+        state.variables(),
+        preprocess(batch["image"]),
+        train=True,
+        mutable=["batch_stats"],
+        rngs={"dropout": key},
+    )
+    return jax.lax.pmean(changed["batch_stats"], AXIS)  # groups of devices have different ones
+
+
 class Steps(NamedTuple):
     """The functions that run on the devices, with the optimiser and schedule inside them.
 
-    JAX compiles `train`, `train_many`, `train_together` and `evaluate` when they are first called.
+    JAX compiles `train`, `train_many`, `train_together`, `evaluate` and `statistics` when they are
+    first called.
     """
 
     place: Callable[[Any], Any]
@@ -202,6 +224,7 @@ class Steps(NamedTuple):
     train_many: Callable[..., tuple[TrainState, metrics.Sums]]
     train_together: Callable[..., tuple[tuple[TrainState, metrics.Sums], ...]]
     evaluate: Callable[..., tuple[metrics.Sums, Array]]
+    statistics: Callable[..., Any]
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
 
@@ -213,18 +236,29 @@ def create_steps(
     *,
     total_steps: int,
     examples: int,
+    teacher: Teacher | None = None,
     devices: Devices = None,
 ) -> Steps:
     """Creates the steps of a run over `devices` (default: all of them).
 
     `total_steps` and the number of training `examples` set the learning rate schedule.
     """
+    mixed = total_steps
+    if settings.mix_until is not None:
+        mixed = to_steps(settings.mix_until, examples=examples, batch_size=settings.batch_size)
+    objective = Objective(
+        settings.label_smoothing,
+        Mixing(settings.mixup, settings.cutmix, mixed),
+        settings.accumulate,
+        settings.optimization.classifier_only,
+        teacher,
+    )
     return _create_steps(
         model,
         preprocess,
         settings.optimization,
         batch_size=settings.batch_size,
-        label_smoothing=settings.label_smoothing,
+        objective=objective,
         ema_decay=settings.ema_decay,
         skip_nan=settings.on_nan == "skip",
         pad=settings.data.pad,
@@ -241,7 +275,7 @@ def _create_steps(
     optimization: Optimization,
     *,
     batch_size: int,
-    label_smoothing: float,
+    objective: Objective,
     ema_decay: float,
     skip_nan: bool,
     pad: int,
@@ -263,9 +297,8 @@ def _create_steps(
             model=model,
             preprocess=preprocess,
             optimizer=optimizer,
-            label_smoothing=label_smoothing,
+            objective=objective,
             ema_decay=ema_decay,
-            classifier_only=optimization.classifier_only,
             skip_nan=skip_nan,
         )
 
@@ -276,6 +309,7 @@ def _create_steps(
     optimizer = create_optimizer(optimization, schedule)
     train, sums = step_with(optimizer), _no_sums(model, skip_nan)
     evaluate = functools.partial(eval_state, model=model, preprocess=preprocess)
+    statistics = functools.partial(statistics_of, model=model, preprocess=preprocess)
 
     # The state, the key and the sums have no device axis (None). The first axis of a batch and of
     # the predictions is that of devices (0).
@@ -286,24 +320,30 @@ def _create_steps(
 
         return jax.pmap(on_this_platform, axis_name=AXIS, devices=devices, **options)
 
+    def taught_on_each(function: Callable[..., Any], *axes: int | None) -> Callable[..., Any]:
+        """Places a function of a state on the devices; the teacher, its last argument, may lack."""
+        mapped = on_each(function, in_axes=(*axes, None), out_axes=None, donate_argnums=(0,))
+
+        def with_or_without_teacher(*arguments: Any) -> Any:
+            return mapped(*arguments, *(None,) * (len(axes) + 1 - len(arguments)))
+
+        return with_or_without_teacher
+
     return Steps(
         # Placed as the steps return it; otherwise the second step would compile again.
         place=functools.partial(place, devices=devices),
         shard=functools.partial(shard, devices=devices),
-        train=on_each(train, in_axes=(None, 0, None), out_axes=None, donate_argnums=(0,)),
-        train_many=on_each(
+        train=taught_on_each(train, None, 0, None),
+        train_many=taught_on_each(
             functools.partial(train_steps, step=train, sums=sums, pad=pad),
-            in_axes=(None, None, None, 0, None, None),
-            out_axes=None,
-            donate_argnums=(0,),
+            *(None, None, None, 0, None, None),
         ),
-        train_together=on_each(
+        train_together=taught_on_each(
             functools.partial(train_together, step_at=step_at, sums=sums, pad=pad),
-            in_axes=(None, None, None, 0, None, None, None),
-            out_axes=None,
-            donate_argnums=(0,),
+            *(None, None, None, 0, None, None, None),
         ),
         evaluate=on_each(evaluate, in_axes=(None, 0), out_axes=(None, 0)),
+        statistics=on_each(statistics, in_axes=(None, 0, None), out_axes=None),
         optimizer=optimizer,
         schedule=schedule,
     )

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from mnv2.data import eval_batches, eval_image, open_dataset, train_batches
+from mnv2.data import View, eval_batches, eval_image, open_dataset, train_batches
+from mnv2.data.augment import Policy
 from mnv2.data.broken import BrokenExample
 from mnv2.data.pipeline import Batch, number_of_parts
 from mnv2.data.tfds_dataset import TfdsDataset
@@ -38,17 +39,35 @@ def same(one: list[Batch], other: list[Batch]) -> bool:
 
 @pytest.mark.parametrize("augmentation", ["none", "flip", "crop_flip", "inception"])
 def test_resuming_within_an_epoch_gives_the_same_batches(small, augmentation):
-    arguments = {"seed": 3, "size": SIZE, "augmentation": augmentation}
+    arguments = {"seed": 3, "view": View(SIZE, augmentation)}
     whole = take(train_batches(small, 64, **arguments), 18)  # two epochs and a half
     for first_step in (0, 3, 7, 15):
         rest = take(train_batches(small, 64, first_step=first_step, **arguments), 18 - first_step)
         assert same(rest, whole[first_step:])
 
 
-@pytest.mark.parametrize("augmentation", ["none", "inception"])
-def test_resuming_a_data_set_on_disk_gives_the_same_batches(picture_folder, augmentation):
+EVERYTHING = View(
+    (16, 16),
+    "resized_crop",
+    distortion="full",
+    policy=Policy("random", 3, 20, "bilinear", 128),
+    erasing=0.5,
+)
+
+
+@pytest.mark.parametrize(
+    ("view", "repeats"),
+    [
+        (View((16, 16)), 1),
+        (View((16, 16), "inception"), 1),
+        (EVERYTHING, 3),
+        (View((16, 16), policy=Policy("trivial_wide")), 1),
+        (View((16, 16), "flip", distortion="fast", policy=Policy("auto_imagenet")), 2),
+    ],
+)
+def test_resuming_a_data_set_on_disk_gives_the_same_batches(picture_folder, view, repeats):
     dataset = open_dataset(f"folder:{picture_folder}", None, 0)
-    arguments = {"seed": 3, "size": (16, 16), "augmentation": augmentation}
+    arguments = {"seed": 3, "view": view, "repeats": repeats}
     whole = take(train_batches(dataset, 5, **arguments), 10)
     for first_step in (2, 4, 7):
         rest = take(train_batches(dataset, 5, first_step=first_step, **arguments), 10 - first_step)
@@ -57,7 +76,7 @@ def test_resuming_a_data_set_on_disk_gives_the_same_batches(picture_folder, augm
 
 def test_every_epoch_has_every_example_once_in_a_new_order(small):
     arrays, _ = small.arrays("train")
-    batches = take(train_batches(small, 50, seed=0, size=SIZE), 20)
+    batches = take(train_batches(small, 50, seed=0, view=View(SIZE)), 20)
     epochs = [np.concatenate([b["image"] for b in part]) for part in (batches[:10], batches[10:])]
 
     def multiset(images):
@@ -68,10 +87,10 @@ def test_every_epoch_has_every_example_once_in_a_new_order(small):
 
 
 def test_seeds_give_different_orders_and_flip_mirrors_about_half_of_the_images(small):
-    one, other = (take(train_batches(small, 64, seed=seed, size=SIZE), 3) for seed in (0, 1))
+    one, other = (take(train_batches(small, 64, seed=seed, view=View(SIZE)), 3) for seed in (0, 1))
     assert not same(one, other)
     plain, flipped = (
-        take(train_batches(small, 64, seed=0, size=SIZE, augmentation=name), 1)[0]["image"]
+        take(train_batches(small, 64, seed=0, view=View(SIZE, name)), 1)[0]["image"]
         for name in ("none", "flip")
     )
     mirrored = np.array([not np.array_equal(a, b) for a, b in zip(plain, flipped, strict=True)])
@@ -80,9 +99,8 @@ def test_seeds_give_different_orders_and_flip_mirrors_about_half_of_the_images(s
 
 
 def test_crops_are_shifts_of_the_padded_image_by_at_most_the_padding(small):
-    arguments = {"seed": 0, "size": SIZE, "pad": 2}
-    (plain,) = take(train_batches(small, 32, **arguments), 1)
-    (cropped,) = take(train_batches(small, 32, augmentation="crop_flip", **arguments), 1)
+    (plain,) = take(train_batches(small, 32, seed=0, view=View(SIZE)), 1)
+    (cropped,) = take(train_batches(small, 32, seed=0, view=View(SIZE, "crop_flip", pad=2)), 1)
     padded = np.pad(plain["image"], ((0, 0), (2, 2), (2, 2), (0, 0)), constant_values=0)
     shifts = set()
     for whole, crop in zip(padded, cropped["image"], strict=True):
@@ -110,8 +128,8 @@ def test_evaluation_has_every_example_once_in_order(small, batch_size):
 @pytest.mark.parametrize("augmentation", ["none", "flip", "crop_flip", "inception"])
 @pytest.mark.parametrize("channels", [0, 1, 3])
 def test_training_images_are_bytes_with_the_wanted_channels(small, augmentation, channels):
-    arguments = {"augmentation": augmentation, "channels": channels}
-    (batch,) = take(train_batches(small, 500, seed=0, size=SIZE, **arguments), 1)
+    view = View(SIZE, augmentation, channels=channels)
+    (batch,) = take(train_batches(small, 500, seed=0, view=view), 1)
     assert batch["image"].dtype == np.uint8
     assert batch["image"].shape == (500, *SIZE, channels or 1)
     assert (batch["image"].min(), batch["image"].max()) == (0, 255)
@@ -120,7 +138,7 @@ def test_training_images_are_bytes_with_the_wanted_channels(small, augmentation,
 
 def test_a_batch_larger_than_the_training_set_is_rejected(small):
     with pytest.raises(UserError, match="batch_size 501 is larger than the 500 training"):
-        next(train_batches(small, 501, seed=0, size=SIZE))
+        next(train_batches(small, 501, seed=0, view=View(SIZE)))
 
 
 def test_a_picture_that_breaks_during_training_is_named(picture_folder):
@@ -128,14 +146,14 @@ def test_a_picture_that_breaks_during_training_is_named(picture_folder):
     broken = picture_folder / "train" / "dog" / "7.jpg"
     broken.write_bytes(b"")
     with pytest.raises(UserError, match=f"broken picture {broken} .it is empty.: repair or remove"):
-        take(train_batches(dataset, 8, seed=0, size=(16, 16)), 3)
+        take(train_batches(dataset, 8, seed=0, view=View((16, 16))), 3)
 
 
 @pytest.mark.parametrize("from_disk", [False, True])
 def test_the_shards_of_a_batch_are_the_whole_batch(small, picture_folder, from_disk):
     dataset = open_dataset(f"folder:{picture_folder}", None, 0) if from_disk else small
     size = 4 if from_disk else 64
-    arguments = {"seed": 3, "size": (16, 16), "augmentation": "inception", "first_step": 2}
+    arguments = {"seed": 3, "view": View((16, 16), "inception"), "first_step": 2}
     whole = take(train_batches(dataset, size, **arguments), 8)
     halves = [
         take(train_batches(dataset, size, shard=(index, 2), **arguments), 8) for index in (0, 1)
@@ -166,7 +184,7 @@ def test_processes_read_only_their_parts_of_a_large_set_and_the_same_batches_as_
     dataset = dataclasses.replace(opened, broken={"train": examples})
     monkeypatch.setattr(opened.builder, "as_dataset", recording)
     monkeypatch.setattr(TfdsDataset, "fits_in_memory", lambda _: False)
-    arguments = {"seed": 3, "size": SIZE, "augmentation": "crop_flip", "first_step": 20}
+    arguments = {"seed": 3, "view": View(SIZE, "crop_flip"), "first_step": 20}
     steps = 40  # into the second epoch
 
     def batches(**shard):
@@ -188,7 +206,7 @@ def test_every_epoch_of_a_large_set_has_every_example_once(monkeypatch):
     images, _ = dataset.arrays("train")
     expected = collections.Counter(image.tobytes() for image in images.numpy())
     monkeypatch.setattr(TfdsDataset, "fits_in_memory", lambda _: False)
-    batches = take(train_batches(dataset, 16, seed=0, size=SIZE), 24)  # epochs of 12 batches
+    batches = take(train_batches(dataset, 16, seed=0, view=View(SIZE)), 24)  # epochs of 12 batches
     for epoch in (batches[:12], batches[12:]):
         seen = collections.Counter(image.tobytes() for batch in epoch for image in batch["image"])
         assert seen <= expected
@@ -223,3 +241,14 @@ def test_the_shards_evaluate_every_example_once(small, picture_folder, from_disk
             np.testing.assert_array_equal(np.concatenate([x[name] for x in parts]), batch[name])
     counted = sum(part["mask"].sum() for batches in shards for part in batches)
     assert counted == dataset.num_examples(split)
+
+
+def test_repeated_augmentation_shows_each_picture_in_a_row_and_each_time_anew(small):
+    view = View(SIZE, "crop_flip")
+    for batch in take(train_batches(small, 48, seed=2, view=view, repeats=4), 10):
+        groups = batch["label"].reshape(-1, 4)
+        assert (groups == groups[:, :1]).all()
+        shifted = batch["image"].reshape(-1, 4, *batch["image"].shape[1:])
+        assert np.mean([np.array_equal(four[0], four[1]) for four in shifted]) < 0.2
+    (rows,) = take(train_batches(small, 500, seed=2, view=View(SIZE), repeats=4), 1)
+    assert len(np.unique(rows["image"], axis=0)) == 125  # a quarter of the pictures

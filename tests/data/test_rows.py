@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from mnv2.data import fits_on_device, open_dataset, train_rows
+from mnv2.data import View, fits_on_device, open_dataset, train_rows
 
 NAMES = {
     "none": {"index"},
@@ -61,10 +61,12 @@ def test_crops_reach_every_position_and_half_of_the_images_are_mirrored():
 
 
 def test_only_what_a_device_can_compute_lies_on_it(fashion_mnist, picture_folder):
-    assert fits_on_device(fashion_mnist, (28, 28), 1, "crop_flip")
-    assert fits_on_device(fashion_mnist, (28, 28), 0, "none")
-    assert not fits_on_device(fashion_mnist, (32, 32), 1, "none")  # resized on the host
-    assert not fits_on_device(fashion_mnist, (28, 28), 3, "none")
-    assert not fits_on_device(fashion_mnist, (28, 28), 1, "inception")
+    assert fits_on_device(fashion_mnist, View((28, 28), "crop_flip", channels=1))
+    assert fits_on_device(fashion_mnist, View((28, 28), "none", channels=0))
+    assert not fits_on_device(
+        fashion_mnist, View((32, 32), "none", channels=1)
+    )  # resized on the host
+    assert not fits_on_device(fashion_mnist, View((28, 28), "none", channels=3))
+    assert not fits_on_device(fashion_mnist, View((28, 28), "inception", channels=1))
     pictures = open_dataset(f"folder:{picture_folder}", None, 0)
-    assert not fits_on_device(pictures, (16, 16), 3, "none")
+    assert not fits_on_device(pictures, View((16, 16), "none", channels=3))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from mnv2.data import eval_batches, eval_image, open_dataset, train_batches
+from mnv2.data import View, eval_batches, eval_image, open_dataset, train_batches
 from mnv2.runtime.errors import UserError
 from tests.data.test_decoding import PICTURE, few_colours
 
@@ -108,7 +108,7 @@ def test_a_label_that_is_no_class_stops_training_and_evaluation(tmp_path, split,
         evaluated(dataset, split)
     if split == "train":
         with pytest.raises(UserError, match=message):
-            list(itertools.islice(train_batches(dataset, 4, seed=0, size=SIZE), 5))
+            list(itertools.islice(train_batches(dataset, 4, seed=0, view=View(SIZE)), 5))
 
 
 def test_a_tenth_of_train_is_held_out_for_testing_before_validation(tmp_path, capsys):
@@ -135,7 +135,7 @@ def test_a_set_for_evaluation_needs_no_train(tmp_path, only):
     assert evaluated(dataset, "test") == 7
     assert dataset.fits_in_memory()
     with pytest.raises(UserError, match=r"tiny_set has no split 'train': choose one of .*test"):
-        next(train_batches(dataset, 4, seed=0, size=SIZE))
+        next(train_batches(dataset, 4, seed=0, view=View(SIZE)))
     with pytest.raises(UserError, match="tiny_set has no split train to hold 5 examples out from"):
         reopen(tmp_path, 5)
 

@@ -69,8 +69,7 @@ def after_a_step(config):
             setup.dataset,
             config.batch_size,
             seed=0,
-            size=setup.image_shape[:2],
-            channels=setup.image_shape[2],
+            view=data.View(setup.image_shape[:2], channels=setup.image_shape[2]),
         )
     )
     state, _ = steps.train(state, steps.shard(batch), jax.random.key(0))

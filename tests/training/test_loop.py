@@ -178,7 +178,7 @@ def losses(config, batches):
 def test_the_training_curve_is_that_of_the_plain_operations(tiny_config, fashion_mnist):
     # In float64, since in float32 either form's rounding errors change the third step's gradient
     # by its own size.
-    batches = data.train_batches(fashion_mnist, 16, seed=0, size=SHAPE[:2])
+    batches = data.train_batches(fashion_mnist, 16, seed=0, view=data.View(SHAPE[:2]))
     batches = [
         {"image": batch["image"][:, ::2, ::2] / 127.5 - 1, "label": batch["label"]}
         for batch in itertools.islice(batches, 5)

@@ -34,10 +34,35 @@ def refused(field, value):
         "data.validation": (-1,),
         "data.augmentation": ("crop",),
         "data.pad": (-1,),
+        "data.crop_area": ((0.0, 1.0), (0.5, 0.2), (0.5, 1.5), (0.5,), 0.5),
+        "data.crop_aspect": ((0.0, 1.0), (2.0, 1.0), "wide"),
+        "data.interpolation": ("lanczos",),
+        "data.distortion": ("slow",),
+        "data.policy": ("randaugment", "auto"),
+        "data.policy_operations": (0,),
+        "data.policy_strength": (31, -1, 9.5),
+        "data.policy_interpolation": ("bicubic",),
+        "data.policy_fill": (256, -1),
+        "data.erasing": (1.1, -0.1),
+        "data.repeats": (0,),
+        "data.normalization": ("torchvision",),
+        "data.eval_method": ("torchvision",),
+        "data.eval_crop": (0.0, 1.5),
+        "data.eval_size": (0,),
+        "mixup": (-0.2,),
+        "cutmix": (-1.0, float("nan")),
+        "mix_until": ("later",),
+        "accumulate": (0,),
+        "temperature": (0.0,),
+        "label_weight": (1.5, -0.1),
+        "recalibrate": (-1,),
         "optimization.optimizer": ("sdg",),
         "optimization.schedule": ("linear",),
         "optimization.learning_rate": (-0.1, float("nan"), float("inf")),
         "optimization.warmup": ("some steps",),
+        "optimization.warmup_from": (1.5, -0.1),
+        "optimization.rate_every": ("0 steps", "epoch"),
+        "optimization.clip": (-1.0,),
         "optimization.momentum": (1.0, -0.1),
         "optimization.weight_decay": (-1e-4, float("nan")),
         "optimization.weight_decay_on": ("(", "*kernel"),
@@ -70,7 +95,7 @@ def test_a_size_of_pictures_is_a_whole_number_of_pixels():
 @pytest.mark.parametrize("preset", v2_ablation.PRESETS)
 def test_every_field_that_can_be_wrong_is_checked(preset):
     resolved = settings.from_config(resolve(v2_ablation.get_config(preset), "linear"))
-    free = {"data.name", "data.dir", "model.name", "weights"}
+    free = {"data.name", "data.dir", "model.name", "weights", "teacher"}
     by_the_network = {
         f"model.{name}" for name in ("activation", "bottleneck", "shortcut", "block", "padding")
     }
