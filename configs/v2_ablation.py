@@ -21,7 +21,8 @@ Presets, with their cost and the expected result:
                                       linear 92.4 %, relu6 91.3 %.
     configs/v2_ablation.py:eight_bits  the arms of experiments.quantization: blocks, widths, ReLU
                                       or ReLU6 inside, V1 as a network; 500 steps, 5 seeds each.
-                                      MINUTES minutes on two CPU cores.
+                                      33 minutes on two CPU cores. Expect 84.7 % for linear,
+                                      84.4 % for relu_inside, 83.3 % for mobilenet_v1.
     configs/v2_ablation.py:cifar10    CIFAR-10, 100 epochs, width 0.5, 3 seeds. For one GPU.
     configs/v2_ablation.py:imagenet   ImageNet, 150 epochs, width 1.0, the paper's RMSProp, 1 seed.
                                       For eight GPUs or TPUs. In the paper the baseline has

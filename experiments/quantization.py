@@ -1,4 +1,4 @@
-"""What do 8 bits cost, by block? python -m experiments.quantization --workdir runs/v2_ablation
+"""What do 8 bits cost, by block? python -m experiments.quantization --workdir runs/eight_bits
 
 Takes every finished run of a sweep on Fashion-MNIST, exports it in float32 and in 8 bits, and
 evaluates each file on the whole test split, in the runtime that a phone or a server uses:
@@ -114,7 +114,9 @@ def measure(sweep: Sweep, out: Path, count: int) -> Iterator[Accuracy]:
     dataset = data.open_dataset(DATA)
     finished = [(arm, seed) for arm, seeds in sweep.results.items() for seed in sorted(seeds)]
     if not finished:
-        raise UserError(f"no finished run in {sweep.workdir}: make ablation trains some")
+        raise UserError(
+            f"no finished run in {sweep.workdir}: configs/v2_ablation.py:eight_bits trains some"
+        )
     line = StatusLine("quantizing")
     for number, (arm, seed) in enumerate(finished, start=1):
         line.say(f"{arm}/{seed}, {number} of {len(finished)}")
@@ -191,7 +193,7 @@ def draw(accuracies: Sequence[Accuracy], path: Path) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that say what is quantized."""
-    parser.add_argument("--workdir", type=Path, default=Path("runs/v2_ablation"))
+    parser.add_argument("--workdir", type=Path, default=Path("runs/eight_bits"))
     parser.add_argument("--out", type=Path, default=Path("runs/quantization"))
     parser.add_argument(
         "--pictures", type=whole_number(BATCH), default=200, help="to calibrate with (default: 200)"

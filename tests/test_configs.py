@@ -8,9 +8,10 @@ from mnv2.models.shapes import variable_shapes
 from mnv2.sweeps.plan import resolve
 from mnv2.training import settings
 from mnv2.training.optimizer import create_optimizer, create_schedule, name_mask
+from mnv2.training.setup import fields_of
 
 IMAGE = {"fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3), "imagenet2012": (224, 224, 3)}
-EQUAL = ("linear", "separable", "hourglass")  # in multiply-adds, within 3 %
+EQUAL = ("linear", "separable", "hourglass", "mobilenet_v1")  # in multiply-adds, within 3 %
 CLASSES = {"fashion_mnist": 10, "cifar10": 10, "imagenet2012": 1000}
 
 
@@ -21,7 +22,9 @@ def test_every_arm_of_every_preset_builds(preset):
     for arm, _ in config.arms:
         resolved = resolve(config, arm)
         fields = dict(resolved.model)
-        model = create_model(fields.pop("name"), num_classes=CLASSES[resolved.data.name], **fields)
+        name = fields.pop("name")
+        fields = fields_of(name, fields)
+        model = create_model(name, num_classes=CLASSES[resolved.data.name], **fields)
         if arm in EQUAL:
             cost[arm] = complexity.multiply_adds(model, IMAGE[resolved.data.name])
         optimization = settings.optimization(resolved.optimization)

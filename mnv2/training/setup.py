@@ -181,13 +181,13 @@ def _create_model(
         fields["axis_name"] = DeviceGroup(AXIS, settings.bn_group)
     if weights is None:
         name = fields.pop("name")
-        return create_model(name, **_fields_of(name, fields))
+        return create_model(name, **fields_of(name, fields))
     name, theirs = name_and_fields(weights.model)
     bn_frozen = settings.optimization.classifier_only
     return create_model(name, **{**theirs, **fields, "bn_frozen": bn_frozen})
 
 
-def _fields_of(name: str, fields: dict[str, Any]) -> dict[str, Any]:
+def fields_of(name: str, fields: dict[str, Any]) -> dict[str, Any]:
     """Returns the fields that a network has, of a config that was written for MobileNetV2.
 
     A field of MobileNetV2 that has its default value says nothing about another network, and is

@@ -130,10 +130,9 @@ def _evenly(start: float, end: float, count: int) -> np.ndarray:
     Half of 32 is then a little less than 16, and moves a picture by 15 pixels.
     """
     numbers = np.arange(count)
-    step = np.float32((np.float32(end) - np.float32(start)) / np.float32(count - 1))
-    upwards = np.float32(start) + step * numbers.astype(np.float32)
-    downwards = np.float32(end) - step * (count - 1 - numbers).astype(np.float32)
-    return np.where(numbers < count // 2, upwards, downwards)
+    step = np.float64(np.float32((end - start) / (count - 1)))  # rounded once more only at the end
+    upwards, downwards = start + step * numbers, end - step * (count - 1 - numbers)
+    return np.where(numbers < count // 2, upwards, downwards).astype(np.float32)
 
 
 def augment(image: tf.Tensor, seed: tf.Tensor, policy: Policy) -> tf.Tensor:
