@@ -7,6 +7,7 @@ import flatbuffers
 import jax
 import numpy as np
 
+from mnv2.deployment import task_metadata
 from mnv2.deployment.program import IMAGE, METADATA, STABLE, Description, Program
 
 SIGNATURE = "serving_default"
@@ -45,8 +46,8 @@ class _Builder(flatbuffers.Builder):
 def with_description(content: bytes, about: Description) -> bytes:
     """Returns a file with the description added to its metadata.
 
-    The names of the classes are also appended as an archive with the file labels.txt, one per line,
-    which is where TensorFlow Lite's tools look for them.
+    It is there twice: as this package reads it, and as TensorFlow Lite's tools do. Those look for
+    the names of the classes in an archive at the end, in the file labels.txt, one per line.
     """
     from litert_converter import schema_py_generated as schema
 
@@ -56,11 +57,14 @@ def with_description(content: bytes, about: Description) -> bytes:
             end = constant.offset + constant.size
             constant.data = np.frombuffer(content[constant.offset : end], np.uint8)
             constant.offset = constant.size = 0
-    buffer, entry = schema.BufferT(), schema.MetadataT()
-    buffer.data = np.frombuffer(about.to_json().encode(), np.uint8)
-    entry.name, entry.buffer = METADATA, len(model.buffers)
-    model.buffers.append(buffer)
-    model.metadata = [*(model.metadata or []), entry]
+    labels = None if about.class_names is None else LABELS
+    theirs = task_metadata.task_metadata(about, labels)
+    for name, text in ((METADATA, about.to_json().encode()), (task_metadata.NAME, theirs)):
+        buffer, entry = schema.BufferT(), schema.MetadataT()
+        buffer.data = np.frombuffer(text, np.uint8)
+        entry.name, entry.buffer = name, len(model.buffers)
+        model.buffers.append(buffer)
+        model.metadata = [*(model.metadata or []), entry]
     builder = _Builder(len(content))
     builder.Finish(model.Pack(builder), b"TFL3")
     if about.class_names is None:
