@@ -89,6 +89,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.optimization.rate_every = "1 steps"  # '1 epochs': the rate changes once per epoch
     config.optimization.clip = 0.0  # the largest norm of all gradients; 0: any
     config.optimization.momentum = 0.9
+    config.optimization.nesterov = True  # for sgd; PyTorch's recipes have the plain momentum
     config.optimization.weight_decay = 4e-5
     config.optimization.weight_decay_on = "kernel"  # a regular expression for paths of parameters
     config.optimization.decay_rate = 0.98  # for exponential: factor per decay

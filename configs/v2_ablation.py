@@ -81,6 +81,7 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
         config.data.validation = 10_000
         config.data.image_size = 224
         config.data.augmentation = "inception"
+        config.data.distortion = "fast"
         config.model.width = 1.0
         config.model.strides = (2, 1, 2, 2, 2, 1, 2, 1)
         config.model.dropout = 0.2

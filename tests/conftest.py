@@ -26,6 +26,7 @@ import tensorflow_datasets  # noqa: F401
 
 from configs import v2_ablation
 from mnv2 import data
+from mnv2.data.datasets import TfdsDataset
 from mnv2.runtime import storage
 from tests import emulator
 
@@ -79,3 +80,15 @@ def tiny_config() -> ml_collections.ConfigDict:
     config.batch_size = 16
     config.log_every = 1
     return config
+
+
+@pytest.fixture
+def few_test_pictures(monkeypatch):
+    """Leaves 1,000 pictures of the test split, since most tests are not about their number."""
+    whole = TfdsDataset.tfds_range
+
+    def capped(dataset, split):
+        name, start, stop = whole(dataset, split)
+        return name, start, min(stop, start + 1000) if split == "test" else stop
+
+    monkeypatch.setattr(TfdsDataset, "tfds_range", capped)

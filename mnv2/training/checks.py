@@ -6,7 +6,7 @@ from typing import Any
 from mnv2.data.augment import DISTORTIONS, POLICIES, STRENGTHS
 from mnv2.data.preprocess import AUGMENTATIONS, INTERPOLATIONS
 from mnv2.pretrained.preprocessing import METHODS
-from mnv2.runtime.checks import Check, choice, number, ordered, pattern, whole
+from mnv2.runtime.checks import Check, choice, number, ordered, pattern, truth, whole
 from mnv2.runtime.errors import UserError
 from mnv2.training.durations import to_steps
 
@@ -69,6 +69,7 @@ CHECKS: dict[str, Check] = {
     "optimization.warmup_from": number(0, 1, high_open=False),
     "optimization.rate_every": positive_duration,
     "optimization.clip": number(0),
+    "optimization.nesterov": truth,
     "optimization.momentum": number(0, 1),
     "optimization.weight_decay": number(0),
     "optimization.weight_decay_on": pattern,

@@ -60,7 +60,7 @@ def create_schedule(
 def create_optimizer(
     config: Optimization, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    """Creates SGD with Nesterov momentum, the papers' RMSProp, or AdamW.
+    """Creates SGD with momentum (Nesterov's or the plain one), the papers' RMSProp, or AdamW.
 
     Weight decay applies to parameters whose path (such as `block_3/expand/kernel`) matches
     `config.weight_decay_on`. For sgd and rmsprop it is an L2 term of the loss, which passes through
@@ -112,7 +112,7 @@ def _update(config: Optimization, schedule: optax.Schedule) -> optax.GradientTra
             momentum=config.momentum,
         )
     else:
-        update = optax.sgd(schedule, momentum=config.momentum, nesterov=True)
+        update = optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov)
     return optax.chain(optax.add_decayed_weights(config.weight_decay, decayed), update)
 
 

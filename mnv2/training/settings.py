@@ -95,6 +95,7 @@ class Optimization:
     warmup_from: float = 0.0  # of the learning rate
     rate_every: str = "1 steps"
     clip: float = 0.0
+    nesterov: bool = True
 
     @property
     def classifier_only(self) -> bool:

@@ -58,18 +58,6 @@ def one_program(tiny_config):
     return tiny_config
 
 
-@pytest.fixture
-def few_test_pictures(monkeypatch):
-    """Leaves 1,000 pictures of the test split, since most tests are not about their number."""
-    whole = TfdsDataset.tfds_range
-
-    def capped(dataset, split):
-        name, start, stop = whole(dataset, split)
-        return name, start, min(stop, start + 1000) if split == "test" else stop
-
-    monkeypatch.setattr(TfdsDataset, "tfds_range", capped)
-
-
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_nothing_that_is_not_finite_is_logged(tiny_config, tmp_path, value):
     curves = log.MetricsLog(tmp_path)
@@ -212,9 +200,14 @@ class Killed(Exception):
 def test_a_resumed_run_ends_exactly_as_an_uninterrupted_one(
     one_program, tmp_path, monkeypatch, few_test_pictures
 ):
-    one_program.duration = "7 steps"
-    one_program.checkpoint_every = "3 steps"
-    whole = train(one_program, tmp_path / "whole")
+    check_resumed(one_program, tmp_path, monkeypatch)
+
+
+def check_resumed(config, tmp_path, monkeypatch):
+    """Kills a run at step 5 of 7, resumes it, and compares all with a run that was not killed."""
+    config.duration = "7 steps"
+    config.checkpoint_every = "3 steps"
+    whole = train(config, tmp_path / "whole")
 
     append_line = log.append_line
 
@@ -225,13 +218,13 @@ def test_a_resumed_run_ends_exactly_as_an_uninterrupted_one(
 
     monkeypatch.setattr(log, "append_line", killing)
     with pytest.raises(Killed):
-        train(one_program, tmp_path / "stopped")
+        train(config, tmp_path / "stopped")
     assert not (tmp_path / "stopped" / RESULT).exists()
     monkeypatch.setattr(log, "append_line", append_line)
-    resumed = train(one_program, tmp_path / "stopped")
+    resumed = train(config, tmp_path / "stopped")
 
     assert resumed["test"] == whole["test"]
-    _, template = steps_and_state(one_program)
+    _, template = steps_and_state(config)
     states = [
         Checkpoints(tmp_path / name / "checkpoints").restore(template)[0]
         for name in ("whole", "stopped")

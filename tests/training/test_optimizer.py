@@ -95,3 +95,44 @@ def test_unknown_names_are_refused(settings):
     settings.schedule = "cosin"
     with pytest.raises(UserError, match="unknown schedule 'cosin': did you mean 'cosine'"):
         schedule_of(settings)
+
+
+@pytest.mark.parametrize("backbone_rate", [1.0, 0.1])
+def test_gradients_are_clipped_by_the_norm_of_all_of_them(settings, backbone_rate):
+    settings.optimizer, settings.weight_decay, settings.momentum = "sgd", 0.0, 0.0
+    with settings.unlocked():
+        settings.backbone_rate = backbone_rate
+    settings.clip = 2.0
+    params = {"stem": jnp.zeros(2), "classifier": jnp.zeros(2)}
+    optimizer = create_optimizer(optimization(settings), optax.constant_schedule(1.0))
+    for size, factor in ((1.0, 1.0), (3.0, 0.4)):  # norms of 5/3 and 5
+        gradients = {
+            "stem": jnp.asarray([size, 0.0]),
+            "classifier": jnp.asarray([0.0, size * 4 / 3]),
+        }
+        updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+        np.testing.assert_allclose(updates["stem"][0], -factor * size * backbone_rate, rtol=1e-6)
+        np.testing.assert_allclose(updates["classifier"][1], -factor * size * 4 / 3, rtol=1e-6)
+
+
+def test_a_rate_that_changes_once_per_epoch_is_that_of_the_epochs_first_step(settings):
+    settings.warmup, settings.warmup_from, settings.learning_rate = "2 epochs", 0.01, 1.0
+    smooth = schedule_of(settings)
+    settings.rate_every = "1 epochs"  # 10 steps
+    stairs = schedule_of(settings)
+    assert float(smooth(0)) == pytest.approx(0.01)
+    assert float(stairs(10)) == pytest.approx(0.505)  # half of the way from 0.01 to 1
+    for step in range(100):
+        assert float(stairs(step)) == pytest.approx(float(smooth(step // 10 * 10)))
+
+
+def test_the_schedule_is_that_of_pytorchs_recipes(settings):
+    """torchvision: LinearLR for the warm-up, then CosineAnnealingLR, each stepped once per epoch."""
+    settings.warmup, settings.warmup_from, settings.learning_rate = "2 epochs", 0.01, 0.5
+    settings.rate_every, settings.schedule = "1 epochs", "cosine"
+    stairs = schedule_of(settings)
+    theirs = [0.5 * (0.01 + 0.99 * epoch / 2) for epoch in range(2)]
+    theirs += [0.25 * (1 + np.cos(np.pi * epoch / 8)) for epoch in range(8)]
+    np.testing.assert_allclose(
+        [float(stairs(10 * epoch)) for epoch in range(10)], theirs, rtol=1e-5
+    )

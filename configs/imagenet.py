@@ -1,0 +1,220 @@
+"""The recipes with which the published networks were trained on ImageNet.
+
+    python -m mnv2.main --config configs/imagenet.py:d_li14 --workdir runs/d_li14
+
+One network per preset. The authors of this file have no ImageNet: each preset was run for some
+steps on a set of its shape (docs/recipes.md), none to its end. The top-1 to expect is the one that
+was published for the recipe.
+
+    preset          network         top-1   epochs  hardware of the source
+    paper           MobileNetV2     72.0    420     8 GPUs of slim's README, 700,000 steps
+    v1_paper        MobileNetV1     70.6    100     not published
+    torchvision_v1  MobileNetV2     71.878  300     8 V100
+    torchvision_v2  MobileNetV2     72.154  600     8 GPUs
+    d_li14          MobileNetV2     72.192  150     4 TITAN Xp, 2 days
+    timm            MobileNetV2     72.976  450     not published
+    resnet50        ResNet-50       -       90      a network to compare with; no published result
+
+An H100 trains MobileNetV2 with up to 7,300 pictures per second (docs/accelerators.md). An epoch,
+1.28 million pictures, then takes three minutes: 150 epochs 7 hours, 600 epochs 29 hours, if the
+host reads and augments as many pictures. docs/recipes.md has what a CPU core does of that.
+
+Each value has its source beside it. What a source does not say is marked with "not said".
+"""
+
+from collections.abc import Callable
+
+import ml_collections
+
+from configs.defaults import defaults
+
+NOT_DEPTHWISE = "^(?!.*depthwise).*kernel"  # slim decays all kernels but depthwise ones
+EVERYTHING = "."  # PyTorch decays norms and biases too
+NO_NORMS = "kernel|classifier/bias"  # torchvision's --norm-weight-decay 0
+
+
+def _common() -> ml_collections.ConfigDict:
+    """Returns what all recipes share."""
+    config = defaults()
+    config.data.name = "imagenet2012"
+    config.data.validation = (
+        10_000  # held out from train, for choices; the test split is ImageNet's
+    )
+    config.data.image_size = 224
+    config.model = ml_collections.ConfigDict({"name": "mobilenet_v2", "width": 1.0})
+    config.model.strides = "imagenet"
+    config.model.padding = "same"
+    config.model.dropout = 0.0
+    config.model.bn_momentum = 0.9
+    config.model.bn_epsilon = 1e-3
+    config.model.dtype = "bfloat16"
+    config.bn_group = 1  # all sources normalise on each GPU alone
+    config.eval_batch_size = 1000
+    config.eval_every = config.checkpoint_every = "1 epochs"
+    config.log_every = 100
+    config.optimization.warmup = "0 steps"
+    return config
+
+
+def _slim(config: ml_collections.ConfigDict) -> None:
+    """Sets what slim's script does by default, for both papers."""
+    config.data.augmentation = "inception"  # crops of 5 to 100 % of the area
+    config.data.distortion = "fast"  # brightness and saturation
+    config.data.eval_method, config.data.eval_crop = "slim", 0.875
+    config.batch_size = 768  # 96 on each of 8; 115 MB per batch of bytes
+    config.optimization.optimizer = "rmsprop"
+    config.optimization.rmsprop_decay = config.optimization.momentum = 0.9
+    config.optimization.epsilon = 1.0  # train_image_classifier.py, opt_epsilon
+    config.optimization.schedule = "exponential"
+    config.optimization.decay_rate = 0.98
+    config.optimization.learning_rate = 0.36  # 0.045 times 8, slim's README
+    config.optimization.weight_decay = 4e-5
+    config.optimization.weight_decay_on = NOT_DEPTHWISE
+
+
+def _paper(config: ml_collections.ConfigDict) -> None:
+    """Sandler et al., section 6.1, and the command in slim's README, which reaches 72.0 %."""
+    _slim(config)
+    config.duration = "700000 steps"  # slim's README
+    config.optimization.decay_every = "1 epochs"  # paper; slim's README has 2.5
+    config.label_smoothing = 0.1  # slim's README
+    config.ema_decay = 0.9999  # slim's README
+    config.model.dropout = 0.2  # mobilenet.py, training_scope
+    config.model.bn_momentum = 0.997  # mobilenet.py, training_scope
+
+
+def _v1_paper(config: ml_collections.ConfigDict) -> None:
+    """Howard et al., section 3.2: RMSProp, less augmentation, no label smoothing."""
+    _slim(config)
+    config.model.name = "mobilenet_v1"
+    config.model.dropout = 0.001  # mobilenet_v1.py
+    config.model.bn_momentum = 0.9997  # mobilenet_v1.py
+    config.duration = "100 epochs"  # not said
+    config.optimization.decay_every = "1 epochs"  # not said; as for V2
+    config.ema_decay = 0.9999  # slim's checkpoints have averages
+    config.data.distortion = "none"  # "fewer distortions"
+
+
+def _torch(config: ml_collections.ConfigDict) -> None:
+    """Sets what PyTorch's recipes share."""
+    config.data.augmentation = "resized_crop"
+    config.data.crop_area = (0.08, 1.0)  # RandomResizedCrop's default
+    config.data.interpolation = "bilinear_antialiased"
+    config.data.normalization = "imagenet"
+    config.data.eval_method, config.data.eval_crop = "bilinear", 224 / 256
+    config.model.padding, config.model.bn_epsilon = "symmetric", 1e-5
+    config.optimization.momentum, config.optimization.nesterov = 0.9, False
+    config.optimization.weight_decay_on = EVERYTHING
+
+
+def _torchvision_v1(config: ml_collections.ConfigDict) -> None:
+    """IMAGENET1K_V1: the README of torchvision's references/classification."""
+    _torch(config)
+    config.batch_size = 256  # 32 on each of 8, as mmpretrain's config of this recipe
+    config.duration = "300 epochs"  # --epochs 300
+    config.model.dropout = 0.2  # torchvision's network
+    config.optimization.learning_rate = 0.045  # --lr 0.045
+    config.optimization.weight_decay = 4e-5  # --wd 0.00004
+    config.optimization.schedule = "exponential"
+    config.optimization.decay_rate = 0.98  # --lr-gamma 0.98
+    config.optimization.decay_every = "1 epochs"  # --lr-step-size 1
+
+
+def _torchvision_v2(config: ml_collections.ConfigDict) -> None:
+    """IMAGENET1K_V2: the command in torchvision's pull request 5560."""
+    _torch(config)
+    config.data.image_size, config.data.eval_size = 176, 224  # --train-crop-size 176
+    config.data.eval_crop = 224 / 232  # --val-resize-size 232
+    config.data.policy, config.data.policy_interpolation = "trivial_wide", "bilinear"
+    config.data.erasing = 0.1  # --random-erase 0.1
+    config.data.repeats = 4  # --ra-sampler --ra-reps 4
+    config.batch_size = 1024  # 128 on each of 8
+    config.duration = "600 epochs"
+    config.label_smoothing = 0.1
+    config.mixup, config.cutmix = 0.2, 1.0
+    config.ema_decay = 0.9999  # --model-ema; its decay is not in the command
+    config.model.dropout = 0.2  # torchvision's network
+    config.optimization.learning_rate = 0.5
+    config.optimization.schedule = "cosine"
+    config.optimization.rate_every = "1 epochs"  # PyTorch's schedules step once per epoch
+    config.optimization.warmup = "5 epochs"  # --lr-warmup-epochs 5 --lr-warmup-method linear
+    config.optimization.warmup_from = 0.01  # not in the command; 0 would waste an epoch
+    config.optimization.weight_decay = 2e-5
+    config.optimization.weight_decay_on = NO_NORMS  # --norm-weight-decay 0.0
+
+
+def _d_li14(config: ml_collections.ConfigDict) -> None:
+    """d-li14/mobilenetv2.pytorch: the README."""
+    _torch(config)
+    config.batch_size = 256
+    config.duration = "150 epochs"
+    config.optimization.learning_rate = 0.05
+    config.optimization.schedule = "cosine"
+    config.optimization.weight_decay = 4e-5
+
+
+def _timm(config: ml_collections.ConfigDict) -> None:
+    """mobilenetv2_100.ra_in1k: RandAugment "B", RMSProp, averages, steps with warm-up (model card).
+
+    The command was not published. These are the values of timm's command for EfficientNet-B0, of
+    which the card says that the recipe evolved. timm varies the strength of RandAugment, and erases
+    with noise, which this does not.
+    """
+    _torch(config)
+    config.data.interpolation = "bicubic_antialiased"  # results file: bicubic
+    config.data.eval_method, config.data.eval_crop = "bicubic", 0.875
+    config.data.policy, config.data.policy_strength = "random", 9  # --aa rand-m9-mstd0.5
+    config.data.erasing = 0.2  # --reprob 0.2
+    config.batch_size = 768  # -b 384 on 2
+    config.duration = "450 epochs"  # --epochs 450
+    config.label_smoothing = 0.1  # not said; the script's default
+    config.ema_decay = 0.9999  # --model-ema-decay 0.9999
+    config.model.dropout = 0.2  # --drop 0.2
+    config.optimization.optimizer = "rmsprop"  # --opt rmsproptf
+    config.optimization.epsilon = 1e-3  # --opt-eps .001
+    config.optimization.learning_rate = 0.048  # --lr .048
+    config.optimization.schedule = "exponential"  # --sched step
+    config.optimization.decay_rate = 0.97  # --decay-rate .97
+    config.optimization.decay_every = "2.4 epochs"  # --decay-epochs 2.4
+    config.optimization.warmup = "3 epochs"  # not said
+    config.optimization.weight_decay = 1e-5  # --weight-decay 1e-5
+    config.optimization.weight_decay_on = "kernel"  # timm leaves norms and biases out
+
+
+def _resnet50(config: ml_collections.ConfigDict) -> None:
+    """The network that the paper's blocks are compared with, with Goyal et al.'s schedule."""
+    _torch(config)
+    config.model = ml_collections.ConfigDict(
+        {"name": "resnet50", "strides": "imagenet", "dtype": "bfloat16"}
+    )
+    config.batch_size = 256
+    config.duration = "90 epochs"
+    config.optimization.learning_rate = 0.1
+    config.optimization.schedule = "cosine"
+    config.optimization.warmup = "5 epochs"
+    config.optimization.weight_decay = 1e-4
+
+
+RECIPES: dict[str, Callable[[ml_collections.ConfigDict], None]] = {
+    "paper": _paper,
+    "v1_paper": _v1_paper,
+    "torchvision_v1": _torchvision_v1,
+    "torchvision_v2": _torchvision_v2,
+    "d_li14": _d_li14,
+    "timm": _timm,
+    "resnet50": _resnet50,
+}
+
+
+def get_config(preset: str = "") -> ml_collections.ConfigDict:
+    """Returns the config of one recipe."""
+    if preset not in RECIPES:
+        raise ValueError(
+            f"unknown preset {preset!r}: choose one of {', '.join(RECIPES)}, as imagenet.py:d_li14"
+        )
+    config = _common()
+    RECIPES[preset](config)
+    config.arms = ((preset, {}),)
+    config.baseline = preset
+    config.panels = (("recipe", "arm", (preset,)),)
+    return config

@@ -1,0 +1,125 @@
+"""The loss of a step and its gradients, for a network that is small enough to compile at once."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mnv2.pretrained import Preprocessing
+from mnv2.training.mixing import Mixing, mix, partners
+from mnv2.training.objective import Objective, Teacher, gradients
+
+PIXELS = Preprocessing()
+
+
+class Small(nn.Module):
+    """A convolution, batch norm if it is wanted, and a classifier for five classes."""
+
+    normalised: bool = False
+    dtype: type = jnp.float32
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        x = nn.Conv(4, (3, 3), use_bias=False, name="stem")(images)
+        if self.normalised:
+            x = nn.BatchNorm(not train, momentum=0.5, name="bn")(x)
+        return nn.Dense(5, name="classifier")(jnp.mean(nn.relu(x), axis=(1, 2)))
+
+
+def variables_of(model, seed=0):
+    variables = model.init(jax.random.key(seed), jnp.zeros((1, 6, 6, 3)), train=False)
+    return {"batch_stats": {}, **variables}
+
+
+@pytest.fixture
+def batch():
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (12, 6, 6, 3), dtype=np.uint8)
+    return {"image": images, "label": random.integers(0, 5, 12)}
+
+
+def compute(model, objective, batch, *, variables=None, step=0, taught=None):
+    variables = variables or variables_of(model)
+    key = jax.random.key(3)
+    return gradients(
+        model,
+        PIXELS,
+        objective,
+        variables,
+        jax.tree.map(jnp.asarray, batch),
+        step=jnp.asarray(step),
+        key=key,
+        dropout_key=key,
+        taught=taught,
+    )
+
+
+def assert_close(one, other, rtol=1e-5):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-7), one, other)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 12])
+def test_accumulating_parts_gives_the_gradients_of_the_whole_batch(batch, parts):
+    whole, _, sums = compute(Small(), Objective(0.1), batch)
+    found, _, of_parts = compute(Small(), Objective(0.1, accumulate=parts), batch)
+    assert_close(found, whole)
+    assert_close(of_parts, sums)
+
+
+def test_with_accumulation_batch_norm_sees_one_part_after_another(batch):
+    model = Small(normalised=True)
+    variables = variables_of(model)
+    _, after, _ = compute(model, Objective(accumulate=3), batch, variables=variables)
+    expected = variables
+    for start in (0, 4, 8):
+        part = {name: rows[start : start + 4] for name, rows in batch.items()}
+        _, stats, _ = compute(model, Objective(), part, variables=expected)
+        expected = {**expected, "batch_stats": stats}
+    assert_close(after, expected["batch_stats"])
+    _, at_once, _ = compute(model, Objective(), batch, variables=variables)
+    assert not np.allclose(after["bn"]["mean"], at_once["bn"]["mean"], rtol=1e-3)
+
+
+@pytest.mark.parametrize("mixing", [Mixing(0.4, 0.0, 9), Mixing(0.0, 1.0, 9), Mixing(0.2, 1.0, 9)])
+def test_mixed_pictures_have_the_loss_of_their_mixed_labels(batch, mixing):
+    model = Small()
+    variables = variables_of(model)
+    _, _, sums = compute(model, Objective(0.1, mixing), batch, variables=variables, step=6)
+    pixels = jnp.asarray(batch["image"], jnp.float32)
+    mixed, share = mix(pixels, jax.random.key(3), jnp.asarray(6), mixing)
+    one_hot = jax.nn.one_hot(batch["label"], 5)
+    target = optax.smooth_labels(share * one_hot + (1 - share) * partners(one_hot), 0.1)
+    logits = model.apply(variables, PIXELS(mixed), train=True)
+    np.testing.assert_allclose(
+        sums["loss"], optax.softmax_cross_entropy(logits, target).sum(), rtol=1e-5
+    )
+    assert 0 < share < 1
+
+
+def test_after_its_last_step_nothing_is_mixed(batch):
+    plain, _, _ = compute(Small(), Objective(), batch, step=9)
+    found, _, _ = compute(Small(), Objective(mixing=Mixing(0.4, 1.0, 9)), batch, step=9)
+    assert_close(found, plain)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_distillation_is_hintons_and_a_network_like_its_teacher_has_no_distance(batch, temperature):
+    model, theirs = Small(), variables_of(Small(), seed=7)
+    teacher = Teacher(model, PIXELS, temperature, 0.25)
+    ours = variables_of(model)
+    _, _, sums = compute(model, Objective(teacher=teacher), batch, variables=ours, taught=theirs)
+    logits, target = (
+        model.apply(variables, PIXELS(batch["image"]), train=False) for variables in (ours, theirs)
+    )
+    labels = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+    probabilities = jax.nn.softmax(target / temperature)
+    distance = optax.losses.kl_divergence(jax.nn.log_softmax(logits / temperature), probabilities)
+    expected = 0.25 * labels + 0.75 * temperature**2 * distance
+    np.testing.assert_allclose(sums["loss"], expected.sum(), rtol=1e-5)
+
+    only = Teacher(model, PIXELS, temperature, 0.0)
+    found, _, sums = compute(model, Objective(teacher=only), batch, variables=theirs, taught=theirs)
+    np.testing.assert_allclose(sums["loss"], 0, atol=1e-5)
+    assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(found)) < 1e-6

@@ -1,0 +1,102 @@
+"""Whole runs with everything that modern recipes add."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from mnv2 import data
+from mnv2.pretrained import Preprocessing, native
+from mnv2.runtime.errors import UserError
+from mnv2.training import settings
+from mnv2.training.recalibrate import recalibrated
+from mnv2.training.setup import set_up
+from mnv2.training.start import initial_state
+from tests.deployment.networks import SHORT, network
+from tests.training.test_loop import check_resumed
+
+
+@pytest.fixture
+def everything(tiny_config, tmp_path, fashion_mnist):
+    """A run with all kinds of augmentation, a teacher, and pictures that grow for the test."""
+    teacher = network(size=(32, 32), channels=1, classes=10, width=0.1, repeats=SHORT)
+    named = dataclasses.replace(
+        teacher, class_names=tuple(fashion_mnist.class_names), preprocess=Preprocessing()
+    )
+    native.write(tmp_path / "teacher.safetensors", named)
+    tiny_config.data.update(
+        {
+            "image_size": 24,
+            "eval_size": 32,
+            "augmentation": "resized_crop",
+            "policy": "trivial_wide",
+            "erasing": 0.3,
+            "repeats": 2,
+            "eval_method": "bilinear",
+        }
+    )
+    tiny_config.update(
+        {
+            "teacher": str(tmp_path / "teacher.safetensors"),
+            "mixup": 0.2,
+            "cutmix": 1.0,
+            "accumulate": 2,
+            "label_smoothing": 0.1,
+            "ema_decay": 0.9,
+            "recalibrate": 2,
+        }
+    )
+    tiny_config.optimization.clip = 1.0
+    return tiny_config
+
+
+def test_a_killed_run_with_everything_on_ends_exactly_as_an_uninterrupted_one(
+    everything, tmp_path, monkeypatch, few_test_pictures
+):
+    check_resumed(everything, tmp_path, monkeypatch)
+
+
+def test_recalibrated_statistics_are_those_of_training_pictures_as_the_test_sees_them(
+    tiny_config,
+):
+    tiny_config.recalibrate = 3
+    of_run = settings.from_config(tiny_config)
+    setup = set_up(of_run)
+    state = initial_state(setup, of_run)
+    found = recalibrated(state, setup, of_run)
+    jax.tree.map(np.testing.assert_array_equal, found.params, state.params)
+    batches = data.train_batches(setup.dataset, 16, seed=0, view=data.View((28, 28)))
+    pictures = np.concatenate([next(batches)["image"] for _ in range(3)])
+    kernel = jax.device_get(state.params)["stem"]["kernel"]
+    outputs = jax.lax.conv_general_dilated(
+        setup.preprocess(pictures),
+        kernel,
+        (2, 2),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    statistics = jax.device_get(found.batch_stats)["stem"]["bn"]
+    np.testing.assert_allclose(statistics["mean"], outputs.mean((0, 1, 2)), rtol=1e-3, atol=1e-5)
+
+
+def test_a_teacher_of_other_classes_or_colours_and_a_batch_in_uneven_parts_are_refused(
+    tiny_config, tmp_path, fashion_mnist
+):
+    def refused(**fields):
+        tiny_config.update(fields)
+        with pytest.raises(UserError) as error:
+            set_up(settings.from_config(tiny_config))
+        return str(error.value)
+
+    assert "accumulate must divide the 2 images" in refused(accumulate=3)
+    teacher = network(classes=3, width=0.1, repeats=SHORT)
+    native.write(tmp_path / "three.safetensors", teacher)
+    message = refused(accumulate=1, teacher=str(tmp_path / "three.safetensors"))
+    assert "knows 3 classes, fashion_mnist has 10" in message
+    teacher = network(classes=10, width=0.1, repeats=SHORT)
+    names = tuple(fashion_mnist.class_names)
+    native.write(tmp_path / "colour.safetensors", dataclasses.replace(teacher, class_names=names))
+    message = refused(teacher=str(tmp_path / "colour.safetensors"))
+    assert "takes pictures with 3 channels, not 1" in message
+    assert "no such file" in refused(teacher=str(tmp_path / "none.pth"))
