@@ -29,14 +29,15 @@ def write(folder: Path, count: int = COUNT) -> None:
     for number in range(count):
         target = folder / "train" / CLASSES[number % 2] / f"{number}.jpg"
         target.parent.mkdir(parents=True, exist_ok=True)
-        _crop(photograph, random).save(target, quality=QUALITY)
+        crop(photograph, random).save(target, quality=QUALITY)
     for label in CLASSES:
         target = folder / "test" / label / "0.jpg"
         target.parent.mkdir(parents=True, exist_ok=True)
-        _crop(photograph, random).save(target, quality=QUALITY)
+        crop(photograph, random).save(target, quality=QUALITY)
 
 
-def _crop(photograph: Image.Image, random: np.random.Generator) -> Image.Image:
+def crop(photograph: Image.Image, random: np.random.Generator) -> Image.Image:
+    """Returns a random part of a photograph, at a random scale, in one of SIZES."""
     width, height = SIZES[random.integers(len(SIZES))]
     scale = random.uniform(0.6, 1) * min(photograph.width / width, photograph.height / height)
     left = random.uniform(0, photograph.width - width * scale)

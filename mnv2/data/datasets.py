@@ -206,7 +206,8 @@ def _download_and_prepare(name: str, builder: tfds.core.DatasetBuilder) -> None:
     if name == "fashion_mnist":
         fashion_mnist.prepare(builder)
         return
-    url = next(iter(builder.url_infos), None)
+    # What must be downloaded by hand is in a folder already, or TFDS says where it should be.
+    url = None if builder.MANUAL_DOWNLOAD_INSTRUCTIONS else next(iter(builder.url_infos), None)
     if url and not reachable(url):
         raise UserError(f"cannot download {name}: {url} cannot be reached; check the connection")
     builder.download_and_prepare()

@@ -1,0 +1,230 @@
+"""Does every recipe for ImageNet run? python -m experiments.recipes
+
+Trains each preset of configs/imagenet.py for ten steps at its real sizes, but with a small batch,
+on a set of ImageNet's shape, which is written first (experiments.imagenet_shaped). A second run of
+the same preset is killed after a step and resumed. It must end with the same test loss. The test
+must count every picture once.
+
+Prints and writes, per preset: images per second of the ten steps, the largest memory of the
+process, and the share of the time in which training waited for pictures. Also measures how many
+pictures the host prepares per second. Files: recipes.csv, recipes.md and recipes_host.md in --out.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+from configs import imagenet
+from experiments import imagenet_shaped
+from experiments.common.writers import write_csv, write_markdown
+from mnv2 import data
+from mnv2.runtime.cli import command_parser, run, whole_number
+from mnv2.runtime.errors import UserError
+from mnv2.runtime.layout import CHECKPOINTS, METRICS, RESULT
+from mnv2.runtime.terminal import StatusLine
+from mnv2.sweeps.plan import resolve
+from mnv2.training import settings
+from mnv2.training.settings import NORMALIZATIONS
+
+STEPS = 10
+HOST_BATCHES = 6  # that are timed, after one that is not
+
+
+class Recipe(NamedTuple):
+    """What was measured of a preset. Memory is in MB, waiting in per cent of the time."""
+
+    preset: str
+    size: int
+    test_size: int
+    images_per_second: float
+    memory: float
+    waiting: float
+    test_pictures: int
+
+
+class Host(NamedTuple):
+    """Pictures per second that all cores together prepare for a preset's training."""
+
+    preset: str
+    pictures_per_second: float
+    per_core: float
+
+
+def command(preset: str, data_dir: Path, workdir: Path, batch: int) -> list[str]:
+    """Returns the command that trains a preset for a few steps."""
+    changes = {
+        "data.dir": data_dir,
+        "data.validation": 100,
+        "batch_size": batch,
+        "eval_batch_size": 100,
+        "duration": f"{STEPS} steps",
+        "eval_every": "4 steps",
+        "checkpoint_every": "4 steps",
+        "log_every": 1,
+        "optimization.warmup": "2 steps",
+        "model.dtype": "float32",
+        "bn_group": 1,
+    }
+    options = [f"--config.{name}={value}" for name, value in changes.items()]
+    config = f"configs/imagenet.py:{preset}"
+    return [
+        sys.executable,
+        "-m",
+        "mnv2.main",
+        "--config",
+        config,
+        "--workdir",
+        str(workdir),
+        *options,
+    ]
+
+
+def _memory(process: psutil.Process) -> float:
+    """Returns the resident memory of a process and its children, in MB."""
+    total = 0
+    for one in (process, *process.children(recursive=True)):
+        try:
+            total += one.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return total / 1e6
+
+
+def train(arguments: list[str], log: Path) -> float:
+    """Executes a run to its end; returns its largest memory. Raises UserError if it fails."""
+    with log.open("w") as output:
+        process = subprocess.Popen(arguments, stdout=output, stderr=subprocess.STDOUT)
+        watched, most = psutil.Process(process.pid), 0.0
+        while process.poll() is None:
+            try:
+                most = max(most, _memory(watched))
+            except psutil.NoSuchProcess:
+                break
+            time.sleep(0.2)
+    if process.wait():
+        raise UserError(f"a run failed, see {log}")
+    return most
+
+
+def train_and_kill(arguments: list[str], log: Path, folder: Path) -> None:
+    """Executes a run until it has logged its sixth step and saved its fourth, and kills it."""
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            arguments, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        while process.poll() is None:
+            logged = (folder / METRICS).read_text() if (folder / METRICS).exists() else ""
+            if '"step": 6' in logged and any((folder / CHECKPOINTS).glob("4*")):
+                os.killpg(process.pid, signal.SIGKILL)
+                break
+            time.sleep(0.05)
+    if process.wait() == 0:
+        raise UserError(f"the run ended before it could be killed, see {log}")
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    """Reads the result of a run."""
+    found: dict[str, Any] = json.loads((folder / RESULT).read_text())
+    return found
+
+
+def measure(preset: str, dataset: data.Dataset, data_dir: Path, out: Path, batch: int) -> Recipe:
+    """Trains a preset twice, once with a kill. Raises UserError if the results differ."""
+    whole, killed = (out / "runs" / f"{preset}_{name}" for name in ("whole", "killed"))
+    for folder in (whole, killed):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    log = out / "runs" / f"{preset}.log"
+    memory = train(command(preset, data_dir, whole, batch), log)
+    result = result_of(whole / preset / "0")
+    train_and_kill(command(preset, data_dir, killed, batch), log, killed / preset / "0")
+    train(command(preset, data_dir, killed, batch), log)
+    resumed = result_of(killed / preset / "0")
+    if resumed["test"] != result["test"]:
+        raise UserError(f"{preset}: resumed {resumed['test']}, uninterrupted {result['test']}")
+    if result["test"]["examples"] != dataset.num_examples("test"):
+        raise UserError(f"{preset}: the test counted {result['test']['examples']} pictures")
+    chosen = imagenet.get_config(preset).data
+    return Recipe(
+        preset,
+        chosen.image_size,
+        chosen.eval_size or chosen.image_size,
+        result["images_per_second"],
+        memory,
+        100 * result["waiting_for_input"],
+        int(result["test"]["examples"]),
+    )
+
+
+def time_host(preset: str, dataset: data.Dataset, batch: int = 64) -> Host:
+    """Measures how many pictures per second are read, decoded and augmented."""
+    config = resolve(imagenet.get_config(preset), preset)
+    of_data = settings.from_config(config).data
+    size = (of_data.image_size or 0,) * 2
+    view = of_data.view(size, 3, NORMALIZATIONS[of_data.normalization][0])
+    batches = data.train_batches(dataset, batch, seed=0, view=view, repeats=of_data.repeats)
+    next(batches)
+    began = time.perf_counter()
+    for _ in range(HOST_BATCHES):
+        next(batches)
+    rate = HOST_BATCHES * batch / (time.perf_counter() - began)
+    return Host(preset, rate, rate / len(os.sched_getaffinity(0)))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that say what is tried."""
+    parser.add_argument("--data_dir", type=Path, default=Path("runs/imagenet_shaped"))
+    parser.add_argument("--out", type=Path, default=Path("runs/recipes"))
+    parser.add_argument("--batch", type=whole_number(), default=32, help="(default: 32)")
+    parser.add_argument(
+        "--presets", nargs="+", choices=tuple(imagenet.RECIPES), default=tuple(imagenet.RECIPES)
+    )
+
+
+def main() -> None:
+    parser = command_parser("experiments.recipes", __doc__)
+    add_arguments(parser)
+    arguments = parser.parse_args()
+    dataset = imagenet_shaped.prepare(arguments.data_dir)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    line, recipes, hosts = StatusLine("recipes"), [], []
+    for number, preset in enumerate(arguments.presets, start=1):
+        line.say(f"{preset}, {number} of {len(arguments.presets)}")
+        hosts.append(time_host(preset, dataset))
+        recipes.append(measure(preset, dataset, arguments.data_dir, arguments.out, arguments.batch))
+    line.clear()
+    write_csv(recipes, arguments.out / "recipes.csv")
+    write_markdown(
+        arguments.out,
+        "recipes",
+        ("preset", "train, px", "test, px", "images/s", "memory, MB", "waiting, %", "tested"),
+        [
+            (
+                *(one.preset, one.size, one.test_size, f"{one.images_per_second:.1f}"),
+                *(f"{one.memory:,.0f}", f"{one.waiting:.0f}", one.test_pictures),
+            )
+            for one in recipes
+        ],
+    )
+    write_markdown(
+        arguments.out,
+        "recipes_host",
+        ("preset", "pictures/s", "pictures/s per core"),
+        [(one.preset, f"{one.pictures_per_second:,.0f}", f"{one.per_core:,.0f}") for one in hosts],
+    )
+    print((arguments.out / "recipes.md").read_text())
+    print((arguments.out / "recipes_host.md").read_text())
+    print(f"in {arguments.out}: recipes.csv, recipes.md, recipes_host.md")
+
+
+if __name__ == "__main__":
+    run(main)
