@@ -1,12 +1,12 @@
 """Fills the measured tables into the pages: python -m experiments.tables
 
 Every experiment writes its tables as Markdown, next to its CSV files. This command puts each of
-them into experiments/README.md or docs/accelerators.md, between its two markers
+them into experiments/README.md or a page of docs, between its two markers
 
     <!-- NAME: measured by a command -->
     <!-- end of NAME -->
 
-and copies the figures that experiments/README.md shows to docs/. Tables and figures without a
+and copies the figures that these pages show to docs/. Tables and figures without a
 result in runs/ stay as they are. The names of these tables are printed.
 """
 
@@ -18,12 +18,13 @@ from mnv2.runtime.cli import command_parser, run
 from mnv2.runtime.files import write_text
 
 README = Path(__file__).parent / "README.md"
-ACCELERATORS = README.parents[1] / "docs" / "accelerators.md"
+DOCS = README.parents[1] / "docs"
+ACCELERATORS, RECIPES = DOCS / "accelerators.md", DOCS / "recipes.md"
 TABLE = re.compile(
     r"(<!-- (?P<name>\w+): measured by a command -->\n).*?(<!-- end of (?P=name) -->)",
     re.DOTALL,
 )
-FIGURE = re.compile(r"!\[[^]]*\]\(\.\./docs/(\w+)\.png\)")
+FIGURE = re.compile(r"!\[[^]]*\]\((?:\.\./docs/)?(\w+)\.(png|jpg)\)")
 
 
 def fill(text: str, runs: Path) -> tuple[str, list[str]]:
@@ -47,10 +48,11 @@ def fill(text: str, runs: Path) -> tuple[str, list[str]]:
 def copy_figures(text: str, runs: Path, docs: Path) -> list[str]:
     """Copies the figures that `text` shows from `runs` to `docs`, and returns their names."""
     copied = []
-    for name in FIGURE.findall(text):
-        drawn = [p for p in (runs / name / f"{name}.png", runs / name / "report.png") if p.exists()]
+    for name, kind in FIGURE.findall(text):
+        possible = (runs / name / f"{name}.{kind}", runs / name / f"report.{kind}")
+        drawn = [path for path in possible if path.exists()]
         if drawn:
-            shutil.copy(drawn[0], docs / f"{name}.png")
+            shutil.copy(drawn[0], docs / f"{name}.{kind}")
             copied.append(name)
     return copied
 
@@ -62,13 +64,15 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     missing: list[str] = []
-    for page in (README, ACCELERATORS):
+    copied: list[str] = []
+    pages = (README, ACCELERATORS, RECIPES)
+    for page in pages:
         text, without = fill(page.read_text(), arguments.runs)
         write_text(page, text)
         missing += without
-    copied = copy_figures(README.read_text(), arguments.runs, README.parents[1] / "docs")
-    pages = f"{README.name}, {ACCELERATORS.name}"
-    print(f"written: {pages}; figures in docs: {', '.join(copied) or 'none'}")
+        copied += copy_figures(text, arguments.runs, DOCS)
+    names = ", ".join(page.name for page in pages)
+    print(f"written: {names}; figures in docs: {', '.join(copied) or 'none'}")
     if missing:
         print(f"without a result in {arguments.runs}: {', '.join(missing)}")
 

@@ -4,6 +4,7 @@
     python -m mnv2.main --config configs/v2_ablation.py:full  as one would publish them
     python -m mnv2.main --config configs/v2_ablation.py --only linear,relu6
     python -m mnv2.main --config configs/v2_ablation.py --config.model.width 0.5 --workdir runs/w50
+    python -m mnv2.main --config configs/imagenet.py:timm --show seen.png      look, before training
 
 Several runs are executed at the same time, one per core or GPU. How many, or as jobs of a SLURM
 cluster:
@@ -51,6 +52,9 @@ _ONLY = flags.DEFINE_list(
 )
 _PROFILE = flags.DEFINE_string(
     "profile", None, "Folder for a trace of ten steps of the first run: see docs/accelerators.md."
+)
+_SHOW = flags.DEFINE_string(
+    "show", None, "Draw what the first arm sees of some pictures to this file, and train nothing."
 )
 _REPORT = flags.DEFINE_bool("report", True, "Write the report after the runs.")
 _LAUNCHER = flags.DEFINE_enum(
@@ -103,6 +107,7 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 _PROCESS_ID = flags.DEFINE_integer(
     "process_id", None, "Join processes: this one, from 0.", lower_bound=0
 )
+PICTURES = (".png", ".pdf", ".svg")  # what --show writes
 OF_SLURM = ("partition", "cores", "gpus", "hours", "runs_per_job")  # flags
 
 
@@ -116,6 +121,9 @@ def main(argv: Sequence[str]) -> None:
 
 def _train() -> None:
     """Executes the runs, in this process or by a launcher."""
+    if _SHOW.value is not None:
+        _show(Path(_SHOW.value))
+        return
     # Before TensorFlow and JAX are imported, which takes seconds.
     config, workdir, only, joins = _CONFIG.value, _workdir(), _only(), _joins()
     profile, parallel = _profile(), _parallel()
@@ -166,6 +174,20 @@ def _train() -> None:
         runs_per_job=_RUNS_PER_JOB.value,
     )
     slurm.submit(config, workdir, only, wanted, reports=_REPORT.value)
+
+
+def _show(path: Path) -> None:
+    """Draws what a run of the config sees. Raises UserError if the file cannot be written."""
+    if path.suffix not in PICTURES:
+        raise UserError(f"--show must end in {' or '.join(PICTURES)}, got {str(path)!r}")
+    check_can_be_written(path.parent, "--show")
+    only = _only()
+    hide_gpus_from_tensorflow()
+    from mnv2.sweeps.plan import first_settings
+    from mnv2.training.seen import draw_seen
+
+    draw_seen(first_settings(_CONFIG.value, only), path)
+    print(f"what training and evaluation see: {path}")
 
 
 def _parallel() -> int | None:

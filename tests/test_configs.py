@@ -1,7 +1,7 @@
 import pytest
 from flax.traverse_util import flatten_dict
 
-from configs import finetune, quantization, v2_ablation
+from configs import finetune, imagenet, quantization, recipes, v2_ablation
 from mnv2.analysis import complexity
 from mnv2.models import STRIDES, create_model, name_and_fields
 from mnv2.models.shapes import variable_shapes
@@ -83,3 +83,49 @@ def test_networks_are_trained_on_in_float32_and_rounded_in_two_ways():
     config = quantization.get_config()
     models = {arm: resolve(config, arm).model["quantized"] for arm in dict(config.arms)}
     assert models == {"float32": "none", "channel": "channel", "tensor": "tensor"}
+
+
+@pytest.mark.parametrize("preset", imagenet.RECIPES)
+def test_a_recipe_for_imagenet_builds_the_published_network(preset):
+    config = imagenet.get_config(preset)
+    of_run = settings.from_config(resolve(config, preset))
+    fields = dict(of_run.model)
+    name = fields.pop("name")
+    model = create_model(name, num_classes=1000, **fields_of(name, fields))
+    published = {"mobilenet_v2": 3_504_872, "mobilenet_v1": 4_231_976, "resnet50": 25_557_032}
+    assert complexity.parameters(model, (224, 224, 3)) == published[name]
+    expected = {"mobilenet_v2": 300_774_272, "mobilenet_v1": 568_740_352}
+    if name in expected:
+        assert complexity.multiply_adds(model, (224, 224, 3)) == expected[name]
+
+
+def test_a_recipe_decays_what_its_source_decays():
+    """slim all kernels but depthwise ones, PyTorch everything, torchvision's newer one no norms."""
+    names = variable_shapes(create_model("mobilenet_v2", num_classes=1000), 3)["params"]
+
+    def decayed(preset):
+        pattern = imagenet.get_config(preset).optimization.weight_decay_on
+        marked = flatten_dict(name_mask(names, pattern), sep="/")
+        return {name for name, marked in marked.items() if marked}
+
+    everything = set(flatten_dict(names, sep="/"))
+    assert decayed("d_li14") == decayed("torchvision_v1") == everything
+    norms = {name for name in everything if name.endswith(("/scale", "bn/bias"))}
+    assert everything - decayed("torchvision_v2") == norms
+    assert len(norms) == 2 * 52
+    slim = decayed("paper")
+    assert len(slim) == 53 - 17  # kernels without those of 17 depthwise convolutions
+    assert not any("depthwise" in name for name in slim)
+
+
+@pytest.mark.parametrize("preset", recipes.PRESETS)
+def test_every_arm_of_a_recipe_on_fashion_mnist_is_possible(preset):
+    config = recipes.get_config(preset)
+    for arm, _ in config.arms:
+        settings.from_config(resolve(config, arm))
+
+
+def test_configs_name_their_presets():
+    for module in (imagenet, recipes):
+        with pytest.raises(ValueError, match="unknown preset 'nothing': choose one of"):
+            module.get_config("nothing")

@@ -123,6 +123,14 @@ def plan(
     return sorted(runs, key=lambda run: run.seed)
 
 
+def first_settings(config: ml_collections.ConfigDict, only: Sequence[str]) -> settings.Settings:
+    """Returns the settings of the first arm that `only` names, or of the first of all."""
+    arms = list(dict(config.arms))
+    for name in only:
+        check_choice(name.partition("/")[0], arms, "arm")
+    return settings.from_config(resolve(config, only[0].partition("/")[0] if only else arms[0]))
+
+
 def chosen(runs: Sequence[Run], only: Sequence[str]) -> list[Run]:
     """Returns the runs that `only` names, by arm or as arm/seed; all of them if it is empty.
 

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +20,7 @@ from mnv2.runtime.throughput import Stopwatch
 from mnv2.training import metrics
 from mnv2.training.devices import AXIS, Devices, number_of, shard
 from mnv2.training.progress import progress
+from mnv2.training.state import TrainState
 
 Step = Callable[[data.Batch], tuple[metrics.Sums, Array]]
 
@@ -30,6 +32,34 @@ def eval_step(
     losses = metrics.cross_entropy(logits, batch["label"])
     counts = metrics.count(logits, batch["label"], losses, batch["mask"])
     return jax.lax.psum(counts, AXIS), jnp.argmax(logits, axis=-1)
+
+
+def eval_state(
+    state: TrainState, batch: dict[str, Array], *, model: nn.Module, preprocess: Preprocessing
+) -> tuple[metrics.Sums, Int[Array, " b"]]:
+    """Evaluates a state on one batch: see `eval_step`."""
+    logits: Any = model.apply(state.variables(), preprocess(batch["image"]), train=False)
+    return eval_step(logits, batch)
+
+
+def statistics_of(
+    state: TrainState,
+    batch: dict[str, Array],
+    key: Array,
+    *,
+    model: nn.Module,
+    preprocess: Preprocessing,
+) -> Any:
+    """Returns batch norm's statistics of one batch, for the parameters that evaluation uses."""
+    of_one_batch = model.clone(bn_momentum=0.0)
+    _, changed = of_one_batch.apply(
+        state.variables(),
+        preprocess(batch["image"]),
+        train=True,
+        mutable=["batch_stats"],
+        rngs={"dropout": key},
+    )
+    return jax.lax.pmean(changed["batch_stats"], AXIS)  # groups of devices have different ones
 
 
 def evaluate(

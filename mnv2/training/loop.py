@@ -30,6 +30,7 @@ from mnv2.training.recalibrate import recalibrated
 from mnv2.training.settings import Settings
 from mnv2.training.setup import Setup, set_up
 from mnv2.training.start import initial_state
+from mnv2.training.state import TrainState
 from mnv2.training.together import Member
 from mnv2.training.tracing import Trace
 
@@ -111,11 +112,9 @@ def train(
             due = step == total_steps or (eval_every and step % eval_every == 0)
             return bool(due and setup.dataset.validation)
 
-        def evaluate_on(split: str) -> dict[str, float]:
-            """Evaluates the current state, and writes the result to the log."""
-            say("evaluating")
-            summary = evaluate(
-                functools.partial(steps.evaluate, state),
+        def summary_of(evaluated: TrainState, split: str) -> dict[str, float]:
+            return evaluate(
+                functools.partial(steps.evaluate, evaluated),
                 setup.dataset,
                 split,
                 settings.eval_batch_size,
@@ -123,7 +122,19 @@ def train(
                 after_batch=lambda _: stopper.check(),
                 devices=devices,
             )
-            log.write(step, {f"{split}/{name}": value for name, value in summary.items()})
+
+        def evaluate_on(split: str) -> dict[str, float]:
+            """Evaluates the current state, and writes the result to the log.
+
+            Validation also evaluates the parameters that are averaged, beside their averages.
+            """
+            say("evaluating")
+            summary = summary_of(state, split)
+            values = {f"{split}/{name}": value for name, value in summary.items()}
+            if split == "validation" and state.ema is not None:
+                raw = summary_of(state.without_averages(), split)
+                values |= {f"{split}/raw_{name}": raw[name] for name in ("loss", "accuracy")}
+            log.write(step, values)
             log.flush()
             return summary
 
@@ -179,7 +190,8 @@ def train(
                         if summary["examples"]:  # none if all steps were skipped
                             for name in ("loss", "accuracy"):
                                 values[f"train/{name}"] = summary[name]
-                            values["train/gradient_norm"] = metrics.gradient_norm(done)
+                            for name, norm in metrics.norms(done).items():
+                                values[f"train/{name}"] = norm
                         values["train/learning_rate"] = float(steps.schedule(step - 1))
                         if settings.on_nan == "skip":
                             values["train/skipped_steps"] = metrics.skipped(done)

@@ -38,7 +38,15 @@ class TrainState:
 
     def variables(self) -> dict[str, Any]:
         """Returns what evaluation uses: parameters and running statistics, averaged if possible."""
-        return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
+        return self.ema or self.raw()
+
+    def raw(self) -> dict[str, Any]:
+        """Returns the parameters and running statistics themselves, without averages."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+    def without_averages(self) -> "TrainState":
+        """Returns a state of the same structure, of which evaluation uses the parameters."""
+        return self.replace(ema=self.raw())  # type: ignore[attr-defined]
 
 
 def create_state(

@@ -17,7 +17,7 @@ from mnv2.pretrained import Preprocessing
 from mnv2.training import metrics
 from mnv2.training.devices import AXIS, Devices, place, platform_of, shard
 from mnv2.training.durations import to_steps
-from mnv2.training.evaluation import eval_step
+from mnv2.training.evaluation import eval_state, statistics_of
 from mnv2.training.look_up import look_up
 from mnv2.training.mixing import Mixing
 from mnv2.training.objective import Objective, Teacher
@@ -72,10 +72,14 @@ def train_step(
     after = state.replace(  # type: ignore[attr-defined]
         step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema
     )
-    sums = {**jax.lax.psum(sums, AXIS), "gradient_norm": optax.global_norm(gradients)}
+    measured = (gradients, updates, params)  # reads each parameter once more
+    norms = {name: optax.global_norm(x) for name, x in zip(metrics.NORMS, measured, strict=True)}
+    sums = {**jax.lax.psum(sums, AXIS), **norms}
     if not skip_nan:
         return after, sums
-    finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(sums["gradient_norm"])
+    finite = jnp.isfinite(sums["loss"])
+    for norm in norms.values():
+        finite &= jnp.isfinite(norm)
     for leaf in jax.tree.leaves((params, batch_stats)):  # the update itself may overflow
         finite &= jnp.all(jnp.isfinite(leaf))
 
@@ -169,7 +173,7 @@ def _no_sums(model: nn.Module, skip_nan: bool) -> metrics.Sums:
 
     To find the names and types by tracing the step would take as long as its compilation needs.
     """
-    names = ("loss", "top1", "top5", "examples", "gradient_norm")
+    names = ("loss", "top1", "top5", "examples", *metrics.NORMS)
     sums = {name: np.zeros(MOST_STEPS, accumulator(model.dtype)) for name in names}
     counts = ("skipped", "skipped_in_a_row") if skip_nan else ()
     return {**sums, **{name: np.zeros(MOST_STEPS, np.int32) for name in counts}}
@@ -181,34 +185,6 @@ def ema_decay_at(step: Array, decay: float) -> Array:
     slim's warm-up: without it the average of a short run is mostly its random initial values.
     """
     return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-
-
-def eval_state(
-    state: TrainState, batch: dict[str, Array], *, model: nn.Module, preprocess: Preprocessing
-) -> tuple[metrics.Sums, Int[Array, " b"]]:
-    """Evaluates a state on one batch: see `evaluation.eval_step`."""
-    logits: Any = model.apply(state.variables(), preprocess(batch["image"]), train=False)
-    return eval_step(logits, batch)
-
-
-def statistics_of(
-    state: TrainState,
-    batch: dict[str, Array],
-    key: Array,
-    *,
-    model: nn.Module,
-    preprocess: Preprocessing,
-) -> Any:
-    """Returns batch norm's statistics of one batch, for the parameters that evaluation uses."""
-    of_one_batch = model.clone(bn_momentum=0.0)
-    _, changed = of_one_batch.apply(
-        state.variables(),
-        preprocess(batch["image"]),
-        train=True,
-        mutable=["batch_stats"],
-        rngs={"dropout": key},
-    )
-    return jax.lax.pmean(changed["batch_stats"], AXIS)  # groups of devices have different ones
 
 
 class Steps(NamedTuple):

@@ -9,7 +9,7 @@ Text in between.
 <!-- other: measured by a command -->
 | kept |
 <!-- end of other -->
-![a figure](../docs/found.png) ![another](../docs/other.png)
+![a figure](../docs/found.png) ![another](../docs/other.png) ![of a page](photograph.jpg)
 """
 
 
@@ -25,7 +25,11 @@ def test_existing_figures_are_copied(tmp_path):
     (tmp_path / "runs/found").mkdir(parents=True)
     (tmp_path / "docs").mkdir()
     (tmp_path / "runs/found/report.png").write_bytes(b"new")
-    assert tables.copy_figures(README, tmp_path / "runs", tmp_path / "docs") == ["found"]
+    (tmp_path / "runs/photograph").mkdir()
+    (tmp_path / "runs/photograph/photograph.jpg").write_bytes(b"seen")
+    copied = tables.copy_figures(README, tmp_path / "runs", tmp_path / "docs")
+    assert copied == ["found", "photograph"]
+    assert (tmp_path / "docs/photograph.jpg").read_bytes() == b"seen"
     assert (tmp_path / "docs/found.png").read_bytes() == b"new"
 
 

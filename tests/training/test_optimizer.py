@@ -127,7 +127,7 @@ def test_a_rate_that_changes_once_per_epoch_is_that_of_the_epochs_first_step(set
 
 
 def test_the_schedule_is_that_of_pytorchs_recipes(settings):
-    """torchvision: LinearLR for the warm-up, then CosineAnnealingLR, each stepped once per epoch."""
+    """torchvision: LinearLR for the warm-up, then CosineAnnealingLR, stepped once per epoch."""
     settings.warmup, settings.warmup_from, settings.learning_rate = "2 epochs", 0.01, 0.5
     settings.rate_every, settings.schedule = "1 epochs", "cosine"
     stairs = schedule_of(settings)
