@@ -15,13 +15,26 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 def several(field: str, value: Any) -> tuple[int, ...]:
     """Checks whole numbers of 1 or more, such as strides; their number is checked elsewhere."""
+    numbers = _whole_numbers(value, 1)
+    if numbers is None:
+        raise UserError(f"{field} must be whole numbers of 1 or more, got {value!r}")
+    return numbers
+
+
+def rows(field: str, value: Any) -> tuple[int, ...]:
+    """Checks the numbers of blocks in the rows of a network; some may be 0, but not all."""
+    numbers = _whole_numbers(value, 0)
+    if numbers is None or not any(numbers):
+        raise UserError(f"{field} must be whole numbers, at least one of them 1, got {value!r}")
+    return numbers
+
+
+def _whole_numbers(value: Any, low: int) -> tuple[int, ...] | None:
     try:
         numbers = None if isinstance(value, str) else tuple(map(plain, value))
     except TypeError:  # a single number, or None
-        numbers = None
-    if numbers is None or not all(is_whole(one, 1) for one in numbers):
-        raise UserError(f"{field} must be whole numbers of 1 or more, got {value!r}")
-    return numbers
+        return None
+    return numbers if numbers is not None and all(is_whole(one, low) for one in numbers) else None
 
 
 def convention(field: str, value: Any) -> str:
@@ -46,7 +59,7 @@ CHECKS: dict[str, Check] = {
     "num_classes": whole(0),
     "width": number(0, low_open=True),
     "expansion": number(0, low_open=True),
-    "repeats": several,
+    "repeats": rows,
     "splits": several,
     "strides": several,
     "dropout": number(0, 1),

@@ -11,11 +11,13 @@ THEIR_NAMES = {name: name.title().replace("_", "") for name in OPERATIONS}
 THEIR_NAMES["autocontrast"] = "AutoContrast"
 
 
-@pytest.mark.parametrize("name", POLICIES)
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [("none", 3), ("random", 3), ("trivial_wide", 1), ("trivial_wide", 3), ("auto_imagenet", 3)],
+)
 def test_a_policy_is_a_function_of_the_seed_and_keeps_shape_and_type(name, channels):
     picture = tf.constant(photograph()[200:240, 200:250, :channels])
-    policy = Policy(name, operations=3, strength=20)
+    policy = Policy(name, operations=2, strength=20)
     of_seed = tf.function(lambda seed: augment(picture, seed, policy))
     results = [of_seed(tf.constant([7, number])).numpy() for number in range(20)]
     assert all(result.shape == picture.shape and result.dtype == np.uint8 for result in results)
