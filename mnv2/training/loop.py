@@ -190,8 +190,8 @@ def train(
                         if summary["examples"]:  # none if all steps were skipped
                             for name in ("loss", "accuracy"):
                                 values[f"train/{name}"] = summary[name]
-                            for name, norm in metrics.norms(done).items():
-                                values[f"train/{name}"] = norm
+                            values["train/gradient_norm"] = metrics.gradient_norm(done)
+                        values["train/parameter_norm"] = float(metrics.parameter_norm(state.params))
                         values["train/learning_rate"] = float(steps.schedule(step - 1))
                         if settings.on_nan == "skip":
                             values["train/skipped_steps"] = metrics.skipped(done)

@@ -1,6 +1,7 @@
 """Loss and accuracy, as sums over examples that are divided once at the end."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -93,13 +94,20 @@ def skipped_in_a_row(batches: Sequence[Sums]) -> int:
     return max(counts, default=0)
 
 
-NORMS = ("gradient_norm", "update_norm", "parameter_norm")  # Euclidean, over all parameters
+def gradient_norm(batches: Sequence[Sums]) -> float:
+    """Returns the mean of the gradient's norm over the steps that were not skipped."""
+    values = [
+        float(sums["gradient_norm"])
+        for sums in jax.device_get(list(batches))
+        if not sums.get("skipped", 0)
+    ]
+    return float(np.mean(values)) if values else 0.0
 
 
-def norms(batches: Sequence[Sums]) -> dict[str, float]:
-    """Returns the mean of each of NORMS over the steps that were not skipped, 0 if all were."""
-    counted = [sums for sums in jax.device_get(list(batches)) if not sums.get("skipped", 0)]
-    return {
-        name: float(np.mean([float(sums[name]) for sums in counted])) if counted else 0.0
-        for name in NORMS
-    }
+@jax.jit
+def parameter_norm(params: Any) -> Array:
+    """Computes the Euclidean norm of all parameters together.
+
+    Not in the step: a GPU would start one more kernel for each parameter.
+    """
+    return optax.global_norm(params)

@@ -10,6 +10,7 @@ import flax.linen as nn
 from mnv2 import data, pretrained
 from mnv2.models import NETWORKS, STRIDES, MobileNetV2, create_model, name_and_fields
 from mnv2.ops import DeviceGroup
+from mnv2.pretrained.preprocessing import CROPPING
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.processes import say
 from mnv2.training.devices import AXIS, Devices, number_of
@@ -86,6 +87,7 @@ def set_up(settings: Settings, devices: Devices = None) -> Setup:
             f"optimization.warmup is {warmup} steps and the run only {durations.total}: shorten "
             "the warm-up, as --config.optimization.warmup '0 steps'"
         )
+    _check_possible(settings, dataset)
     seen = _preprocessing(settings, shape[2], weights)
     taught, teacher = None, None
     if settings.teacher is not None:
@@ -127,9 +129,20 @@ def _preprocessing(
             f"data.normalization {settings.data.normalization} is for colour pictures: "
             "use half for gray ones"
         )
-    return pretrained.Preprocessing(
-        settings.data.eval_method, settings.data.eval_crop, tuple(mean), tuple(std)
-    )
+    method = settings.data.eval_method
+    crop = settings.data.eval_crop if method in CROPPING else 1.0
+    return pretrained.Preprocessing(method, crop, tuple(mean), tuple(std))
+
+
+def _check_possible(settings: Settings, dataset: data.Dataset) -> None:
+    """Raises UserError for settings that would do nothing, or fail in the first step."""
+    if settings.data.distortion != "none" and dataset.image_shape[2] == 1:
+        raise UserError(
+            f"data.distortion {settings.data.distortion} is for colour pictures, and those of "
+            f"{dataset.name} are gray: use none"
+        )
+    if settings.recalibrate and settings.optimization.classifier_only:
+        raise UserError("recalibrate must be 0 with a frozen backbone, whose batch norm is frozen")
 
 
 def open_data(settings: Settings, devices: Devices = None) -> data.Dataset:
@@ -145,6 +158,11 @@ def open_data(settings: Settings, devices: Devices = None) -> data.Dataset:
     if count % (settings.bn_group or 1):
         raise UserError(
             f"bn_group must divide the number of devices, {count}, got {settings.bn_group}"
+        )
+    if (settings.mixup or settings.cutmix) and settings.batch_size == count:
+        raise UserError(
+            "mixup and cutmix need 2 pictures or more on each device: raise batch_size above "
+            f"{settings.batch_size}"
         )
     if settings.batch_size // count % settings.accumulate:
         raise UserError(

@@ -127,6 +127,20 @@ def test_a_workdir_of_another_config_is_refused_and_left_as_it_was(config, tmp_p
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
 
 
+def test_runs_from_before_there_was_a_field_have_its_default(config, tmp_path, trained):
+    execute.run_sweep(config, tmp_path, ["linear"])
+    for path in (tmp_path / "sweep.json", *tmp_path.glob("linear/*/config.json")):
+        recorded = json.loads(path.read_text())
+        older = recorded.get("config", recorded)
+        del older["mixup"], older["data"]["policy"], older["optimization"]["clip"]
+        path.write_text(json.dumps(recorded))
+    execute.run_sweep(config, tmp_path)
+    assert sorted(trained) == sorted(ALL)
+    config.mixup = 0.2
+    with pytest.raises(UserError, match=r"holds a? ?runs? with mixup = 0.0 instead of 0.2"):
+        execute.run_sweep(config, tmp_path)
+
+
 def test_an_arm_that_means_something_else_now_is_refused(config, tmp_path, trained):
     execute.run_sweep(config, tmp_path)
     config.arms = (*config.arms[:1], ("relu6", {"model.width": 0.5}))

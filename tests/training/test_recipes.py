@@ -80,7 +80,7 @@ def test_recalibrated_statistics_are_those_of_training_pictures_as_the_test_sees
     np.testing.assert_allclose(statistics["mean"], outputs.mean((0, 1, 2)), rtol=1e-3, atol=1e-5)
 
 
-def test_a_teacher_of_other_classes_or_colours_and_a_batch_in_uneven_parts_are_refused(
+def test_what_cannot_be_trained_or_would_do_nothing_is_refused(
     tiny_config, tmp_path, fashion_mnist
 ):
     def refused(**fields):
@@ -90,6 +90,14 @@ def test_a_teacher_of_other_classes_or_colours_and_a_batch_in_uneven_parts_are_r
         return str(error.value)
 
     assert "accumulate must divide the 2 images" in refused(accumulate=3)
+    assert "need 2 pictures or more on each device" in refused(mixup=0.2, batch_size=8)
+    tiny_config.update(mixup=0.0, batch_size=16, accumulate=1)
+    tiny_config.data.distortion = "fast"
+    assert "those of fashion_mnist are gray" in refused()
+    tiny_config.data.distortion = "none"
+    tiny_config.data.normalization = "imagenet"
+    assert "is for colour pictures: use half" in refused()
+    tiny_config.data.normalization = "half"
     teacher = network(classes=3, width=0.1, repeats=SHORT)
     native.write(tmp_path / "three.safetensors", teacher)
     message = refused(accumulate=1, teacher=str(tmp_path / "three.safetensors"))
