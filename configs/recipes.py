@@ -1,7 +1,7 @@
 """What does each part of a modern recipe do on Fashion-MNIST? Small networks, short runs.
 
-    python -m mnv2.main --config configs/recipes.py               14 minutes on two CPU cores
-    python -m mnv2.main --config configs/recipes.py:distillation --config.teacher runs/.../width_1/0
+    python -m mnv2.main --config configs/recipes.py     half an hour on two CPU cores (estimated)
+    python -m mnv2.main --config configs/recipes.py:distillation --config.teacher FILE
 
 Each arm adds one thing to `plain`, the baseline of configs/v2_ablation.py. Runs of 500 steps, a
 little more than an epoch, hardly overfit: augmentation makes the task harder and has no time to

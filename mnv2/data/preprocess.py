@@ -152,7 +152,7 @@ def _inception_crop(image: tf.Tensor, seed: tf.Tensor, view: View) -> tf.Tensor:
         tf.shape(image),
         whole_image,
         seed,
-        min_object_covered=0.0,
+        min_object_covered=0.1,  # slim redraws crops below a tenth of the picture
         aspect_ratio_range=view.aspect,
         area_range=view.area,
         max_attempts=100,

@@ -41,7 +41,8 @@ def task_metadata(about: Description, labels: str | None) -> bytes:
         named = ((0, "reference", builder.CreateString(labels)), (2, "byte", _AXIS_LABELS))
         files.append(_table(builder, *named))
     feature = _table(builder)
-    found = _tensor(builder, about.output, _FEATURE, feature, ([0.0], [1.0]), files=files)
+    limits = ([0.0], [1.0]) if about.pixels else None  # logits have none
+    found = _tensor(builder, about.output, _FEATURE, feature, limits, files=files)
     graph = _table(
         builder,
         (2, "reference", _references(builder, [shown])),
@@ -67,19 +68,21 @@ def _tensor(
     name: str,
     kind: int,
     properties: int,
-    limits: tuple[Sequence[float], Sequence[float]],
+    limits: tuple[Sequence[float], Sequence[float]] | None,
     *,
     units: Sequence[int] = (),
     files: Sequence[int] = (),
 ) -> int:
     """Describes an input or output of the network."""
-    low, high = (_floats(builder, values) for values in limits)
     content = _table(builder, (0, "byte", kind), (1, "reference", properties))
     fields: list[Field] = [
         (0, "reference", builder.CreateString(name)),
         (3, "reference", content),
-        (5, "reference", _table(builder, (0, "reference", high), (1, "reference", low))),
     ]
+    if limits is not None:
+        low, high = (_floats(builder, values) for values in limits)
+        stats = _table(builder, (0, "reference", high), (1, "reference", low))
+        fields.append((5, "reference", stats))
     if units:
         fields.append((4, "reference", _references(builder, units)))
     if files:

@@ -22,10 +22,12 @@ def several(field: str, value: Any) -> tuple[int, ...]:
 
 
 def rows(field: str, value: Any) -> tuple[int, ...]:
-    """Checks the numbers of blocks in the rows of a network; some may be 0, but not all."""
+    """Checks the numbers of blocks in the rows of a network; all but the first may be 0."""
     numbers = _whole_numbers(value, 0)
-    if numbers is None or not any(numbers):
-        raise UserError(f"{field} must be whole numbers, at least one of them 1, got {value!r}")
+    if not numbers or not numbers[0]:
+        raise UserError(
+            f"{field} must be whole numbers, the first of them 1 or more, got {value!r}"
+        )
     return numbers
 
 

@@ -85,7 +85,8 @@ class MobileNetV2(nn.Module):
     shortcut      bottleneck, expansion, or none (figure 6b)
     block         kind of block in the rows of table 2: inverted_residual (the paper), separable
                   (MobileNetV1) or hourglass (ResNet). It compares blocks in the same network
-    repeats       number of blocks in each row (n); a row of 0 is left out
+    repeats       number of blocks in each row (n); a row of 0 is left out, with
+                  its stride
     splits        number of partial sums as which each block is computed (section 5.1), one number
                   per block; () for 1 everywhere. For inference with batch norm folded only
     strides       of the stem and of the first block of each row: IMAGENET_STRIDES for 96 to 224

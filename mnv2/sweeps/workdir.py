@@ -150,7 +150,9 @@ def claim(
     runs = chosen(everything, only)
     before = (old or {}).get("steps", {})
     may_change = list(MAY_CHANGE)
-    if all(one.steps >= before.get(one.arm, 0) for one in everything):
+    # What a recalibrated run would be trained on with is not what it was trained with.
+    recalibrated = any(one.settings.recalibrate for one in everything)
+    if not recalibrated and all(one.steps >= before.get(one.arm, 0) for one in everything):
         may_change.append("duration")
     _check_same(workdir, old, config, runs, may_change)
     if is_writer():

@@ -176,9 +176,6 @@ def train(
                         stopwatch.start(step)
                         say(TRAINING)
                     trace.after_step(state)
-                    if step == total_steps and settings.recalibrate:
-                        say("recalibrating")
-                        state = recalibrated(state, setup, settings)
 
                     saves = step == total_steps or (
                         checkpoint_every and step % checkpoint_every == 0
@@ -191,12 +188,15 @@ def train(
                             for name in ("loss", "accuracy"):
                                 values[f"train/{name}"] = summary[name]
                             values["train/gradient_norm"] = metrics.gradient_norm(done)
-                        values["train/parameter_norm"] = float(metrics.parameter_norm(state.params))
                         values["train/learning_rate"] = float(steps.schedule(step - 1))
                         if settings.on_nan == "skip":
                             values["train/skipped_steps"] = metrics.skipped(done)
                         window.clear()
                         stopwatch.stop(step)
+                        values["train/parameter_norm"] = float(metrics.parameter_norm(state.params))
+                        if step == total_steps and settings.recalibrate:
+                            say("recalibrating")
+                            state = recalibrated(state, setup, settings)
                         values["train/images_per_second"] = stopwatch.images_per_second
                         values["train/waiting_for_input"] = stopwatch.waiting
                         log.write(step, values)

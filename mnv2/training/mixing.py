@@ -29,8 +29,11 @@ class Mixing(NamedTuple):
 
 
 def partners(rows: Array) -> Array:
-    """Returns for each row of a batch the one that it is mixed with: the row before it."""
-    return jnp.roll(rows, 1, axis=0)
+    """Returns for each row of a batch the one that it is mixed with: half a batch before it.
+
+    Not the row before it, which shows the same picture in repeated augmentation.
+    """
+    return jnp.roll(rows, max(1, len(rows) // 2), axis=0)
 
 
 def mix(

@@ -87,6 +87,13 @@ def set_up(settings: Settings, devices: Devices = None) -> Setup:
             f"optimization.warmup is {warmup} steps and the run only {durations.total}: shorten "
             "the warm-up, as --config.optimization.warmup '0 steps'"
         )
+    every = settings.optimization.rate_every
+    if warmup and settings.optimization.warmup_from == 0:
+        if to_steps(every, examples=examples, batch_size=settings.batch_size) > 1:
+            raise UserError(
+                f"optimization.rate_every {every!r} keeps the rate of the warm-up at 0 for its "
+                "first interval: set optimization.warmup_from, say to 0.01"
+            )
     _check_possible(settings, dataset)
     seen = _preprocessing(settings, shape[2], weights)
     taught, teacher = None, None
@@ -141,6 +148,12 @@ def _check_possible(settings: Settings, dataset: data.Dataset) -> None:
             f"data.distortion {settings.data.distortion} is for colour pictures, and those of "
             f"{dataset.name} are gray: use none"
         )
+    if settings.teacher is None and (settings.temperature, settings.label_weight) != (1.0, 0.5):
+        raise UserError(
+            "temperature and label_weight are for distillation: set --config.teacher FILE"
+        )
+    if settings.weights is not None and settings.data.normalization != "half":
+        raise UserError("data.normalization must be half: the weights say how pixels are scaled")
     if settings.recalibrate and settings.optimization.classifier_only:
         raise UserError("recalibrate must be 0 with a frozen backbone, whose batch norm is frozen")
 
@@ -250,6 +263,8 @@ def _load_weights(weights: str, dataset: data.Dataset) -> pretrained.Pretrained:
 def _match_teacher(weights: str, dataset: data.Dataset, channels: int) -> pretrained.Pretrained:
     """Loads the teacher. Raises UserError if its classes or channels are not those of the data."""
     teacher = match_classes(_load_teacher(weights), dataset, weights)
+    if teacher.output != "softmax" or teacher.num_classes != dataset.num_classes:
+        raise UserError(f"the teacher {weights} must give a softmax over the classes of its data")
     if teacher.channels != channels:
         raise UserError(
             f"the teacher {weights} takes pictures with {teacher.channels} channels, not {channels}"

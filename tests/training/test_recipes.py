@@ -98,6 +98,11 @@ def test_what_cannot_be_trained_or_would_do_nothing_is_refused(
     tiny_config.data.normalization = "imagenet"
     assert "is for colour pictures: use half" in refused()
     tiny_config.data.normalization = "half"
+    assert "set --config.teacher FILE" in refused(accumulate=1, temperature=4.0)
+    tiny_config.update(temperature=1.0)
+    tiny_config.optimization.rate_every = "1 epochs"
+    assert "set optimization.warmup_from" in refused()
+    tiny_config.optimization.rate_every = "1 steps"
     teacher = network(classes=3, width=0.1, repeats=SHORT)
     native.write(tmp_path / "three.safetensors", teacher)
     message = refused(accumulate=1, teacher=str(tmp_path / "three.safetensors"))
@@ -107,4 +112,9 @@ def test_what_cannot_be_trained_or_would_do_nothing_is_refused(
     native.write(tmp_path / "colour.safetensors", dataclasses.replace(teacher, class_names=names))
     message = refused(teacher=str(tmp_path / "colour.safetensors"))
     assert "takes pictures with 3 channels, not 1" in message
+    teacher = network(channels=1, classes=10, width=0.1, repeats=SHORT)
+    unsure = dataclasses.replace(teacher, class_names=names, output="sigmoid")
+    native.write(tmp_path / "unsure.safetensors", unsure)
+    message = refused(teacher=str(tmp_path / "unsure.safetensors"))
+    assert "must give a softmax over the classes" in message
     assert "no such file" in refused(teacher=str(tmp_path / "none.pth"))

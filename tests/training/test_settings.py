@@ -63,7 +63,6 @@ def refused(field, value):
         "optimization.warmup_from": (1.5, -0.1),
         "optimization.rate_every": ("0 steps", "epoch"),
         "optimization.clip": (-1.0,),
-        "optimization.nesterov": ("yes",),
         "optimization.momentum": (1.0, -0.1),
         "optimization.weight_decay": (-1e-4, float("nan")),
         "optimization.weight_decay_on": ("(", "*kernel"),
