@@ -8,6 +8,7 @@ must count every picture once.
 Prints and writes, per preset: images per second of the ten steps, the largest memory of the
 process, and the share of the time in which training waited for pictures. Also measures how many
 pictures the host prepares per second. Files: recipes.csv, recipes.md and recipes_host.md in --out.
+The same command goes on where it stopped.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +31,7 @@ from experiments.common.writers import write_csv, write_markdown
 from mnv2 import data
 from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.runtime.errors import UserError
+from mnv2.runtime.files import read_json, write_json
 from mnv2.runtime.layout import CHECKPOINTS, METRICS, RESULT
 from mnv2.runtime.terminal import StatusLine
 from mnv2.sweeps.plan import resolve
@@ -180,13 +183,36 @@ def time_host(preset: str, dataset: data.Dataset, batch: int = 64) -> Host:
     return Host(preset, rate, rate / len(os.sched_getaffinity(0)))
 
 
+def measured(
+    presets: Sequence[str], dataset: data.Dataset, data_dir: Path, out: Path, batch: int
+) -> Iterator[tuple[Recipe, Host]]:
+    """Yields what was measured of each preset; what was measured before is read from `out`."""
+    line = StatusLine("recipes")
+    for number, preset in enumerate(presets, start=1):
+        line.say(f"{preset}, {number} of {len(presets)}")
+        stored = out / "runs" / f"{preset}.json"
+        if not stored.exists():
+            host = time_host(preset, dataset)
+            recipe = measure(preset, dataset, data_dir, out, batch)
+            stored.parent.mkdir(parents=True, exist_ok=True)
+            write_json(stored, {"recipe": recipe._asdict(), "host": host._asdict()})
+        found = read_json(stored, "remove it")
+        yield Recipe(**found["recipe"]), Host(**found["host"])
+    line.clear()
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments that say what is tried."""
     parser.add_argument("--data_dir", type=Path, default=Path("runs/imagenet_shaped"))
     parser.add_argument("--out", type=Path, default=Path("runs/recipes"))
     parser.add_argument("--batch", type=whole_number(), default=32, help="(default: 32)")
+    quick = tuple(preset for preset in imagenet.RECIPES if preset != "resnet50")
     parser.add_argument(
-        "--presets", nargs="+", choices=tuple(imagenet.RECIPES), default=tuple(imagenet.RECIPES)
+        "--presets",
+        nargs="+",
+        choices=tuple(imagenet.RECIPES),
+        default=quick,
+        help="(default: all but resnet50, whose test takes ten minutes on two cores)",
     )
 
 
@@ -196,12 +222,9 @@ def main() -> None:
     arguments = parser.parse_args()
     dataset = imagenet_shaped.prepare(arguments.data_dir)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    line, recipes, hosts = StatusLine("recipes"), [], []
-    for number, preset in enumerate(arguments.presets, start=1):
-        line.say(f"{preset}, {number} of {len(arguments.presets)}")
-        hosts.append(time_host(preset, dataset))
-        recipes.append(measure(preset, dataset, arguments.data_dir, arguments.out, arguments.batch))
-    line.clear()
+    where = (arguments.data_dir, arguments.out, arguments.batch)
+    found = list(measured(arguments.presets, dataset, *where))
+    recipes, hosts = [recipe for recipe, _ in found], [host for _, host in found]
     write_csv(recipes, arguments.out / "recipes.csv")
     write_markdown(
         arguments.out,

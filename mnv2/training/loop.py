@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -193,7 +194,9 @@ def train(
                             values["train/skipped_steps"] = metrics.skipped(done)
                         window.clear()
                         stopwatch.stop(step)
-                        values["train/parameter_norm"] = float(metrics.parameter_norm(state.params))
+                        norm = float(metrics.parameter_norm(state.params))
+                        if math.isfinite(norm):  # otherwise the next step or checkpoint says why
+                            values["train/parameter_norm"] = norm
                         if step == total_steps and settings.recalibrate:
                             say("recalibrating")
                             state = recalibrated(state, setup, settings)

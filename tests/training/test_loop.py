@@ -277,6 +277,7 @@ def test_a_short_run_learns_and_leaves_its_result(tiny_config, tmp_path):
 def overflowing(config):
     """Makes the first update overflow: the loss of the second step is not finite."""
     config.optimization.learning_rate = 3e38
+    config.optimization.weight_decay = 1e3  # the gradients of so small a network are small
     config.optimization.warmup = "0 steps"
     config.optimization.schedule = "constant"
 
