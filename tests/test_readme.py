@@ -66,6 +66,7 @@ def test_every_run_can_start(command, tmp_path, fashion_mnist, weights, monkeypa
     if config.value.data.name in ("cifar10", "imagenet2012"):  # which tests do not download
         config.value.data.name = "fashion_mnist"
         config.value.data.normalization = "half"  # its pictures are gray
+        config.value.data.distortion = "none"
     assert chosen(plan(config.value, tmp_path), values.only)
 
 
