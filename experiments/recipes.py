@@ -12,7 +12,6 @@ The same command goes on where it stopped.
 """
 
 import argparse
-import json
 import os
 import shutil
 import signal
@@ -21,7 +20,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import psutil
 
@@ -35,6 +34,7 @@ from mnv2.runtime.files import read_json, write_json
 from mnv2.runtime.layout import CHECKPOINTS, METRICS, RESULT
 from mnv2.runtime.terminal import StatusLine
 from mnv2.sweeps.plan import resolve
+from mnv2.sweeps.workdir import read_result
 from mnv2.training import settings
 from mnv2.training.settings import NORMALIZATIONS
 
@@ -75,7 +75,6 @@ def command(preset: str, data_dir: Path, workdir: Path, batch: int) -> list[str]
         "log_every": 1,
         "optimization.warmup": "2 steps",
         "model.dtype": "float32",
-        "bn_group": 1,
     }
     options = [f"--config.{name}={value}" for name, value in changes.items()]
     config = f"configs/imagenet.py:{preset}"
@@ -134,12 +133,6 @@ def train_and_kill(arguments: list[str], log: Path, folder: Path) -> None:
         raise UserError(f"the run ended before it could be killed, see {log}")
 
 
-def result_of(folder: Path) -> dict[str, Any]:
-    """Reads the result of a run."""
-    found: dict[str, Any] = json.loads((folder / RESULT).read_text())
-    return found
-
-
 def measure(preset: str, dataset: data.Dataset, data_dir: Path, out: Path, batch: int) -> Recipe:
     """Trains a preset twice, once with a kill. Raises UserError if the results differ."""
     whole, killed = (out / "runs" / f"{preset}_{name}" for name in ("whole", "killed"))
@@ -148,10 +141,10 @@ def measure(preset: str, dataset: data.Dataset, data_dir: Path, out: Path, batch
         folder.parent.mkdir(parents=True, exist_ok=True)
     log = out / "runs" / f"{preset}.log"
     memory = train(command(preset, data_dir, whole, batch), log)
-    result = result_of(whole / preset / "0")
+    result = read_result(whole / preset / "0" / RESULT)
     train_and_kill(command(preset, data_dir, killed, batch), log, killed / preset / "0")
     train(command(preset, data_dir, killed, batch), log)
-    resumed = result_of(killed / preset / "0")
+    resumed = read_result(killed / preset / "0" / RESULT)
     if resumed["test"] != result["test"]:
         raise UserError(f"{preset}: resumed {resumed['test']}, uninterrupted {result['test']}")
     if result["test"]["examples"] != dataset.num_examples("test"):

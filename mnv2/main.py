@@ -180,6 +180,8 @@ def _show(path: Path) -> None:
     """Draws what a run of the config sees. Raises UserError if the file cannot be written."""
     if path.suffix not in PICTURES:
         raise UserError(f"--show must end in {' or '.join(PICTURES)}, got {str(path)!r}")
+    if path.is_dir():
+        raise UserError(f"--show {path} is a folder: give a file")
     check_can_be_written(path.parent, "--show")
     only = _only()
     hide_gpus_from_tensorflow()

@@ -93,18 +93,10 @@ def plan(
     many devices as `devices` has. Raises UserError if any of
     the runs cannot start, and for a name that does not exist.
     """
-    try:
-        arms = dict(config.arms)
-    except (TypeError, ValueError):
-        raise UserError(
-            f"arms must be pairs of a name and its changes, got {config.arms!r}"
-        ) from None
-    for name in only:
-        check_choice(name.partition("/")[0], arms, "arm")
+    wanted = _wanted(config, only)
     whole(1)("seeds", config.seeds)
-    wanted = {name.partition("/")[0] for name in only} or set(arms)
     runs = []
-    for arm in (arm for arm in arms if arm in wanted):
+    for arm in (arm for arm in dict(config.arms) if arm in wanted):
         resolved = resolve(config, arm)
         of_arm = settings.from_config(resolved)
         steps = set_up(of_arm, devices).durations.total
@@ -125,10 +117,22 @@ def plan(
 
 def first_settings(config: ml_collections.ConfigDict, only: Sequence[str]) -> settings.Settings:
     """Returns the settings of the first arm that `only` names, or of the first of all."""
-    arms = list(dict(config.arms))
-    for name in only:
-        check_choice(name.partition("/")[0], arms, "arm")
-    return settings.from_config(resolve(config, only[0].partition("/")[0] if only else arms[0]))
+    names = _wanted(config, only)
+    return settings.from_config(resolve(config, names[0]))
+
+
+def _wanted(config: ml_collections.ConfigDict, only: Sequence[str]) -> list[str]:
+    """Lists the arms that `only` names, in its order, or all arms of the config."""
+    try:
+        arms = dict(config.arms)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"arms must be pairs of a name and its changes, got {config.arms!r}"
+        ) from None
+    names = [name.partition("/")[0] for name in only]
+    for name in names:
+        check_choice(name, arms, "arm")
+    return names or list(arms)
 
 
 def chosen(runs: Sequence[Run], only: Sequence[str]) -> list[Run]:

@@ -93,8 +93,7 @@ class FromDevice:
 
     def __init__(self, setup: Setup, settings: Settings, first_step: int, key: Array):
         self._steps, self._key, self._pad = setup.steps, key, settings.data.pad
-        self._taught = setup.steps.place(setup.taught)
-        self._images, self._labels = self._place(setup.dataset)
+        self._images, self._labels, self._taught = self._place(setup)
         self._before = 0  # the number of steps of the last dispatch
         self._rows = data.train_rows(
             setup.dataset.num_examples("train"),
@@ -107,11 +106,11 @@ class FromDevice:
             shard=process_shard(),
         )
 
-    def _place(self, dataset: data.Dataset) -> tuple[Array, Array]:
-        images, labels = dataset.arrays("train")
-        data.check_labels(dataset, "train", labels.numpy())
+    def _place(self, setup: Setup) -> tuple[Array, Array, Any]:
+        images, labels = setup.dataset.arrays("train")
+        data.check_labels(setup.dataset, "train", labels.numpy())
         place = self._steps.place
-        return place(images.numpy()), place(labels.numpy().astype(np.int32))
+        return place(images.numpy()), place(labels.numpy().astype(np.int32)), place(setup.taught)
 
     def count(self, most: int, rate: float) -> int:
         """Returns the number of steps of the next dispatch, at most `most`.
@@ -148,8 +147,8 @@ class Together(FromDevice):
         self._member, self._rate = member, np.float32(settings.optimization.learning_rate)
         super().__init__(setup, settings, first_step, key)
 
-    def _place(self, dataset: data.Dataset) -> tuple[Array, Array]:
-        return self._member.share("data", lambda: super(Together, self)._place(dataset))
+    def _place(self, setup: Setup) -> tuple[Array, Array, Any]:
+        return self._member.share("data", lambda: super(Together, self)._place(setup))
 
     def count(self, most: int, rate: float) -> int:
         """Returns the number of steps of the next dispatch, for all members; 0 after a signal."""

@@ -87,13 +87,14 @@ def set_up(settings: Settings, devices: Devices = None) -> Setup:
             f"optimization.warmup is {warmup} steps and the run only {durations.total}: shorten "
             "the warm-up, as --config.optimization.warmup '0 steps'"
         )
-    every = settings.optimization.rate_every
-    if warmup and settings.optimization.warmup_from == 0:
-        if to_steps(every, examples=examples, batch_size=settings.batch_size) > 1:
-            raise UserError(
-                f"optimization.rate_every {every!r} keeps the rate of the warm-up at 0 for its "
-                "first interval: set optimization.warmup_from, say to 0.01"
-            )
+    every = to_steps(
+        settings.optimization.rate_every, examples=examples, batch_size=settings.batch_size
+    )
+    if warmup and every > 1 and settings.optimization.warmup_from == 0:
+        raise UserError(
+            f"optimization.rate_every {settings.optimization.rate_every!r} keeps the rate of the "
+            "warm-up at 0 for its first interval: set optimization.warmup_from, say to 0.01"
+        )
     _check_possible(settings, dataset)
     seen = _preprocessing(settings, shape[2], weights)
     taught, teacher = None, None
@@ -246,7 +247,7 @@ def _load_weights(weights: str, dataset: data.Dataset) -> pretrained.Pretrained:
 
     Its classifier is kept if its classes are those of the data set, and removed otherwise.
     """
-    loaded = _load(weights)
+    loaded = _load(weights, need_head=False)
     if dataset.num_classes == 1000:
         loaded = loaded.without_background()
     theirs = tuple(dataset.class_names)
@@ -262,7 +263,7 @@ def _load_weights(weights: str, dataset: data.Dataset) -> pretrained.Pretrained:
 
 def _match_teacher(weights: str, dataset: data.Dataset, channels: int) -> pretrained.Pretrained:
     """Loads the teacher. Raises UserError if its classes or channels are not those of the data."""
-    teacher = match_classes(_load_teacher(weights), dataset, weights)
+    teacher = match_classes(_load(weights, need_head=True), dataset, weights)
     if teacher.output != "softmax" or teacher.num_classes != dataset.num_classes:
         raise UserError(f"the teacher {weights} must give a softmax over the classes of its data")
     if teacher.channels != channels:
@@ -273,13 +274,8 @@ def _match_teacher(weights: str, dataset: data.Dataset, channels: int) -> pretra
 
 
 @functools.cache  # all arms and seeds of a sweep share it
-def _load_teacher(weights: str) -> pretrained.Pretrained:
-    return pretrained.load(weights)
-
-
-@functools.cache  # all arms and seeds of a sweep share it
-def _load(weights: str) -> pretrained.Pretrained:
-    return pretrained.load(weights, need_head=False)
+def _load(weights: str, need_head: bool) -> pretrained.Pretrained:
+    return pretrained.load(weights, need_head=need_head)
 
 
 @functools.cache  # all arms and seeds of a sweep say the same

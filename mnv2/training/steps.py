@@ -53,7 +53,7 @@ def train_step(
         model,
         preprocess,
         objective,
-        {"params": state.params, "batch_stats": state.batch_stats},
+        state.raw(),
         batch,
         step=state.step,
         key=key,
