@@ -74,6 +74,9 @@ def defaults() -> ml_collections.ConfigDict:
     config.label_weight = 0.5  # of the labels' loss; the teacher's has the rest
     # Batches from which batch norm's statistics are computed anew before the test; 0: not at all.
     config.recalibrate = 0
+    # Where a finished run is evaluated: on test, or on validation. In the latter case the run never
+    # sees the test split: for choosing values.
+    config.final_split = "test"
     config.on_nan = "stop"  # or skip: for a loss that is not finite; skipped steps are counted
     config.ema_decay = 0.0  # of the moving average of the parameters; 0: no average
     config.log_every = 50  # steps

@@ -6,7 +6,8 @@ Five comparisons with one baseline (linear bottleneck, shortcut between bottlene
     shortcut     between bottlenecks, between expansions, none       figure 6b
     expansion    t = 1, 2, 4, 6, 8                                   section 6.4
     width        0.25, 0.35, 0.5, 0.75, 1.0                          section 6.1
-    block        V2's block, V1's or ResNet's, at equal multiply-adds
+    block        V2's block, V1's (with and without a shortcut) or ResNet's, at equal multiply-adds
+                 and at equal parameters
 
 Presets, with their cost and the expected result:
 
@@ -16,9 +17,12 @@ Presets, with their cost and the expected result:
                                       to 86 % for linear, 79 to 83 % for relu6, 87 % for width_1.
     configs/v2_ablation.py:quick      four arms, 30 steps each, to check that everything works.
                                       One minute.
+    configs/v2_ablation.py:hour       every arm with 3 seeds, 1000 steps each. An hour on two cores.
     configs/v2_ablation.py:full       Fashion-MNIST, 15 epochs with augmentation, 5 seeds of every
                                       arm, as for a publication. On an H100 two arms took 7 minutes:
                                       linear 92.4 %, relu6 91.3 %.
+    configs/v2_ablation.py:tuned      each of six arms at the learning rate of the baseline, and at
+                                      its own, which are chosen on validation with other seeds.
     configs/v2_ablation.py:eight_bits  the arms of experiments.quantization: blocks, widths, ReLU
                                       or ReLU6 inside, V1 as a network; 500 steps, 5 seeds each.
                                       33 minutes on two CPU cores. Expect 84.7 % for linear,
@@ -38,7 +42,7 @@ import ml_collections
 
 from configs.defaults import defaults
 
-PRESETS = ("", "quick", "full", "eight_bits", "cifar10", "imagenet")
+PRESETS = ("", "quick", "hour", "full", "tuned", "eight_bits", "cifar10", "imagenet")
 
 
 def get_config(preset: str = "") -> ml_collections.ConfigDict:
@@ -49,8 +53,14 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
     expansions: tuple[float, ...] = (1.0, 2.0, 4.0, 6.0, 8.0)
     widths: tuple[float, ...] = (0.25, 0.35, 0.5, 0.75, 1.0)
     separable, hourglass = 0.91, 0.79  # widths with the multiply-adds of the baseline
+    same_size = (0.72, 0.64)  # widths of the same two with the parameters of the baseline
 
-    if preset == "full":
+    if preset == "hour":
+        config.seeds = 3
+        config.duration = "1000 steps"
+        config.eval_every = config.checkpoint_every = "500 steps"
+        config.optimization.warmup = "100 steps"
+    elif preset == "full":
         config.seeds = 5
         config.duration = "15 epochs"
         config.eval_every = config.checkpoint_every = "1 epochs"
@@ -76,6 +86,7 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
         config.optimization.weight_decay = 5e-4
         expansions, widths = (*expansions, 10.0), (*widths, 1.4)
         separable, hourglass = 1.38, 1.2
+        same_size = (1.08, 0.97)
     elif preset == "imagenet":
         config.data.name = "imagenet2012"
         config.data.validation = 10_000
@@ -102,6 +113,7 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
         config.optimization.weight_decay_on = "^(?!.*depthwise).*kernel"
         expansions, widths = (*expansions, 10.0), (*widths, 1.4)
         separable, hourglass = 2.38, 2.12
+        same_size = (1.59, 1.49)
 
     baseline = config.model
     arms: dict[str, dict[str, Any]] = {
@@ -113,8 +125,13 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
         **{f"width_{w:g}": {"model.width": w} for w in widths if w != baseline.width},
         "separable": {"model.block": "separable", "model.width": separable},
         "hourglass": {"model.block": "hourglass", "model.width": hourglass},
+        "separable_shortcut": {"model.block": "separable_shortcut", "model.width": separable},
+        "separable_same_size": {"model.block": "separable", "model.width": same_size[0]},
+        "hourglass_same_size": {"model.block": "hourglass", "model.width": same_size[1]},
     }
     if preset == "":
+        for arm in ("separable_shortcut", "separable_same_size", "hourglass_same_size"):
+            del arms[arm]  # to end within half an hour
         config.seeds = 2
         arms["linear"]["seeds"] = arms["relu6"]["seeds"] = 5
         for arm in ("expansion_shortcut", "no_shortcut", "separable", "hourglass"):
@@ -126,6 +143,13 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
         config.log_every = 10
         arms = {arm: arms[arm] for arm in ("linear", "relu6", "t_1", "width_0.25")}
         arms["linear"]["seeds"] = arms["relu6"]["seeds"] = 2
+    if preset == "tuned":
+        config.tuned = ("optimization.learning_rate", (0.025, 0.05, 0.1, 0.2, 0.4))
+        config.tuning_seeds = 2
+        config.seeds = 3
+        fixed = ("expansion_shortcut", "no_shortcut", "separable", "hourglass")
+        arms = {arm: arms[arm] for arm in ("linear", "relu6", *fixed)}
+        arms["linear"]["seeds"] = arms["relu6"]["seeds"] = 5
     if preset == "eight_bits":
         config.seeds = 5
         config.model.activation = "relu6"
@@ -151,7 +175,11 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
         ("shortcut", "model.shortcut", ("linear", "expansion_shortcut", "no_shortcut")),
         ("expansion", "model.expansion", ("linear", *varied("t_"))),
         ("width", "model.width", ("linear", *varied("width_"))),
-        ("block", "model.block", ("linear", "separable", "hourglass")),
+        (
+            "block",
+            "arm",
+            ("linear", *(arm for arm in arms if arm.startswith(("separable", "hourglass")))),
+        ),
     )
     if preset == "eight_bits":
         config.panels = (

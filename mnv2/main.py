@@ -2,6 +2,7 @@
 
     python -m mnv2.main --config configs/v2_ablation.py       the ablations, on a laptop
     python -m mnv2.main --config configs/v2_ablation.py:full  as one would publish them
+    python -m mnv2.main --config configs/v2_ablation.py:tuned each arm at its best learning rate
     python -m mnv2.main --config configs/v2_ablation.py --only linear,relu6
     python -m mnv2.main --config configs/v2_ablation.py --config.model.width 0.5 --workdir runs/w50
     python -m mnv2.main --config configs/imagenet.py:timm --show seen.png      look, before training
@@ -25,11 +26,11 @@ tensorboard --logdir WORKDIR.
 import functools
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from mnv2.runtime.bad_flags import explanation
 from mnv2.runtime.cli import fail, hide_gpus_from_tensorflow, run, silence_libraries
@@ -107,6 +108,7 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 _PROCESS_ID = flags.DEFINE_integer(
     "process_id", None, "Join processes: this one, from 0.", lower_bound=0
 )
+Execute = Callable[[ConfigDict, AnyPath, Sequence[str], bool], None]
 PICTURES = (".png", ".pdf", ".svg")  # what --show writes
 OF_SLURM = ("partition", "cores", "gpus", "hours", "runs_per_job")  # flags
 
@@ -139,13 +141,38 @@ def _train() -> None:
             "local --workdir, or start the same command without a launcher on several machines"
         )
     _check_lanes()
+    tuned = bool(config.get("tuned"))
+    if tuned and (only or joins or profile):
+        raise UserError(
+            "config.tuned tunes and compares all arms, in one process or by a launcher: leave out "
+            "--only, --profile, --distributed and the like"
+        )
     hide_gpus_from_tensorflow()
     if _LAUNCHER.value == "none":
-        from mnv2.runtime import processes
-        from mnv2.sweeps.lanes import Lanes
-        from mnv2.sweeps.local import run_here
+        execute = _executed_here(profile, parallel, joins)
+    else:
+        execute = _submitted(parallel)
+    if tuned:
+        from mnv2.sweeps.tuning import run_tuned
 
-        lanes = Lanes(_DEVICES_PER_RUN.value, _RUNS_PER_DEVICE.value)
+        run_tuned(config, workdir, execute, reports=_REPORT.value)
+    else:
+        execute(config, workdir, only, _REPORT.value)
+
+
+def _executed_here(
+    profile: AnyPath | None,
+    parallel: int | None,
+    joins: tuple[str | None, int | None, int | None] | None,
+) -> Execute:
+    """Returns the function that executes the runs of a config on this machine."""
+    from mnv2.runtime import processes
+    from mnv2.sweeps.lanes import Lanes
+    from mnv2.sweeps.local import run_here
+
+    lanes = Lanes(_DEVICES_PER_RUN.value, _RUNS_PER_DEVICE.value)
+
+    def execute(config: ConfigDict, workdir: AnyPath, only: Sequence[str], reports: bool) -> None:
         with processes.together():
             run_here(
                 config,
@@ -154,11 +181,16 @@ def _train() -> None:
                 parallel=1 if joins or profile or lanes.several else parallel,
                 threads=_THREADS.value,
                 meet=None if joins is None else functools.partial(processes.meet, *joins),
-                reports=_REPORT.value,
+                reports=reports,
                 profile=profile,
                 lanes=lanes,
             )
-        return
+
+    return execute
+
+
+def _submitted(parallel: int | None) -> Execute:
+    """Returns the function that submits the runs of a config as jobs."""
     import jax
 
     from mnv2.sweeps import slurm
@@ -173,7 +205,11 @@ def _train() -> None:
         threads=_THREADS.value,
         runs_per_job=_RUNS_PER_JOB.value,
     )
-    slurm.submit(config, workdir, only, wanted, reports=_REPORT.value)
+
+    def execute(config: ConfigDict, workdir: AnyPath, only: Sequence[str], reports: bool) -> None:
+        slurm.submit(config, workdir, only, wanted, reports=reports)
+
+    return execute
 
 
 def _show(path: Path) -> None:

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import parse_qs, urlparse
+from urllib.parse import parse_qs, unquote, urlparse
 
 from gcp_storage_emulator import server
 from gcp_storage_emulator.exceptions import NotFound
@@ -22,7 +22,18 @@ PRECONDITION_FAILED = 412
 
 
 class _Handler(server.RequestHandler):
-    """Also honours ifGenerationMatch in uploads, as Google does and the emulator does not."""
+    """Also sends the generation of what is read, and honours ifGenerationMatch in uploads.
+
+    Google does both, the emulator neither. Without them, what tensorstore has read it cannot
+    replace: "Malformed StorageGeneration".
+    """
+
+    def send_response(self, code: int, message: str | None = None) -> None:
+        super().send_response(code, message)
+        url = urlparse(self.path)
+        if self.command == "GET" and "alt=media" in url.query:
+            name = unquote(url.path.partition("/o/")[2])
+            self.send_header("x-goog-generation", self._generation(url.path, name))
 
     def do_POST(self) -> None:
         url = urlparse(self.path)

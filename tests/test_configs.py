@@ -11,14 +11,16 @@ from mnv2.training.optimizer import create_optimizer, create_schedule, name_mask
 from mnv2.training.setup import fields_of
 
 IMAGE = {"fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3), "imagenet2012": (224, 224, 3)}
-EQUAL = ("linear", "separable", "hourglass", "mobilenet_v1")  # in multiply-adds, within 3 %
+# In multiply-adds, within 3 %; and in parameters.
+EQUAL = ("linear", "separable", "separable_shortcut", "hourglass", "mobilenet_v1")
+SAME_SIZE = ("linear", "separable_same_size", "hourglass_same_size")
 CLASSES = {"fashion_mnist": 10, "cifar10": 10, "imagenet2012": 1000}
 
 
 @pytest.mark.parametrize("preset", v2_ablation.PRESETS)
 def test_every_arm_of_every_preset_builds(preset):
     config = v2_ablation.get_config(preset)
-    cost = {}  # of the arms that are compared at equal cost
+    cost, size = {}, {}  # of the arms that are compared at equal cost, and at equal size
     for arm, _ in config.arms:
         resolved = resolve(config, arm)
         fields = dict(resolved.model)
@@ -27,12 +29,16 @@ def test_every_arm_of_every_preset_builds(preset):
         model = create_model(name, num_classes=CLASSES[resolved.data.name], **fields)
         if arm in EQUAL:
             cost[arm] = complexity.multiply_adds(model, IMAGE[resolved.data.name])
+        if arm in SAME_SIZE:
+            size[arm] = complexity.parameters(model, IMAGE[resolved.data.name])
         optimization = settings.optimization(resolved.optimization)
         schedule = create_schedule(optimization, total_steps=100, examples=1000, batch_size=10)
         create_optimizer(optimization, schedule)
         _check_decayed(model, optimization, preset)
     for block in cost:
         assert cost[block] == pytest.approx(cost["linear"], rel=0.03)
+    for block in size:
+        assert size[block] == pytest.approx(size["linear"], rel=0.03)
     for _, _, arms in config.panels:
         assert preset == "quick" or set(arms) <= dict(config.arms).keys()
     assert config.baseline in dict(config.arms)

@@ -161,12 +161,17 @@ class SeparableBlock(nn.Module):
     It costs 1/features + 1/9 of the multiply-adds of a standard 3x3 convolution, where `features`
     is the number of output channels. With `xception`, there is no batch norm and no activation
     between the depthwise and the pointwise convolution, as in Xception (arXiv 1610.02357,
-    section 3).
+    section 3). With `shortcut`, which V1 does not have, the input is added before the last
+    activation if it has the shape of the output. `rounding` rounds such sums to 8 bits, if
+    `conv_bn` rounds the results of layers.
     """
 
     features: int
     stride: int = 1
     xception: bool = False
+    shortcut: bool = False
+    activation: Activation = relu6  # of that sum; the other ones are those of `conv_bn`
+    rounding: Factory | None = None
     conv_bn: ConvBNFactory = ConvBN
 
     @nn.compact
@@ -177,10 +182,14 @@ class SeparableBlock(nn.Module):
             self.conv_bn, x.shape[-1], 3, self.stride, depthwise=True, name="depthwise"
         )
         if self.xception:
-            x = depthwise(activation=linear, batch_norm=False)(x, train)
+            y = depthwise(activation=linear, batch_norm=False)(x, train)
         else:
-            x = depthwise()(x, train)
-        return self.conv_bn(self.features, 1, name="pointwise")(x, train)
+            y = depthwise()(x, train)
+        pointwise = functools.partial(self.conv_bn, self.features, 1, name="pointwise")
+        if self.shortcut and x.shape == (*y.shape[:-1], self.features):
+            total = self.activation(x + pointwise(activation=linear)(y, train))
+            return rounded_by(self.rounding, "sum_rounding", total, train)
+        return pointwise()(y, train)
 
 
 class InvertedResidual(nn.Module):

@@ -91,7 +91,7 @@ class MobileNetV1(nn.Module):
         stem_channels, *block_channels = scaled_channels(self.width)
         x = conv_bn(stem_channels, 3, stem_stride, name="stem")(images, train)
         for i, (features, stride) in enumerate(zip(block_channels, block_strides, strict=True)):
-            x = SeparableBlock(features, stride, self.xception, conv_bn, name=f"block_{i}")(
+            x = SeparableBlock(features, stride, self.xception, conv_bn=conv_bn, name=f"block_{i}")(
                 x, train
             )
         x = jnp.mean(x, axis=(1, 2), dtype=accumulator(self.dtype))  # n 1024

@@ -31,7 +31,7 @@ REPEATS = (1, 2, 3, 4, 3, 3, 1)
 IMAGENET_STRIDES = (2, 1, 2, 2, 2, 1, 2, 1)  # 224 -> 112, 112, 56, 28, 14, 14, 7, 7
 SMALL_STRIDES = (1, 1, 1, 2, 2, 1, 2, 1)  # 32 -> 32, 32, 32, 16, 8, 8, 4, 4
 
-BLOCKS = ("inverted_residual", "separable", "hourglass")
+BLOCKS = ("inverted_residual", "separable", "separable_shortcut", "hourglass")
 ACTIVATIONS = {"relu6": relu6, "relu": jax.nn.relu}
 BOTTLENECKS = ("linear", "relu6")
 SHORTCUTS = ("bottleneck", "expansion", "none")
@@ -84,7 +84,8 @@ class MobileNetV2(nn.Module):
     bottleneck    activation of the narrow tensors: linear, or relu6 (figure 6a)
     shortcut      bottleneck, expansion, or none (figure 6b)
     block         kind of block in the rows of table 2: inverted_residual (the paper), separable
-                  (MobileNetV1) or hourglass (ResNet). It compares blocks in the same network
+                  (MobileNetV1), separable_shortcut (the same with a shortcut) or hourglass
+                  (ResNet). It compares blocks in the same network
     repeats       number of blocks in each row (n); a row of 0 is left out, with
                   its stride
     splits        number of partial sums as which each block is computed (section 5.1), one number
@@ -183,8 +184,16 @@ class MobileNetV2(nn.Module):
                     conv_bn=conv_bn,
                     name=name,
                 )(x, train, expanded)
-            elif self.block == "separable":
-                x = SeparableBlock(features, stride, conv_bn=conv_bn, name=name)(x, train)
+            elif self.block != "hourglass":
+                x = SeparableBlock(
+                    features,
+                    stride,
+                    shortcut=self.block == "separable_shortcut",
+                    activation=activation,
+                    rounding=to_8_bits,
+                    conv_bn=conv_bn,
+                    name=name,
+                )(x, train)
             else:
                 x = Hourglass(features, stride, to_8_bits, conv_bn, name=name)(x, train)
 

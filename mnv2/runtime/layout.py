@@ -3,6 +3,8 @@
 WORKDIR/sweep.json                the config, the environment, the steps of each arm
 WORKDIR/report.md, .csv, .png     the report of the finished runs
 WORKDIR/report/                   the same figure for TensorBoard
+WORKDIR/tuning/                   the workdir of the runs that tune, if there are any
+WORKDIR/tuning.md, .png           what they found
 WORKDIR/slurm/                    the output of SLURM jobs
 WORKDIR/ARM/SEED/                 the folder of one run
     config.json                   the resolved config
@@ -19,6 +21,7 @@ WORKDIR/ARM/SEED/                 the folder of one run
 
 SWEEP = "sweep.json"
 REPORT = "report"  # with .md, .csv or .png, and the folder for TensorBoard
+TUNING = "tuning"  # with .md or .png, and the folder of the runs
 SLURM = "slurm"
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"

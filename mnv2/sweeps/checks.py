@@ -8,12 +8,13 @@ from typing import Any
 import ml_collections
 
 from mnv2.runtime.errors import UserError, check_choice
-from mnv2.runtime.layout import REPORT, SLURM
+from mnv2.runtime.layout import REPORT, SLURM, TUNING
 from mnv2.runtime.storage import AnyPath
+from mnv2.training.checks import FINAL_SPLITS
 
 CHANGES = (Mapping, ml_collections.ConfigDict)  # the types of what an arm changes
 NAME = re.compile(r"[^/\\,\0]+")  # of an arm
-RESERVED = (".", "..", REPORT, SLURM)  # other names in a workdir
+RESERVED = (".", "..", REPORT, SLURM, TUNING)  # other names in a workdir
 
 SHARED = ("seed", "seeds", "data", "model", "optimization")  # fields that plans are made of
 FIELDS = {  # of a sweep: what each must be
@@ -43,7 +44,7 @@ def check_comparison(config: ml_collections.ConfigDict) -> None:
     for title, field, shown in panels:
         if not all(isinstance(arm, str) for arm in shown):  # a preset may lack some of them
             raise UserError(f"panel {title!r} must end with names of arms, got {shown!r}")
-        if field != "arm" and not _has(config, field):
+        if field != "arm" and not has_field(config, field):
             raise UserError(f"panel {title!r} shows {field!r}, which is no field of the config")
 
 
@@ -64,10 +65,11 @@ def _arms(given: Any) -> list[str]:
     return names
 
 
-def _has(config: Any, dotted: str) -> bool:
+def has_field(config: Any, dotted: str) -> bool:
+    """Tells whether a config has a field, by its dotted name."""
     head, _, rest = dotted.partition(".")
     try:
-        return head in config and (not rest or _has(config[head], rest))
+        return head in config and (not rest or has_field(config[head], rest))
     except TypeError:  # not a group of fields
         return False
 
@@ -97,16 +99,27 @@ def check_description(value: dict[str, Any], path: AnyPath, remedy: str) -> dict
 
 def check_result(value: dict[str, Any], path: AnyPath, remedy: str) -> dict[str, Any]:
     """Returns the content of a result.json. Raises UserError if it lacks what a report needs."""
-    test = value.get("test")
-    accuracy: Any = test.get("accuracy") if isinstance(test, dict) else None
+    split = final_split(value)
+    summary = value.get(split)
+    accuracy: Any = summary.get("accuracy") if isinstance(summary, dict) else None
     numbers = ("parameters", "multiply_adds", "images_per_second", "train_seconds")
     try:
-        _expect(_number(accuracy) and accuracy <= 1, "test.accuracy", accuracy)
+        _expect(_number(accuracy) and accuracy <= 1, f"{split}.accuracy", accuracy)
         for field in numbers:
             _expect(_number(value.get(field)), field, value.get(field))
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): {remedy}") from None
     return value
+
+
+def final_split(result: Mapping[str, Any]) -> str:
+    """Returns the split on which a finished run was evaluated: test, or validation."""
+    return next((split for split in FINAL_SPLITS if split in result), FINAL_SPLITS[0])
+
+
+def accuracy(result: Mapping[str, Any]) -> float:
+    """Returns the accuracy of a finished run, in per cent."""
+    return float(100 * result[final_split(result)]["accuracy"])
 
 
 def _number(value: Any) -> bool:

@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 
 from mnv2.runtime.terminal import format_seconds, waiting_for_input
+from mnv2.sweeps.checks import accuracy, final_split
 from mnv2.sweeps.plan import Outcome, Run
 from mnv2.training.progress import Progress
 
@@ -41,7 +42,7 @@ class Display:
         self._total, self._ended = len(runs), len(runs) - len(waiting)
         self._workers: list[_Line] = [_Line() for _ in range(workers)]
         self._accuracies = {
-            one.arm: [_accuracy(found) for found in results.get(one.arm, {}).values()]
+            one.arm: [accuracy(found) for found in results.get(one.arm, {}).values()]
             for one in runs
         }
         self._seeds = {one.arm: sum(other.arm == one.arm for other in runs) for one in runs}
@@ -96,7 +97,7 @@ class Display:
         elif outcome.holder is not None:
             self.say(f"{label}  is being done by {outcome.holder}")
         elif outcome.result is not None:
-            self._accuracies[one.arm].append(_accuracy(outcome.result))
+            self._accuracies[one.arm].append(accuracy(outcome.result))
             self.say(f"{label}  {_describe(outcome.result, outcome.seconds)}{self._left()}")
 
     def _left(self) -> str:
@@ -157,16 +158,11 @@ class _Line:
         )
 
 
-def _accuracy(result: Mapping[str, Any]) -> float:
-    """Returns the test accuracy of a result, in per cent."""
-    return 100 * result["test"]["accuracy"]
-
-
 def _describe(result: Mapping[str, Any], seconds: float) -> str:
     """Describes a finished run in one line."""
     skipped = result.get("skipped_steps", 0)
     return (
-        f"test {_accuracy(result):5.2f} %  "
+        f"{final_split(result)} {accuracy(result):5.2f} %  "
         f"{result['images_per_second']:6,.0f} images/s  {format_seconds(seconds):>6}"
         f"{waiting_for_input(result.get('waiting_for_input', 0.0))}"
         f"{f'  {skipped} steps skipped, not finite' if skipped else ''}"

@@ -1,7 +1,8 @@
 """The figure of a report: one panel per ablation, and accuracy against cost."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import matplotlib.figure
@@ -13,24 +14,32 @@ from mnv2.runtime.storage import AnyPath, Mirror
 from mnv2.sweeps.statistics import Row, prediction_interval
 from mnv2.sweeps.workdir import Sweep
 
+CURVES: tuple[dict[str, Any], ...] = (
+    {"marker": "o", "linestyle": "-"},
+    {"marker": "^", "linestyle": "--"},
+    {"marker": "D", "linestyle": ":"},
+)
 BASELINE_COLOR, ARM_COLOR, BAND_COLOR = "black", "#3b6ea5", "0.9"
 
 
 def draw(sweep: Sweep, rows: Sequence[Row], path: AnyPath) -> None:
     """Draws accuracy, with 95 % intervals, against the field that each panel varies."""
     by_arm = {row.arm: row for row in rows}
-    panels = sweep.config["panels"]
+    panels = sweep.config["panels"] or (("arms", "arm", tuple(sweep.arms)),)
     columns = 3
-    lines = math.ceil((len(panels) + 1) / columns)
+    curves = _costs(sweep, by_arm)
+    shown = len(panels) + bool(curves)
+    lines = math.ceil(shown / columns)
     figure = matplotlib.figure.Figure(figsize=(4 * columns, 3.4 * lines), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False, sharey=True).flatten()
     for axis, (title, field, arms) in zip(axes, panels, strict=False):
         _draw_panel(axis, sweep, title, field, [by_arm[arm] for arm in arms if arm in by_arm])
-    _draw_cost(axes[len(panels)], sweep, rows)
-    for axis in axes[len(panels) + 1 :]:
+    if curves:
+        _draw_costs(axes[len(panels)], sweep, curves)
+    for axis in axes[shown:]:
         axis.set_visible(False)
     for axis in axes[::columns]:
-        axis.set_ylabel("test top-1 accuracy, %")
+        axis.set_ylabel(f"{sweep.split} top-1 accuracy, %")
     figure.suptitle(
         f"{sweep.config['data']['name']}, {sweep.config['duration']}. Bars: 95 % intervals, from "
         "three seeds on. Dots: two seeds. Grey: where one more run of the baseline, "
@@ -65,7 +74,9 @@ def _draw_panel(axis: Axes, sweep: Sweep, title: str, field: str, rows: Sequence
         axis.plot(places, [row.accuracy.mean for row in rows], color=ARM_COLOR, zorder=1)
         axis.set_xticks(places, [f"{value:g}" for value in values])
     else:
-        axis.set_xticks(places, [str(value).replace("_", "\n") for value in values])
+        axis.set_xticks(
+            places, [str(value).replace("_", "\n").replace("@", "\n@ ") for value in values]
+        )
         axis.set_xlim(-0.6, len(rows) - 0.4)
     for place, row in zip(places, rows, strict=True):
         _draw_point(axis, place, row, row.arm == sweep.baseline)
@@ -77,14 +88,30 @@ def _draw_panel(axis: Axes, sweep: Sweep, title: str, field: str, rows: Sequence
     axis.set_xlabel(field)
 
 
-def _draw_cost(axis: Axes, sweep: Sweep, rows: Sequence[Row]) -> None:
-    for row in rows:
-        _draw_point(axis, row.multiply_adds / 1e6, row, row.arm == sweep.baseline)
+def _costs(sweep: Sweep, rows: Mapping[str, Row]) -> dict[str, list[Row]]:
+    """Returns the arms of each panel along whose field the multiply-adds grow, by its title."""
+    curves = {}
+    for title, field, arms in sweep.config["panels"]:
+        finished = [rows[arm] for arm in arms if arm in rows]
+        numeric = all(isinstance(_value(sweep, row.arm, field), int | float) for row in finished)
+        if numeric and len({row.multiply_adds for row in finished}) > 1:
+            curves[title] = sorted(finished, key=lambda row: row.multiply_adds)
+    return curves
+
+
+def _draw_costs(axis: Axes, sweep: Sweep, curves: Mapping[str, Sequence[Row]]) -> None:
+    """Draws for what multiply-adds are best spent: a curve for each field that makes them grow."""
+    for (title, rows), style in zip(curves.items(), cycle(CURVES), strict=False):
+        costs = [row.multiply_adds / 1e6 for row in rows]
+        means = [row.accuracy.mean for row in rows]
+        axis.plot(costs, means, **style, color=ARM_COLOR, markerfacecolor="white", label=title)
     _draw_band(axis, sweep)
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter("{x:g}")
-    axis.set_title("cost, all arms")
+    axis.xaxis.set_minor_formatter("")
+    axis.set_title("cost")
     axis.set_xlabel("million multiply-adds per image")
+    axis.legend()
 
 
 def _draw_point(axis: Axes, place: float, row: Row, is_baseline: bool) -> None:

@@ -11,11 +11,13 @@ from mnv2.runtime.errors import UserError, check_choice
 from mnv2.runtime.files import read_json
 from mnv2.runtime.layout import RESULT
 from mnv2.runtime.storage import AnyPath
+from mnv2.sweeps.checks import has_field
 from mnv2.training import settings
 from mnv2.training.devices import Devices
 from mnv2.training.setup import set_up
 
-BETWEEN_ARMS = ("arms", "panels", "baseline")  # fields that describe the sweep and no single run
+# Fields that describe the sweep and no single run.
+BETWEEN_ARMS = ("arms", "panels", "baseline", "tuned", "tuning_seeds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,15 +155,10 @@ def resolve(config: ml_collections.ConfigDict, arm: str) -> ml_collections.Confi
     ).copy_and_resolve_references()
     changes = dict(config.arms)[arm]
     for field in changes:
-        if not _has_field(resolved, field):
+        if not has_field(resolved, field):
             raise UserError(f"arm {arm} changes the unknown field {field!r}")
     try:
         resolved.update_from_flattened_dict(changes)
     except TypeError as error:
         raise UserError(f"arm {arm}: {error}") from error
     return resolved
-
-
-def _has_field(config: Any, dotted: str) -> bool:
-    head, _, rest = dotted.partition(".")
-    return head in config and (not rest or _has_field(config[head], rest))

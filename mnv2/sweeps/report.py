@@ -7,7 +7,7 @@ from mnv2.runtime.storage import AnyPath, reason
 from mnv2.runtime.terminal import first_few
 from mnv2.sweeps import figure, tables, workdir
 from mnv2.sweeps.environment import provenance
-from mnv2.sweeps.statistics import rows
+from mnv2.sweeps.statistics import compare_all, rows
 
 
 def write_report(folder: AnyPath) -> None:
@@ -16,17 +16,18 @@ def write_report(folder: AnyPath) -> None:
     Raises UserError if no run is finished, and if the files cannot be written.
     """
     sweep = workdir.load(folder)
-    finished = rows(sweep)
+    together = compare_all(sweep)
+    finished = rows(sweep, together)
     if not finished:
         raise UserError(f"no run in {folder} is finished yet")
-    print(f"\n{tables.terminal_table(finished)}\n")
+    print(f"\n{tables.terminal_table(sweep, finished)}\n")
     if missing := sweep.missing():
         print(f"not finished: {first_few(missing, 8)}\n")
     environments = provenance(sweep.results, sweep.environments)
     if len(environments) > 1:
         print("\n  ".join(["the runs differ in where they were executed:", *environments]) + "\n")
     try:
-        write_text(folder / f"{REPORT}.md", tables.markdown(sweep, finished))
+        write_text(folder / f"{REPORT}.md", tables.markdown(sweep, finished, together))
         write_text(folder / f"{REPORT}.csv", tables.to_csv(finished))
         figure.draw(sweep, finished, folder / f"{REPORT}.png")
         figure.write_to_tensorboard(folder / f"{REPORT}.png", folder / REPORT)

@@ -1,8 +1,9 @@
 """From the results of a sweep to means, confidence intervals and paired differences."""
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -11,6 +12,7 @@ from mnv2.runtime.files import warn_once
 from mnv2.sweeps.workdir import Sweep
 
 CONFIDENCE = 0.95
+POWER = 0.8  # with which a difference is to be found
 # Seeds from which an interval is computed. That of two is 12.7 standard errors wide, and has no
 # width at all if both happen to be equal.
 FEWEST = 3
@@ -20,7 +22,7 @@ FEWEST = 3
 class Estimate:
     """A mean over seeds and the half-width of its 95 % interval; None from fewer than three.
 
-    The interval is of one arm by itself: it is not adjusted for the number of arms.
+    The interval is of one arm by itself: `compare_all` has those of all arms together.
     """
 
     mean: float
@@ -48,18 +50,62 @@ class Row:
     multiply_adds: int
     accuracy: Estimate
     difference: Estimate | None
+    adjusted: float | None  # half-width of the difference's interval, for all arms together
     images_per_second: float | None  # None if no step was timed
     minutes: float  # of training, of all runs; those in one program share its time
 
 
-def rows(sweep: Sweep) -> list[Row]:
+class Together(NamedTuple):
+    """All differences to the baseline as one family.
+
+    half_widths  of each arm's difference, so that with a probability of 95 % all intervals hold
+    detectable   the difference that an arm with so many seeds shows with a probability of 80 %
+    """
+
+    half_widths: dict[str, float]
+    detectable: dict[int, float]
+
+
+def rows(sweep: Sweep, together: Together | None = None) -> list[Row]:
     """Returns one row per arm that has a finished run, in the order of the config.
+
+    `together` is what `compare_all` returns; without it, no row has an adjusted interval.
 
     A run whose result cannot be read is left out, with a warning.
     """
     for reason in sweep.damaged.values():
         warn_once(f"a run is left out: {reason}")
-    return [_row(sweep, arm) for arm, runs in sweep.results.items() if runs]
+    adjusted = together.half_widths if together else {}
+    return [_row(sweep, arm, adjusted.get(arm)) for arm, runs in sweep.results.items() if runs]
+
+
+def compare_all(sweep: Sweep) -> Together | None:
+    """Computes Dunnett's intervals (1955) of all arms with two seeds or more to the baseline.
+
+    All arms share one estimate of the spread between seeds, and differences are not paired: unlike
+    Student's intervals, these suppose that all arms spread alike. None if there is nothing to
+    compare, or no spread.
+    """
+    accuracies = {arm: list(sweep.accuracies(arm).values()) for arm in sweep.results}
+    several = {arm: values for arm, values in accuracies.items() if len(values) > 1}
+    control = several.pop(sweep.baseline, [])
+    freedom = sum(len(values) - 1 for values in (*several.values(), control))
+    squares = sum(float(np.var(v)) * len(v) for v in (*several.values(), control) if v)
+    if not several or not control or not squares:
+        return None
+    with warnings.catch_warnings():  # a confidence of 94.9 or 95.1 % is near enough
+        warnings.filterwarnings("ignore", "Computation of the confidence interval did not converge")
+        interval = stats.dunnett(
+            *several.values(), control=control, rng=np.random.default_rng(0)
+        ).confidence_interval(CONFIDENCE)
+    widths = (interval.high - interval.low) / 2
+    half_widths = dict(zip(several, map(float, widths), strict=True))
+    detectable = {}
+    for arm, values in several.items():
+        error = (squares / freedom * (1 / len(values) + 1 / len(control))) ** 0.5
+        shown = half_widths[arm] + error * float(stats.t.ppf(POWER, freedom))
+        detectable[len(values)] = shown
+    return Together(half_widths, dict(sorted(detectable.items())))
 
 
 def prediction_interval(values: Sequence[float]) -> tuple[float, float] | None:
@@ -73,7 +119,7 @@ def prediction_interval(values: Sequence[float]) -> tuple[float, float] | None:
     return mean - reach, mean + reach
 
 
-def _row(sweep: Sweep, arm: str) -> Row:
+def _row(sweep: Sweep, arm: str, adjusted: float | None) -> Row:
     runs, accuracies = sweep.results[arm], sweep.accuracies(arm)
     accuracy = Estimate.of(list(accuracies.values()))
     assert accuracy is not None
@@ -91,6 +137,7 @@ def _row(sweep: Sweep, arm: str) -> Row:
         first["multiply_adds"],
         accuracy,
         difference,
+        adjusted,
         float(np.median(rates)) if rates else None,
         sum(_its_seconds(sweep, f"{arm}/{seed}", result) for seed, result in runs.items()) / 60,
     )

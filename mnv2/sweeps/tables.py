@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from mnv2.runtime.terminal import first_few
 from mnv2.sweeps.environment import provenance
-from mnv2.sweeps.statistics import Estimate, Row
+from mnv2.sweeps.statistics import Estimate, Row, Together
 from mnv2.sweeps.workdir import Sweep
 
-HEADER = ("arm", "params", "MAdds", "test top-1 %", "difference", "seeds", "images/s", "min")
+COLUMNS = 8  # of the table in a terminal; the Markdown table also has the last one
 TEXT_COLUMNS = (0, 3, 4)  # aligned to the left in a terminal
 
 
@@ -28,10 +28,16 @@ def with_half_width(
     return text if half_width is None else f"{text} ± {half_width:.{digits}f}"
 
 
-def terminal_table(rows: Sequence[Row]) -> str:
+def header(split: str) -> tuple[str, ...]:
+    """Returns the titles of the columns, for accuracies on a split."""
+    names = ("arm", "params", "MAdds", f"{split} top-1 %", "difference", "± all", "seeds", "min")
+    return (*names, "images/s")
+
+
+def terminal_table(sweep: Sweep, rows: Sequence[Row]) -> str:
     """Formats rows for a terminal of 80 columns."""
-    table = [HEADER, *(_cells(row) for row in rows)]
-    widths = [max(len(cells[i]) for cells in table) for i in range(len(HEADER))]
+    table = [cells[:COLUMNS] for cells in (header(sweep.split), *(_cells(row) for row in rows))]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = [
         " ".join(
             cell.ljust(width) if i in TEXT_COLUMNS else cell.rjust(width)
@@ -42,17 +48,21 @@ def terminal_table(rows: Sequence[Row]) -> str:
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
-def markdown(sweep: Sweep, rows: Sequence[Row]) -> str:
+def markdown(sweep: Sweep, rows: Sequence[Row], together: Together | None) -> str:
     """Formats rows as Markdown, with notes on how they were measured."""
-    lines = [f"| {' | '.join(HEADER)} |", "|---|--:|--:|--:|--:|--:|--:|--:|"]
+    titles = header(sweep.split)
+    lines = [f"| {' | '.join(titles)} |", f"|---{'|--:' * (len(titles) - 1)}|"]
     lines += [f"| {' | '.join(_cells(row))} |" for row in rows]
     data = sweep.config["data"]["name"]
     notes = [
         f"{data}, {sweep.config['duration']}, batch {sweep.config['batch_size']}. "
-        f"± is the half-width of a 95 % interval (Student's t over three seeds or more), not "
-        f"adjusted for the number of arms. The difference is to `{sweep.baseline}`, paired by "
-        "seed. images/s are those of one run. Minutes are of training, of all seeds; runs in one "
-        "program share its minutes.",
+        f"± is the half-width of a 95 % interval (Student's t over three seeds or more) of one "
+        f"arm. The difference is to `{sweep.baseline}`, paired by seed. ± all is the half-width of "
+        "its interval if all arms are compared at once (Dunnett's, not paired, with one spread for "
+        "all arms). Minutes are of training, of all seeds; runs in one program share its minutes. "
+        "images/s are those of one run.",
+        *_power(together),
+        *_changes(sweep, rows),
         *provenance(sweep.results, sweep.environments),
     ]
     if missing := sweep.missing():
@@ -67,14 +77,16 @@ def to_csv(rows: Sequence[Row]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = "arm parameters multiply_adds accuracy accuracy_ci95 difference difference_ci95"
-    writer.writerow([*names.split(), "seeds", "images_per_second", "minutes"])
+    writer.writerow(
+        [*names.split(), "difference_ci95_all", "seeds", "images_per_second", "minutes"]
+    )
     for row in rows:
         writer.writerow(
             [
                 *(row.arm, row.parameters, row.multiply_adds),
                 *(row.accuracy.mean, row.accuracy.half_width),
                 *((row.difference.mean, row.difference.half_width) if row.difference else ("", "")),
-                *(row.accuracy.count, row.images_per_second, row.minutes),
+                *(row.adjusted, row.accuracy.count, row.images_per_second, row.minutes),
             ]
         )
     return text.getvalue()
@@ -87,7 +99,32 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.multiply_adds / 1e6:.2f} M",
         plus_minus(row.accuracy),
         plus_minus(row.difference, sign="+"),
+        "" if row.adjusted is None else f"{row.adjusted:.2f}",
         str(row.accuracy.count),
-        "" if row.images_per_second is None else f"{row.images_per_second:,.0f}",
         f"{row.minutes:.1f}",
+        "" if row.images_per_second is None else f"{row.images_per_second:,.0f}",
     )
+
+
+def _power(together: Together | None) -> list[str]:
+    """Says how large a difference must be to be found with these seeds."""
+    if together is None:
+        return []
+    sizes = (f"{size:.1f} points with {seeds} seeds" for seeds, size in together.detectable.items())
+    return [
+        "With all arms compared at once, a difference is found in four of five such experiments "
+        f"if it is {', '.join(sizes)}."
+    ]
+
+
+def _changes(sweep: Sweep, rows: Sequence[Row]) -> list[str]:
+    """Says what arms change that differ from the baseline in more than one field."""
+    changed = {
+        row.arm: {name: value for name, value in sweep.arms[row.arm].items() if name != "seeds"}
+        for row in rows
+    }
+    return [
+        f"{arm}: {', '.join(f'{name} {value}' for name, value in changes.items())}."
+        for arm, changes in changed.items()
+        if len(changes) > 1
+    ]

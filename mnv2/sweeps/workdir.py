@@ -13,10 +13,10 @@ from flax.traverse_util import flatten_dict
 
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import read_json, to_json, warn_once, write_json
-from mnv2.runtime.layout import CHECKPOINTS, CONFIG, ENVIRONMENT, FAILURE, RESULT, SWEEP
+from mnv2.runtime.layout import CHECKPOINTS, CONFIG, ENVIRONMENT, FAILURE, RESULT, SWEEP, TUNING
 from mnv2.runtime.processes import is_writer
 from mnv2.runtime.storage import AnyPath, read, reason
-from mnv2.sweeps.checks import check_comparison, check_description, check_result
+from mnv2.sweeps.checks import accuracy, check_comparison, check_description, check_result
 from mnv2.sweeps.environment import environment, is_environment
 from mnv2.sweeps.plan import BETWEEN_ARMS, Run, chosen, plan
 from mnv2.training.devices import Devices
@@ -56,14 +56,18 @@ class Sweep:
         return self.config["baseline"]
 
     @property
+    def split(self) -> str:
+        """The split on which finished runs are evaluated: test, or validation."""
+        return self.config.get("final_split", "test")
+
+    @property
     def arms(self) -> dict[str, dict[str, Any]]:
         """The changes that each arm makes to the config."""
         return dict(self.config["arms"])
 
     def accuracies(self, arm: str) -> dict[int, float]:
-        """Returns the test accuracy, in per cent, of each finished seed of an arm."""
-        runs = self.results.get(arm, {})
-        return {seed: 100 * result["test"]["accuracy"] for seed, result in runs.items()}
+        """Returns the final accuracy, in per cent, of each finished seed of an arm."""
+        return {seed: accuracy(result) for seed, result in self.results.get(arm, {}).items()}
 
     def runs(self) -> list[tuple[str, int]]:
         """Lists the arms and seeds of the config."""
@@ -83,6 +87,8 @@ def load(workdir: AnyPath) -> Sweep:
     """Reads what is finished in `workdir`. Raises UserError if it is not the workdir of a sweep."""
     description = _read_description(workdir)
     if description is None:
+        if (workdir / TUNING / SWEEP).exists():
+            raise UserError(f"the arms of {workdir} are still tuned: see {workdir / TUNING}")
         raise UserError(f"{workdir} is not the --workdir of any runs: it has no {SWEEP}")
     config = description["config"]
     results: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm in dict(config["arms"])}

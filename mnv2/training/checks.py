@@ -10,6 +10,8 @@ from mnv2.runtime.checks import Check, choice, number, ordered, pattern, truth, 
 from mnv2.runtime.errors import UserError
 from mnv2.training.durations import to_steps
 
+FINAL_SPLITS = ("test", "validation")
+
 
 def duration(field: str, value: Any) -> None:
     """Checks a duration such as '2 epochs'; '0 steps' means never."""
@@ -36,6 +38,7 @@ CHECKS: dict[str, Check] = {
     "temperature": number(0, low_open=True),
     "label_weight": number(0, 1, high_open=False),
     "recalibrate": whole(0),
+    "final_split": choice(FINAL_SPLITS),
     "on_nan": choice(("stop", "skip")),
     "ema_decay": number(0, 1),
     "log_every": whole(1),

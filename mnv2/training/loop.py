@@ -37,6 +37,7 @@ from mnv2.training.tracing import Trace
 
 TRAINING = "training"  # what a run does after its first step
 _STARTING = threading.Lock()
+NOT_FINITE = "the loss or its gradient is not finite"  # how the message of such a failure begins
 MOST_SKIPPED = 10  # steps in a row, with on_nan = skip, after which a run stops
 
 
@@ -77,7 +78,8 @@ def train(
 ) -> dict[str, Any]:
     """Trains one run in `folder`, from the newest checkpoint there or from the beginning.
 
-    Evaluates on the validation split during training, and on the test split once, at the end.
+    Evaluates on the validation split during training, and once, at the end, on the split that the
+    settings name: test, or validation.
     Writes metrics.jsonl and the same for TensorBoard, checkpoints, and at the end result.json,
     which it also returns. Writes a trace of some steps to the folder `profile`, if it is given.
     `show` gets what the run does now; by default it is a line in the terminal. The run computes on
@@ -110,7 +112,9 @@ def train(
             show(now) if show else line.say(str(now))
 
         def validation_is_due() -> bool:
-            due = step == total_steps or (eval_every and step % eval_every == 0)
+            due = eval_every and step % eval_every == 0
+            if step == total_steps:
+                due = settings.final_split != "validation"  # otherwise it comes last
             return bool(due and setup.dataset.validation)
 
         def summary_of(evaluated: TrainState, split: str) -> dict[str, float]:
@@ -213,7 +217,7 @@ def train(
                     stopper.check()
                 if member is not None:
                     member.leave()
-                test = evaluate_on("test")
+                summary_at_end = evaluate_on(settings.final_split)
         except Stopped as stopped:
             line.clear()
             stopwatch.stop(step)
@@ -228,7 +232,7 @@ def train(
 
     line.clear()
     result = {
-        "test": test,
+        settings.final_split: summary_at_end,
         "parameters": complexity.parameters(setup.model, setup.image_shape),
         "multiply_adds": complexity.multiply_adds(setup.model, setup.image_shape),
         "steps": total_steps,
@@ -266,7 +270,7 @@ def _check_finite(
         bad_step = step
         where = f"in {skipped} steps in a row up to step {step}"
     raise UserError(
-        f"the loss or its gradient is not finite {where} "
+        f"{NOT_FINITE} {where} "
         f"(learning rate {float(setup.steps.schedule(bad_step - 1)):.4g}): lower "
         "optimization.learning_rate or lengthen optimization.warmup, in another --workdir"
         f"{'' if bad is None else ', or leave such steps out with --config.on_nan skip'}; "

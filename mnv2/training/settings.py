@@ -131,6 +131,7 @@ class Settings:
     temperature: float = 1.0
     label_weight: float = 0.5
     recalibrate: int = 0
+    final_split: str = "test"
 
     @property
     def starts_from_weights(self) -> bool:

@@ -155,6 +155,8 @@ def _check_possible(settings: Settings, dataset: data.Dataset) -> None:
         )
     if settings.weights is not None and settings.data.normalization != "half":
         raise UserError("data.normalization must be half: the weights say how pixels are scaled")
+    if settings.final_split == "validation" and "validation" not in dataset.splits:
+        raise UserError("final_split validation needs examples: set data.validation, say to 5000")
     if settings.recalibrate and settings.optimization.classifier_only:
         raise UserError("recalibrate must be 0 with a frozen backbone, whose batch norm is frozen")
 

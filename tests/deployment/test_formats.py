@@ -53,7 +53,7 @@ def of_jax(loaded):
         {},
         {"padding": "symmetric", "bottleneck": "relu6", "classes": 1},
         {"size": (33, 50), "channels": 1, "strides": "small"},
-        {"block": "separable"},
+        {"block": "separable_shortcut"},
         {"shortcut": "expansion", "dtype": "bfloat16"},
         {"name": "mobilenet_v1", "width": 0.25, "padding": "symmetric"},
         {"name": "resnet50", "size": (64, 64)},

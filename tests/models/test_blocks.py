@@ -107,6 +107,17 @@ def test_the_separable_block_convolves_each_channel_and_then_mixes_the_channels(
     assert y.shape == (2, 3, 3, 24)
 
 
+@pytest.mark.parametrize(("features", "added"), [(16, True), (24, False)])
+def test_the_separable_block_can_add_its_input_before_the_last_relu6(x, features, added):
+    block = SeparableBlock(features, shortcut=True)
+    variables = block.init(jax.random.key(0), x)
+    variables["params"]["pointwise"]["bn"]["scale"] *= 0  # the convolutions give 0
+    expected = jnp.clip(x, 0, 6) if added else jnp.zeros((2, 6, 6, features))
+    np.testing.assert_array_equal(block.apply(variables, x), expected)
+    without = block.clone(shortcut=False).apply(variables, x)
+    np.testing.assert_array_equal(without, jnp.zeros_like(expected))
+
+
 def test_with_xception_the_depthwise_convolution_has_no_batch_norm_and_no_activation(x):
     y, params = run(SeparableBlock(24, xception=True), x)
     assert set(params["depthwise"]) == {"kernel"}

@@ -27,6 +27,7 @@ def refused(field, value):
         "eval_every": ("often", "-5 steps"),
         "checkpoint_every": ("inf steps",),
         "label_smoothing": (1.0, 1.5, -0.1, float("nan")),
+        "final_split": ("train",),
         "on_nan": ("ignore",),
         "ema_decay": (1.0, 1.5, -0.5, float("inf")),
         "log_every": (0, -5),

@@ -1,0 +1,189 @@
+"""Chooses the value of one field for each arm on validation, before the arms are compared on test.
+
+    config.tuned = ("optimization.learning_rate", (0.025, 0.05, 0.1))
+    config.tuning_seeds = 2
+
+A comparison at one learning rate can only say what the arms do at that rate. So each
+arm is first trained with every value, in WORKDIR/tuning, with seeds of its own and without the test
+split. Then the arms are compared in WORKDIR, with new seeds: each at the value that is best for the
+baseline, and at its own best value, if that is another one. That arm is named ARM@VALUE.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from mnv2.runtime.checks import whole
+from mnv2.runtime.errors import UserError
+from mnv2.runtime.layout import SWEEP, TUNING
+from mnv2.runtime.storage import AnyPath
+from mnv2.runtime.terminal import first_few, note
+from mnv2.sweeps.checks import check_comparison, has_field
+from mnv2.sweeps.statistics import Estimate
+from mnv2.sweeps.workdir import Sweep, failure_of, load
+from mnv2.training.loop import NOT_FINITE
+
+FIRST_SEED = 1000  # of tuning, after the first seed of the comparison
+SEEDS = 2  # if the config does not say how many
+
+Execute = Callable[[ml_collections.ConfigDict, AnyPath, Sequence[str], bool], None]
+
+
+class Choice(NamedTuple):
+    """What tuning found for an arm.
+
+    value     the value with the highest mean accuracy on validation
+    found     the accuracy of every value, in per cent; None if a run did not stay finite
+    """
+
+    value: float
+    found: dict[float, Estimate | None]
+
+    @property
+    def end(self) -> str:
+        """Says whether the value is the smallest or the largest that was tried; '' if neither."""
+        return {min(self.found): "smallest", max(self.found): "largest"}.get(self.value, "")
+
+
+def tuned_field(config: Mapping[str, Any] | ml_collections.ConfigDict) -> tuple[str, list[float]]:
+    """Returns the field that is tuned and its values. Raises UserError if there are no such."""
+    try:
+        field, values = config["tuned"]
+        numbers = sorted({float(value) for value in values})
+    except (TypeError, ValueError):
+        field, numbers = None, []
+    if not isinstance(field, str) or len(numbers) < 2:
+        raise UserError(
+            "tuned must be a field and two numbers or more, such as "
+            f"('optimization.learning_rate', (0.05, 0.1)), got {config['tuned']!r}"
+        )
+    if not has_field(config, field):
+        raise UserError(f"tuned names {field!r}, which is no field of the config")
+    return field, numbers
+
+
+def run_tuned(
+    config: ml_collections.ConfigDict, workdir: AnyPath, execute: Execute, *, reports: bool = True
+) -> None:
+    """Tunes the arms of a config, then compares them.
+
+    `execute(config, workdir, only, reports)` executes the runs of a sweep that are not finished, or
+    gives them to other processes. As long as those are not finished, nothing is compared. The same
+    command goes on. Raises UserError for a config that cannot be tuned, and if a run failed for
+    another reason than numbers that did not stay finite.
+    """
+    from mnv2.sweeps.tuning_report import write_tuning  # imports Matplotlib
+
+    candidates, folder = tuning_config(config), workdir / TUNING
+    wanted = [name for name in _names(candidates) if name not in _diverged(candidates, folder)]
+    try:
+        execute(candidates, folder, wanted, False)
+    except UserError:
+        if not (folder / SWEEP).exists() or _left(candidates, folder):
+            raise
+    if left := _left(candidates, folder):
+        note(
+            f"tuning is not finished: {first_few(left)}. When it is, the same command compares the "
+            "arms with the values that it finds"
+        )
+        return
+    choices = choose(load(folder))
+    if reports:
+        write_tuning(tuned_field(config)[0], choices, workdir)
+    execute(compared_config(config, choices), workdir, (), reports)
+
+
+def tuning_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Returns the sweep that tunes: every arm with every value. It never sees the test split."""
+    check_comparison(config)
+    field, values = tuned_field(config)
+    seeds = config.get("tuning_seeds", SEEDS)
+    whole(1)("tuning_seeds", seeds)
+    arms: dict[str, dict[str, Any]] = {}
+    for arm, changes in dict(config.arms).items():
+        if field in changes:
+            raise UserError(f"arm {arm} changes {field}, which is tuned: leave out one of the two")
+        fixed = {name: value for name, value in changes.items() if name != "seeds"}
+        arms |= {at(arm, value): {**fixed, field: value} for value in values}
+    tuning = config.copy_and_resolve_references()
+    with tuning.unlocked():
+        tuning.arms = tuple(arms.items())
+        tuning.baseline, tuning.panels = at(config.baseline, values[0]), ()
+        tuning.seed, tuning.seeds = config.seed + FIRST_SEED, seeds
+        tuning.final_split = "validation"
+    return tuning
+
+
+def compared_config(
+    config: ml_collections.ConfigDict, choices: Mapping[str, Choice]
+) -> ml_collections.ConfigDict:
+    """Returns the sweep that compares: each arm at the baseline's value, and at its own."""
+    field, _ = tuned_field(config)
+    shared = choices[config.baseline].value
+    arms: dict[str, dict[str, Any]] = {}
+    own = {}
+    for arm, changes in dict(config.arms).items():
+        arms[arm] = {**changes, field: shared}
+        if choices[arm].value != shared:
+            own[arm] = at(arm, choices[arm].value)
+            arms[own[arm]] = {**changes, field: choices[arm].value}
+    compared = config.copy_and_resolve_references()
+    with compared.unlocked():
+        compared.arms = tuple(arms.items())
+        compared.panels = tuple(
+            (title, "arm", tuple(name for arm in shown for name in (arm, own.get(arm)) if name))
+            if any(arm in own for arm in shown)
+            else (title, shown_field, shown)
+            for title, shown_field, shown in config.panels
+        )
+    return compared
+
+
+def at(arm: str, value: float) -> str:
+    """Names an arm with a value of its own."""
+    return f"{arm}@{value:g}"
+
+
+def choose(sweep: Sweep) -> dict[str, Choice]:
+    """Returns what a finished sweep of tuning found for each arm.
+
+    Of equal values, the smallest is chosen. Raises UserError if no value of an arm stayed finite.
+    """
+    field, values = tuned_field(sweep.config)
+    choices = {}
+    for arm in dict.fromkeys(name.rpartition("@")[0] for name in sweep.arms):
+        found = {}
+        for value in values:
+            accuracies = sweep.accuracies(at(arm, value))
+            complete = len(accuracies) == sweep.config["seeds"]
+            found[value] = Estimate.of(list(accuracies.values())) if complete else None
+        finite = {value: one.mean for value, one in found.items() if one is not None}
+        if not finite:
+            raise UserError(
+                f"{arm} stayed finite with no value of {field}: tune it from "
+                f"{values[0]:g} downwards"
+            )
+        choices[arm] = Choice(max(finite, key=lambda value: finite[value]), found)
+    return choices
+
+
+def _names(config: ml_collections.ConfigDict) -> list[str]:
+    """Lists the runs of a sweep whose arms have equally many seeds."""
+    seeds = range(config.seed, config.seed + config.seeds)
+    return [f"{arm}/{seed}" for arm in dict(config.arms) for seed in seeds]
+
+
+def _diverged(config: ml_collections.ConfigDict, folder: AnyPath) -> set[str]:
+    """Names the runs whose loss did not stay finite: with such a value an arm cannot be trained."""
+    failures = {name: failure_of(folder / name) for name in _names(config)}
+    return {name for name, why in failures.items() if why and why.startswith(NOT_FINITE)}
+
+
+def _left(config: ml_collections.ConfigDict, folder: AnyPath) -> list[str]:
+    """Names the runs that have neither a result nor a loss that is not finite."""
+    if not (folder / SWEEP).exists():
+        return _names(config)
+    sweep, diverged = load(folder), _diverged(config, folder)
+    done = {f"{arm}/{seed}" for arm, runs in sweep.results.items() for seed in runs}
+    return [name for name in _names(config) if name not in done | diverged]
