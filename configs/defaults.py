@@ -33,7 +33,12 @@ def defaults() -> ml_collections.ConfigDict:
     config.data.policy_fill = 0  # the value of pixels from outside of the picture
     config.data.erasing = 0.0  # the probability that a rectangle is erased
     config.data.repeats = 1  # how often an epoch has each of its pictures: repeated augmentation
-    config.data.normalization = "half"  # of pixels: half (-1 to 1), imagenet (mean and deviation)
+    # Sizes of the pictures in training, each for an equal part of the run, such as (128, 160, 192);
+    # (): image_size all the time. Progressive learning: arXiv 2104.00298, section 4.2.
+    config.data.progressive = ()
+    config.data.normalization = (
+        "half"  # of pixels: half (-1 to 1), or mean and deviation of imagenet, cifar10
+    )
     # What evaluation sees: --resize of mnv2.predict explains the methods.
     config.data.eval_method = "mnv2"
     config.data.eval_crop = 0.875  # the part of each side that is kept

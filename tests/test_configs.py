@@ -1,7 +1,7 @@
 import pytest
 from flax.traverse_util import flatten_dict
 
-from configs import finetune, imagenet, quantization, recipes, v2_ablation
+from configs import cifar10, finetune, imagenet, quantization, recipes, v2_ablation
 from mnv2.analysis import complexity
 from mnv2.models import STRIDES, create_model, name_and_fields
 from mnv2.models.shapes import variable_shapes
@@ -105,6 +105,16 @@ def test_a_recipe_for_imagenet_builds_the_published_network(preset):
         assert complexity.multiply_adds(model, (224, 224, 3)) == expected[name]
 
 
+def test_the_recipe_for_cifar10_has_the_papers_network():
+    of_run = settings.from_config(resolve(cifar10.get_config(), "mobilenet_v2"))
+    fields = {name: value for name, value in of_run.model.items() if name != "name"}
+    model = create_model("mobilenet_v2", num_classes=10, **fields_of("mobilenet_v2", fields))
+    # The source has 2,296,922: five more 1x1 convolutions with batch norm.
+    added = ((32, 32), (32, 16), (16, 24), (64, 96), (160, 320))
+    more = sum(old * new + 2 * new for old, new in added)
+    assert complexity.parameters(model, (32, 32, 3)) == 2_296_922 - more
+
+
 def test_a_recipe_decays_what_its_source_decays():
     """slim all kernels but depthwise ones, PyTorch everything, torchvision's newer one no norms."""
     names = variable_shapes(create_model("mobilenet_v2", num_classes=1000), 3)["params"]
@@ -132,6 +142,6 @@ def test_every_arm_of_a_recipe_on_fashion_mnist_is_possible(preset):
 
 
 def test_configs_name_their_presets():
-    for module in (imagenet, recipes):
-        with pytest.raises(ValueError, match="unknown preset 'nothing': choose one of"):
+    for module in (imagenet, recipes, cifar10):
+        with pytest.raises(ValueError, match="unknown preset 'nothing': "):
             module.get_config("nothing")

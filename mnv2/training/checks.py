@@ -24,6 +24,15 @@ def positive_duration(field: str, value: Any) -> None:
         raise UserError(f"{field} must be greater than 0, got {value!r}")
 
 
+def sizes(field: str, value: Any) -> None:
+    """Checks the sizes of pictures, one per part of a run: none, or two or more."""
+    given = value if isinstance(value, tuple | list) else ()
+    if not isinstance(value, tuple | list) or len(given) == 1:
+        raise UserError(f"{field} must be () or two sizes or more, as (128, 176), got {value!r}")
+    for one in given:
+        whole(1)(field, one)
+
+
 CHECKS: dict[str, Check] = {
     "seed": whole(0, 2**32 - 1),
     "batch_size": whole(1),
@@ -61,7 +70,8 @@ CHECKS: dict[str, Check] = {
     "data.policy_fill": whole(0, 255),
     "data.erasing": number(0, 1, high_open=False),
     "data.repeats": whole(1),
-    "data.normalization": choice(("half", "imagenet")),
+    "data.progressive": sizes,
+    "data.normalization": choice(("half", "imagenet", "cifar10")),
     "data.eval_method": choice(tuple(METHODS)),
     "data.eval_crop": number(0, 1, low_open=True, high_open=False),
     "data.eval_size": whole(1),

@@ -4,6 +4,7 @@ A data set that fits lies in the memory of every device. Then several steps are 
 small network, calling the devices for each step takes longer than the step.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -53,7 +54,7 @@ def feed(
 
 def fits(setup: Setup, settings: Settings) -> bool:
     """Tells whether the training set of a run lies on the devices."""
-    return data.fits_on_device(setup.dataset, setup.view)
+    return not settings.data.progressive and data.fits_on_device(setup.dataset, setup.view)
 
 
 class FromHost:
@@ -62,15 +63,7 @@ class FromHost:
     def __init__(self, setup: Setup, settings: Settings, first_step: int, key: Array):
         self._steps, self._key = setup.steps, key
         self._taught = setup.steps.place(setup.taught)
-        self._batches: Iterator[data.Batch] = data.train_batches(
-            setup.dataset,
-            settings.batch_size,
-            seed=settings.seed,
-            first_step=first_step,
-            view=setup.view,
-            repeats=settings.data.repeats,
-            shard=process_shard(),
-        )
+        self._batches = _batches(setup, settings, first_step)
 
     def count(self, most: int, rate: float) -> int:
         """Returns the number of steps of the next dispatch: one."""
@@ -86,6 +79,28 @@ class FromHost:
             ),
             lambda: batch["image"][:8],
         )
+
+
+def _batches(setup: Setup, settings: Settings, first_step: int) -> Iterator[data.Batch]:
+    """Yields the batches of a run from `first_step` on; each part of the run has its size."""
+    parts = [setup.view]
+    if settings.data.progressive:
+        parts = [setup.view._replace(size=(size, size)) for size in settings.data.progressive]
+    for number, view in enumerate(parts, start=1):
+        stop = setup.durations.total * number // len(parts)
+        if first_step >= stop:
+            continue
+        batches = data.train_batches(
+            setup.dataset,
+            settings.batch_size,
+            seed=settings.seed,
+            first_step=first_step,
+            view=view,
+            repeats=settings.data.repeats,
+            shard=process_shard(),
+        )
+        yield from itertools.islice(batches, stop - first_step)
+        first_step = stop
 
 
 class FromDevice:

@@ -19,6 +19,7 @@ from mnv2.training.checks import check_fields
 # Mean and standard deviation of pixels in [0, 1], which training subtracts and divides by.
 NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "half": ((0.5,), (0.5,)),  # slim and Keras: -1 to 1
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),  # kuangliu/pytorch-cifar
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # torchvision and timm
 }
 
@@ -45,6 +46,7 @@ class Data:
     policy_fill: int = 0
     erasing: float = 0.0
     repeats: int = 1
+    progressive: tuple[int, ...] = ()
     normalization: str = "half"
     eval_method: str = "mnv2"
     eval_crop: float = 0.875

@@ -13,7 +13,7 @@ from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import read_json, warn_once, write_json
 from mnv2.sweeps import figure
 from mnv2.sweeps.report import write_report
-from mnv2.sweeps.statistics import Estimate, rows
+from mnv2.sweeps.statistics import Estimate, compare_all, rows
 from mnv2.sweeps.workdir import load
 
 ACCURACIES = {
@@ -80,6 +80,55 @@ def test_two_seeds_have_no_interval():
     assert Estimate.of([1.0, 1.0, 1.0]) == Estimate(1.0, 0.0, 3)
 
 
+def test_compared_with_one_arm_the_adjusted_interval_is_students_with_a_common_spread(workdir):
+    ours, theirs = (100 * np.asarray(ACCURACIES[arm]) for arm in ("linear", "relu6"))
+    interval = stats.ttest_ind(theirs, ours).confidence_interval()
+    together = compare_all(load(workdir))
+    half = (interval.high - interval.low) / 2
+    assert together.half_widths == {"relu6": pytest.approx(half, rel=0.01)}
+
+
+def test_the_more_arms_are_compared_the_wider_are_their_intervals(workdir):
+    one = compare_all(load(workdir)).half_widths["relu6"]
+    for arm in ("t_1", "width_0.25"):
+        shutil.rmtree(workdir / arm)
+        shutil.copytree(workdir / "relu6", workdir / arm)
+    several = compare_all(load(workdir)).half_widths
+    assert several.keys() == {"relu6", "t_1", "width_0.25"}
+    freedom, spread = 8, np.sqrt((np.var([88, 87, 89]) + 3 * np.var([86, 84, 86.5])) * 3 / 8)
+    # Dunnett's table (1955) has 2.88 for three arms and 8 degrees of freedom.
+    expected = 2.88 * spread * np.sqrt(2 / 3)
+    assert several["relu6"] == pytest.approx(expected, rel=0.01)
+    assert expected > stats.t.ppf(0.975, freedom) * spread * np.sqrt(2 / 3)
+    assert one > 0
+
+
+def test_a_difference_that_is_called_detectable_is_found_in_four_of_five_experiments(workdir):
+    detectable = compare_all(load(workdir)).detectable[3]
+    ours, theirs = (100 * np.asarray(ACCURACIES[arm]) for arm in ("linear", "relu6"))
+    spread = np.sqrt((np.var(ours, ddof=1) + np.var(theirs, ddof=1)) / 2)
+    draws = np.random.default_rng(0).normal(0, spread, (2, 20_000, 3))
+    found = stats.ttest_ind(draws[0] + detectable, draws[1], axis=1).pvalue < 0.05
+    assert 0.75 < found.mean() < 0.85
+
+
+def test_arms_without_any_spread_have_no_adjusted_interval(workdir):
+    for arm in ("linear", "relu6"):
+        for seed in range(3):
+            change(workdir / arm / str(seed) / "result.json", test={"accuracy": 0.5})
+    assert compare_all(load(workdir)) is None
+    write_report(workdir)
+
+
+def test_arms_that_differ_in_several_fields_are_named(workdir):
+    description = json.loads((workdir / "sweep.json").read_text())
+    arms = dict(description["config"]["arms"])
+    arms["t_1"] = {"model.expansion": 1.0, "model.width": 0.5, "seeds": 1}
+    description["config"]["arms"] = list(arms.items())
+    write_json(workdir / "sweep.json", description)
+    assert "t_1: model.expansion 1.0, model.width 0.5." in notes(workdir)
+
+
 def test_one_seed_has_no_interval_and_the_baseline_no_difference(workdir):
     assert row(workdir, "t_1").accuracy.half_width is None
     assert row(workdir, "t_1").difference.mean == pytest.approx(-8.0)
@@ -94,7 +143,7 @@ def test_the_report_is_printed_and_written(workdir, capsys):
     assert max(map(len, table)) <= 80
     assert "88.00 ± 2.48" in table[1]
     markdown = (workdir / "report.md").read_text()
-    assert "| relu6 | 0.41 M | 2.78 M | 85.50 ± 3.29 | -2.50 ± 1.24 | 3 |" in markdown
+    assert "| relu6 | 0.41 M | 2.78 M | 85.50 ± 3.29 | -2.50 ± 1.24 | 2.66 | 3 |" in markdown
     with (workdir / "report.csv").open() as file:
         found = {line["arm"]: line for line in csv.DictReader(file)}
     assert float(found["relu6"]["difference"]) == pytest.approx(-2.5)
@@ -140,7 +189,7 @@ def test_runs_in_different_environments_are_named(workdir, capsys):
     change(workdir / "linear/2/environment.json", packages={"jax": "1", "flax": "2"})
     (workdir / "t_1/0/environment.json").unlink()
     (workdir / "width_0.25/0/environment.json").write_text('{"devices": 5}')
-    assert [line for line in notes(workdir)[1:] if line] == [
+    assert [line for line in notes(workdir)[1:] if line][1:] == [
         "linear/0: cpu (Linux), JAX 1, flax unknown, commit c.",
         "linear/1, relu6: 4 x TPU (Linux), JAX 1, flax unknown, commit c.",
         "linear/2: cpu (Linux), JAX 1, flax 2, commit c.",

@@ -54,6 +54,20 @@ def test_a_step_with_images_of_the_device_is_one_with_the_same_images_of_the_hos
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5), state, ours)
 
 
+def test_pictures_grow_from_part_to_part_of_a_run(tiny_config, fashion_mnist):
+    tiny_config.data.progressive = (8, 12)
+    of_run = settings.from_config(tiny_config)
+    setup, key = set_up(of_run), jax.random.key(0)
+    assert setup.durations.total == 4
+    batches = feed(setup, of_run, 0, key)
+    whole = [batches.next(1).images() for _ in range(4)]
+    assert [images.shape[1:] for images in whole] == [(8, 8, 1)] * 2 + [(12, 12, 1)] * 2
+    for step in (1, 2, 3):  # resumed
+        np.testing.assert_array_equal(
+            feed(setup, of_run, step, key).next(1).images(), whole[step], strict=True
+        )
+
+
 def by_hand(images, rows, pad=4):
     """Crops and mirrors images one by one."""
     height, width = images.shape[1:3]

@@ -46,6 +46,7 @@ def refused(field, value):
         "data.policy_fill": (256, -1),
         "data.erasing": (1.1, -0.1),
         "data.repeats": (0,),
+        "data.progressive": ((128,), (128, 0)),
         "data.normalization": ("torchvision",),
         "data.eval_method": ("torchvision",),
         "data.eval_crop": (0.0, 1.5),

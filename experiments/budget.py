@@ -1,0 +1,152 @@
+"""When does an effect settle? python -m experiments.budget
+
+Trains the main arms of the ablation for several numbers of steps, each with its own schedule from
+the first step to the last: a short run is not the beginning of a long one. Shows how the difference
+of each arm to the baseline depends on the budget, with 95 % intervals, paired by seed, and in which
+order the arms come.
+
+Writes one workdir per budget, and budget.md and budget.png, to --out. The same command resumes
+unfinished runs. --also names workdirs of the same arms, such as runs/v2_ablation-hour.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.figure
+import ml_collections
+
+from configs import v2_ablation
+from experiments.common.writers import write_markdown
+from mnv2.runtime.cli import command_parser, run, whole_number
+from mnv2.runtime.huge_pages import restart_with_huge_pages
+from mnv2.sweeps.local import run_here
+from mnv2.sweeps.statistics import Estimate
+from mnv2.sweeps.tables import plus_minus
+from mnv2.sweeps.workdir import Sweep, load
+
+BASELINE = "linear"
+ARMS = (BASELINE, "relu6", "no_shortcut", "separable", "hourglass")
+BUDGETS = (100, 200, 500, 1000, 2000)
+STYLES = ("o-", "s--", "^:", "D-.", "v-")  # markers and lines of the arms, readable in grey
+
+
+def config_of(steps: int, seeds: int) -> ml_collections.ConfigDict:
+    """Returns the ablation's config for a number of steps, of which a tenth is the warm-up."""
+    config = v2_ablation.get_config("hour")
+    config.arms = tuple((arm, changes) for arm, changes in config.arms if arm in ARMS)
+    config.panels = (("arms", "arm", ARMS),)
+    config.seeds = seeds
+    config.duration = f"{steps} steps"
+    config.optimization.warmup = f"{steps // 10} steps"
+    config.eval_every = config.checkpoint_every = "500 steps"
+    return config
+
+
+def differences(sweep: Sweep) -> dict[str, Estimate]:
+    """Returns the difference of each arm to the baseline, in points, paired by seed."""
+    usual = sweep.accuracies(BASELINE)
+    found = {}
+    for arm in ARMS:
+        theirs = sweep.accuracies(arm)
+        of_arm = Estimate.of([theirs[seed] - usual[seed] for seed in theirs if seed in usual])
+        if arm != BASELINE and of_arm is not None:
+            found[arm] = of_arm
+    return found
+
+
+def means(sweep: Sweep) -> dict[str, float]:
+    """Returns the mean accuracy of each arm, in per cent."""
+    found = {arm: Estimate.of(list(sweep.accuracies(arm).values())) for arm in ARMS}
+    return {arm: one.mean for arm, one in found.items() if one is not None}
+
+
+def order(sweep: Sweep) -> str:
+    """Lists the arms from the best to the worst."""
+    accuracies = means(sweep)
+    return " > ".join(sorted(accuracies, key=lambda arm: -accuracies[arm]))
+
+
+def lines_of(sweeps: Mapping[int, Sweep]) -> list[tuple[object, ...]]:
+    """Returns one line per budget: the baseline's accuracy, all differences, the order of arms."""
+    return [
+        (
+            steps,
+            f"{means(sweep)[BASELINE]:.2f}",
+            *(plus_minus(differences(sweep).get(arm), "+") for arm in ARMS[1:]),
+            order(sweep),
+        )
+        for steps, sweep in sweeps.items()
+    ]
+
+
+def draw(sweeps: Mapping[int, Sweep], path: Path) -> None:
+    """Draws accuracy, and the difference to the baseline, against the number of steps."""
+    figure = matplotlib.figure.Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for number, (arm, style) in enumerate(zip(ARMS, STYLES, strict=True)):
+        at = [(steps, means(sweep)[arm]) for steps, sweep in sweeps.items() if arm in means(sweep)]
+        shade = str(0.15 * number)
+        left.plot(*zip(*at, strict=True), style, color=shade, markerfacecolor="white", label=arm)
+        found = {steps: differences(sweep).get(arm) for steps, sweep in sweeps.items()}
+        known = {steps: one for steps, one in found.items() if one is not None}
+        if known:
+            right.errorbar(
+                [steps * (0.94 + 0.04 * number) for steps in known],  # beside each other
+                [one.mean for one in known.values()],
+                yerr=[one.half_width or 0.0 for one in known.values()],
+                fmt=style,
+                color=shade,
+                markerfacecolor="white",
+                capsize=3,
+                label=arm,
+            )
+    right.axhline(0, color="black", linewidth=0.8, linestyle=":")
+    left.set_ylabel("test top-1 accuracy, %")
+    right.set_ylabel(f"difference to {BASELINE}, points")
+    for axis in (left, right):
+        axis.set_xscale("log")
+        axis.set_xticks(list(sweeps), [str(steps) for steps in sweeps])
+        axis.minorticks_off()
+        axis.set_xlabel("training steps, batch 128")
+        axis.legend()
+    figure.suptitle(
+        "Fashion-MNIST. Each point is the end of runs with their own schedule. "
+        "Bars: 95 % intervals over seeds, paired",
+        fontsize="medium",
+    )
+    figure.savefig(path, dpi=110)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments that say what is trained."""
+    parser.add_argument("--out", type=Path, default=Path("runs/budget"))
+    parser.add_argument("--budgets", type=whole_number(10), nargs="+", default=BUDGETS)
+    parser.add_argument("--seeds", type=whole_number(), default=3)
+    parser.add_argument("--also", type=Path, nargs="*", default=[], metavar="WORKDIR")
+
+
+def sweeps_of(folders: Sequence[Path]) -> dict[int, Sweep]:
+    """Reads the workdirs; returns the sweeps by the number of steps of the baseline, in order."""
+    read = [load(folder) for folder in folders]
+    return dict(sorted((sweep.steps[BASELINE], sweep) for sweep in read if means(sweep)))
+
+
+def main() -> None:
+    parser = command_parser("experiments.budget", __doc__)
+    add_arguments(parser)
+    arguments = parser.parse_args()
+    folders = [arguments.out / str(steps) for steps in arguments.budgets]
+    for steps, folder in zip(arguments.budgets, folders, strict=True):
+        run_here(config_of(steps, arguments.seeds), folder)
+    sweeps = sweeps_of([*folders, *arguments.also])
+    header = ("steps", f"{BASELINE}, %", *ARMS[1:], "order")
+    write_markdown(arguments.out, "budget", header, lines_of(sweeps))
+    draw(sweeps, arguments.out / "budget.png")
+    print((arguments.out / "budget.md").read_text())
+    print(f"in {arguments.out}: budget.md, budget.png")
+
+
+if __name__ == "__main__":
+    restart_with_huge_pages()
+    run(main)
