@@ -14,7 +14,7 @@ import flax.linen as nn
 import numpy as np
 from flax.traverse_util import flatten_dict
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from mnv2.models import create_model, name_and_fields
 from mnv2.pretrained.infer import check_tensors, fit_channels, shapes_of, to_variables
@@ -134,7 +134,8 @@ def write(path: Path, pretrained: Pretrained) -> None:
         name: np.ascontiguousarray(array)
         for name, array in flatten_dict(pretrained.variables, sep="/").items()
     }
-    save_file(arrays, path, metadata={METADATA_KEY: json.dumps(description)})
+    # Not by save_file, whose files only their owner can read.
+    path.write_bytes(save(arrays, metadata={METADATA_KEY: json.dumps(description)}))
 
 
 def _build(description: Any, arrays: dict[str, Any], source: str) -> Pretrained:

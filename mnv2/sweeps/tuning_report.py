@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import matplotlib.figure
 from matplotlib.axes import Axes
@@ -13,6 +14,7 @@ from mnv2.runtime.storage import AnyPath, reason
 from mnv2.sweeps.tuning import Choice
 
 COLUMNS = 3  # of panels
+SHOWN = 20.0  # points below the best accuracy, where the panels end
 
 
 def write_tuning(field: str, choices: Mapping[str, Choice], workdir: AnyPath) -> None:
@@ -69,11 +71,23 @@ def _draw(field: str, choices: Mapping[str, Choice], path: AnyPath) -> None:
     columns = min(COLUMNS, len(choices))
     figure = matplotlib.figure.Figure(figsize=(4 * columns, 3.2 * lines), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+    means = [x.mean for choice in choices.values() for x in choice.found.values() if x is not None]
+    floor = max(min(means) - 1, max(means) - SHOWN)
+    axes[0, 0].set_ylim(floor, max(means) + 1)
     for axis, (arm, choice) in zip(axes.flatten(), choices.items(), strict=False):
         for other in choices.values():
             _draw_curve(axis, other, color="0.8", linewidth=1)
         _draw_curve(axis, choice, color="black", marker="o", markerfacecolor="white")
         axis.axvline(choice.value, color="0.4", linewidth=0.8, linestyle=":")
+        for value, one in choice.found.items():
+            if one is not None and one.mean < floor:
+                axis.annotate(
+                    f"{one.mean:.0f} %",
+                    (value, floor),
+                    (0, 4),
+                    textcoords="offset points",
+                    ha="center",
+                )
         best = choice.found[choice.value]
         assert best is not None
         axis.plot(choice.value, best.mean, "s", color="black", markersize=8)
@@ -93,14 +107,14 @@ def _draw(field: str, choices: Mapping[str, Choice], path: AnyPath) -> None:
     for row in axes:
         row[0].set_ylabel("validation top-1 accuracy, %")
     figure.suptitle(
-        "Squares: the value that was chosen. Grey: the curves of the other arms. Without a point: "
-        "the loss did not stay finite",
+        "Squares: the value that was chosen. Grey: the curves of the other arms. Numbers at the "
+        "bottom: below the panel. Without a point: the loss did not stay finite",
         fontsize="medium",
     )
     with replacing(path) as unfinished:
         figure.savefig(unfinished, dpi=110, format="png")
 
 
-def _draw_curve(axis: Axes, choice: Choice, **style: object) -> None:
+def _draw_curve(axis: Axes, choice: Choice, **style: Any) -> None:
     points = [(value, one.mean) for value, one in choice.found.items() if one is not None]
-    axis.plot([value for value, _ in points], [mean for _, mean in points], **style)  # type: ignore[arg-type]
+    axis.plot([value for value, _ in points], [mean for _, mean in points], **style)

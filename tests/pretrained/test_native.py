@@ -61,11 +61,15 @@ def test_saved_weights_are_loaded_unchanged(name, tmp_path):
 def test_weights_saved_under_torchvisions_names_are_torchvisions_state_dict(tmp_path):
     shapes = REFERENCE["torchvision 0.35"]["shapes"]
     state = reference.draw_weights(shapes)
-    pretrained.torch.save_file(state, tmp_path / "theirs.safetensors")
+    save_file(state, tmp_path / "theirs.safetensors")
     loaded = pretrained.load(tmp_path / "theirs.safetensors")
     pretrained.save(loaded, tmp_path / "ours.safetensors", names="torchvision")
     written = load_file(tmp_path / "ours.safetensors")
     assert written.keys() == state.keys()
+    pretrained.save(loaded, tmp_path / "native.safetensors")
+    (tmp_path / "usual").touch()
+    for name in ("ours.safetensors", "native.safetensors"):  # others can read them
+        assert (tmp_path / name).stat().st_mode == (tmp_path / "usual").stat().st_mode
     for name, array in state.items():
         np.testing.assert_array_equal(written[name], array)
 
@@ -154,7 +158,7 @@ def test_a_file_and_a_repository_that_do_not_exist_are_named(tmp_path, monkeypat
 def test_a_repository_on_the_hub_is_loaded_with_its_config(tmp_path, monkeypatch):
     hub = pytest.importorskip("huggingface_hub")
     state = reference.draw_weights(REFERENCE["timm mobilenetv2_050"]["shapes"])
-    pretrained.torch.save_file(state, tmp_path / "model.safetensors")
+    save_file(state, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(
         '{"pretrained_cfg": {"interpolation": "bilinear", "crop_pct": 0.9, '
         '"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}}'
