@@ -50,10 +50,11 @@ def tuned_field(config: Mapping[str, Any] | ml_collections.ConfigDict) -> tuple[
     """Returns the field that is tuned and its values. Raises UserError if there are no such."""
     try:
         field, values = config["tuned"]
-        numbers = sorted({float(value) for value in values})
+        numbers = sorted(set(values))
     except (TypeError, ValueError):
         field, numbers = None, []
-    if not isinstance(field, str) or len(numbers) < 2:
+    real = all(isinstance(one, int | float) and not isinstance(one, bool) for one in numbers)
+    if not isinstance(field, str) or len(numbers) < 2 or not real:
         raise UserError(
             "tuned must be a field and two numbers or more, such as "
             f"('optimization.learning_rate', (0.05, 0.1)), got {config['tuned']!r}"
@@ -142,7 +143,7 @@ def compared_config(
 
 def at(arm: str, value: float) -> str:
     """Names an arm with a value of its own."""
-    return f"{arm}@{value:g}"
+    return f"{arm}@{value:.12g}"
 
 
 def choose(sweep: Sweep) -> dict[str, Choice]:

@@ -121,6 +121,15 @@ def test_what_cannot_be_tuned_is_refused(config, tuned, message):
         tuning_config(config)
 
 
+def test_whole_numbers_are_tuned_as_whole_numbers(config):
+    config.tuned = ("batch_size", (1_000_001, 16, 1_000_002))
+    arms = dict(tuning_config(config).arms)
+    assert [arms[name]["batch_size"] for name in ("a@16", "a@1000001", "a@1000002")] == [
+        *(16, 1_000_001, 1_000_002)
+    ]
+    assert all(type(changes["batch_size"]) is int for changes in arms.values())
+
+
 def test_an_arm_that_changes_the_tuned_field_is_refused(config):
     config.arms = (("a", {}), ("b", {RATE: 0.1}))
     with pytest.raises(UserError, match=f"arm b changes {RATE}, which is tuned"):
