@@ -188,4 +188,9 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
             ("width", "model.width", ("width_0.25", "linear", "width_1")),
             ("network", "model.name", ("linear", "separable", "mobilenet_v1")),
         )
+    # Of presets with few arms, only the panels that compare any.
+    shown = [
+        (title, field, [arm for arm in of if arm in arms]) for title, field, of in config.panels
+    ]
+    config.panels = tuple((title, field, tuple(of)) for title, field, of in shown if len(of) > 1)
     return config

@@ -19,7 +19,9 @@ from mnv2.runtime.files import write_text
 
 README = Path(__file__).parent / "README.md"
 DOCS = README.parents[1] / "docs"
-ACCELERATORS, RECIPES = DOCS / "accelerators.md", DOCS / "recipes.md"
+ACCELERATORS, RECIPES, ABLATIONS = (
+    DOCS / f"{name}.md" for name in ("accelerators", "recipes", "ablations")
+)
 TABLE = re.compile(
     r"(<!-- (?P<name>\w+): measured by a command -->\n).*?(<!-- end of (?P=name) -->)",
     re.DOTALL,
@@ -65,7 +67,7 @@ def main() -> None:
     arguments = parser.parse_args()
     missing: list[str] = []
     copied: list[str] = []
-    pages = (README, ACCELERATORS, RECIPES)
+    pages = (README, ACCELERATORS, RECIPES, ABLATIONS)
     for page in pages:
         text, without = fill(page.read_text(), arguments.runs)
         write_text(page, text)

@@ -153,7 +153,7 @@ def _train() -> None:
     else:
         execute = _submitted(parallel)
     if tuned:
-        from mnv2.sweeps.tuning import run_tuned
+        from mnv2.sweeps.tuned import run_tuned
 
         run_tuned(config, workdir, execute, reports=_REPORT.value)
     else:

@@ -25,6 +25,7 @@ from mnv2.sweeps.plan import Outcome, Run
 from mnv2.sweeps.schedule import longest_first, multiply_adds
 from mnv2.training.devices import Devices
 from mnv2.training.loop import train
+from mnv2.training.programs import drop_if_large
 from mnv2.training.progress import Show
 from mnv2.training.together import Member
 
@@ -118,6 +119,7 @@ def _execute_all(
         else:
             for one in waiting:
                 attempt(0, one)
+                drop_if_large()
     if waiting and not groups:
         kept = f"; compiled programs are kept in {short_path(Path(cache))}" if cache else ""
         say(

@@ -119,8 +119,13 @@ def _power(together: Together | None) -> list[str]:
 
 def _changes(sweep: Sweep, rows: Sequence[Row]) -> list[str]:
     """Says what arms change that differ from the baseline in more than one field."""
+    usual = sweep.arms[sweep.baseline]
     changed = {
-        row.arm: {name: value for name, value in sweep.arms[row.arm].items() if name != "seeds"}
+        row.arm: {
+            name: value
+            for name, value in sweep.arms[row.arm].items()
+            if name != "seeds" and usual.get(name) != value
+        }
         for row in rows
     }
     return [

@@ -9,25 +9,19 @@ split. Then the arms are compared in WORKDIR, with new seeds: each at the value 
 baseline, and at its own best value, if that is another one. That arm is named ARM@VALUE.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import ml_collections
 
 from mnv2.runtime.checks import whole
 from mnv2.runtime.errors import UserError
-from mnv2.runtime.layout import SWEEP, TUNING
-from mnv2.runtime.storage import AnyPath
-from mnv2.runtime.terminal import first_few, note
 from mnv2.sweeps.checks import check_comparison, has_field
 from mnv2.sweeps.statistics import Estimate
-from mnv2.sweeps.workdir import Sweep, failure_of, load
-from mnv2.training.loop import NOT_FINITE
+from mnv2.sweeps.workdir import Sweep
 
 FIRST_SEED = 1000  # of tuning, after the first seed of the comparison
 SEEDS = 2  # if the config does not say how many
-
-Execute = Callable[[ml_collections.ConfigDict, AnyPath, Sequence[str], bool], None]
 
 
 class Choice(NamedTuple):
@@ -62,37 +56,6 @@ def tuned_field(config: Mapping[str, Any] | ml_collections.ConfigDict) -> tuple[
     if not has_field(config, field):
         raise UserError(f"tuned names {field!r}, which is no field of the config")
     return field, numbers
-
-
-def run_tuned(
-    config: ml_collections.ConfigDict, workdir: AnyPath, execute: Execute, *, reports: bool = True
-) -> None:
-    """Tunes the arms of a config, then compares them.
-
-    `execute(config, workdir, only, reports)` executes the runs of a sweep that are not finished, or
-    gives them to other processes. As long as those are not finished, nothing is compared. The same
-    command goes on. Raises UserError for a config that cannot be tuned, and if a run failed for
-    another reason than numbers that did not stay finite.
-    """
-    from mnv2.sweeps.tuning_report import write_tuning  # imports Matplotlib
-
-    candidates, folder = tuning_config(config), workdir / TUNING
-    wanted = [name for name in _names(candidates) if name not in _diverged(candidates, folder)]
-    try:
-        execute(candidates, folder, wanted, False)
-    except UserError:
-        if not (folder / SWEEP).exists() or _left(candidates, folder):
-            raise
-    if left := _left(candidates, folder):
-        note(
-            f"tuning is not finished: {first_few(left)}. When it is, the same command compares the "
-            "arms with the values that it finds"
-        )
-        return
-    choices = choose(load(folder))
-    if reports:
-        write_tuning(tuned_field(config)[0], choices, workdir)
-    execute(compared_config(config, choices), workdir, (), reports)
 
 
 def tuning_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -167,24 +130,3 @@ def choose(sweep: Sweep) -> dict[str, Choice]:
             )
         choices[arm] = Choice(max(finite, key=lambda value: finite[value]), found)
     return choices
-
-
-def _names(config: ml_collections.ConfigDict) -> list[str]:
-    """Lists the runs of a sweep whose arms have equally many seeds."""
-    seeds = range(config.seed, config.seed + config.seeds)
-    return [f"{arm}/{seed}" for arm in dict(config.arms) for seed in seeds]
-
-
-def _diverged(config: ml_collections.ConfigDict, folder: AnyPath) -> set[str]:
-    """Names the runs whose loss did not stay finite: with such a value an arm cannot be trained."""
-    failures = {name: failure_of(folder / name) for name in _names(config)}
-    return {name for name, why in failures.items() if why and why.startswith(NOT_FINITE)}
-
-
-def _left(config: ml_collections.ConfigDict, folder: AnyPath) -> list[str]:
-    """Names the runs that have neither a result nor a loss that is not finite."""
-    if not (folder / SWEEP).exists():
-        return _names(config)
-    sweep, diverged = load(folder), _diverged(config, folder)
-    done = {f"{arm}/{seed}" for arm, runs in sweep.results.items() for seed in runs}
-    return [name for name in _names(config) if name not in done | diverged]

@@ -32,6 +32,7 @@ def work(parent: Connection, parent_id: int) -> None:
     from mnv2.runtime import compilation_cache
     from mnv2.runtime.accelerators import find_devices
     from mnv2.sweeps.execute import execute
+    from mnv2.training.programs import drop_if_large
 
     find_devices()  # an error here is one line
     compilation_cache.enable()
@@ -41,6 +42,7 @@ def work(parent: Connection, parent_id: int) -> None:
             show = functools.partial(_send, parent)
             while (one := parent.recv()) is not None:
                 _send(parent, execute(one, stopper=stopper, show=show))
+                drop_if_large()
     except Stopped as stopped:
         if saved := str(stopped).partition("; ")[2]:
             print(saved, flush=True)

@@ -64,6 +64,11 @@ def create_state(
     return _initializer(model, optimizer, image_shape, ema)(jax.random.key(seed))
 
 
+def forget() -> None:
+    """Drops the programs that draw initial values, which later runs would share."""
+    _initializer.cache_clear()
+
+
 @functools.cache  # runs that differ only in their seed share the compiled program
 def _initializer(
     model: nn.Module,

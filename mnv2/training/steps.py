@@ -240,6 +240,11 @@ def create_steps(
     )
 
 
+def forget() -> None:
+    """Drops the steps that later runs would share, with their compiled programs."""
+    _create_steps.cache_clear()
+
+
 @functools.cache  # runs that differ only in their seed share the compiled programs
 def _create_steps(
     model: nn.Module,

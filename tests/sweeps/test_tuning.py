@@ -8,7 +8,8 @@ from mnv2.runtime.files import write_text
 from mnv2.runtime.layout import FAILURE, RESULT
 from mnv2.sweeps.execute import run_sweep
 from mnv2.sweeps.status import statuses
-from mnv2.sweeps.tuning import choose, run_tuned, tuning_config
+from mnv2.sweeps.tuned import run_tuned
+from mnv2.sweeps.tuning import choose, tuning_config
 from mnv2.sweeps.workdir import load
 from mnv2.training.loop import NOT_FINITE
 
