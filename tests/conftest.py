@@ -35,8 +35,9 @@ from mnv2.runtime import storage
 from tests import emulator
 
 SLOWEST = (
-    *("test_loop", "test_lanes", "test_keras", "test_finetune", "test_predict", "test_storage"),
-    *("test_throughput", "test_torch", "test_inference", "test_formats", "test_configs"),
+    *("test_loop", "test_steps", "test_lanes", "test_keras", "test_finetune", "test_predict"),
+    *("test_storage", "test_throughput", "test_torch", "test_inference", "test_formats"),
+    "test_configs",
 )
 
 

@@ -53,6 +53,19 @@ def test_an_object_that_is_replaced_while_it_is_read_is_read_whole(folder):
         replacing.join()
 
 
+def test_what_tensorstore_has_read_it_replaces_if_nobody_else_did(folder):
+    import tensorstore
+
+    store = tensorstore.KvStore.open(f"{folder}/").result()
+    store.write("an object", b"1").result()
+    read = store.read("an object").result()
+    assert read.value == b"1"
+    assert store.write("an object", b"2", if_equal=read.stamp.generation).result().generation
+    late = store.write("an object", b"3", if_equal=read.stamp.generation).result()
+    assert not late.generation
+    assert store.read("an object").result().value == b"2"
+
+
 def test_what_fails_while_it_is_written_leaves_the_object_as_it_was(folder):
     def fail():
         with files.replacing(folder / "report.png") as unfinished:

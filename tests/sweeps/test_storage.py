@@ -30,7 +30,6 @@ TIMES = ("images_per_second", "train_seconds", "waiting_for_input", "first_step_
 @pytest.fixture
 def two_arms(tiny_config, fashion_mnist):
     """Two arms whose steps are the same program, so that it is compiled once."""
-    tiny_config.model.repeats = (1,) * 7  # slow enough for the emulator, which is one process
     tiny_config.arms = (("a", {}), ("b", {"data.augmentation": "crop_flip"}))
     tiny_config.baseline, tiny_config.seeds, tiny_config.panels = "a", 1, ()
     tiny_config.duration, tiny_config.checkpoint_every = "7 steps", "3 steps"

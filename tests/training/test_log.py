@@ -1,0 +1,48 @@
+import pytest
+
+from mnv2.runtime.errors import UserError
+from mnv2.runtime.layout import METRICS
+from mnv2.training import log, settings
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nothing_that_is_not_finite_is_logged(tiny_config, tmp_path, value):
+    curves = log.MetricsLog(tmp_path)
+    curves.resume(0, settings.from_config(tiny_config))
+    curves.write(1, {"train/loss": 0.5})
+    with pytest.raises(UserError, match=f"train/loss is {value}, which is not a finite number"):
+        curves.write(2, {"train/loss": value})
+    curves.close()
+    assert (tmp_path / METRICS).read_text() == '{"step": 1, "train/loss": 0.5}\n'
+
+
+def test_a_resumed_run_has_each_step_once_in_tensorboard(tmp_path, tiny_config):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util.tensor_util import make_ndarray
+
+    of_run = settings.from_config(tiny_config)
+    first = log.MetricsLog(tmp_path)
+    first.resume(0, of_run)
+    for step in (10, 20, 30):
+        first.write(step, {"train/loss": 1 / step})
+    first.close()  # killed after step 30, with a checkpoint of step 20
+    second = log.MetricsLog(tmp_path)
+    second.resume(20, of_run)
+    for step in (30, 40):
+        second.write(step, {"train/loss": 2 / step})
+    second.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    found = [
+        (event.step, float(make_ndarray(event.tensor_proto)))
+        for event in events.Tensors("train/loss")
+    ]
+    assert dict(found) == pytest.approx({10: 0.1, 20: 0.05, 30: 2 / 30, 40: 0.05})
+    assert len(found) == 4
+
+
+def test_tensorboard_tells_runs_apart_by_every_field(tiny_config):
+    of_run = settings.from_config(tiny_config)
+    shown = log._hyperparameters(of_run)
+    assert {"ema_decay", "data.augmentation", "data.validation", "seed"} <= shown.keys()
+    assert shown.keys() == of_run.flat().keys()
