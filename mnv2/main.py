@@ -36,7 +36,7 @@ from mnv2.runtime.bad_flags import explanation
 from mnv2.runtime.cli import fail, hide_gpus_from_tensorflow, run, silence_libraries
 from mnv2.runtime.config_file import check_config, prepared
 from mnv2.runtime.errors import UserError
-from mnv2.runtime.folders import check_can_be_written, given_folder
+from mnv2.runtime.folders import PICTURES, check_can_be_written, check_file, given_folder
 from mnv2.runtime.huge_pages import restart_with_huge_pages
 from mnv2.runtime.storage import AnyPath, is_object
 
@@ -109,7 +109,6 @@ _PROCESS_ID = flags.DEFINE_integer(
     "process_id", None, "Join processes: this one, from 0.", lower_bound=0
 )
 Execute = Callable[[ConfigDict, AnyPath, Sequence[str], bool], None]
-PICTURES = (".png", ".pdf", ".svg")  # what --show writes
 OF_SLURM = ("partition", "cores", "gpus", "hours", "runs_per_job")  # flags
 
 
@@ -214,11 +213,7 @@ def _submitted(parallel: int | None) -> Execute:
 
 def _show(path: Path) -> None:
     """Draws what a run of the config sees. Raises UserError if the file cannot be written."""
-    if path.suffix not in PICTURES:
-        raise UserError(f"--show must end in {' or '.join(PICTURES)}, got {str(path)!r}")
-    if path.is_dir():
-        raise UserError(f"--show {path} is a folder: give a file")
-    check_can_be_written(path.parent, "--show")
+    check_file(path, PICTURES, "--show")
     only = _only()
     hide_gpus_from_tensorflow()
     from mnv2.sweeps.plan import first_settings

@@ -24,7 +24,7 @@ import numpy as np
 from mnv2.runtime.cli import command_parser, hide_gpus_from_tensorflow, run, whole_number
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import write_json, write_text
-from mnv2.runtime.folders import check_can_be_written
+from mnv2.runtime.folders import PICTURES, check_file
 from mnv2.runtime.terminal import StatusLine, first_few, note, warn
 from mnv2.runtime.weights_options import add_weights_options
 
@@ -98,19 +98,9 @@ def main() -> None:
 
 def check_outputs(output: Path | None, plot: Path | None) -> None:
     """Raises UserError unless the files that were asked for can be written."""
-    if output and output.suffix not in OUTPUTS:
-        raise UserError(f"--output {output} must end in {' or '.join(OUTPUTS)}")
-    if plot:
-        import matplotlib.figure
-
-        formats = matplotlib.figure.Figure().canvas.get_supported_filetypes()
-        if plot.suffix[1:].lower() not in formats:
-            raise UserError(f"--plot {plot} must end in .png, .pdf or .svg")
-    for path, what in ((output, "--output"), (plot, "--plot")):
+    for path, endings, what in ((output, OUTPUTS, "--output"), (plot, PICTURES, "--plot")):
         if path:
-            if path.is_dir():
-                raise UserError(f"{what} {path} is a folder: give a file")
-            check_can_be_written(path.parent, f"the folder of {what}")
+            check_file(path, endings, what)
 
 
 def find_pictures(paths: Sequence[Path]) -> list[Path]:
@@ -203,7 +193,7 @@ def write(predictions: Sequence[Prediction], labels: Sequence[str], top: int, pa
         for name, row in predictions
         for rank, i in enumerate(np.argsort(-row)[:top], start=1)
     ]
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         write_json(path, rows)
         return
     text = io.StringIO()

@@ -71,7 +71,7 @@ def test_linear_and_relu6_have_at_least_five_seeds_by_default():
 
 
 def test_an_unknown_preset_is_refused():
-    with pytest.raises(ValueError, match="unknown preset 'ful': choose one of quick, full"):
+    with pytest.raises(ValueError, match="unknown preset 'ful': choose one of quick, hour, full"):
         v2_ablation.get_config("ful")
     with pytest.raises(ValueError, match="unknown preset 'x': choose one of frozen, compare"):
         finetune.get_config("x")

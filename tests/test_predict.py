@@ -334,7 +334,7 @@ def test_wrong_options_for_weights_are_refused_before_anything_is_computed(
         (["--classes", tmp_path / "none.txt"], "none.txt: No such file"),
         (["--output", tmp_path / "x.txt"], "must end in .csv or .json"),
         (["--output", tmp_path / "x"], "must end in .csv or .json"),
-        (["--plot", tmp_path / "x.txt"], "must end in .png, .pdf or .svg"),
+        (["--plot", tmp_path / "x.txt"], "must end in .png or .jpg or .pdf or .svg"),
     ):
         line = refused(predict, monkeypatch, capsys, picture, "--weights", weights, *arguments)
         assert message in line

@@ -1,12 +1,15 @@
 """Folders that a user names, checked before anything starts."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from mnv2.runtime import storage
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import check_writable
 from mnv2.runtime.storage import AnyPath
+
+PICTURES = (".png", ".jpg", ".pdf", ".svg")  # endings of the files that commands draw to
 
 # s3://bucket, and s3:/bucket, which Path makes of it; but no drive of Windows.
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
@@ -74,3 +77,12 @@ def check_can_be_written(folder: AnyPath, what: str) -> None:
         check_writable(existing)
     except OSError as error:
         raise UserError(f"cannot write to {what} {folder}: {error.strerror}") from error
+
+
+def check_file(path: Path, endings: Sequence[str], what: str) -> None:
+    """Raises UserError unless a file with one of these endings can be written; `what` names it."""
+    if path.suffix.lower() not in endings:
+        raise UserError(f"{what} {path} must end in {' or '.join(endings)}")
+    if path.is_dir():
+        raise UserError(f"{what} {path} is a folder: give a file")
+    check_can_be_written(path.parent, f"the folder of {what}")
