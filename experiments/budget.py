@@ -19,9 +19,10 @@ import ml_collections
 from configs import v2_ablation
 from experiments.common.writers import write_markdown
 from mnv2.runtime.cli import command_parser, run, whole_number
+from mnv2.runtime.errors import UserError
 from mnv2.runtime.huge_pages import restart_with_huge_pages
 from mnv2.sweeps.local import run_here
-from mnv2.sweeps.statistics import Estimate
+from mnv2.sweeps.statistics import Row, rows
 from mnv2.sweeps.tables import plus_minus
 from mnv2.sweeps.workdir import Sweep, load
 
@@ -43,53 +44,39 @@ def config_of(steps: int, seeds: int) -> ml_collections.ConfigDict:
     return config
 
 
-def differences(sweep: Sweep) -> dict[str, Estimate]:
-    """Returns the difference of each arm to the baseline, in points, paired by seed."""
-    usual = sweep.accuracies(BASELINE)
-    found = {}
-    for arm in ARMS:
-        theirs = sweep.accuracies(arm)
-        of_arm = Estimate.of([theirs[seed] - usual[seed] for seed in theirs if seed in usual])
-        if arm != BASELINE and of_arm is not None:
-            found[arm] = of_arm
-    return found
-
-
-def means(sweep: Sweep) -> dict[str, float]:
-    """Returns the mean accuracy of each arm, in per cent."""
-    found = {arm: Estimate.of(list(sweep.accuracies(arm).values())) for arm in ARMS}
-    return {arm: one.mean for arm, one in found.items() if one is not None}
+def rows_of(sweep: Sweep) -> dict[str, Row]:
+    """Returns what the report says about each arm that has a finished run."""
+    return {row.arm: row for row in rows(sweep) if row.arm in ARMS}
 
 
 def order(sweep: Sweep) -> str:
     """Lists the arms from the best to the worst."""
-    accuracies = means(sweep)
-    return " > ".join(sorted(accuracies, key=lambda arm: -accuracies[arm]))
+    best_first = sorted(rows_of(sweep).values(), key=lambda row: -row.accuracy.mean)
+    return " > ".join(row.arm for row in best_first)
 
 
 def lines_of(sweeps: Mapping[int, Sweep]) -> list[tuple[object, ...]]:
     """Returns one line per budget: the baseline's accuracy, all differences, the order of arms."""
-    return [
-        (
-            steps,
-            f"{means(sweep)[BASELINE]:.2f}",
-            *(plus_minus(differences(sweep).get(arm), "+") for arm in ARMS[1:]),
-            order(sweep),
-        )
-        for steps, sweep in sweeps.items()
-    ]
+    lines: list[tuple[object, ...]] = []
+    for steps, sweep in sweeps.items():
+        found = rows_of(sweep)
+        differences = (found[arm].difference if arm in found else None for arm in ARMS[1:])
+        texts = (plus_minus(one, "+") for one in differences)
+        lines.append((steps, f"{found[BASELINE].accuracy.mean:.2f}", *texts, order(sweep)))
+    return lines
 
 
 def draw(sweeps: Mapping[int, Sweep], path: Path) -> None:
     """Draws accuracy, and the difference to the baseline, against the number of steps."""
     figure = matplotlib.figure.Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
+    found = {steps: rows_of(sweep) for steps, sweep in sweeps.items()}
     for number, (arm, style) in enumerate(zip(ARMS, STYLES, strict=True)):
-        at = [(steps, means(sweep)[arm]) for steps, sweep in sweeps.items() if arm in means(sweep)]
+        of_arm = {steps: arms[arm] for steps, arms in found.items() if arm in arms}
+        means = [row.accuracy.mean for row in of_arm.values()]
         shade = str(0.15 * number)
-        left.plot(*zip(*at, strict=True), style, color=shade, markerfacecolor="white", label=arm)
-        found = {steps: differences(sweep).get(arm) for steps, sweep in sweeps.items()}
-        known = {steps: one for steps, one in found.items() if one is not None}
+        left.plot(list(of_arm), means, style, color=shade, markerfacecolor="white", label=arm)
+        known = {steps: row.difference for steps, row in of_arm.items() if row.difference}
         if known:
             right.errorbar(
                 [steps * (0.94 + 0.04 * number) for steps in known],  # beside each other
@@ -129,13 +116,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def sweeps_of(folders: Sequence[Path]) -> dict[int, Sweep]:
     """Reads the workdirs; returns the sweeps by the number of steps of the baseline, in order."""
     read = [load(folder) for folder in folders]
-    return dict(sorted((sweep.steps[BASELINE], sweep) for sweep in read if means(sweep)))
+    known = {sweep.steps[BASELINE]: sweep for sweep in read if sweep.results[BASELINE]}
+    return {steps: known[steps] for steps in sorted(known)}
 
 
 def main() -> None:
     parser = command_parser("experiments.budget", __doc__)
     add_arguments(parser)
     arguments = parser.parse_args()
+    if twice := sorted(sweeps_of(arguments.also).keys() & set(arguments.budgets)):
+        raise UserError(f"--also has {twice[0]} steps already: leave that out of --budgets")
     folders = [arguments.out / str(steps) for steps in arguments.budgets]
     for steps, folder in zip(arguments.budgets, folders, strict=True):
         run_here(config_of(steps, arguments.seeds), folder)

@@ -26,8 +26,9 @@ tensorboard --logdir WORKDIR.
 import functools
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
@@ -39,6 +40,9 @@ from mnv2.runtime.errors import UserError
 from mnv2.runtime.folders import PICTURES, check_can_be_written, check_file, given_folder
 from mnv2.runtime.huge_pages import restart_with_huge_pages
 from mnv2.runtime.storage import AnyPath, is_object
+
+if TYPE_CHECKING:
+    from mnv2.sweeps.tuned import Execute  # imports JAX
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, with a preset after a colon.", lock_config=True
@@ -108,7 +112,6 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 _PROCESS_ID = flags.DEFINE_integer(
     "process_id", None, "Join processes: this one, from 0.", lower_bound=0
 )
-Execute = Callable[[ConfigDict, AnyPath, Sequence[str], bool], None]
 OF_SLURM = ("partition", "cores", "gpus", "hours", "runs_per_job")  # flags
 
 
@@ -163,7 +166,7 @@ def _executed_here(
     profile: AnyPath | None,
     parallel: int | None,
     joins: tuple[str | None, int | None, int | None] | None,
-) -> Execute:
+) -> "Execute":
     """Returns the function that executes the runs of a config on this machine."""
     from mnv2.runtime import processes
     from mnv2.sweeps.lanes import Lanes
@@ -188,7 +191,7 @@ def _executed_here(
     return execute
 
 
-def _submitted(parallel: int | None) -> Execute:
+def _submitted(parallel: int | None) -> "Execute":
     """Returns the function that submits the runs of a config as jobs."""
     import jax
 

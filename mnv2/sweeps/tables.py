@@ -48,11 +48,15 @@ def terminal_table(sweep: Sweep, rows: Sequence[Row]) -> str:
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
+def markdown_lines(table: Sequence[Sequence[str]]) -> list[str]:
+    """Formats a header and rows as Markdown: text in the first column, numbers in the others."""
+    lines = [f"| {' | '.join(cells)} |" for cells in table]
+    return [lines[0], f"|---{'|--:' * (len(table[0]) - 1)}|", *lines[1:]]
+
+
 def markdown(sweep: Sweep, rows: Sequence[Row], together: Together | None) -> str:
     """Formats rows as Markdown, with notes on how they were measured."""
-    titles = header(sweep.split)
-    lines = [f"| {' | '.join(titles)} |", f"|---{'|--:' * (len(titles) - 1)}|"]
-    lines += [f"| {' | '.join(_cells(row))} |" for row in rows]
+    lines = markdown_lines([header(sweep.split), *map(_cells, rows)])
     data = sweep.config["data"]["name"]
     notes = [
         f"{data}, {sweep.config['duration']}, batch {sweep.config['batch_size']}. "

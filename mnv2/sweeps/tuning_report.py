@@ -11,6 +11,7 @@ from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import replacing, write_text
 from mnv2.runtime.layout import TUNING
 from mnv2.runtime.storage import AnyPath, reason
+from mnv2.sweeps.tables import markdown_lines
 from mnv2.sweeps.tuning import Choice
 
 COLUMNS = 3  # of panels
@@ -24,13 +25,10 @@ def write_tuning(field: str, choices: Mapping[str, Choice], workdir: AnyPath) ->
     print(f"\n{field} against accuracy on validation, in per cent:\n")
     for cells in lines:
         print("  ".join(cell.rjust(width) for cell, width in zip(cells, widths, strict=True)))
-    print(f"\n{sentences(field, choices)}\n")
-    header, *rest = lines
-    markdown = [f"| {' | '.join(header)} |", f"|---{'|--:' * (len(header) - 1)}|"]
-    markdown += [f"| {' | '.join(cells)} |" for cells in rest]
+    said = sentences(field, choices)
+    print(f"\n{said}\n")
     try:
-        text = "\n".join([*markdown, "", sentences(field, choices), ""])
-        write_text(workdir / f"{TUNING}.md", text)
+        write_text(workdir / f"{TUNING}.md", "\n".join([*markdown_lines(lines), "", said, ""]))
         _draw(field, choices, workdir / f"{TUNING}.png")
     except OSError as error:
         raise UserError(f"cannot write to {workdir}: {reason(error)}") from error

@@ -26,10 +26,9 @@ def positive_duration(field: str, value: Any) -> None:
 
 def sizes(field: str, value: Any) -> None:
     """Checks the sizes of pictures, one per part of a run: none, or two or more."""
-    given = value if isinstance(value, tuple | list) else ()
-    if not isinstance(value, tuple | list) or len(given) == 1:
+    if not isinstance(value, tuple | list) or len(value) == 1:
         raise UserError(f"{field} must be () or two sizes or more, as (128, 176), got {value!r}")
-    for one in given:
+    for one in value:
         whole(1)(field, one)
 
 

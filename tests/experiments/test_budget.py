@@ -38,6 +38,17 @@ def test_budgets_are_in_order_and_differences_paired_by_seed(folders):
     assert lines[1][3] == ""  # not trained
 
 
+def test_a_budget_that_there_is_already_is_refused_before_anything_is_trained(
+    folders, tmp_path, monkeypatch
+):
+    arguments = ["--out", str(tmp_path / "never"), "--budgets", "500", "--also", *map(str, folders)]
+    monkeypatch.setattr("sys.argv", ["budget", *arguments])
+    with pytest.raises(UserError, match="--also has 500 steps already: leave that out"):
+        budget.main()
+    assert not (tmp_path / "never").exists()
+    assert list(budget.sweeps_of([*folders, folders[0]])) == [100, 500]
+
+
 def test_the_figure_is_drawn_from_what_is_finished(folders, tmp_path):
     budget.draw(budget.sweeps_of(folders), tmp_path / "budget.png")
     assert matplotlib.image.imread(tmp_path / "budget.png").std() > 0

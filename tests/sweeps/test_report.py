@@ -189,7 +189,9 @@ def test_runs_in_different_environments_are_named(workdir, capsys):
     change(workdir / "linear/2/environment.json", packages={"jax": "1", "flax": "2"})
     (workdir / "t_1/0/environment.json").unlink()
     (workdir / "width_0.25/0/environment.json").write_text('{"devices": 5}')
-    assert [line for line in notes(workdir)[1:] if line][1:] == [
+    power, *environments = [line for line in notes(workdir)[1:] if line]
+    assert power.startswith("With all arms compared at once, a difference is found in four of five")
+    assert environments == [
         "linear/0: cpu (Linux), JAX 1, flax unknown, commit c.",
         "linear/1, relu6: 4 x TPU (Linux), JAX 1, flax unknown, commit c.",
         "linear/2: cpu (Linux), JAX 1, flax 2, commit c.",
