@@ -64,6 +64,7 @@ photograph: .venv/ready
 
 throughput: .venv-peers/ready
 	.venv-peers/bin/python -m experiments.throughput
+	.venv-peers/bin/python -m experiments.loading
 
 scaling: .venv-peers/ready
 	.venv-peers/bin/python -m experiments.scaling

@@ -96,7 +96,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.optimization.warmup_from = 0.0  # the part of the learning rate at the first step
     config.optimization.rate_every = "1 steps"  # '1 epochs': the rate changes once per epoch
     config.optimization.clip = 0.0  # the largest norm of all gradients; 0: any
-    config.optimization.momentum = 0.9
+    config.optimization.momentum = 0.9  # for adamw: the first beta
     config.optimization.nesterov = True  # for sgd; PyTorch's recipes have the plain momentum
     config.optimization.weight_decay = 4e-5
     config.optimization.weight_decay_on = "kernel"  # a regular expression for paths of parameters

@@ -3,7 +3,8 @@
     python -m mnv2.main --config configs/recipes.py     half an hour on two CPU cores (estimated)
     python -m mnv2.main --config configs/recipes.py:distillation --config.teacher FILE
 
-Each arm adds one thing to `plain`, the baseline of configs/v2_ablation.py. Runs of 500 steps, a
+Each arm adds one part of a recipe to `plain`, the baseline of configs/v2_ablation.py. (`repeats`
+also crops and flips: compare it with `crop_flip`.) Runs of 500 steps, a
 little more than an epoch, hardly overfit: augmentation makes the task harder and has no time to
 pay. `ema` has the moving average of the parameters, which must be close to the parameters
 themselves. `:distillation` compares a network of width 0.25 that learns from labels with one that

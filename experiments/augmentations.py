@@ -1,7 +1,8 @@
 """What does each augmentation look like? python -m experiments.augmentations
 
 Draws eight versions of one photograph for each kind of augmentation that configs know, with the
-settings of the recipes in configs/imagenet.py. Writes augmentations.jpg to --out.
+usual settings. Erasing, which recipes do with a probability, is done each time. Writes
+augmentations.jpg to --out.
 """
 
 from pathlib import Path

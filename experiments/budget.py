@@ -15,6 +15,7 @@ from pathlib import Path
 
 import matplotlib.figure
 import ml_collections
+import numpy as np
 
 from configs import v2_ablation
 from experiments.common.writers import write_markdown
@@ -26,7 +27,7 @@ from mnv2.sweeps.statistics import Row, rows
 from mnv2.sweeps.tables import plus_minus
 from mnv2.sweeps.workdir import Sweep, load
 
-BASELINE = "linear"
+DATA, BASELINE = "fashion_mnist", "linear"
 ARMS = (BASELINE, "relu6", "no_shortcut", "separable", "hourglass")
 BUDGETS = (100, 200, 500, 1000, 2000)
 STYLES = ("o-", "s--", "^:", "D-.", "v-")  # markers and lines of the arms, readable in grey
@@ -78,10 +79,11 @@ def draw(sweeps: Mapping[int, Sweep], path: Path) -> None:
         left.plot(list(of_arm), means, style, color=shade, markerfacecolor="white", label=arm)
         known = {steps: row.difference for steps, row in of_arm.items() if row.difference}
         if known:
+            intervals = [one.half_width for one in known.values()]
             right.errorbar(
                 [steps * (0.94 + 0.04 * number) for steps in known],  # beside each other
                 [one.mean for one in known.values()],
-                yerr=[one.half_width or 0.0 for one in known.values()],
+                yerr=[np.nan if one is None else one for one in intervals],
                 fmt=style,
                 color=shade,
                 markerfacecolor="white",
@@ -114,9 +116,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def sweeps_of(folders: Sequence[Path]) -> dict[int, Sweep]:
-    """Reads the workdirs; returns the sweeps by the number of steps of the baseline, in order."""
-    read = [load(folder) for folder in folders]
-    known = {sweep.steps[BASELINE]: sweep for sweep in read if sweep.results[BASELINE]}
+    """Reads the workdirs; returns the sweeps by the number of steps of the baseline, in order.
+
+    Raises UserError for runs of something else, without a baseline, or twice of so many steps.
+    """
+    known: dict[int, Sweep] = {}
+    for folder in folders:
+        sweep = load(folder)
+        if sweep.baseline != BASELINE or sweep.config["data"]["name"] != DATA:
+            raise UserError(f"{folder} must hold runs on {DATA} with the baseline {BASELINE}")
+        if not sweep.results[BASELINE] or BASELINE not in sweep.steps:
+            raise UserError(f"no run of {BASELINE} is finished in {folder}")
+        if (steps := sweep.steps[BASELINE]) in known:
+            raise UserError(f"{known[steps].workdir} and {folder} both have {steps} steps")
+        known[steps] = sweep
     return {steps: known[steps] for steps in sorted(known)}
 
 

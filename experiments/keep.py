@@ -10,6 +10,7 @@ For a run of configs/v2_ablation.py:hour, such as runs/v2_ablation-hour/linear/0
     README.md             the model card: what it is, how good it is for each class, what it is for
 """
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,8 +24,9 @@ from configs import v2_ablation
 from mnv2 import data, pretrained
 from mnv2.runtime.cli import command_parser, run
 from mnv2.runtime.errors import UserError
-from mnv2.runtime.files import read_json, read_lines, write_text
+from mnv2.runtime.files import read_json, read_lines, to_json, write_text
 from mnv2.runtime.layout import CONFIG, ENVIRONMENT, METRICS, RESULT
+from mnv2.sweeps.plan import resolve
 from mnv2.sweeps.statistics import Estimate
 from mnv2.sweeps.tables import plus_minus
 from mnv2.sweeps.workdir import load, read_result
@@ -100,6 +102,17 @@ def write_pictures(dataset: data.Dataset, names: Sequence[str], folder: Path) ->
         Image.fromarray(first[..., 0]).save(folder / f"{name}.png")
 
 
+def _check_run(of_run: Path, config: dict[str, Any]) -> None:
+    """Raises UserError unless a run is what the card says: the first seed of an arm of :hour."""
+    named, (arm, seed) = v2_ablation.get_config("hour"), of_run.absolute().parts[-2:]
+    known = arm in dict(named.arms)
+    expected = resolve(named, arm).to_dict() if known else {}
+    if json.loads(to_json(expected)) != {**config, "seeds": expected.get("seeds")}:
+        raise UserError(f"{of_run} is no run of configs/v2_ablation.py:hour, which the card names")
+    if seed != str(named.seed):
+        raise UserError(f"{of_run} must be the first seed, {named.seed}, as the card says")
+
+
 def main() -> None:
     parser = command_parser("experiments.keep", __doc__)
     parser.add_argument("run", type=Path, metavar="RUN")
@@ -107,8 +120,7 @@ def main() -> None:
     arguments = parser.parse_args()
     folder, of_run = arguments.folder, arguments.run
     result, config = read_result(of_run / RESULT), read_json(of_run / CONFIG, "train it again")
-    if config["duration"] != v2_ablation.get_config("hour").duration:
-        raise UserError(f"{of_run} is no run of configs/v2_ablation.py:hour, which the card names")
+    _check_run(of_run, config)
     loaded = pretrained.load(of_run)
     dataset = data.open_dataset(config["data"]["name"], config["data"]["dir"])
     folder.mkdir(parents=True, exist_ok=True)
@@ -119,8 +131,8 @@ def main() -> None:
     write_pictures(dataset, loaded.display_names, folder / "pictures")
     _, matrix = evaluate_weights(loaded, dataset, "test", 500)
     recalls = 100 * np.diag(matrix) / matrix.sum(axis=1)
-    arm, seed = of_run.parts[-2:]
-    accuracies = load(of_run.parents[1]).accuracies(arm)
+    arm, seed = of_run.absolute().parts[-2:]
+    accuracies = load(of_run.absolute().parents[1]).accuracies(arm)
     card = CARD.format(
         title=f"MobileNetV2 {config['model']['width']:g} on Fashion-MNIST",
         width=config["model"]["width"],

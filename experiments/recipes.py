@@ -74,6 +74,7 @@ def command(preset: str, data_dir: Path, workdir: Path, batch: int) -> list[str]
         "checkpoint_every": "4 steps",
         "log_every": 1,
         "optimization.warmup": "2 steps",
+        "optimization.rate_every": "1 steps",
         "model.dtype": "float32",
     }
     options = [f"--config.{name}={value}" for name, value in changes.items()]
@@ -129,7 +130,7 @@ def train_and_kill(arguments: list[str], log: Path, folder: Path) -> None:
                 os.killpg(process.pid, signal.SIGKILL)
                 break
             time.sleep(0.05)
-    if process.wait() == 0:
+    if process.wait() != -signal.SIGKILL:
         raise UserError(f"the run ended before it could be killed, see {log}")
 
 
@@ -184,11 +185,12 @@ def measured(
     for number, preset in enumerate(presets, start=1):
         line.say(f"{preset}, {number} of {len(presets)}")
         stored = out / "runs" / f"{preset}.json"
-        if not stored.exists():
+        how = {"batch": batch, "data_dir": str(data_dir.absolute())}
+        if not stored.exists() or read_json(stored, "remove it").get("how") != how:
             host = time_host(preset, dataset)
             recipe = measure(preset, dataset, data_dir, out, batch)
             stored.parent.mkdir(parents=True, exist_ok=True)
-            write_json(stored, {"recipe": recipe._asdict(), "host": host._asdict()})
+            write_json(stored, {"recipe": recipe._asdict(), "host": host._asdict(), "how": how})
         found = read_json(stored, "remove it")
         yield Recipe(**found["recipe"]), Host(**found["host"])
     line.clear()

@@ -16,16 +16,17 @@ def mnv2(task: Task) -> Step:
     """This project: the training step of `mnv2.main`, or `models.for_inference`."""
     from experiments.common import our_steps
     from mnv2 import data
+    from mnv2.data.augment import Policy
 
     batches = None
     if task.mode in READING:
         dataset = data.open_dataset(f"folder:{task.pictures}", None)
-        batches = data.train_batches(
-            dataset,
-            task.batch,
-            seed=0,
-            view=data.View((task.size, task.size), "inception"),
-        )
+        view = data.View((task.size, task.size), "inception")
+        if task.augmentation == "erasing":
+            view = view._replace(erasing=1.0)
+        elif task.augmentation != "inception":
+            view = view._replace(policy=Policy(task.augmentation))
+        batches = data.train_batches(dataset, task.batch, seed=0, view=view)
     if batches is not None and task.mode == "load":
         return lambda: next(batches)
     fields = {"name": task.network, "width": task.width, "dtype": task.dtype}
@@ -246,12 +247,20 @@ def _torch_batches(task: Task) -> Iterator[Any]:
     import torch
     from torchvision import datasets, transforms
 
+    policies = {
+        "random": transforms.RandAugment,
+        "trivial_wide": transforms.TrivialAugmentWide,
+        "auto_imagenet": transforms.AutoAugment,
+    }
+    policy = policies.get(task.augmentation)
     view = transforms.Compose(
         [
             transforms.RandomResizedCrop(task.size, scale=(0.05, 1)),
             transforms.RandomHorizontalFlip(),
+            *([policy()] if policy else []),
             transforms.ToTensor(),
             transforms.Normalize((0.5,), (0.5,)),
+            *([transforms.RandomErasing(1.0)] if task.augmentation == "erasing" else []),
         ]
     )
     loader = torch.utils.data.DataLoader(

@@ -7,6 +7,8 @@ import numpy as np
 MODES = ("train", "infer", "load", "feed")
 TRAINING = ("train", "feed")  # modes that train
 READING = ("load", "feed")  # modes that read pictures
+# Each is Inception's crop and a flip. All but the first are followed by what they name.
+AUGMENTATIONS = ("inception", "random", "trivial_wide", "auto_imagenet", "erasing")
 NETWORKS = {  # and their titles
     "mobilenet_v1": "V1",
     "mobilenet_v2": "V2",
@@ -21,7 +23,7 @@ class Task:
     The modes are:
         train: Training steps on random images.
         infer: Inference on random images.
-        load: Reading pictures: JPEG decoding, Inception's crop, flip.
+        load: Reading pictures: JPEG decoding, Inception's crop, flip, further augmentation.
         feed: Training steps on pictures that are read.
     """
 
@@ -32,6 +34,7 @@ class Task:
     batch: int = 32
     threads: int = 2
     pictures: str = ""  # a folder with train/CLASS/*.jpg, for the modes load and feed
+    augmentation: str = "inception"  # or another of AUGMENTATIONS, for the modes load and feed
     dtype: str = "float32"  # or bfloat16, which mnv2, Flax and PyTorch know
 
     def __str__(self) -> str:

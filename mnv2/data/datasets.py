@@ -13,6 +13,7 @@ from mnv2.data import fashion_mnist
 from mnv2.data.broken import ON_BROKEN
 from mnv2.data.connection import reachable
 from mnv2.data.image_folder import open_image_folder
+from mnv2.data.splits import Part
 from mnv2.data.tfds_dataset import TfdsDataset, first_line
 from mnv2.runtime.errors import UserError, check_choice
 from mnv2.runtime.files import locked
@@ -45,6 +46,10 @@ class Dataset(Protocol):
     @property
     def image_shape(self) -> tuple[int | None, int | None, int]:
         """(height, width, channels); None if the size differs from image to image."""
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """Where the examples of each split come from."""
 
     @property
     def splits(self) -> list[str]:

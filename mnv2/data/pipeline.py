@@ -189,7 +189,7 @@ def _epoch_from_disk(
     own = range(shard_index * count // num_shards, (shard_index + 1) * count // num_shards)
     # Examples before `first_step` are only read, and never decoded.
     parts = [
-        _repeated(dataset.encoded("train", shuffle_seed, (part, count)), repeats).skip(
+        _part_of_epoch(dataset, shuffle_seed, (part, count), repeats, epoch).skip(
             first_step * rows_of_part
         )
         for part in own
@@ -208,10 +208,25 @@ def _epoch_from_disk(
     return decoded.batch(rows, drop_remainder=True).map(_to_batch)
 
 
-def _repeated(examples: tf.data.Dataset, repeats: int) -> tf.data.Dataset:
-    """Yields each example `repeats` times in a row."""
+def _part_of_epoch(
+    dataset: Dataset, shuffle_seed: int, part: tuple[int, int], repeats: int, epoch: int
+) -> tf.data.Dataset:
+    """Returns what an epoch reads of a part: with repeats, some of it, each example several times.
+
+    Each epoch then reads another share, because examples of one file are shuffled only nearby: the
+    first ones would come in every epoch, and the last ones never.
+    """
     if repeats == 1:
-        return examples
+        return dataset.encoded("train", shuffle_seed, part)
+    number, count = part
+    shares = [part]
+    if dataset.num_examples("train") >= 2 * count * repeats:
+        # The second share completes the batches if the first one is too small by an example.
+        shares = [
+            (number * repeats + (epoch + later) % repeats, count * repeats) for later in (0, 1)
+        ]
+    first, *more = (dataset.encoded("train", shuffle_seed, share) for share in shares)
+    examples = functools.reduce(lambda before, after: before.concatenate(after), more, first)
     return examples.flat_map(lambda example: tf.data.Dataset.from_tensors(example).repeat(repeats))
 
 

@@ -175,8 +175,8 @@ def _resized_crop(image: tf.Tensor, seed: tf.Tensor, view: View) -> tf.Tensor:
     nearest = tf.clip_by_value(width / height, *view.aspect)
     central = tf.stack(
         [
-            tf.minimum(height, tf.round(width / nearest)),
-            tf.minimum(width, tf.round(height * nearest)),
+            tf.clip_by_value(tf.round(width / nearest), 1.0, height),
+            tf.clip_by_value(tf.round(height * nearest), 1.0, width),
         ]
     )
     size = tf.where(fits[first], tf.stack([heights[first], widths[first]]), central)

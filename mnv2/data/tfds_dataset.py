@@ -1,6 +1,5 @@
 """A data set that TensorFlow Datasets (TFDS) has prepared on disk."""
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -55,7 +54,7 @@ class TfdsDataset:
         return self.builder.info.features["image"].shape
 
     @functools.cached_property
-    def _parts(self) -> dict[str, Part]:
+    def parts(self) -> dict[str, Part]:
         splits = self.builder.info.splits
         counts = {split: splits[split].num_examples for split in SPLITS if split in splits}
         if not counts:
@@ -90,12 +89,12 @@ class TfdsDataset:
 
     @property
     def splits(self) -> list[str]:
-        return list(self._parts)
+        return list(self.parts)
 
     def tfds_range(self, split: str) -> Part:
         """Returns the TFDS split that contains `split`, and the start and end in that split."""
-        check_split(self.name, split, self._parts)
-        return self._parts[split]
+        check_split(self.name, split, self.parts)
+        return self.parts[split]
 
     def num_examples(self, split: str) -> int:
         _, start, stop = self.tfds_range(split)
@@ -168,11 +167,16 @@ class TfdsDataset:
 
     def explain(self, error: Exception) -> str:
         """Explains in one line why reading failed; raises UserError if pictures are broken."""
-        with contextlib.suppress(tf.errors.OpError):  # the files themselves may be damaged
+        try:
             self.without_broken("stop")
+        except tf.errors.OpError:  # the files themselves are damaged
+            return (
+                f"cannot read data set {self.name}: {first_line(error)}; "
+                f"delete {self.folder} to prepare it again"
+            )
         return (
-            f"cannot read data set {self.name}: {first_line(error)}; "
-            f"delete {self.folder} to prepare it again"
+            f"every picture of {self.name} can be read, but not prepared as data.augmentation and "
+            f"the fields beside it say: {first_line(error)}"
         )
 
     def without_broken(self, on_broken: str) -> "TfdsDataset":
@@ -180,7 +184,7 @@ class TfdsDataset:
 
         Raises UserError with `on_broken` stop if there are any; prints a warning with skip.
         """
-        used = {part.split for part in self._parts.values()}
+        used = {part.split for part in self.parts.values()}
         tfds_splits = [split for split in SPLITS if split in used]
         broken = find_broken(self.builder, tfds_splits, lambda x: self.decode({"image": x}))
         errors = {x.name: x.error for split in tfds_splits for x in broken[split]}

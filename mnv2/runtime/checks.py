@@ -78,7 +78,9 @@ def truth(field: str, value: Any) -> bool:
 
 
 def pattern(field: str, value: Any) -> str:
-    """Checks a regular expression."""
+    """Checks a regular expression that is not empty."""
+    if value == "":
+        raise UserError(f"{field} must not be empty: '.' matches everything")
     try:
         re.compile(value)
     except (re.error, TypeError) as error:

@@ -9,6 +9,14 @@ class UserError(ValueError):
     """Bad input. Its message is one line: what is wrong, where, and what would be right."""
 
 
+class NotFinite(UserError):
+    """A loss, a gradient or a state that is not finite: with these settings a run cannot go on."""
+
+
+class RunsFailed(UserError):
+    """Some runs of a sweep failed. The others are finished, or can be."""
+
+
 class Held(Exception):
     """Another process is writing to a folder; the message names the process."""
 

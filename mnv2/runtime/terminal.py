@@ -1,5 +1,6 @@
 """What a person reads while a command works: one line that is rewritten, and readable durations."""
 
+import functools
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -39,6 +40,12 @@ def first_few(names: Iterable[object], count: int = 3) -> str:
 def note(text: str) -> None:
     """Says in one line, on stderr, what was assumed or left out."""
     print(f"note: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+
+@functools.cache
+def note_once(text: str) -> None:
+    """As `note`, unless it was said before: all runs of a sweep say the same."""
+    note(text)
 
 
 def warn(text: str) -> None:

@@ -1,20 +1,25 @@
 """Is a sweep complete? Checks its config before it starts, and its files when they are read."""
 
-import math
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
 
 from mnv2.runtime.errors import UserError, check_choice
-from mnv2.runtime.layout import REPORT, SLURM, TUNING
+from mnv2.runtime.layout import REPORT, SLURM, SWEEP, TUNING
 from mnv2.runtime.storage import AnyPath
 from mnv2.training.checks import FINAL_SPLITS
 
 CHANGES = (Mapping, ml_collections.ConfigDict)  # the types of what an arm changes
-NAME = re.compile(r"[^/\\,\0]+")  # of an arm
-RESERVED = (".", "..", REPORT, SLURM, TUNING)  # other names in a workdir
+# The name of an arm: also that of a folder, a cell of Markdown tables and an argument of --only.
+NAME = re.compile(r"(?! )[^/\\,|\x00-\x1f]+(?<! )")
+LONGEST = 100  # bytes of a name
+RESERVED = (  # other names in a workdir
+    *(".", "..", SWEEP, SLURM),
+    *(name + suffix for name in (REPORT, TUNING) for suffix in ("", ".md", ".csv", ".png")),
+)
 
 SHARED = ("seed", "seeds", "data", "model", "optimization")  # fields that plans are made of
 FIELDS = {  # of a sweep: what each must be
@@ -38,12 +43,16 @@ def check_comparison(config: ml_collections.ConfigDict) -> None:
     arms = _arms(config.arms)
     check_choice(config.baseline, arms, "baseline")
     try:
-        panels = [(str(title), str(field), tuple(shown)) for title, field, shown in config.panels]
+        panels = [(str(title), str(field), shown) for title, field, shown in config.panels]
     except (TypeError, ValueError):
         raise UserError(f"panels must be {FIELDS['panels']}, got {config.panels!r}") from None
     for title, field, shown in panels:
-        if not all(isinstance(arm, str) for arm in shown):  # a preset may lack some of them
-            raise UserError(f"panel {title!r} must end with names of arms, got {shown!r}")
+        several = isinstance(shown, tuple | list) and all(isinstance(arm, str) for arm in shown)
+        if not several or not set(shown) & set(arms):  # a preset may lack some of them
+            raise UserError(
+                f"panel {title!r} must end with names of arms, such as ({arms[0]!r},), "
+                f"got {shown!r}"
+            )
         if field != "arm" and not has_field(config, field):
             raise UserError(f"panel {title!r} shows {field!r}, which is no field of the config")
 
@@ -57,9 +66,16 @@ def _arms(given: Any) -> list[str]:
     if not pairs or not all(isinstance(changes, CHANGES) for _, changes in pairs):
         raise UserError(f"arms must be {FIELDS['arms']}, got {given!r}")
     names = [name for name, _ in pairs]
-    for name in names:
+    for name, changes in pairs:
         if not isinstance(name, str) or not NAME.fullmatch(name) or name in RESERVED:
-            raise UserError(f"{name!r} cannot be the name of an arm: it must be that of a folder")
+            raise UserError(
+                f"{name!r} cannot be the name of an arm: it must be that of a folder, without | "
+                "and commas"
+            )
+        if len(name.encode(errors="replace")) > LONGEST:
+            raise UserError(f"the name of an arm may have {LONGEST} bytes, got {name!r}")
+        if fixed := sorted({"seed", "final_split"} & changes.keys()):
+            raise UserError(f"arm {name} changes {fixed[0]}, which must be the same for all arms")
         if names.count(name) > 1:
             raise UserError(f"arms must have different names, got {name!r} twice")
     return names
@@ -101,10 +117,12 @@ def check_result(value: dict[str, Any], path: AnyPath, remedy: str) -> dict[str,
     """Returns the content of a result.json. Raises UserError if it lacks what a report needs."""
     split = final_split(value)
     summary = value.get(split)
+    steps = value.get("steps", 0)
     accuracy: Any = summary.get("accuracy") if isinstance(summary, dict) else None
     numbers = ("parameters", "multiply_adds", "images_per_second", "train_seconds")
     try:
         _expect(_number(accuracy) and accuracy <= 1, f"{split}.accuracy", accuracy)
+        _expect(isinstance(steps, int) and not isinstance(steps, bool), "steps", steps)
         for field in numbers:
             _expect(_number(value.get(field)), field, value.get(field))
     except ValueError as error:
@@ -123,9 +141,9 @@ def accuracy(result: Mapping[str, Any]) -> float:
 
 
 def _number(value: Any) -> bool:
-    """Tells whether a value is a finite number that is not negative."""
+    """Tells whether a value is a finite number that is not negative, and no larger than a float."""
     real = isinstance(value, int | float) and not isinstance(value, bool)
-    return bool(real and math.isfinite(value) and value >= 0)
+    return bool(real and 0 <= value <= sys.float_info.max)
 
 
 def _expect(fits: bool, field: str, value: Any) -> None:

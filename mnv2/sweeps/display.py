@@ -13,6 +13,7 @@ from rich.table import Table
 from mnv2.runtime.terminal import format_seconds, waiting_for_input
 from mnv2.sweeps.checks import accuracy, final_split
 from mnv2.sweeps.plan import Outcome, Run
+from mnv2.training.checks import FINAL_SPLITS
 from mnv2.training.progress import Progress
 
 PER_SECOND = 4  # times that the terminal is rewritten
@@ -46,6 +47,7 @@ class Display:
             for one in runs
         }
         self._seeds = {one.arm: sum(other.arm == one.arm for other in runs) for one in runs}
+        self._split = runs[0].settings.final_split if runs else FINAL_SPLITS[0]
         self._began, self._begun_with = time.perf_counter(), self._ended
         self._lock = threading.Lock()
         self._said: set[str] = set()
@@ -126,7 +128,7 @@ class Display:
     def _results(self) -> Table:
         """Returns the table so far: the mean of each arm's finished seeds."""
         results = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-        for title in ("arm", "test top-1 %", "seeds"):
+        for title in ("arm", f"{self._split} top-1 %", "seeds"):
             results.add_column(title, justify="left" if title == "arm" else "right")
         rows = [(arm, found) for arm, found in self._accuracies.items() if found]
         room = max(3, self._console.height - len(self._workers[:MOST_WORKERS]) - 10)

@@ -11,7 +11,7 @@ import ml_collections
 
 from mnv2.runtime import compilation_cache
 from mnv2.runtime.accelerators import find_devices
-from mnv2.runtime.errors import Held, UserError
+from mnv2.runtime.errors import Held, NotFinite, RunsFailed, UserError
 from mnv2.runtime.files import sole_writer, write_text
 from mnv2.runtime.interruption import Stopper
 from mnv2.runtime.layout import FAILURE
@@ -43,8 +43,8 @@ def run_sweep(
 
     The runs are executed one after another, or in several `lanes`. A run that fails does not stop
     the others. A run that another process is executing is skipped. `profile` is the folder for a
-    trace of some steps of the first run. Raises UserError at the end if any run failed, and Stopped
-    if a signal came.
+    trace of some steps of the first run. Raises RunsFailed at the end if any run failed, and
+    Stopped if a signal came.
     """
     say(f"JAX computes on {find_devices()}")
     several = jax.process_count() > 1
@@ -57,14 +57,14 @@ def run_sweep(
 def finish(workdir: AnyPath, failed: dict[str, str], *, reports: bool) -> None:
     """Writes the report, if it is wanted and any run is finished.
 
-    Raises UserError if any run failed, with the names of these runs and the reasons.
+    Raises RunsFailed if any run failed, with the names of these runs and the reasons.
     """
     if reports and is_writer() and any(workdirs.load(workdir).results.values()):
         from mnv2.sweeps.report import write_report  # Matplotlib and SciPy take a second
 
         write_report(workdir)
     if failed:
-        raise UserError(
+        raise RunsFailed(
             f"{len(failed)} of the runs failed: "
             + "; ".join(f"{name}: {message}" for name, message in failed.items())
         )
@@ -203,7 +203,12 @@ def _explanation(error: Exception) -> str:
 
 
 def record_failure(folder: AnyPath, error: Exception) -> None:
-    """Writes the traceback, with the message as its last line, to the run's folder if possible."""
+    """Writes the traceback, with the message as its last line, to the run's folder if possible.
+
+    An error in what a user gave has no traceback. NotFinite has its name as the first line.
+    """
     lines = [] if isinstance(error, UserError) else traceback.format_exception(error)
+    if isinstance(error, NotFinite):
+        lines = [f"{NotFinite.__name__}\n"]
     with contextlib.suppress(OSError):  # a full disk may be what failed
         write_text(folder / FAILURE, "".join([*lines, _explanation(error), "\n"]))

@@ -19,6 +19,7 @@ CURVES: tuple[dict[str, Any], ...] = (
     {"marker": "^", "linestyle": "--"},
     {"marker": "D", "linestyle": ":"},
 )
+WIDTH = 12.0  # of the figure, in inches
 BASELINE_COLOR, ARM_COLOR, BAND_COLOR = "black", "#3b6ea5", "0.9"
 
 
@@ -26,11 +27,13 @@ def draw(sweep: Sweep, rows: Sequence[Row], path: AnyPath) -> None:
     """Draws accuracy, with 95 % intervals, against the field that each panel varies."""
     by_arm = {row.arm: row for row in rows}
     panels = sweep.config["panels"] or (("arms", "arm", tuple(sweep.arms)),)
-    columns = 3
     curves = _costs(sweep, by_arm)
     shown = len(panels) + bool(curves)
+    columns = min(shown, 3)
     lines = math.ceil(shown / columns)
-    figure = matplotlib.figure.Figure(figsize=(4 * columns, 3.4 * lines), layout="constrained")
+    most = max(len(arms) for _, field, arms in panels if field == "arm") if shown == 1 else 0
+    width = max(WIDTH, most * 0.8)  # a name of an arm needs 0.8 inches
+    figure = matplotlib.figure.Figure(figsize=(width, 3.4 * lines), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False, sharey=True).flatten()
     for axis, (title, field, arms) in zip(axes, panels, strict=False):
         _draw_panel(axis, sweep, title, field, [by_arm[arm] for arm in arms if arm in by_arm])
@@ -45,6 +48,7 @@ def draw(sweep: Sweep, rows: Sequence[Row], path: AnyPath) -> None:
         "three seeds on. Dots: two seeds. Grey: where one more run of the baseline, "
         f"{sweep.baseline}, would fall (95 %)",
         fontsize="medium",
+        parse_math=False,
     )
     with replacing(path) as unfinished:
         figure.savefig(unfinished, dpi=110, format=path.suffix.removeprefix("."))
@@ -74,9 +78,8 @@ def _draw_panel(axis: Axes, sweep: Sweep, title: str, field: str, rows: Sequence
         axis.plot(places, [row.accuracy.mean for row in rows], color=ARM_COLOR, zorder=1)
         axis.set_xticks(places, [f"{value:g}" for value in values])
     else:
-        axis.set_xticks(
-            places, [str(value).replace("_", "\n").replace("@", "\n@ ") for value in values]
-        )
+        names = [str(value).replace("_", "\n").replace("@", "\n@ ") for value in values]
+        axis.set_xticks(places, names, parse_math=False)
         axis.set_xlim(-0.6, len(rows) - 0.4)
     for place, row in zip(places, rows, strict=True):
         _draw_point(axis, place, row, row.arm == sweep.baseline)
@@ -84,7 +87,7 @@ def _draw_panel(axis: Axes, sweep: Sweep, title: str, field: str, rows: Sequence
             seeds = list(sweep.accuracies(row.arm).values())
             axis.scatter([place] * len(seeds), seeds, s=10, color=ARM_COLOR, zorder=3)
     _draw_band(axis, sweep)
-    axis.set_title(title)
+    axis.set_title(title, parse_math=False)
     axis.set_xlabel(field)
 
 
@@ -139,11 +142,4 @@ def _draw_band(axis: Axes, sweep: Sweep) -> None:
 
 def _value(sweep: Sweep, arm: str, field: str) -> Any:
     """Returns the value of `field` in an arm; the arm's name if the field is `arm`."""
-    if field == "arm":
-        return arm
-    value: Any = sweep.arms[arm].get(field)
-    if value is None:
-        value = sweep.config
-        for name in field.split("."):
-            value = value[name]
-    return value
+    return arm if field == "arm" else sweep.value(arm, field)

@@ -18,6 +18,7 @@ from mnv2.runtime.interruption import ABANDONED, Stopped, Stopper
 from mnv2.sweeps.plan import Run
 from mnv2.training.devices import Devices
 from mnv2.training.feed import fits
+from mnv2.training.programs import drop_if_large
 from mnv2.training.setup import set_up
 from mnv2.training.together import Group, Member
 
@@ -121,6 +122,8 @@ def execute_in_lanes(
                     for its in zip(numbers, group, members, strict=False)
                 ]
             )
+            if len(lanes) == 1:  # no other lane computes
+                drop_if_large()
 
     def of_group(number: int, one: Run, member: Member | None, devices: Devices) -> None:
         try:

@@ -1,7 +1,7 @@
 """From a config to runs: every arm with every seed, each with its own resolved settings."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -13,11 +13,9 @@ from mnv2.runtime.layout import RESULT
 from mnv2.runtime.storage import AnyPath
 from mnv2.sweeps.checks import has_field
 from mnv2.training import settings
+from mnv2.training.checks import LARGEST_SEED
 from mnv2.training.devices import Devices
 from mnv2.training.setup import set_up
-
-# Fields that describe the sweep and no single run.
-BETWEEN_ARMS = ("arms", "panels", "baseline", "tuned", "tuning_seeds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,11 +74,17 @@ class Outcome(NamedTuple):
 
 def number_of_runs(config: ml_collections.ConfigDict) -> int:
     """Returns the number of runs of a config, without opening its data or building networks."""
+    arms = dict(config.arms)
+    return sum(_seeds(config, f" of arm {arm}", changes) for arm, changes in arms.items())
+
+
+def _seeds(config: ml_collections.ConfigDict, of: str, changes: Mapping[str, Any]) -> int:
+    """Returns the number of an arm's seeds. Raises UserError if there cannot be so many."""
     whole(1)("seeds", config.seeds)
-    return sum(
-        whole(1)(f"seeds of arm {arm}", changes.get("seeds", config.seeds))
-        for arm, changes in dict(config.arms).items()
-    )
+    seeds = whole(1)(f"seeds{of}", changes.get("seeds", config.seeds))
+    whole(0, LARGEST_SEED)(f"seed{of}", config.seed)
+    whole(0, LARGEST_SEED)(f"the last seed{of}", config.seed + seeds - 1)
+    return seeds
 
 
 def plan(
@@ -96,14 +100,14 @@ def plan(
     the runs cannot start, and for a name that does not exist.
     """
     wanted = _wanted(config, only)
-    whole(1)("seeds", config.seeds)
     runs = []
-    for arm in (arm for arm in dict(config.arms) if arm in wanted):
+    for arm, changes in dict(config.arms).items():
+        if arm not in wanted:
+            continue
         resolved = resolve(config, arm)
         of_arm = settings.from_config(resolved)
         steps = set_up(of_arm, devices).durations.total
-        whole(1)(f"seeds of arm {arm}", resolved.seeds)
-        for seed in range(config.seed, config.seed + resolved.seeds):
+        for seed in range(config.seed, config.seed + _seeds(config, f" of arm {arm}", changes)):
             runs.append(
                 Run(
                     arm,
@@ -151,7 +155,7 @@ def chosen(runs: Sequence[Run], only: Sequence[str]) -> list[Run]:
 def resolve(config: ml_collections.ConfigDict, arm: str) -> ml_collections.ConfigDict:
     """Returns the config of one arm: the shared config with the changes of the arm."""
     resolved = ml_collections.ConfigDict(
-        {name: value for name, value in config.items() if name not in BETWEEN_ARMS}
+        {name: value for name, value in config.items() if name not in settings.BETWEEN_ARMS}
     ).copy_and_resolve_references()
     changes = dict(config.arms)[arm]
     for field in changes:

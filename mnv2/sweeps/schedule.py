@@ -30,7 +30,8 @@ def multiply_adds(
         if one.arm not in of_arm:
             check()
             setup = set_up(one.settings, devices)
-            of_arm[one.arm] = complexity.multiply_adds(setup.model, setup.image_shape)
+            shape = (*setup.view.size, setup.image_shape[2])  # of training
+            of_arm[one.arm] = complexity.multiply_adds(setup.model, shape)
         work[one.name] = float(of_arm[one.arm]) * one.settings.batch_size * one.steps
     return work
 

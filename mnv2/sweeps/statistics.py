@@ -50,7 +50,7 @@ class Row:
     multiply_adds: int
     accuracy: Estimate
     difference: Estimate | None
-    adjusted: float | None  # half-width of the difference's interval, for all arms together
+    together: Estimate | None  # the difference, not paired, in an interval for all arms at once
     images_per_second: float | None  # None if no step was timed
     minutes: float  # of training, of all runs; those in one program share its time
 
@@ -58,33 +58,34 @@ class Row:
 class Together(NamedTuple):
     """All differences to the baseline as one family.
 
-    half_widths  of each arm's difference, so that with a probability of 95 % all intervals hold
+    differences  of each arm, not paired: with a probability of 95 % all their intervals hold
     detectable   the difference that an arm with so many seeds shows with a probability of 80 %
     """
 
-    half_widths: dict[str, float]
+    differences: dict[str, Estimate]
     detectable: dict[int, float]
 
 
 def rows(sweep: Sweep, together: Together | None = None) -> list[Row]:
     """Returns one row per arm that has a finished run, in the order of the config.
 
-    `together` is what `compare_all` returns; without it, no row has an adjusted interval.
+    `together` is what `compare_all` returns; without it, no row has such a difference.
 
     A run whose result cannot be read is left out, with a warning.
     """
     for reason in sweep.damaged.values():
         warn_once(f"a run is left out: {reason}")
-    adjusted = together.half_widths if together else {}
-    return [_row(sweep, arm, adjusted.get(arm)) for arm, runs in sweep.results.items() if runs]
+    all_at_once = together.differences if together else {}
+    return [_row(sweep, arm, all_at_once.get(arm)) for arm, runs in sweep.results.items() if runs]
 
 
 def compare_all(sweep: Sweep) -> Together | None:
     """Computes Dunnett's intervals (1955) of all arms with two seeds or more to the baseline.
 
     All arms share one estimate of the spread between seeds, and differences are not paired: unlike
-    Student's intervals, these suppose that all arms spread alike. None if there is nothing to
-    compare, or no spread.
+    Student's intervals, these suppose that all arms spread alike. So the difference is that of the
+    means of all seeds, also of those which only one of the two arms has. None if there is nothing
+    to compare, or no spread.
     """
     accuracies = {arm: list(sweep.accuracies(arm).values()) for arm in sweep.results}
     several = {arm: values for arm, values in accuracies.items() if len(values) > 1}
@@ -95,17 +96,17 @@ def compare_all(sweep: Sweep) -> Together | None:
         return None
     with warnings.catch_warnings():  # a confidence of 94.9 or 95.1 % is near enough
         warnings.filterwarnings("ignore", "Computation of the confidence interval did not converge")
+        warnings.filterwarnings("ignore", "Precision loss occurred")  # an arm without any spread
         interval = stats.dunnett(
             *several.values(), control=control, rng=np.random.default_rng(0)
         ).confidence_interval(CONFIDENCE)
-    widths = (interval.high - interval.low) / 2
-    half_widths = dict(zip(several, map(float, widths), strict=True))
-    detectable = {}
-    for arm, values in several.items():
-        error = (squares / freedom * (1 / len(values) + 1 / len(control))) ** 0.5
-        shown = half_widths[arm] + error * float(stats.t.ppf(POWER, freedom))
-        detectable[len(values)] = shown
-    return Together(half_widths, dict(sorted(detectable.items())))
+    differences, detectable = {}, {}
+    for (arm, values), low, high in zip(several.items(), interval.low, interval.high, strict=True):
+        count, half_width = len(values), float(high - low) / 2
+        differences[arm] = Estimate(float(np.mean(values) - np.mean(control)), half_width, count)
+        error = (squares / freedom * (1 / count + 1 / len(control))) ** 0.5
+        detectable[count] = half_width + error * float(stats.t.ppf(POWER, freedom))
+    return Together(differences, dict(sorted(detectable.items())))
 
 
 def prediction_interval(values: Sequence[float]) -> tuple[float, float] | None:
@@ -119,7 +120,7 @@ def prediction_interval(values: Sequence[float]) -> tuple[float, float] | None:
     return mean - reach, mean + reach
 
 
-def _row(sweep: Sweep, arm: str, adjusted: float | None) -> Row:
+def _row(sweep: Sweep, arm: str, together: Estimate | None) -> Row:
     runs, accuracies = sweep.results[arm], sweep.accuracies(arm)
     accuracy = Estimate.of(list(accuracies.values()))
     assert accuracy is not None
@@ -137,7 +138,7 @@ def _row(sweep: Sweep, arm: str, adjusted: float | None) -> Row:
         first["multiply_adds"],
         accuracy,
         difference,
-        adjusted,
+        together,
         float(np.median(rates)) if rates else None,
         sum(_its_seconds(sweep, f"{arm}/{seed}", result) for seed, result in runs.items()) / 60,
     )

@@ -41,7 +41,7 @@ def _state(sweep: Sweep, arm: str, seed: int) -> tuple[str, str]:
     if process:
         rate = line.get("train/images_per_second")
         if rate and arm in sweep.steps:
-            left = (sweep.steps[arm] - line["step"]) * sweep.config["batch_size"] / rate
+            left = (sweep.steps[arm] - line["step"]) * sweep.value(arm, "batch_size") / rate
             progress += f", {rate:,.0f} images/s, {format_seconds(left)} left"
         return "running", f"{progress} ({process})"
     if failure := failure_of(folder):

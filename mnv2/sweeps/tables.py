@@ -9,8 +9,9 @@ from mnv2.sweeps.environment import provenance
 from mnv2.sweeps.statistics import Estimate, Row, Together
 from mnv2.sweeps.workdir import Sweep
 
-COLUMNS = 8  # of the table in a terminal; the Markdown table also has the last one
-TEXT_COLUMNS = (0, 3, 4)  # aligned to the left in a terminal
+COLUMNS = 7  # of the table in a terminal; the Markdown table also has the last two
+NOTED = ("data.name", "duration", "batch_size")  # fields that the note says of all arms
+TEXT_COLUMNS = (0, 3, 4, 5)  # aligned to the left in a terminal
 
 
 def plus_minus(estimate: Estimate | None, sign: str = "") -> str:
@@ -30,8 +31,8 @@ def with_half_width(
 
 def header(split: str) -> tuple[str, ...]:
     """Returns the titles of the columns, for accuracies on a split."""
-    names = ("arm", "params", "MAdds", f"{split} top-1 %", "difference", "± all", "seeds", "min")
-    return (*names, "images/s")
+    names = ("arm", "params", "MAdds", f"{split} top-1 %", "difference", "all at once", "seeds")
+    return (*names, "min", "images/s")
 
 
 def terminal_table(sweep: Sweep, rows: Sequence[Row]) -> str:
@@ -61,10 +62,10 @@ def markdown(sweep: Sweep, rows: Sequence[Row], together: Together | None) -> st
     notes = [
         f"{data}, {sweep.config['duration']}, batch {sweep.config['batch_size']}. "
         f"± is the half-width of a 95 % interval (Student's t over three seeds or more) of one "
-        f"arm. The difference is to `{sweep.baseline}`, paired by seed. ± all is the half-width of "
-        "its interval if all arms are compared at once (Dunnett's, not paired, with one spread for "
-        "all arms). Minutes are of training, of all seeds; runs in one program share its minutes. "
-        "images/s are those of one run.",
+        f"arm. The difference is to `{sweep.baseline}`, paired by seed. All at once: the "
+        "difference of the means of all seeds, not paired, with intervals that hold together for "
+        "all arms (Dunnett's, with one spread for all arms). Minutes are of training, of all "
+        "seeds; runs in one program share its minutes. images/s are those of one run.",
         *_power(together),
         *_changes(sweep, rows),
         *provenance(sweep.results, sweep.environments),
@@ -82,18 +83,23 @@ def to_csv(rows: Sequence[Row]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     names = "arm parameters multiply_adds accuracy accuracy_ci95 difference difference_ci95"
     writer.writerow(
-        [*names.split(), "difference_ci95_all", "seeds", "images_per_second", "minutes"]
+        [*names.split(), "all_at_once", "all_at_once_ci95", "seeds", "images_per_second", "minutes"]
     )
     for row in rows:
         writer.writerow(
             [
                 *(row.arm, row.parameters, row.multiply_adds),
                 *(row.accuracy.mean, row.accuracy.half_width),
-                *((row.difference.mean, row.difference.half_width) if row.difference else ("", "")),
-                *(row.adjusted, row.accuracy.count, row.images_per_second, row.minutes),
+                *_both(row.difference),
+                *_both(row.together),
+                *(row.accuracy.count, row.images_per_second, row.minutes),
             ]
         )
     return text.getvalue()
+
+
+def _both(estimate: Estimate | None) -> tuple[float | str | None, float | str | None]:
+    return (estimate.mean, estimate.half_width) if estimate else ("", "")
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -103,7 +109,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.multiply_adds / 1e6:.2f} M",
         plus_minus(row.accuracy),
         plus_minus(row.difference, sign="+"),
-        "" if row.adjusted is None else f"{row.adjusted:.2f}",
+        plus_minus(row.together, sign="+"),
         str(row.accuracy.count),
         f"{row.minutes:.1f}",
         "" if row.images_per_second is None else f"{row.images_per_second:,.0f}",
@@ -122,18 +128,17 @@ def _power(together: Together | None) -> list[str]:
 
 
 def _changes(sweep: Sweep, rows: Sequence[Row]) -> list[str]:
-    """Says what arms change that differ from the baseline in more than one field."""
+    """Says what arms change that differ from the baseline in several fields, or from the note."""
     usual = sweep.arms[sweep.baseline]
-    changed = {
-        row.arm: {
-            name: value
-            for name, value in sweep.arms[row.arm].items()
-            if name != "seeds" and usual.get(name) != value
+    said = []
+    for arm in (row.arm for row in rows):
+        own = sweep.arms[arm]
+        fields = [name for name in {**own, **usual} if name != "seeds"]
+        changed = {
+            name: sweep.value(arm, name)
+            for name in fields
+            if sweep.value(arm, name) != sweep.value(sweep.baseline, name)
         }
-        for row in rows
-    }
-    return [
-        f"{arm}: {', '.join(f'{name} {value}' for name, value in changes.items())}."
-        for arm, changes in changed.items()
-        if len(changes) > 1
-    ]
+        if len(changed) > 1 or any(name in NOTED for name in changed):
+            said.append(f"{arm}: {', '.join(f'{k} {v}' for k, v in changed.items())}.")
+    return said

@@ -17,11 +17,15 @@ import ml_collections
 from mnv2.runtime.checks import whole
 from mnv2.runtime.errors import UserError
 from mnv2.sweeps.checks import check_comparison, has_field
+from mnv2.sweeps.plan import number_of_runs
 from mnv2.sweeps.statistics import Estimate
 from mnv2.sweeps.workdir import Sweep
+from mnv2.training.settings import BETWEEN_ARMS
 
-FIRST_SEED = 1000  # of tuning, after the first seed of the comparison
+FIRST_SEED = 1000  # of tuning, after the first seed of the comparison; later if it has more seeds
 SEEDS = 2  # if the config does not say how many
+# With another of these, the accuracies of two values could not be compared.
+SAME_FOR_ALL = ("seed", "seeds", *BETWEEN_ARMS, "data.validation")
 
 
 class Choice(NamedTuple):
@@ -55,17 +59,24 @@ def tuned_field(config: Mapping[str, Any] | ml_collections.ConfigDict) -> tuple[
         )
     if not has_field(config, field):
         raise UserError(f"tuned names {field!r}, which is no field of the config")
+    if field in SAME_FOR_ALL:
+        raise UserError(f"tuned names {field!r}, which must be the same for all values")
+    if len({at("", one) for one in numbers}) < len(numbers):
+        raise UserError(f"tuned values must differ in their first 12 digits, got {numbers}")
     return field, numbers
 
 
 def tuning_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Returns the sweep that tunes: every arm with every value. It never sees the test split."""
     check_comparison(config)
+    number_of_runs(config)  # checks the seeds
     field, values = tuned_field(config)
     seeds = config.get("tuning_seeds", SEEDS)
     whole(1)("tuning_seeds", seeds)
     arms: dict[str, dict[str, Any]] = {}
     for arm, changes in dict(config.arms).items():
+        if "@" in arm:
+            raise UserError(f"arm {arm} needs a name without @, which tuning puts before a value")
         if field in changes:
             raise UserError(f"arm {arm} changes {field}, which is tuned: leave out one of the two")
         fixed = {name: value for name, value in changes.items() if name != "seeds"}
@@ -74,7 +85,8 @@ def tuning_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
     with tuning.unlocked():
         tuning.arms = tuple(arms.items())
         tuning.baseline, tuning.panels = at(config.baseline, values[0]), ()
-        tuning.seed, tuning.seeds = config.seed + FIRST_SEED, seeds
+        most = max(changes.get("seeds", config.seeds) for changes in dict(config.arms).values())
+        tuning.seed, tuning.seeds = config.seed + max(FIRST_SEED, most), seeds
         tuning.final_split = "validation"
     return tuning
 
@@ -115,13 +127,14 @@ def choose(sweep: Sweep) -> dict[str, Choice]:
     Of equal values, the smallest is chosen. Raises UserError if no value of an arm stayed finite.
     """
     field, values = tuned_field(sweep.config)
+    seeds = range(sweep.config["seed"], sweep.config["seed"] + sweep.config["seeds"])
     choices = {}
     for arm in dict.fromkeys(name.rpartition("@")[0] for name in sweep.arms):
         found = {}
         for value in values:
             accuracies = sweep.accuracies(at(arm, value))
-            complete = len(accuracies) == sweep.config["seeds"]
-            found[value] = Estimate.of(list(accuracies.values())) if complete else None
+            complete = all(seed in accuracies for seed in seeds)
+            found[value] = Estimate.of([accuracies[seed] for seed in seeds]) if complete else None
         finite = {value: one.mean for value, one in found.items() if one is not None}
         if not finite:
             raise UserError(

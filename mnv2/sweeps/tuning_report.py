@@ -67,7 +67,8 @@ def _draw(field: str, choices: Mapping[str, Choice], path: AnyPath) -> None:
     """Draws one panel per arm, with the curves of all other arms in grey behind it."""
     lines = math.ceil(len(choices) / COLUMNS)
     columns = min(COLUMNS, len(choices))
-    figure = matplotlib.figure.Figure(figsize=(4 * columns, 3.2 * lines), layout="constrained")
+    width = max(8, 4 * columns)
+    figure = matplotlib.figure.Figure(figsize=(width, 3.2 * lines), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
     means = [x.mean for choice in choices.values() for x in choice.found.values() if x is not None]
     floor = max(min(means) - 1, max(means) - SHOWN)
@@ -90,7 +91,7 @@ def _draw(field: str, choices: Mapping[str, Choice], path: AnyPath) -> None:
         assert best is not None
         axis.plot(choice.value, best.mean, "s", color="black", markersize=8)
         end = f", the {choice.end} tried" if choice.end else ""
-        axis.set_title(f"{arm}: {choice.value:g}{end}", fontsize="medium")
+        axis.set_title(f"{arm}: {choice.value:g}{end}", fontsize="medium", parse_math=False)
     for axis in axes.flatten()[len(choices) :]:
         axis.set_visible(False)
     values = list(next(iter(choices.values())).found)
@@ -105,8 +106,9 @@ def _draw(field: str, choices: Mapping[str, Choice], path: AnyPath) -> None:
     for row in axes:
         row[0].set_ylabel("validation top-1 accuracy, %")
     figure.suptitle(
-        "Squares: the value that was chosen. Grey: the curves of the other arms. Numbers at the "
-        "bottom: below the panel. Without a point: the loss did not stay finite",
+        "Squares: the value that was chosen. Grey: the curves of the other arms."
+        f"{' ' if columns == COLUMNS else chr(10)}"
+        "Numbers at the bottom: below the panel. Without a point: the loss did not stay finite",
         fontsize="medium",
     )
     with replacing(path) as unfinished:

@@ -5,22 +5,23 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
 from flax.traverse_util import flatten_dict
 
-from mnv2.runtime.errors import UserError
+from mnv2.runtime.errors import NotFinite, UserError
 from mnv2.runtime.files import read_json, to_json, warn_once, write_json
 from mnv2.runtime.layout import CHECKPOINTS, CONFIG, ENVIRONMENT, FAILURE, RESULT, SWEEP, TUNING
 from mnv2.runtime.processes import is_writer
 from mnv2.runtime.storage import AnyPath, read, reason
 from mnv2.sweeps.checks import accuracy, check_comparison, check_description, check_result
 from mnv2.sweeps.environment import environment, is_environment
-from mnv2.sweeps.plan import BETWEEN_ARMS, Run, chosen, plan
+from mnv2.sweeps.plan import Run, chosen, plan
+from mnv2.training.checks import FINAL_SPLITS
 from mnv2.training.devices import Devices
-from mnv2.training.settings import defaults
+from mnv2.training.settings import BETWEEN_ARMS, defaults
 
 # These fields may change while a run is not finished, or to train it longer.
 MAY_CHANGE = ("log_every", "eval_every", "checkpoint_every", "eval_batch_size", "on_nan")
@@ -65,6 +66,15 @@ class Sweep:
         """The changes that each arm makes to the config."""
         return dict(self.config["arms"])
 
+    def value(self, arm: str, field: str) -> Any:
+        """Returns the value of a field, by its dotted name, in the runs of an arm."""
+        if field in self.arms[arm]:
+            return self.arms[arm][field]
+        value: Any = self.config
+        for name in field.split("."):
+            value = value[name]
+        return value
+
     def accuracies(self, arm: str) -> dict[int, float]:
         """Returns the final accuracy, in per cent, of each finished seed of an arm."""
         return {seed: accuracy(result) for seed, result in self.results.get(arm, {}).items()}
@@ -98,6 +108,8 @@ def load(workdir: AnyPath) -> Sweep:
         name = f"{arm}/{seed}"
         try:
             result = read_result(path)
+            if (split := config.get("final_split", FINAL_SPLITS[0])) not in result:
+                raise UserError(f"{path} has no accuracy on {split}: {RESULT_REMEDY}")
             if result.get("steps", math.inf) >= steps.get(arm, 0):  # otherwise it trains longer now
                 results[arm][seed] = result
         except UserError as error:
@@ -160,7 +172,10 @@ def claim(
     recalibrated = any(one.settings.recalibrate for one in everything)
     if not recalibrated and all(one.steps >= before.get(one.arm, 0) for one in everything):
         may_change.append("duration")
-    _check_same(workdir, old, config, runs, may_change)
+    remedy = "choose another --workdir"
+    if recalibrated and lasts_longer:
+        remedy += ", because a run that was recalibrated cannot be trained longer"
+    _check_same(workdir, old, config, runs, may_change, remedy)
     if is_writer():
         # The environment is that of the last command that had something to do.
         idle = old is not None and all(one.finished for one in runs)
@@ -211,11 +226,22 @@ def result_of(one: Run) -> dict[str, Any]:
 
 def failure_of(folder: AnyPath) -> str | None:
     """Returns the last line of a failed run's error; None if the run did not fail."""
+    lines = _failure_lines(folder)
+    if lines is None:
+        return None
+    return next((line for line in reversed(lines) if line.strip()), f"{folder / FAILURE} is empty")
+
+
+def diverged(folder: AnyPath) -> bool:
+    """Tells whether a run failed because its loss, gradient or state did not stay finite."""
+    return (_failure_lines(folder) or [""])[0] == NotFinite.__name__
+
+
+def _failure_lines(folder: AnyPath) -> list[str] | None:
     path = folder / FAILURE
     if not path.exists():
         return None
-    lines = read(path).decode("utf-8", errors="replace").split("\n")
-    return next((line for line in reversed(lines) if line.strip()), f"{path} is empty")
+    return read(path).decode("utf-8", errors="replace").split("\n")
 
 
 def _check_same(
@@ -224,22 +250,36 @@ def _check_same(
     config: ml_collections.ConfigDict,
     runs: Sequence[Run],
     may_change: Sequence[str],
+    remedy: str,
 ) -> None:
-    """Raises UserError if `workdir` belongs to another config."""
+    """Raises UserError, with a remedy, if `workdir` belongs to another config."""
     if old is not None:
         ignored = ("seeds", *BETWEEN_ARMS, *may_change)
         if difference := _difference(old["config"], config.to_dict(), ignored):
-            raise UserError(f"{workdir} holds runs with {difference}; choose another --workdir")
+            raise UserError(f"{workdir} holds runs with {difference}; {remedy}")
         if not dict(old["config"]["arms"]).keys() & dict(config.arms).keys():
             raise UserError(f"{workdir} holds the runs of other arms; choose another --workdir")
+        _check_arms(workdir, dict(old["config"]["arms"]), dict(config.arms))
     for one in runs:
         path = one.folder / CONFIG
         if path.exists():
             theirs = read_json(path, CONFIG_REMEDY)
             if difference := _difference(theirs, one.config, ("seeds", *may_change)):
-                raise UserError(
-                    f"{path.parent} holds a run with {difference}; choose another --workdir"
-                )
+                raise UserError(f"{path.parent} holds a run with {difference}; {remedy}")
+
+
+def _check_arms(workdir: AnyPath, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raises UserError if an arm that has runs is described in another way than they were."""
+    for arm in old.keys() & new.keys():
+        before, now = (
+            {k: v for k, v in json.loads(to_json(dict(changes))).items() if k != "seeds"}
+            for changes in (old[arm], new[arm])
+        )
+        if before != now and any((workdir / arm).glob(f"*/{CONFIG}")):
+            raise UserError(
+                f"{workdir} holds runs of arm {arm} with the changes {before}, and not {now}: "
+                "give the new arm another name"
+            )
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any], ignored: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from mnv2.runtime import packed_arrays
-from mnv2.runtime.errors import UserError
+from mnv2.runtime.errors import NotFinite, UserError
 from mnv2.runtime.layout import DAMAGED
 from mnv2.runtime.machine import WORKERS
 from mnv2.runtime.processes import is_writer, number_of_first
@@ -33,10 +33,6 @@ PASSING = (
 
 
 _SAVING = threading.Lock()
-
-
-class NotFinite(UserError):
-    """A state holds values that are not finite, so that it is not worth saving."""
 
 
 class Timing(NamedTuple):

@@ -11,6 +11,9 @@ from mnv2.runtime.errors import UserError
 from mnv2.training.durations import to_steps
 
 FINAL_SPLITS = ("test", "validation")
+SMALLEST_ALPHA = 1e-3
+MOST_OPERATIONS = 14  # of a policy: each makes the pipeline longer
+LARGEST_SEED = 2**32 - 1  # JAX takes 32 bits of a seed
 
 
 def duration(field: str, value: Any) -> None:
@@ -32,15 +35,20 @@ def sizes(field: str, value: Any) -> None:
         whole(1)(field, one)
 
 
+def alpha(field: str, value: Any) -> float:
+    """Checks the alpha of a beta distribution, 0 for none. A smaller one is 0 in float32."""
+    return value if value == 0 else number(SMALLEST_ALPHA)(field, value)
+
+
 CHECKS: dict[str, Check] = {
-    "seed": whole(0, 2**32 - 1),
+    "seed": whole(0, LARGEST_SEED),
     "batch_size": whole(1),
     "eval_batch_size": whole(1),
     "bn_group": whole(1),
     "duration": positive_duration,
     "label_smoothing": number(0, 1),
-    "mixup": number(0),
-    "cutmix": number(0),
+    "mixup": alpha,
+    "cutmix": alpha,
     "mix_until": duration,
     "accumulate": whole(1),
     "temperature": number(0, low_open=True),
@@ -59,11 +67,11 @@ CHECKS: dict[str, Check] = {
     "data.augmentation": choice(AUGMENTATIONS),
     "data.pad": whole(0),
     "data.crop_area": ordered(0, 1),
-    "data.crop_aspect": ordered(0),
+    "data.crop_aspect": ordered(1e-2, 1e2),
     "data.interpolation": choice(tuple(INTERPOLATIONS)),
     "data.distortion": choice(DISTORTIONS),
     "data.policy": choice(POLICIES),
-    "data.policy_operations": whole(1),
+    "data.policy_operations": whole(1, MOST_OPERATIONS),
     "data.policy_strength": whole(0, STRENGTHS - 1),
     "data.policy_interpolation": choice(("nearest", "bilinear")),
     "data.policy_fill": whole(0, 255),
@@ -97,7 +105,7 @@ CHECKS: dict[str, Check] = {
     "model.expansion": number(0, low_open=True),
     "model.dtype": choice(("float32", "bfloat16", "float16", "float64")),
 }
-OPTIONAL = ("data.image_size", "data.eval_size", "bn_group", "weights", "mix_until")  # may be None
+OPTIONAL = ("data.image_size", "data.eval_size", "bn_group", "mix_until")  # may be None
 
 
 def check_fields(values: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ import math
 from mnv2.runtime.errors import UserError, check_choice
 
 UNITS = ("epochs", "steps", "examples")
+MOST = 2**31 - 1  # steps are counted in 32 bits
 
 
 def to_steps(duration: str, *, examples: int, batch_size: int, what: str = "duration") -> int:
@@ -27,4 +28,6 @@ def to_steps(duration: str, *, examples: int, batch_size: int, what: str = "dura
     if unit != "epochs" and not amount.is_integer():
         raise UserError(f"{what} must be a whole number of {unit}, got {duration!r}")
     scale = {"epochs": examples // batch_size, "steps": 1, "examples": 1 / batch_size}[unit]
+    if amount * scale > MOST:
+        raise UserError(f"{what} must be at most {MOST:,} steps, got {duration!r}")
     return max(1, round(amount * scale)) if amount else 0

@@ -13,9 +13,9 @@ from jaxtyping import Array, Float, Int
 from mnv2 import data
 from mnv2.data.preprocess import to_channels
 from mnv2.pretrained import Preprocessing, Pretrained, imagenet
-from mnv2.runtime.errors import UserError
+from mnv2.runtime.errors import NotFinite, UserError
 from mnv2.runtime.processes import process_shard
-from mnv2.runtime.terminal import StatusLine, note
+from mnv2.runtime.terminal import StatusLine, note_once
 from mnv2.runtime.throughput import Stopwatch
 from mnv2.training import metrics
 from mnv2.training.devices import AXIS, Devices, number_of, shard
@@ -93,7 +93,7 @@ def evaluate(
             np.add.at(confusion, (batch["label"][counted], predicted[counted]), 1)
         after_batch(sums)
     if metrics.first_not_finite(window) is not None:
-        raise UserError(
+        raise NotFinite(
             f"the loss on the {split} split of {dataset.name} is not finite: the weights hold, or "
             "lead to, values that are not finite"
         )
@@ -180,12 +180,15 @@ def view_of(
 
 
 def match_classes[Classifier: Network](
-    loaded: Classifier, dataset: data.Dataset, weights: str
+    loaded: Classifier,
+    dataset: data.Dataset,
+    weights: str,
+    remedy: str = "; --classes gives another",
 ) -> Classifier:
     """Returns the network for the classes of a data set: without slim's background for ImageNet.
 
-    Weights that do not name their classes get the names of the data set, after a note. Raises
-    UserError if the network and the data set do not have the same classes.
+    Weights that do not name their classes get the names of the data set, after a note, which ends
+    with a remedy. Raises UserError if the network and the data set do not have the same classes.
     """
     if dataset.num_classes == 1000:
         loaded = loaded.without_background()
@@ -197,9 +200,9 @@ def match_classes[Classifier: Network](
         )
     if loaded.class_names is None:
         first = ", ".join(theirs[:3]) + (", ..." if len(theirs) > 3 else "")
-        note(
-            f"{weights} does not name its classes: taken in the order of {dataset.name} ({first}); "
-            "--classes gives another"
+        note_once(
+            f"{weights} does not name its classes: taken in the order of {dataset.name} ({first})"
+            f"{remedy}"
         )
         return loaded.with_class_names(theirs, dataset.name)
     if theirs == imagenet.synsets():

@@ -30,11 +30,13 @@ class Dispatch(NamedTuple):
     steps   their number
     update  computes them; the sums have an axis of steps, or none if there is one step
     images  returns the images of the first rows of its first batch
+    shape   of the images, for which the step is compiled
     """
 
     steps: int
     update: Callable[[TrainState], tuple[TrainState, Sums]]
     images: Callable[[], np.ndarray]
+    shape: tuple[int, ...] = ()
 
 
 def feed(
@@ -78,14 +80,13 @@ class FromHost:
                 state, self._steps.shard(batch), self._key, self._taught
             ),
             lambda: batch["image"][:8],
+            batch["image"].shape,
         )
 
 
 def _batches(setup: Setup, settings: Settings, first_step: int) -> Iterator[data.Batch]:
     """Yields the batches of a run from `first_step` on; each part of the run has its size."""
-    parts = [setup.view]
-    if settings.data.progressive:
-        parts = [setup.view._replace(size=(size, size)) for size in settings.data.progressive]
+    parts = setup.views(settings)
     for number, view in enumerate(parts, start=1):
         stop = setup.durations.total * number // len(parts)
         if first_step >= stop:

@@ -12,7 +12,7 @@ import jax
 
 from mnv2.analysis import complexity
 from mnv2.pretrained import native
-from mnv2.runtime.errors import UserError
+from mnv2.runtime.errors import NotFinite, UserError
 from mnv2.runtime.files import write_json
 from mnv2.runtime.interruption import Stopped, Stopper
 from mnv2.runtime.layout import CHECKPOINTS, RESULT
@@ -21,7 +21,7 @@ from mnv2.runtime.storage import AnyPath, is_store_error, reason
 from mnv2.runtime.terminal import StatusLine
 from mnv2.runtime.throughput import Stopwatch
 from mnv2.training import metrics
-from mnv2.training.checkpoint import Checkpoints, NotFinite, Timing
+from mnv2.training.checkpoint import Checkpoints, Timing
 from mnv2.training.devices import Devices
 from mnv2.training.evaluation import evaluate
 from mnv2.training.feed import feed
@@ -37,7 +37,6 @@ from mnv2.training.tracing import Trace
 
 TRAINING = "training"  # what a run does after its first step
 _STARTING = threading.Lock()
-NOT_FINITE = "the loss or its gradient is not finite"  # how the message of such a failure begins
 MOST_SKIPPED = 10  # steps in a row, with on_nan = skip, after which a run stops
 
 
@@ -144,7 +143,7 @@ def train(
             return summary
 
         window: list[tuple[metrics.Sums, int]] = []  # the steps since the last report
-        first_step_seconds = 0.0
+        first_step_seconds, compiled_for = 0.0, None
         try:
             with stopper.deferred():
                 if (
@@ -168,16 +167,20 @@ def train(
                     with stopwatch.fetching(idle=lambda: _finished(window)):
                         call = batches.next(count)
                     update = functools.partial(call.update, state)
-                    if first_step_seconds:
-                        state, sums = update()
-                    else:
+                    compiles = call.shape != compiled_for  # also when pictures begin to grow
+                    if compiles:
+                        jax.block_until_ready(state)
+                        stopwatch.stop(step)
                         log.write_images(step + 1, "train/input", call.images() / 255)
                         state, sums = stopper.compile(update)
+                    else:
+                        state, sums = update()
                     step += call.steps
                     window.append((sums, call.steps))
-                    if not first_step_seconds:
+                    if compiles:
                         jax.block_until_ready(state)  # compiled: later steps are timed
-                        first_step_seconds = time.perf_counter() - began
+                        first_step_seconds = first_step_seconds or time.perf_counter() - began
+                        compiled_for = call.shape
                         stopwatch.start(step)
                         say(TRAINING)
                     trace.after_step(state)
@@ -258,7 +261,7 @@ def _until_due(step: int, setup: Setup, settings: Settings) -> int:
 def _check_finite(
     window: list[metrics.Sums], step: int, setup: Setup, checkpoints: Checkpoints
 ) -> None:
-    """Raises UserError if a loss or gradient is not finite, or if too many steps were skipped."""
+    """Raises NotFinite if a loss or gradient is not finite, or if too many steps were skipped."""
     bad = metrics.first_not_finite(window)
     skipped = metrics.skipped_in_a_row(window)
     if bad is None and skipped < MOST_SKIPPED:
@@ -269,8 +272,8 @@ def _check_finite(
     else:
         bad_step = step
         where = f"in {skipped} steps in a row up to step {step}"
-    raise UserError(
-        f"{NOT_FINITE} {where} "
+    raise NotFinite(
+        f"the loss or its gradient is not finite {where} "
         f"(learning rate {float(setup.steps.schedule(bad_step - 1)):.4g}): lower "
         "optimization.learning_rate or lengthen optimization.warmup, in another --workdir"
         f"{'' if bad is None else ', or leave such steps out with --config.on_nan skip'}; "

@@ -64,7 +64,8 @@ def create_optimizer(
 
     Weight decay applies to parameters whose path (such as `block_3/expand/kernel`) matches
     `config.weight_decay_on`. For sgd and rmsprop it is an L2 term of the loss, which passes through
-    momentum and scaling as in TensorFlow and PyTorch. For adamw it is decoupled.
+    momentum and scaling as in TensorFlow and PyTorch. For adamw it is decoupled; the momentum is
+    adamw's first beta.
 
     rmsprop is TensorFlow's: epsilon is inside the square root, the mean square starts from 1, and
     the learning rate is inside the momentum buffer. With epsilon = 1, as the authors trained, all
@@ -101,7 +102,9 @@ def _update(config: Optimization, schedule: optax.Schedule) -> optax.GradientTra
         return name_mask(params, config.weight_decay_on)
 
     if config.optimizer == "adamw":
-        return optax.adamw(schedule, weight_decay=config.weight_decay, mask=decayed)
+        return optax.adamw(
+            schedule, b1=config.momentum, weight_decay=config.weight_decay, mask=decayed
+        )
     if config.optimizer == "rmsprop":
         update = optax.rmsprop(
             schedule,

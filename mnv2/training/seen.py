@@ -16,11 +16,11 @@ from mnv2.runtime.storage import AnyPath
 from mnv2.training.mixing import Mixing, mix
 from mnv2.training.settings import Settings
 from mnv2.training.setup import set_up
+from mnv2.training.steps import mixing_of
 
 VERSIONS = 8  # of each picture in training
 PICTURES = 4
 NOT_MIXED = Mixing()
-_LONG = 1 << 30  # steps
 
 type Picture = Shaped[np.ndarray, "h w c"]
 
@@ -28,14 +28,23 @@ type Picture = Shaped[np.ndarray, "h w c"]
 def draw_seen(settings: Settings, path: AnyPath) -> None:
     """Draws what a run sees: pictures as they are stored, in evaluation, and in training.
 
+    Of a run whose pictures grow (data.progressive), the columns have its sizes in their order.
+
     Raises UserError if the settings describe no run.
     """
     setup = set_up(settings)
     examples = itertools.islice(setup.dataset.encoded("train", shuffle_seed=0), PICTURES)
     stored = [(setup.dataset.decode(one), int(one["label"])) for one in examples]
     names = setup.dataset.class_names
-    images, mixing = [image for image, _ in stored], Mixing(settings.mixup, settings.cutmix, _LONG)
-    columns = [trained(images, setup.view, version, mixing) for version in range(VERSIONS)]
+    images, views = [image for image, _ in stored], setup.views(settings)
+    examples_of_run = setup.dataset.num_examples("train")
+    mixing = mixing_of(settings, setup.durations.total, examples_of_run)
+    if mixing.mixes:
+        mixing = mixing._replace(until=VERSIONS)
+    columns = [
+        trained(images, views[version * len(views) // VERSIONS], version, mixing)
+        for version in range(VERSIONS)
+    ]
     evaluated = setup.eval_view()
     rows = {}
     for number, (image, label) in enumerate(stored):
@@ -48,7 +57,7 @@ def draw_seen(settings: Settings, path: AnyPath) -> None:
 def trained(
     images: Sequence[tf.Tensor], view: View, version: int, mixing: Mixing = NOT_MIXED
 ) -> Shaped[np.ndarray, "n h w c"]:
-    """Returns a version of each picture as training sees it, mixed with the one before it."""
+    """Returns a version of each picture as training sees it, mixed as in a batch of them."""
     seeds = [tf.constant([version, number], tf.int64) for number in range(len(images))]
     views = [train_image(*pair, view=view).numpy() for pair in zip(images, seeds, strict=True)]
     batch = np.stack(views)

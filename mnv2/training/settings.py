@@ -5,6 +5,7 @@ and below here nothing sees a config. `configs/defaults.py` explains each field.
 """
 
 import dataclasses
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,9 @@ from mnv2.data import View
 from mnv2.data.augment import Policy
 from mnv2.runtime.errors import UserError
 from mnv2.training.checks import check_fields
+
+# Fields of a config that describe a sweep and no single run.
+BETWEEN_ARMS = ("arms", "panels", "baseline", "tuned", "tuning_seeds")
 
 # Mean and standard deviation of pixels in [0, 1], which training subtracts and divides by.
 NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -155,7 +159,7 @@ def from_config(config: ml_collections.ConfigDict) -> Settings:
     settings = Settings(
         **{
             **_fields_of(Settings, config),
-            "data": Data(**_fields_of(Data, config.data)),
+            "data": Data(**_fields_of(Data, config.data, "data.")),
             "model": config.model.to_dict(),
             "optimization": optimization(config.optimization),
         }
@@ -177,13 +181,25 @@ def defaults() -> dict[str, Any]:
 
 def optimization(config: ml_collections.ConfigDict) -> Optimization:
     """Returns the typed view of `config.optimization`."""
-    return Optimization(**_fields_of(Optimization, config))
+    return Optimization(**_fields_of(Optimization, config, "optimization."))
 
 
-def _fields_of(settings: type, config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Returns the values that `config` has for the fields of a class of settings."""
+def _fields_of(
+    settings: type, config: ml_collections.ConfigDict, prefix: str = ""
+) -> dict[str, Any]:
+    """Returns the values that `config` has for the fields of a class of settings.
+
+    Raises UserError for a field that it lacks, and for one that is unknown: a typing error would
+    train another network than the config says.
+    """
     fields = {field.name: field for field in dataclasses.fields(settings)}
+    known = [*fields, *(() if prefix else ("seeds", *BETWEEN_ARMS))]
+    for name in config:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {prefix}{nearest[0]}?" if nearest else "see configs/defaults.py"
+            raise UserError(f"the config has the unknown field {prefix}{name}: {hint}")
     for name, field in fields.items():
         if name not in config and field.default is dataclasses.MISSING:
-            raise UserError(f"the config lacks the field {name!r}: see configs/defaults.py")
+            raise UserError(f"the config lacks the field {prefix}{name}: see configs/defaults.py")
     return {name: config[name] for name in fields if name in config}

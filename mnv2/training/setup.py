@@ -13,6 +13,8 @@ from mnv2.ops import DeviceGroup
 from mnv2.pretrained.preprocessing import CROPPING
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.processes import say
+from mnv2.runtime.terminal import note_once
+from mnv2.training.combinations import check_data, check_durations, note_what_does_nothing
 from mnv2.training.devices import AXIS, Devices, number_of
 from mnv2.training.durations import to_steps
 from mnv2.training.evaluation import match_classes, view_of
@@ -50,6 +52,11 @@ class Setup(NamedTuple):
     weights: pretrained.Pretrained | None
     taught: Any = None
 
+    def views(self, settings: Settings) -> list[data.View]:
+        """Returns what training makes of a picture in each part of the run."""
+        sizes = settings.data.progressive
+        return [self.view._replace(size=(size, size)) for size in sizes] or [self.view]
+
     def eval_view(self) -> Callable[..., Any]:
         """Returns the function that brings pictures to the network's shape in evaluation."""
         height, width, channels = self.image_shape
@@ -69,33 +76,23 @@ def set_up(settings: Settings, devices: Devices = None) -> Setup:
     shape = image_shape(settings, dataset, weights)
     examples = dataset.num_examples("train")
     data.check_batch_size(settings.batch_size, dataset)
+
+    def in_steps(name: str, duration: str) -> int:
+        return to_steps(duration, examples=examples, batch_size=settings.batch_size, what=name)
+
     durations = Durations(
-        *(
-            to_steps(duration, examples=examples, batch_size=settings.batch_size, what=name)
-            for name, duration in (
-                ("duration", settings.duration),
-                ("eval_every", settings.eval_every),
-                ("checkpoint_every", settings.checkpoint_every),
-            )
-        )
+        in_steps("duration", settings.duration),
+        in_steps("eval_every", settings.eval_every),
+        in_steps("checkpoint_every", settings.checkpoint_every),
     )
-    warmup = to_steps(
-        settings.optimization.warmup, examples=examples, batch_size=settings.batch_size
+    check_durations(
+        settings,
+        total=durations.total,
+        warmup=in_steps("optimization.warmup", settings.optimization.warmup),
+        rate_every=in_steps("optimization.rate_every", settings.optimization.rate_every),
     )
-    if warmup > durations.total:
-        raise UserError(
-            f"optimization.warmup is {warmup} steps and the run only {durations.total}: shorten "
-            "the warm-up, as --config.optimization.warmup '0 steps'"
-        )
-    every = to_steps(
-        settings.optimization.rate_every, examples=examples, batch_size=settings.batch_size
-    )
-    if warmup and every > 1 and settings.optimization.warmup_from == 0:
-        raise UserError(
-            f"optimization.rate_every {settings.optimization.rate_every!r} keeps the rate of the "
-            "warm-up at 0 for its first interval: set optimization.warmup_from, say to 0.01"
-        )
-    _check_possible(settings, dataset)
+    check_data(settings, dataset)
+    note_what_does_nothing(settings)
     seen = _preprocessing(settings, shape[2], weights)
     taught, teacher = None, None
     if settings.teacher is not None:
@@ -140,25 +137,6 @@ def _preprocessing(
     method = settings.data.eval_method
     crop = settings.data.eval_crop if method in CROPPING else 1.0
     return pretrained.Preprocessing(method, crop, tuple(mean), tuple(std))
-
-
-def _check_possible(settings: Settings, dataset: data.Dataset) -> None:
-    """Raises UserError for settings that would do nothing, or fail in the first step."""
-    if settings.data.distortion != "none" and dataset.image_shape[2] == 1:
-        raise UserError(
-            f"data.distortion {settings.data.distortion} is for colour pictures, and those of "
-            f"{dataset.name} are gray: use none"
-        )
-    if settings.teacher is None and (settings.temperature, settings.label_weight) != (1.0, 0.5):
-        raise UserError(
-            "temperature and label_weight are for distillation: set --config.teacher FILE"
-        )
-    if settings.weights is not None and settings.data.normalization != "half":
-        raise UserError("data.normalization must be half: the weights say how pixels are scaled")
-    if settings.final_split == "validation" and "validation" not in dataset.splits:
-        raise UserError("final_split validation needs examples: set data.validation, say to 5000")
-    if settings.recalibrate and settings.optimization.classifier_only:
-        raise UserError("recalibrate must be 0 with a frozen backbone, whose batch norm is frozen")
 
 
 def open_data(settings: Settings, devices: Devices = None) -> data.Dataset:
@@ -240,7 +218,7 @@ def fields_of(name: str, fields: dict[str, Any]) -> dict[str, Any]:
     strides = kept.get("strides")
     if isinstance(strides, tuple) and len(strides) == len(STRIDES["mobilenet_v2"]["small"]):
         kept["strides"] = "small"
-        _say_once(f"note: {name} uses its strides for small images; model.strides changes that")
+        note_once(f"{name} uses its strides for small images; model.strides changes that")
     return kept
 
 
@@ -265,7 +243,7 @@ def _load_weights(weights: str, dataset: data.Dataset) -> pretrained.Pretrained:
 
 def _match_teacher(weights: str, dataset: data.Dataset, channels: int) -> pretrained.Pretrained:
     """Loads the teacher. Raises UserError if its classes or channels are not those of the data."""
-    teacher = match_classes(_load(weights, need_head=True), dataset, weights)
+    teacher = match_classes(_load(weights, need_head=True), dataset, weights, remedy="")
     if teacher.output != "softmax" or teacher.num_classes != dataset.num_classes:
         raise UserError(f"the teacher {weights} must give a softmax over the classes of its data")
     if teacher.channels != channels:

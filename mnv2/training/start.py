@@ -7,13 +7,19 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from mnv2.pretrained import Pretrained
-from mnv2.training.settings import Settings
+from mnv2.runtime.errors import UserError
+from mnv2.runtime.terminal import first_few
+from mnv2.training.optimizer import name_mask
+from mnv2.training.settings import Optimization, Settings
 from mnv2.training.setup import Setup
 from mnv2.training.state import TrainState, create_state
 
 
 def initial_state(setup: Setup, settings: Settings) -> TrainState:
-    """Creates the state before the first step, on all devices."""
+    """Creates the state before the first step, on all devices.
+
+    Raises UserError if weights are to decay, and none of them has a name that matches.
+    """
     state = create_state(
         setup.model,
         setup.steps.optimizer,
@@ -21,9 +27,20 @@ def initial_state(setup: Setup, settings: Settings) -> TrainState:
         seed=settings.seed,
         ema=settings.ema_decay > 0,
     )
+    _check_decay(state.params, settings.optimization)
     if setup.weights is not None and settings.starts_from_weights:
         state = with_weights(state, setup.weights)
     return setup.steps.place(state)
+
+
+def _check_decay(params: Any, config: Optimization) -> None:
+    decayed = jax.tree.leaves(name_mask(params, config.weight_decay_on))
+    if config.weight_decay and not any(decayed):
+        names = list(flatten_dict(params, sep="/"))
+        raise UserError(
+            f"optimization.weight_decay_on {config.weight_decay_on!r} matches no parameter: they "
+            f"are {first_few(names)}; set optimization.weight_decay 0 to decay none"
+        )
 
 
 def with_weights(state: TrainState, loaded: Pretrained) -> TrainState:

@@ -215,12 +215,9 @@ def create_steps(
 
     `total_steps` and the number of training `examples` set the learning rate schedule.
     """
-    mixed = total_steps
-    if settings.mix_until is not None:
-        mixed = to_steps(settings.mix_until, examples=examples, batch_size=settings.batch_size)
     objective = Objective(
         settings.label_smoothing,
-        Mixing(settings.mixup, settings.cutmix, mixed),
+        mixing_of(settings, total_steps, examples),
         settings.accumulate,
         settings.optimization.classifier_only,
         teacher,
@@ -238,6 +235,14 @@ def create_steps(
         examples=examples,
         devices=devices,
     )
+
+
+def mixing_of(settings: Settings, total_steps: int, examples: int) -> Mixing:
+    """Returns how the pictures of a run are mixed, and until which of its steps."""
+    until = total_steps
+    if settings.mix_until is not None:
+        until = to_steps(settings.mix_until, examples=examples, batch_size=settings.batch_size)
+    return Mixing(settings.mixup, settings.cutmix, min(until, total_steps))
 
 
 def forget() -> None:

@@ -243,6 +243,16 @@ def test_the_shards_evaluate_every_example_once(small, picture_folder, from_disk
     assert counted == dataset.num_examples(split)
 
 
+def test_repeated_augmentation_of_a_large_set_shows_each_picture_in_some_epoch(monkeypatch):
+    dataset = open_dataset("fashion_mnist", None, 59_800)  # 200 examples of one file
+    images, _ = dataset.arrays("train")
+    monkeypatch.setattr(TfdsDataset, "fits_in_memory", lambda _: False)
+    batches = take(train_batches(dataset, 4, seed=0, view=View(SIZE), repeats=2), 2 * 50)
+    shown = [image.tobytes() for batch in batches for image in batch["image"]]
+    assert {image.tobytes() for image in images.numpy()} == set(shown)
+    assert set(collections.Counter(shown).values()) == {2}
+
+
 def test_repeated_augmentation_shows_each_picture_in_a_row_and_each_time_anew(small):
     view = View(SIZE, "crop_flip")
     for batch in take(train_batches(small, 48, seed=2, view=view, repeats=4), 10):

@@ -283,10 +283,19 @@ def test_a_run_that_another_process_is_doing_is_left_to_it(
         ({"arms": (("linear", {}), ("linear", {}))}, "different names, got 'linear' twice"),
         ({"arms": (("a/b", {}),)}, "'a/b' cannot be the name of an arm"),
         ({"arms": (("report", {}),)}, "'report' cannot be the name of an arm"),
+        ({"arms": (("report.png", {}),)}, "'report.png' cannot be the name of an arm"),
+        ({"arms": (("a|b", {}),)}, "cannot be the name of an arm"),
+        ({"arms": ((" a", {}),)}, "cannot be the name of an arm"),
+        ({"arms": (("é" * 80, {}),)}, "the name of an arm may have 100 bytes"),
+        ({"arms": (("linear", {"seed": 7}),)}, "arm linear changes seed, which must be the same"),
+        ({"seed": 2**32 - 1, "seeds": 2}, "the last seed of arm linear must be a whole number"),
         ({"baseline": "linaer"}, "unknown baseline 'linaer': did you mean 'linear'"),
         ({"panels": (("a", "model.width"),)}, "panels must be triples"),
         ({"panels": (("a", "model.wdith", ()),)}, "shows 'model.wdith', which is no field"),
         ({"panels": (("a", "arm", (1,)),)}, "panel 'a' must end with names of arms"),
+        ({"panels": (("a", "arm", "linear"),)}, "panel 'a' must end with names of arms"),
+        ({"panels": (("a", "arm", ("no",)),)}, "panel 'a' must end with names of arms"),
+        ({"lable_smoothing": 0.1}, "unknown field lable_smoothing: did you mean label_smoothing?"),
     ],
 )
 def test_a_config_that_cannot_be_reported_is_refused_before_anything_starts(
@@ -302,8 +311,9 @@ def test_a_config_that_cannot_be_reported_is_refused_before_anything_starts(
 
 
 def test_a_number_that_is_not_finite_is_refused_by_its_name(config, tmp_path, trained):
-    config.data.extra = float("inf")
-    with pytest.raises(UserError, match=r"config\.data\.extra is inf"):
+    with config.unlocked():
+        config.tuning_seeds = float("inf")
+    with pytest.raises(UserError, match=r"config\.tuning_seeds is inf"):
         execute.run_sweep(config, tmp_path)
     assert not list(tmp_path.iterdir())
 

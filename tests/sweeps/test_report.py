@@ -85,20 +85,21 @@ def test_compared_with_one_arm_the_adjusted_interval_is_students_with_a_common_s
     interval = stats.ttest_ind(theirs, ours).confidence_interval()
     together = compare_all(load(workdir))
     half = (interval.high - interval.low) / 2
-    assert together.half_widths == {"relu6": pytest.approx(half, rel=0.01)}
+    found = together.differences["relu6"]
+    assert (found.mean, found.half_width) == (-2.5, pytest.approx(half, rel=0.01))
 
 
 def test_the_more_arms_are_compared_the_wider_are_their_intervals(workdir):
-    one = compare_all(load(workdir)).half_widths["relu6"]
+    one = compare_all(load(workdir)).differences["relu6"].half_width
     for arm in ("t_1", "width_0.25"):
         shutil.rmtree(workdir / arm)
         shutil.copytree(workdir / "relu6", workdir / arm)
-    several = compare_all(load(workdir)).half_widths
+    several = compare_all(load(workdir)).differences
     assert several.keys() == {"relu6", "t_1", "width_0.25"}
     freedom, spread = 8, np.sqrt((np.var([88, 87, 89]) + 3 * np.var([86, 84, 86.5])) * 3 / 8)
     # Dunnett's table (1955) has 2.88 for three arms and 8 degrees of freedom.
     expected = 2.88 * spread * np.sqrt(2 / 3)
-    assert several["relu6"] == pytest.approx(expected, rel=0.01)
+    assert several["relu6"].half_width == pytest.approx(expected, rel=0.01)
     assert expected > stats.t.ppf(0.975, freedom) * spread * np.sqrt(2 / 3)
     assert one > 0
 
@@ -110,6 +111,13 @@ def test_a_difference_that_is_called_detectable_is_found_in_four_of_five_experim
     draws = np.random.default_rng(0).normal(0, spread, (2, 20_000, 3))
     found = stats.ttest_ind(draws[0] + detectable, draws[1], axis=1).pvalue < 0.05
     assert 0.75 < found.mean() < 0.85
+
+
+def test_with_unequal_seeds_the_interval_for_all_arms_is_around_the_difference_of_all(workdir):
+    shutil.copytree(workdir / "relu6" / "2", workdir / "relu6" / "3")
+    one = next(one for one in rows(load(workdir), compare_all(load(workdir))) if one.arm == "relu6")
+    assert one.difference.mean == pytest.approx(-2.5)  # of three pairs
+    assert one.together.mean == pytest.approx(np.mean([86, 84, 86.5, 86.5]) - 88)
 
 
 def test_arms_without_any_spread_have_no_adjusted_interval(workdir):
@@ -129,6 +137,32 @@ def test_arms_that_differ_in_several_fields_are_named(workdir):
     assert "t_1: model.expansion 1.0, model.width 0.5." in notes(workdir)
 
 
+def test_an_arm_that_is_not_what_the_note_says_is_named(workdir):
+    description = json.loads((workdir / "sweep.json").read_text())
+    arms = dict(description["config"]["arms"])
+    arms["t_1"] = {"duration": "60 steps"}
+    description["config"]["arms"] = list(arms.items())
+    write_json(workdir / "sweep.json", description)
+    assert "t_1: duration 60 steps." in notes(workdir)
+
+
+def test_a_result_of_another_split_is_damaged(workdir):
+    result = read_json(workdir / "t_1/0/result.json", "")
+    result["validation"] = result.pop("test")
+    write_json(workdir / "t_1/0/result.json", result)
+    change(workdir / "relu6/0/result.json", steps="500")
+    damaged = load(workdir).damaged
+    assert "has no accuracy on test" in damaged["t_1/0"]
+    assert "steps cannot be '500'" in damaged["relu6/0"]
+
+
+def test_names_with_signs_of_formulas_are_drawn_as_they_are(workdir):
+    description = json.loads((workdir / "sweep.json").read_text())
+    description["config"]["panels"] = [["a$_$", "arm", ["linear", "t_1"]]]
+    write_json(workdir / "sweep.json", description)
+    write_report(workdir)
+
+
 def test_one_seed_has_no_interval_and_the_baseline_no_difference(workdir):
     assert row(workdir, "t_1").accuracy.half_width is None
     assert row(workdir, "t_1").difference.mean == pytest.approx(-8.0)
@@ -143,7 +177,9 @@ def test_the_report_is_printed_and_written(workdir, capsys):
     assert max(map(len, table)) <= 80
     assert "88.00 ± 2.48" in table[1]
     markdown = (workdir / "report.md").read_text()
-    assert "| relu6 | 0.41 M | 2.78 M | 85.50 ± 3.29 | -2.50 ± 1.24 | 2.66 | 3 |" in markdown
+    assert (
+        "| relu6 | 0.41 M | 2.78 M | 85.50 ± 3.29 | -2.50 ± 1.24 | -2.50 ± 2.66 | 3 |" in markdown
+    )
     with (workdir / "report.csv").open() as file:
         found = {line["arm"]: line for line in csv.DictReader(file)}
     assert float(found["relu6"]["difference"]) == pytest.approx(-2.5)

@@ -3,15 +3,14 @@ import json
 import matplotlib.image
 import pytest
 
-from mnv2.runtime.errors import UserError
-from mnv2.runtime.files import write_text
-from mnv2.runtime.layout import FAILURE, RESULT
-from mnv2.sweeps.execute import run_sweep
+from mnv2.runtime.errors import NotFinite, RunsFailed, UserError
+from mnv2.runtime.files import write_json, write_text
+from mnv2.runtime.layout import CONFIG, RESULT
+from mnv2.sweeps.execute import record_failure, run_sweep
 from mnv2.sweeps.status import statuses
 from mnv2.sweeps.tuned import run_tuned
 from mnv2.sweeps.tuning import choose, tuning_config
 from mnv2.sweeps.workdir import load
-from mnv2.training.loop import NOT_FINITE
 
 RATE = "optimization.learning_rate"
 
@@ -41,16 +40,17 @@ def pretend(config, workdir, accuracies):
                 executed.append(f"{workdir.name}/{arm}/{seed}")
                 accuracy = accuracies.get(arm, 0.5)
                 folder.mkdir(parents=True, exist_ok=True)
-                if isinstance(accuracy, str):
-                    write_text(folder / FAILURE, accuracy)
+                write_json(folder / CONFIG, {"on_nan": config.on_nan})
+                if isinstance(accuracy, UserError):
+                    record_failure(folder, accuracy)
                     continue
                 numbers = ("parameters", "multiply_adds", "images_per_second", "train_seconds")
                 result = {config.final_split: {"accuracy": accuracy}, **dict.fromkeys(numbers, 1)}
                 write_text(folder / RESULT, json.dumps(result))
         description = {"config": config.to_dict(), "steps": {}}
         write_text(workdir / "sweep.json", json.dumps(description))
-        if any(isinstance(value, str) for value in accuracies.values()):
-            raise UserError("some runs failed")
+        if any(isinstance(value, UserError) for value in accuracies.values()):
+            raise RunsFailed("some runs failed")
 
     return execute, executed
 
@@ -77,7 +77,7 @@ def test_each_arm_is_compared_at_the_value_of_the_baseline_and_at_its_own(config
 
 
 def test_a_value_with_which_an_arm_does_not_stay_finite_is_not_chosen(config, tmp_path):
-    diverged = f"{NOT_FINITE} at step 3 (learning rate 0.2): lower it"
+    diverged = NotFinite("the state after step 3 is not finite")
     execute, executed = pretend(config, tmp_path, {"a@0.2": diverged, "b@0.2": 0.9, "a@0.05": 0.7})
     tuned = tuning_config(config)
     with pytest.raises(UserError, match="some runs failed"):
@@ -90,6 +90,47 @@ def test_a_value_with_which_an_arm_does_not_stay_finite_is_not_chosen(config, tm
     with pytest.raises(UserError, match="some runs failed"):  # of the pretended comparison
         run_tuned(config, tmp_path, execute)
     assert not [name for name in executed if name.startswith("tuning/")]
+    executed.clear()
+    config.on_nan = "skip"  # such steps are left out now
+    with pytest.raises(RunsFailed):
+        run_tuned(config, tmp_path, execute)
+    assert [name for name in executed if name.startswith("tuning/")] == ["tuning/a@0.2/1000"]
+
+
+def test_an_arm_without_a_finite_value_is_an_error_and_not_trained_again(config, tmp_path):
+    diverged = dict.fromkeys(("a@0.05", "a@0.1", "a@0.2", "b@0.05", "b@0.1", "b@0.2"))
+    execute, executed = pretend(config, tmp_path, dict.fromkeys(diverged, NotFinite("nan")))
+    for _ in range(2):
+        with pytest.raises(UserError, match="a stayed finite with no value"):
+            run_tuned(config, tmp_path, execute)
+    assert len(executed) == 6
+
+
+def test_fewer_seeds_of_tuning_are_enough_if_there_are_more(config, tmp_path):
+    config.tuning_seeds = 3
+    execute, _ = pretend(config, tmp_path, {"a@0.1": 0.9})
+    execute(tuning_config(config), tmp_path / "tuning", (), False)
+    config.tuning_seeds = 2
+    execute(tuning_config(config), tmp_path / "tuning", (), False)
+    choice = choose(load(tmp_path / "tuning"))["a"]
+    assert (choice.value, choice.found[0.1].count) == (0.1, 2)
+
+
+def test_another_config_in_the_same_workdir_is_not_compared(config, tmp_path):
+    execute, executed = pretend(config, tmp_path, {})
+    run_tuned(config, tmp_path, execute)
+    executed.clear()
+
+    def refuse(config, workdir, only, reports):
+        raise UserError("holds runs with batch_size = 16 instead of 32")
+
+    with pytest.raises(UserError, match="holds runs with batch_size"):
+        run_tuned(config, tmp_path, refuse)
+
+
+def test_tuning_has_seeds_that_the_comparison_has_not(config):
+    config.seeds = 1500
+    assert tuning_config(config).seed == 1500
 
 
 def test_as_long_as_runs_are_missing_nothing_is_compared(config, tmp_path, capsys):
@@ -98,7 +139,7 @@ def test_as_long_as_runs_are_missing_nothing_is_compared(config, tmp_path, capsy
 
     run_tuned(config, tmp_path, submit)
     assert "note: tuning is not finished: a@0.05/1000" in capsys.readouterr().err
-    execute, _ = pretend(config, tmp_path, {"a@0.1": "the disk is full"})
+    execute, _ = pretend(config, tmp_path, {"a@0.1": UserError("the disk is full")})
     with pytest.raises(UserError, match="some runs failed"):
         run_tuned(config, tmp_path, execute)
     with pytest.raises(UserError, match=r"the arms of .* are still tuned: see .*tuning"):
@@ -113,6 +154,9 @@ def test_as_long_as_runs_are_missing_nothing_is_compared(config, tmp_path, capsy
         (RATE, "tuned must be a field and two numbers or more"),
         (("optimization.rate", (0.1, 0.2)), "names 'optimization.rate', which is no field"),
         (("model.bottleneck", ("linear", "relu6")), "two numbers or more"),
+        (("seed", (0, 5)), "names 'seed', which must be the same for all values"),
+        (("data.validation", (100, 200)), "which must be the same for all values"),
+        ((RATE, (0.1, 0.1 + 1e-14)), "must differ in their first 12 digits"),
     ],
 )
 def test_what_cannot_be_tuned_is_refused(config, tuned, message):
@@ -129,6 +173,12 @@ def test_whole_numbers_are_tuned_as_whole_numbers(config):
         *(16, 1_000_001, 1_000_002)
     ]
     assert all(type(changes["batch_size"]) is int for changes in arms.values())
+
+
+def test_the_name_of_an_arm_has_no_sign_that_tuning_uses(config):
+    config.arms = (("a", {}), ("a@0.2", {}))
+    with pytest.raises(UserError, match=r"arm a@0\.2 needs a name without @"):
+        tuning_config(config)
 
 
 def test_an_arm_that_changes_the_tuned_field_is_refused(config):

@@ -23,7 +23,7 @@ def refused(field, value):
         "seed": (-1, 2**32),
         "batch_size": (0, -8),
         "eval_batch_size": (0, -500),
-        "duration": ("0 steps", "soon", "-1 epochs", "nan epochs", "5 parsecs", ""),
+        "duration": ("0 steps", "soon", "-1 epochs", "nan epochs", "5 parsecs", "", "1e308 epochs"),
         "eval_every": ("often", "-5 steps"),
         "checkpoint_every": ("inf steps",),
         "label_smoothing": (1.0, 1.5, -0.1, float("nan")),
@@ -36,11 +36,11 @@ def refused(field, value):
         "data.augmentation": ("crop",),
         "data.pad": (-1,),
         "data.crop_area": ((0.0, 1.0), (0.5, 0.2), (0.5, 1.5)),
-        "data.crop_aspect": ((0.0, 1.0), (2.0, 1.0)),
+        "data.crop_aspect": ((0.0, 1.0), (2.0, 1.0), (1.0, 1e38)),
         "data.interpolation": ("lanczos",),
         "data.distortion": ("slow",),
         "data.policy": ("randaugment", "auto"),
-        "data.policy_operations": (0,),
+        "data.policy_operations": (0, 1000),
         "data.policy_strength": (31, -1),
         "data.policy_interpolation": ("bicubic",),
         "data.policy_fill": (256, -1),
@@ -51,7 +51,7 @@ def refused(field, value):
         "data.eval_method": ("torchvision",),
         "data.eval_crop": (0.0, 1.5),
         "data.eval_size": (0,),
-        "mixup": (-0.2,),
+        "mixup": (-0.2, 1e-46),
         "cutmix": (-1.0, float("nan")),
         "mix_until": ("later",),
         "accumulate": (0,),
@@ -67,7 +67,7 @@ def refused(field, value):
         "optimization.clip": (-1.0,),
         "optimization.momentum": (1.0, -0.1),
         "optimization.weight_decay": (-1e-4, float("nan")),
-        "optimization.weight_decay_on": ("(", "*kernel"),
+        "optimization.weight_decay_on": ("(", "*kernel", ""),
         "optimization.decay_rate": (0.0, -0.98),
         "optimization.decay_every": ("0 steps", "never"),
         "optimization.rmsprop_decay": (1.0, 1.5),
@@ -84,6 +84,21 @@ def test_an_impossible_value_is_named_with_its_field(field, values):
     assert field in CHECKS
     for value in values:
         assert field in refused(field, value), value
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "nearest"),
+    [
+        ("", "lable_smoothing", "label_smoothing"),
+        ("data", "crop_areas", "data.crop_area"),
+        ("optimization", "wieght_decay", "optimization.weight_decay"),
+    ],
+)
+def test_an_unknown_field_of_a_config_file_is_refused_with_the_nearest_name(group, name, nearest):
+    config = v2_ablation.get_config()
+    (config[group] if group else config)[name] = 0.1
+    with pytest.raises(UserError, match=f"unknown field .*{name}: did you mean {nearest}"):
+        settings.from_config(config)
 
 
 def test_a_size_of_pictures_is_a_whole_number_of_pixels():

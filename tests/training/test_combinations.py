@@ -1,0 +1,105 @@
+import pytest
+
+from configs import defaults
+from mnv2.runtime.errors import UserError
+from mnv2.runtime.terminal import note_once
+from mnv2.training import settings
+from mnv2.training.combinations import USUAL, _acts, check_durations, note_what_does_nothing
+from mnv2.training.setup import set_up
+from mnv2.training.start import initial_state
+
+
+@pytest.fixture(autouse=True)
+def nothing_said_yet():
+    note_once.cache_clear()
+
+
+def changed(config, **fields):
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
+    return settings.from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"data__augmentation": "inception", "data__crop_area": (0.02, 0.1)},
+            "must end above 0.1 with data.augmentation inception",
+        ),
+        (
+            {
+                "data__augmentation": "inception",
+                "data__crop_area": (0.8, 1.0),
+                "data__crop_aspect": (2.0, 3.0),
+            },
+            "no crop of a picture of 28 x 28 pixels has data.crop_area",
+        ),
+        (
+            {"data__augmentation": "resized_crop", "data__crop_area": (1e-9, 1e-8)},
+            "no crop of a picture of 28 x 28 pixels",
+        ),
+        ({"data__augmentation": "crop_flip", "data__pad": 29}, "data.pad must be at most .* 28"),
+        ({"data__repeats": 10**6}, "data.repeats must be at most the"),
+        ({"data__repeats": 16, "mixup": 0.2}, "a picture would be mixed with itself"),
+        (
+            {"data__progressive": (16, 20, 28), "duration": "2 steps"},
+            "data.progressive has 3 sizes and the run only 2 steps",
+        ),
+        (
+            {"final_split": "validation", "data__validation": 0},
+            "final_split validation needs examples that are not those of the test",
+        ),
+    ],
+)
+def test_fields_that_do_not_fit_each_other_are_refused(tiny_config, fashion_mnist, fields, message):
+    tiny_config.batch_size = 16
+    tiny_config.optimization.warmup = "0 steps"
+    with pytest.raises(UserError, match=message):
+        set_up(changed(tiny_config, **fields))
+
+
+def test_weight_decay_on_nothing_is_refused(tiny_config, fashion_mnist):
+    of_run = changed(tiny_config, optimization__weight_decay_on="kernal")
+    with pytest.raises(UserError, match=r"'kernal' matches no parameter: they are .*kernel"):
+        initial_state(set_up(of_run), of_run)
+    without = changed(tiny_config, optimization__weight_decay=0.0)
+    initial_state(set_up(without), without)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"mix_until": "10 steps"}, "mix_until acts only with mixup or cutmix"),
+        ({"data__policy_strength": 20}, "data.policy_strength acts only with data.policy random"),
+        (
+            {"optimization__optimizer": "adamw", "optimization__epsilon": 1e-3},
+            "optimization.epsilon acts only with optimization.optimizer rmsprop",
+        ),
+        ({"data__repeats": 4}, "data.repeats acts only with some augmentation"),
+    ],
+)
+def test_a_field_that_acts_only_with_another_one_is_named(tiny_config, capsys, fields, said):
+    of_run = changed(tiny_config, **fields)
+    for _ in range(2):
+        note_what_does_nothing(of_run)
+    assert capsys.readouterr().err.count(said) == 1
+
+
+def test_usual_values_are_those_of_the_default_config_and_say_nothing(capsys):
+    of_run = settings.from_config(defaults.defaults())
+    values = of_run.flat()
+    assert {name: values[name] for name in USUAL} == USUAL
+    assert _acts(of_run).keys() == USUAL.keys()
+    note_what_does_nothing(of_run)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_rate_that_hardly_changes_is_said(tiny_config, capsys):
+    of_run = changed(
+        tiny_config, optimization__rate_every="1 epochs", optimization__warmup_from=0.01
+    )
+    check_durations(of_run, total=500, warmup=10, rate_every=400)
+    check_durations(of_run, total=300, warmup=0, rate_every=400)
+    said = capsys.readouterr().err
+    assert "the warm-up lasts 400 steps and not 10" in said
+    assert "the learning rate never changes in this run of 300 steps" in said
