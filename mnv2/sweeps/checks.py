@@ -48,7 +48,7 @@ def check_comparison(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"panels must be {FIELDS['panels']}, got {config.panels!r}") from None
     for title, field, shown in panels:
         several = isinstance(shown, tuple | list) and all(isinstance(arm, str) for arm in shown)
-        if not several or not set(shown) & set(arms):  # a preset may lack some of them
+        if not several:  # a preset may lack some of them
             raise UserError(
                 f"panel {title!r} must end with names of arms, such as ({arms[0]!r},), "
                 f"got {shown!r}"

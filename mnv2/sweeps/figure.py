@@ -26,7 +26,8 @@ BASELINE_COLOR, ARM_COLOR, BAND_COLOR = "black", "#3b6ea5", "0.9"
 def draw(sweep: Sweep, rows: Sequence[Row], path: AnyPath) -> None:
     """Draws accuracy, with 95 % intervals, against the field that each panel varies."""
     by_arm = {row.arm: row for row in rows}
-    panels = sweep.config["panels"] or (("arms", "arm", tuple(sweep.arms)),)
+    panels = [one for one in sweep.config["panels"] if set(one[2]) & sweep.arms.keys()]
+    panels = panels or [("arms", "arm", tuple(sweep.arms))]
     curves = _costs(sweep, by_arm)
     shown = len(panels) + bool(curves)
     columns = min(shown, 3)

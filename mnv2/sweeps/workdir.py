@@ -259,13 +259,14 @@ def _check_same(
             raise UserError(f"{workdir} holds runs with {difference}; {remedy}")
         if not dict(old["config"]["arms"]).keys() & dict(config.arms).keys():
             raise UserError(f"{workdir} holds the runs of other arms; choose another --workdir")
-        _check_arms(workdir, dict(old["config"]["arms"]), dict(config.arms))
     for one in runs:
         path = one.folder / CONFIG
         if path.exists():
             theirs = read_json(path, CONFIG_REMEDY)
             if difference := _difference(theirs, one.config, ("seeds", *may_change)):
                 raise UserError(f"{path.parent} holds a run with {difference}; {remedy}")
+    if old is not None:  # runs that are not chosen now would be reported as something else
+        _check_arms(workdir, dict(old["config"]["arms"]), dict(config.arms))
 
 
 def _check_arms(workdir: AnyPath, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
