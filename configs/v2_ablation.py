@@ -17,8 +17,8 @@ Presets, with their cost and the expected result:
                                       to 86 % for linear, 79 to 83 % for relu6, 87 % for width_1.
     configs/v2_ablation.py:quick      four arms, 30 steps each, to check that everything works.
                                       One minute.
-    configs/v2_ablation.py:hour       every arm with 3 seeds, 1000 steps each. An hour on two cores
-                                      (extrapolated).
+    configs/v2_ablation.py:hour       every arm with 3 seeds, 1000 steps each. 80 minutes on two CPU
+                                      cores, beside other work. linear 86.9 %, relu6 83.7 %.
     configs/v2_ablation.py:full       Fashion-MNIST, 15 epochs with augmentation, 5 seeds of every
                                       arm, as for a publication. On an H100 two arms took 7 minutes:
                                       linear 92.4 %, relu6 91.3 %.

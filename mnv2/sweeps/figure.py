@@ -44,9 +44,10 @@ def draw(sweep: Sweep, rows: Sequence[Row], path: AnyPath) -> None:
         axis.set_visible(False)
     for axis in axes[::columns]:
         axis.set_ylabel(f"{sweep.split} top-1 accuracy, %")
+    two = " Dots: two seeds." if any(row.accuracy.count == 2 for row in rows) else ""
     figure.suptitle(
         f"{sweep.config['data']['name']}, {sweep.config['duration']}. Bars: 95 % intervals, from "
-        "three seeds on. Dots: two seeds. Grey: where one more run of the baseline, "
+        f"three seeds on.{two} Grey: where one more run of the baseline, "
         f"{sweep.baseline}, would fall (95 %)",
         fontsize="medium",
         parse_math=False,
@@ -80,7 +81,7 @@ def _draw_panel(axis: Axes, sweep: Sweep, title: str, field: str, rows: Sequence
         axis.set_xticks(places, [f"{value:g}" for value in values])
     else:
         names = [str(value).replace("_", "\n").replace("@", "\n@ ") for value in values]
-        axis.set_xticks(places, names, parse_math=False)
+        axis.set_xticks(places, names, parse_math=False, fontsize=_font_size(axis, len(names)))
         axis.set_xlim(-0.6, len(rows) - 0.4)
     for place, row in zip(places, rows, strict=True):
         _draw_point(axis, place, row, row.arm == sweep.baseline)
@@ -90,6 +91,12 @@ def _draw_panel(axis: Axes, sweep: Sweep, title: str, field: str, rows: Sequence
     _draw_band(axis, sweep)
     axis.set_title(title, parse_math=False)
     axis.set_xlabel(field)
+
+
+def _font_size(axis: Axes, names: int) -> float:
+    """Returns the size of the names below a panel at which they do not overlap, in points."""
+    inches = axis.get_figure(root=True).get_size_inches()[0] / axis.get_gridspec().ncols
+    return min(10.0, max(5.0, 10 * inches / (0.85 * names)))
 
 
 def _costs(sweep: Sweep, rows: Mapping[str, Row]) -> dict[str, list[Row]]:
