@@ -37,7 +37,8 @@ def draw(sweep: Sweep, rows: Sequence[Row], path: AnyPath) -> None:
     figure = matplotlib.figure.Figure(figsize=(width, 3.4 * lines), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False, sharey=True).flatten()
     for axis, (title, field, arms) in zip(axes, panels, strict=False):
-        _draw_panel(axis, sweep, title, field, [by_arm[arm] for arm in arms if arm in by_arm])
+        shown_rows = [by_arm[arm] for arm in arms if arm in by_arm]
+        _draw_panel(axis, sweep, title, field, shown_rows, width / columns)
     if curves:
         _draw_costs(axes[len(panels)], sweep, curves)
     for axis in axes[shown:]:
@@ -71,7 +72,9 @@ def write_to_tensorboard(image: AnyPath, folder: AnyPath) -> None:
     mirror.close()
 
 
-def _draw_panel(axis: Axes, sweep: Sweep, title: str, field: str, rows: Sequence[Row]) -> None:
+def _draw_panel(
+    axis: Axes, sweep: Sweep, title: str, field: str, rows: Sequence[Row], inches: float
+) -> None:
     values = [_value(sweep, row.arm, field) for row in rows]
     places: list[Any] = list(range(len(rows)))
     if all(isinstance(value, int | float) for value in values):
@@ -80,8 +83,9 @@ def _draw_panel(axis: Axes, sweep: Sweep, title: str, field: str, rows: Sequence
         axis.plot(places, [row.accuracy.mean for row in rows], color=ARM_COLOR, zorder=1)
         axis.set_xticks(places, [f"{value:g}" for value in values])
     else:
+        size = min(10.0, max(5.0, 10 * inches / (0.85 * len(rows) or 1)))  # names do not overlap
         names = [str(value).replace("_", "\n").replace("@", "\n@ ") for value in values]
-        axis.set_xticks(places, names, parse_math=False, fontsize=_font_size(axis, len(names)))
+        axis.set_xticks(places, names, parse_math=False, fontsize=size)
         axis.set_xlim(-0.6, len(rows) - 0.4)
     for place, row in zip(places, rows, strict=True):
         _draw_point(axis, place, row, row.arm == sweep.baseline)
@@ -91,12 +95,6 @@ def _draw_panel(axis: Axes, sweep: Sweep, title: str, field: str, rows: Sequence
     _draw_band(axis, sweep)
     axis.set_title(title, parse_math=False)
     axis.set_xlabel(field)
-
-
-def _font_size(axis: Axes, names: int) -> float:
-    """Returns the size of the names below a panel at which they do not overlap, in points."""
-    inches = axis.get_figure(root=True).get_size_inches()[0] / axis.get_gridspec().ncols
-    return min(10.0, max(5.0, 10 * inches / (0.85 * names)))
 
 
 def _costs(sweep: Sweep, rows: Mapping[str, Row]) -> dict[str, list[Row]]:
