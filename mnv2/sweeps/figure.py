@@ -32,8 +32,7 @@ def draw(sweep: Sweep, rows: Sequence[Row], path: AnyPath) -> None:
     shown = len(panels) + bool(curves)
     columns = min(shown, 3)
     lines = math.ceil(shown / columns)
-    most = max(len(arms) for _, field, arms in panels if field == "arm") if shown == 1 else 0
-    width = max(WIDTH, most * 0.8)  # a name of an arm needs 0.8 inches
+    width = WIDTH if shown > 1 else max(WIDTH, 0.8 * len(panels[0][2]))  # 0.8 for each arm's name
     figure = matplotlib.figure.Figure(figsize=(width, 3.4 * lines), layout="constrained")
     axes = figure.subplots(lines, columns, squeeze=False, sharey=True).flatten()
     for axis, (title, field, arms) in zip(axes, panels, strict=False):
