@@ -10,6 +10,8 @@ from mnv2.runtime.checks import Check, choice, number, ordered, pattern, truth, 
 from mnv2.runtime.errors import UserError
 from mnv2.training.durations import to_steps
 
+OPTIMIZERS = ("sgd", "rmsprop", "adamw")
+SCHEDULES = ("cosine", "exponential", "constant")
 FINAL_SPLITS = ("test", "validation")
 SMALLEST_ALPHA = 1e-3
 MOST_OPERATIONS = 14  # of a policy: each makes the pipeline longer
@@ -82,8 +84,8 @@ CHECKS: dict[str, Check] = {
     "data.eval_method": choice(tuple(METHODS)),
     "data.eval_crop": number(0, 1, low_open=True, high_open=False),
     "data.eval_size": whole(1),
-    "optimization.optimizer": choice(("sgd", "rmsprop", "adamw")),
-    "optimization.schedule": choice(("cosine", "exponential", "constant")),
+    "optimization.optimizer": choice(OPTIMIZERS),
+    "optimization.schedule": choice(SCHEDULES),
     "optimization.learning_rate": number(0),
     "optimization.warmup": duration,
     "optimization.warmup_from": number(0, 1, high_open=False),

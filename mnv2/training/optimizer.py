@@ -8,11 +8,9 @@ import optax
 from jaxtyping import Array
 
 from mnv2.runtime.errors import check_choice
+from mnv2.training.checks import OPTIMIZERS, SCHEDULES
 from mnv2.training.durations import to_steps
 from mnv2.training.settings import Optimization
-
-OPTIMIZERS = ("sgd", "rmsprop", "adamw")
-SCHEDULES = ("cosine", "exponential", "constant")
 
 
 def create_schedule(
