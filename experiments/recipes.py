@@ -28,6 +28,7 @@ from configs import imagenet
 from experiments import imagenet_shaped
 from experiments.common.writers import write_csv, write_markdown
 from mnv2 import data
+from mnv2.pretrained.preprocessing import NORMALIZATIONS
 from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import read_json, write_json
@@ -36,7 +37,6 @@ from mnv2.runtime.terminal import StatusLine
 from mnv2.sweeps.plan import resolve
 from mnv2.sweeps.workdir import read_result
 from mnv2.training import settings
-from mnv2.training.settings import NORMALIZATIONS
 
 STEPS = 10
 HOST_BATCHES = 6  # that are timed, after one that is not

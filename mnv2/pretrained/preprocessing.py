@@ -27,6 +27,12 @@ METHODS = {
     "nearest": "the whole picture stretched to {size}, nearest pixel",
 }
 CROPPING = ("mnv2", "slim", "bilinear", "bicubic")  # the methods that keep less than the whole
+# Mean and standard deviation of pixels in [0, 1], which training subtracts and divides by.
+NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "half": ((0.5,), (0.5,)),  # slim and Keras: -1 to 1
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),  # kuangliu/pytorch-cifar
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # torchvision and timm
+}
 SHRINKS = 2  # the factor above which the method `keras` takes the mean of pixels
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from mnv2.data.augment import DISTORTIONS, POLICIES, STRENGTHS
 from mnv2.data.preprocess import AUGMENTATIONS, INTERPOLATIONS
-from mnv2.pretrained.preprocessing import METHODS
+from mnv2.pretrained.preprocessing import METHODS, NORMALIZATIONS
 from mnv2.runtime.checks import Check, choice, number, ordered, pattern, truth, whole
 from mnv2.runtime.errors import UserError
 from mnv2.training.durations import to_steps
@@ -80,7 +80,7 @@ CHECKS: dict[str, Check] = {
     "data.erasing": number(0, 1, high_open=False),
     "data.repeats": whole(1),
     "data.progressive": sizes,
-    "data.normalization": choice(("half", "imagenet", "cifar10")),
+    "data.normalization": choice(tuple(NORMALIZATIONS)),
     "data.eval_method": choice(tuple(METHODS)),
     "data.eval_crop": number(0, 1, low_open=True, high_open=False),
     "data.eval_size": whole(1),

@@ -10,7 +10,7 @@ import flax.linen as nn
 from mnv2 import data, pretrained
 from mnv2.models import NETWORKS, STRIDES, MobileNetV2, create_model, name_and_fields
 from mnv2.ops import DeviceGroup
-from mnv2.pretrained.preprocessing import CROPPING
+from mnv2.pretrained.preprocessing import CROPPING, NORMALIZATIONS
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.processes import say
 from mnv2.runtime.terminal import note_once
@@ -19,7 +19,7 @@ from mnv2.training.devices import AXIS, Devices, number_of
 from mnv2.training.durations import to_steps
 from mnv2.training.evaluation import match_classes, view_of
 from mnv2.training.objective import Teacher
-from mnv2.training.settings import NORMALIZATIONS, Settings
+from mnv2.training.settings import Settings
 from mnv2.training.steps import Steps, create_steps
 
 
