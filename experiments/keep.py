@@ -104,7 +104,7 @@ def write_pictures(dataset: data.Dataset, names: Sequence[str], folder: Path) ->
 
 def _check_run(of_run: Path, config: dict[str, Any]) -> None:
     """Raises UserError unless a run is what the card says: the first seed of an arm of :hour."""
-    named, (arm, seed) = v2_ablation.get_config("hour"), of_run.absolute().parts[-2:]
+    named, (arm, seed) = v2_ablation.get_config("hour"), of_run.parts[-2:]
     known = arm in dict(named.arms)
     expected = resolve(named, arm).to_dict() if known else {}
     if json.loads(to_json(expected)) != {**config, "seeds": expected.get("seeds")}:
@@ -118,7 +118,8 @@ def main() -> None:
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("folder", type=Path, metavar="FOLDER")
     arguments = parser.parse_args()
-    folder, of_run = arguments.folder, arguments.run
+    folder, of_run = arguments.folder, arguments.run.absolute()
+    arm, seed = of_run.parts[-2:]
     result, config = read_result(of_run / RESULT), read_json(of_run / CONFIG, "train it again")
     _check_run(of_run, config)
     loaded = pretrained.load(of_run)
@@ -131,8 +132,7 @@ def main() -> None:
     write_pictures(dataset, loaded.display_names, folder / "pictures")
     _, matrix = evaluate_weights(loaded, dataset, "test", 500)
     recalls = 100 * np.diag(matrix) / matrix.sum(axis=1)
-    arm, seed = of_run.absolute().parts[-2:]
-    accuracies = load(of_run.absolute().parents[1]).accuracies(arm)
+    accuracies = load(of_run.parents[1]).accuracies(arm)
     card = CARD.format(
         title=f"MobileNetV2 {config['model']['width']:g} on Fashion-MNIST",
         width=config["model"]["width"],

@@ -44,6 +44,7 @@ def main() -> None:
     pictures = arguments.out / "pictures"
     photographs.write(pictures)
     rows: list[Row] = []
+    lines = []
     for augmentation in arguments.augmentations:
         task = Task(
             "load",
@@ -58,16 +59,10 @@ def main() -> None:
             raise UserError(f"{augmentation} could not be measured")
         print_rows(found)
         rows += found
+        lines.append(line_of(found))
     write_csv(rows, arguments.out / "loading.csv")
-    write_markdown(
-        arguments.out,
-        "loading",
-        ("augmentation", "mnv2", "torchvision", "ratio"),
-        [
-            line_of([row for row in rows if row.task.augmentation == augmentation])
-            for augmentation in arguments.augmentations
-        ],
-    )
+    header = ("augmentation", "mnv2", "torchvision", "ratio")
+    write_markdown(arguments.out, "loading", header, lines)
     print(f"\nin {arguments.out}: loading.csv, loading.md")
 
 

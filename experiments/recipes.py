@@ -186,12 +186,13 @@ def measured(
         line.say(f"{preset}, {number} of {len(presets)}")
         stored = out / "runs" / f"{preset}.json"
         how = {"batch": batch, "data_dir": str(data_dir.absolute())}
-        if not stored.exists() or read_json(stored, "remove it").get("how") != how:
+        found = read_json(stored, "remove it") if stored.exists() else {}
+        if found.get("how") != how:
             host = time_host(preset, dataset)
             recipe = measure(preset, dataset, data_dir, out, batch)
+            found = {"recipe": recipe._asdict(), "host": host._asdict(), "how": how}
             stored.parent.mkdir(parents=True, exist_ok=True)
-            write_json(stored, {"recipe": recipe._asdict(), "host": host._asdict(), "how": how})
-        found = read_json(stored, "remove it")
+            write_json(stored, found)
         yield Recipe(**found["recipe"]), Host(**found["host"])
     line.clear()
 

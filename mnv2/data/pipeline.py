@@ -219,14 +219,18 @@ def _part_of_epoch(
     if repeats == 1:
         return dataset.encoded("train", shuffle_seed, part)
     number, count = part
-    shares = [part]
-    if dataset.num_examples("train") >= 2 * count * repeats:
-        # The second share completes the batches if the first one is too small by an example.
-        shares = [
-            (number * repeats + (epoch + later) % repeats, count * repeats) for later in (0, 1)
-        ]
-    first, *more = (dataset.encoded("train", shuffle_seed, share) for share in shares)
-    examples = functools.reduce(lambda before, after: before.concatenate(after), more, first)
+    if dataset.num_examples("train") < 2 * count * repeats:
+        examples = dataset.encoded("train", shuffle_seed, part)
+    else:  # the second share completes the batches if the first one is too small by an example
+        first, second = (
+            dataset.encoded(
+                "train",
+                shuffle_seed,
+                (number * repeats + (epoch + later) % repeats, count * repeats),
+            )
+            for later in (0, 1)
+        )
+        examples = first.concatenate(second)
     return examples.flat_map(lambda example: tf.data.Dataset.from_tensors(example).repeat(repeats))
 
 

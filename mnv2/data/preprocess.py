@@ -13,6 +13,7 @@ from mnv2.data.augment import Policy, augment, distort, erase
 from mnv2.runtime.errors import check_choice
 
 AUGMENTATIONS = ("none", "flip", "crop_flip", "inception", "resized_crop")
+COVERED = 0.1  # slim redraws crops below a tenth of the picture
 CENTRAL_CROP = 0.875
 # By name: the method of tf.image.resize, and whether it averages when it makes pictures smaller.
 # Pillow and torchvision do; TensorFlow and slim do not.
@@ -152,7 +153,7 @@ def _inception_crop(image: tf.Tensor, seed: tf.Tensor, view: View) -> tf.Tensor:
         tf.shape(image),
         whole_image,
         seed,
-        min_object_covered=0.1,  # slim redraws crops below a tenth of the picture
+        min_object_covered=COVERED,
         aspect_ratio_range=view.aspect,
         area_range=view.area,
         max_attempts=100,

@@ -82,7 +82,7 @@ def _draw_panel(
         axis.plot(places, [row.accuracy.mean for row in rows], color=ARM_COLOR, zorder=1)
         axis.set_xticks(places, [f"{value:g}" for value in values])
     else:
-        size = min(10.0, max(5.0, 10 * inches / (0.85 * len(rows) or 1)))  # names do not overlap
+        size = min(10.0, max(5.0, 10 * inches / (0.85 * len(rows))))  # names do not overlap
         names = [str(value).replace("_", "\n").replace("@", "\n@ ") for value in values]
         axis.set_xticks(places, names, parse_math=False, fontsize=size)
         axis.set_xlim(-0.6, len(rows) - 0.4)

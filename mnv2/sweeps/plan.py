@@ -75,16 +75,16 @@ class Outcome(NamedTuple):
 def number_of_runs(config: ml_collections.ConfigDict) -> int:
     """Returns the number of runs of a config, without opening its data or building networks."""
     arms = dict(config.arms)
-    return sum(_seeds(config, f" of arm {arm}", changes) for arm, changes in arms.items())
+    return sum(len(_seeds(config, arm, changes)) for arm, changes in arms.items())
 
 
-def _seeds(config: ml_collections.ConfigDict, of: str, changes: Mapping[str, Any]) -> int:
-    """Returns the number of an arm's seeds. Raises UserError if there cannot be so many."""
+def _seeds(config: ml_collections.ConfigDict, arm: str, changes: Mapping[str, Any]) -> range:
+    """Returns the seeds of an arm. Raises UserError if there cannot be so many."""
     whole(1)("seeds", config.seeds)
-    seeds = whole(1)(f"seeds{of}", changes.get("seeds", config.seeds))
-    whole(0, LARGEST_SEED)(f"seed{of}", config.seed)
-    whole(0, LARGEST_SEED)(f"the last seed{of}", config.seed + seeds - 1)
-    return seeds
+    count = whole(1)(f"seeds of arm {arm}", changes.get("seeds", config.seeds))
+    first = whole(0, LARGEST_SEED)(f"seed of arm {arm}", config.seed)
+    whole(0, LARGEST_SEED)(f"the last seed of arm {arm}", first + count - 1)
+    return range(first, first + count)
 
 
 def plan(
@@ -107,7 +107,7 @@ def plan(
         resolved = resolve(config, arm)
         of_arm = settings.from_config(resolved)
         steps = set_up(of_arm, devices).durations.total
-        for seed in range(config.seed, config.seed + _seeds(config, f" of arm {arm}", changes)):
+        for seed in _seeds(config, arm, changes):
             runs.append(
                 Run(
                     arm,

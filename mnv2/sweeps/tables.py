@@ -98,8 +98,8 @@ def to_csv(rows: Sequence[Row]) -> str:
     return text.getvalue()
 
 
-def _both(estimate: Estimate | None) -> tuple[float | str | None, float | str | None]:
-    return (estimate.mean, estimate.half_width) if estimate else ("", "")
+def _both(estimate: Estimate | None) -> tuple[float | None, float | None]:
+    return (estimate.mean, estimate.half_width) if estimate else (None, None)
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -105,10 +105,11 @@ def _draw(field: str, choices: Mapping[str, Choice], path: AnyPath) -> None:
         axes[lowest, column].tick_params(labelbottom=True)
     for row in axes:
         row[0].set_ylabel("validation top-1 accuracy, %")
+    gap = " " if columns == COLUMNS else "\n"  # a narrow figure has room for two lines
     figure.suptitle(
         "Squares: the value that was chosen. Grey: the curves of the other arms."
-        f"{' ' if columns == COLUMNS else chr(10)}"
-        "Numbers at the bottom: below the panel. Without a point: the loss did not stay finite",
+        f"{gap}Numbers at the bottom: below the panel. Without a point: the loss did not stay "
+        "finite",
         fontsize="medium",
     )
     with replacing(path) as unfinished:

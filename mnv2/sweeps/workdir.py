@@ -59,7 +59,7 @@ class Sweep:
     @property
     def split(self) -> str:
         """The split on which finished runs are evaluated: test, or validation."""
-        return self.config.get("final_split", "test")
+        return _split_of(self.config)
 
     @property
     def arms(self) -> dict[str, dict[str, Any]]:
@@ -108,7 +108,7 @@ def load(workdir: AnyPath) -> Sweep:
         name = f"{arm}/{seed}"
         try:
             result = read_result(path)
-            if (split := config.get("final_split", FINAL_SPLITS[0])) not in result:
+            if (split := _split_of(config)) not in result:
                 raise UserError(f"{path} has no accuracy on {split}: {RESULT_REMEDY}")
             if result.get("steps", math.inf) >= steps.get(arm, 0):  # otherwise it trains longer now
                 results[arm][seed] = result
@@ -118,6 +118,10 @@ def load(workdir: AnyPath) -> Sweep:
             if is_environment(found := read_json(path.with_name(ENVIRONMENT), "")):
                 environments[name] = found
     return Sweep(workdir, config, steps, results, environments, damaged)
+
+
+def _split_of(config: Mapping[str, Any]) -> str:
+    return config.get("final_split", FINAL_SPLITS[0])  # older configs lack it
 
 
 def _result_paths(workdir: AnyPath, arms: Sequence[str]) -> list[tuple[str, int, AnyPath]]:

@@ -1,31 +1,30 @@
 """Do the settings of a run fit each other and its data? `training.checks` checks each alone."""
 
 from mnv2 import data
+from mnv2.data.preprocess import COVERED
 from mnv2.pretrained.preprocessing import CROPPING
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.terminal import note_once
-from mnv2.training.settings import Optimization, Settings
+from mnv2.training.durations import to_steps
+from mnv2.training.settings import Settings, defaults
 
 CROPS = ("inception", "resized_crop")
-COVERED = 0.1  # slim redraws crops below a tenth of the picture
 # The usual values of fields that act only with another one: those of configs/defaults.py.
 USUAL = {
+    **{
+        field: defaults()[field]
+        for field in (
+            *("data.crop_area", "data.crop_aspect", "data.repeats", "data.eval_crop"),
+            *("data.policy_operations", "data.policy_strength"),
+            *("data.policy_interpolation", "data.policy_fill"),
+            *("mix_until", "optimization.warmup_from", "optimization.nesterov"),
+        )
+    },
     "data.pad": 4,
-    "data.crop_area": (0.05, 1.0),
-    "data.crop_aspect": (3 / 4, 4 / 3),
-    "data.policy_operations": 2,
-    "data.policy_strength": 9,
-    "data.policy_interpolation": "nearest",
-    "data.policy_fill": 0,
-    "data.repeats": 1,
-    "data.eval_crop": 0.875,
-    "mix_until": None,
-    "optimization.warmup_from": 0.0,
     "optimization.decay_rate": 0.98,
     "optimization.decay_every": "1 epochs",
     "optimization.rmsprop_decay": 0.9,
     "optimization.epsilon": 1.0,
-    "optimization.nesterov": True,
 }
 
 
@@ -141,6 +140,7 @@ def _acts(settings: Settings) -> dict[str, tuple[bool, str]]:
     policy = chosen.policy != "none", "a data.policy"
     random = chosen.policy == "random", "data.policy random"
     augmented = chosen.augmentation != "none" or policy[0] or chosen.erasing > 0
+    warms_up = to_steps(optimization.warmup, examples=1, batch_size=1) > 0
     rmsprop = optimization.optimizer == "rmsprop", "optimization.optimizer rmsprop"
     exponential = optimization.schedule == "exponential", "optimization.schedule exponential"
     return {
@@ -154,14 +154,10 @@ def _acts(settings: Settings) -> dict[str, tuple[bool, str]]:
         "data.repeats": (augmented, "some augmentation: all versions of a picture are equal"),
         "data.eval_crop": (chosen.eval_method in CROPPING, "a data.eval_method that crops"),
         "mix_until": (settings.mixup > 0 or settings.cutmix > 0, "mixup or cutmix"),
-        "optimization.warmup_from": (_warms_up(optimization), "optimization.warmup"),
+        "optimization.warmup_from": (warms_up, "optimization.warmup"),
         "optimization.decay_rate": exponential,
         "optimization.decay_every": exponential,
         "optimization.rmsprop_decay": rmsprop,
         "optimization.epsilon": rmsprop,
         "optimization.nesterov": (optimization.optimizer == "sgd", "optimization.optimizer sgd"),
     }
-
-
-def _warms_up(optimization: Optimization) -> bool:
-    return not optimization.warmup.startswith("0 ")
