@@ -100,6 +100,9 @@ def defaults() -> ml_collections.ConfigDict:
     config.optimization.nesterov = True  # for sgd; PyTorch's recipes have the plain momentum
     config.optimization.weight_decay = 4e-5
     config.optimization.weight_decay_on = "kernel"  # a regular expression for paths of parameters
+    # Those of batch norm, and of all biases, whatever weight_decay_on matches: see torchvision.
+    config.optimization.norm_weight_decay = config_dict.placeholder(float)
+    config.optimization.bias_weight_decay = config_dict.placeholder(float)
     config.optimization.decay_rate = 0.98  # for exponential: factor per decay
     config.optimization.decay_every = "1 epochs"  # for exponential: time between decays
     config.optimization.rmsprop_decay = 0.9

@@ -30,7 +30,6 @@ from configs.defaults import defaults
 
 NOT_DEPTHWISE = "^(?!.*depthwise).*kernel"  # slim decays all kernels but depthwise ones
 EVERYTHING = "."  # PyTorch decays norms and biases too
-NO_NORMS = "kernel|classifier/bias"  # torchvision's --norm-weight-decay 0
 
 
 def _common() -> ml_collections.ConfigDict:
@@ -140,7 +139,7 @@ def _torchvision_v2(config: ml_collections.ConfigDict) -> None:
     config.optimization.warmup = "5 epochs"  # --lr-warmup-epochs 5 --lr-warmup-method linear
     config.optimization.warmup_from = 0.01  # not in the command; 0 would waste an epoch
     config.optimization.weight_decay = 2e-5
-    config.optimization.weight_decay_on = NO_NORMS  # --norm-weight-decay 0.0
+    config.optimization.norm_weight_decay = 0.0  # --norm-weight-decay 0.0
 
 
 def _d_li14(config: ml_collections.ConfigDict) -> None:

@@ -7,7 +7,7 @@ from mnv2.models import STRIDES, create_model, name_and_fields
 from mnv2.models.shapes import variable_shapes
 from mnv2.sweeps.plan import resolve
 from mnv2.training import settings
-from mnv2.training.optimizer import create_optimizer, create_schedule, name_mask
+from mnv2.training.optimizer import create_optimizer, create_schedule, weight_decays
 from mnv2.training.setup import fields_of
 
 IMAGE = {"fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3), "imagenet2012": (224, 224, 3)}
@@ -50,11 +50,11 @@ def _check_decayed(model, optimization, preset):
     strides = STRIDES[name_and_fields(model)[0]]["small"]
     same_names = model.clone(width=1.0, num_classes=10, strides=strides)  # one for many arms
     shapes = variable_shapes(same_names, 3)["params"]
-    decayed = flatten_dict(name_mask(shapes, optimization.weight_decay_on), sep="/")
-    for name, is_decayed in decayed.items():
+    decays = flatten_dict(weight_decays(shapes, optimization), sep="/")
+    for name, decay in decays.items():
         depthwise = preset == "imagenet" and "depthwise" in name
-        assert is_decayed == (name.endswith("/kernel") and not depthwise), name
-    assert decayed["classifier/kernel"]
+        assert (decay > 0) == (name.endswith("/kernel") and not depthwise), name
+    assert decays["classifier/kernel"] == optimization.weight_decay
 
 
 def test_the_arms_are_the_papers_ablations():
@@ -121,9 +121,9 @@ def test_a_recipe_decays_what_its_source_decays():
     names = variable_shapes(create_model("mobilenet_v2", num_classes=1000), 3)["params"]
 
     def decayed(preset):
-        pattern = imagenet.get_config(preset).optimization.weight_decay_on
-        marked = flatten_dict(name_mask(names, pattern), sep="/")
-        return {name for name, marked in marked.items() if marked}
+        optimization = settings.from_config(imagenet.get_config(preset)).optimization
+        decays = flatten_dict(weight_decays(names, optimization), sep="/")
+        return {name for name, decay in decays.items() if decay}
 
     everything = set(flatten_dict(names, sep="/"))
     assert decayed("d_li14") == decayed("torchvision_v1") == everything

@@ -95,6 +95,8 @@ CHECKS: dict[str, Check] = {
     "optimization.momentum": number(0, 1),
     "optimization.weight_decay": number(0),
     "optimization.weight_decay_on": pattern,
+    "optimization.norm_weight_decay": number(0),
+    "optimization.bias_weight_decay": number(0),
     "optimization.decay_rate": number(0, low_open=True),
     "optimization.decay_every": positive_duration,
     "optimization.rmsprop_decay": number(0, 1),
@@ -107,7 +109,10 @@ CHECKS: dict[str, Check] = {
     "model.expansion": number(0, low_open=True),
     "model.dtype": choice(("float32", "bfloat16", "float16", "float64")),
 }
-OPTIONAL = ("data.image_size", "data.eval_size", "bn_group", "mix_until")  # may be None
+OPTIONAL = (  # may be None
+    *("data.image_size", "data.eval_size", "bn_group", "mix_until"),
+    *("optimization.norm_weight_decay", "optimization.bias_weight_decay"),
+)
 
 
 def check_fields(values: Mapping[str, Any]) -> None:

@@ -12,6 +12,8 @@ from mnv2.training.checks import OPTIMIZERS, SCHEDULES
 from mnv2.training.durations import to_steps
 from mnv2.training.settings import Optimization
 
+BATCH_NORM = "bn"  # the name of this layer in all networks
+
 
 def create_schedule(
     config: Optimization,
@@ -60,10 +62,9 @@ def create_optimizer(
 ) -> optax.GradientTransformation:
     """Creates SGD with momentum (Nesterov's or the plain one), the papers' RMSProp, or AdamW.
 
-    Weight decay applies to parameters whose path (such as `block_3/expand/kernel`) matches
-    `config.weight_decay_on`. For sgd and rmsprop it is an L2 term of the loss, which passes through
-    momentum and scaling as in TensorFlow and PyTorch. For adamw it is decoupled; the momentum is
-    adamw's first beta.
+    `weight_decays` has the weight decay of each parameter. For sgd and rmsprop it is an L2 term of
+    the loss, which passes through momentum and scaling as in TensorFlow and PyTorch. For adamw it
+    is decoupled; the momentum is adamw's first beta.
 
     rmsprop is TensorFlow's: epsilon is inside the square root, the mean square starts from 1, and
     the learning rate is inside the momentum buffer. With epsilon = 1, as the authors trained, all
@@ -95,13 +96,11 @@ def _with_backbone_rate(
 
 def _update(config: Optimization, schedule: optax.Schedule) -> optax.GradientTransformation:
     check_choice(config.optimizer, OPTIMIZERS, "optimizer")
-
-    def decayed(params: Any) -> Any:
-        return name_mask(params, config.weight_decay_on)
-
+    special = filter(None, (config.norm_weight_decay, config.bias_weight_decay))
+    decay = [_decay(config, value) for value in dict.fromkeys((config.weight_decay, *special))]
     if config.optimizer == "adamw":
-        return optax.adamw(
-            schedule, b1=config.momentum, weight_decay=config.weight_decay, mask=decayed
+        return optax.chain(
+            optax.scale_by_adam(b1=config.momentum), *decay, optax.scale_by_learning_rate(schedule)
         )
     if config.optimizer == "rmsprop":
         update = optax.rmsprop(
@@ -114,11 +113,34 @@ def _update(config: Optimization, schedule: optax.Schedule) -> optax.GradientTra
         )
     else:
         update = optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov)
-    return optax.chain(optax.add_decayed_weights(config.weight_decay, decayed), update)
+    return optax.chain(*decay, update)
 
 
-def name_mask(params: Any, pattern: str) -> Any:
-    """Marks the parameters whose path, such as stem/bn/scale, matches a regular expression."""
-    return jax.tree.map_with_path(
-        lambda path, _: re.search(pattern, "/".join(key.key for key in path)) is not None, params
-    )
+def _decay(config: Optimization, value: float) -> optax.GradientTransformation:
+    """Adds the weight decay of the parameters that have this one."""
+
+    def chosen(params: Any) -> Any:
+        return jax.tree.map(lambda decay: decay == value, weight_decays(params, config))
+
+    return optax.add_decayed_weights(value, chosen)
+
+
+def weight_decays(params: Any, config: Optimization) -> Any:
+    """Returns the weight decay of each parameter, in a tree like `params`.
+
+    It is `config.weight_decay` for those whose path (such as `block_3/expand/kernel`) matches
+    `config.weight_decay_on`, and 0 for others. `norm_weight_decay` and `bias_weight_decay`, if they
+    are not None, are those of batch norm and of all biases, as in torchvision's training script.
+    """
+
+    def of(path: tuple[Any, ...], _: Any) -> float:
+        *layers, name = (key.key for key in path)
+        special = config.norm_weight_decay if BATCH_NORM in layers else None
+        if name == "bias" and config.bias_weight_decay is not None:
+            special = config.bias_weight_decay
+        if special is not None:
+            return special
+        matches = re.search(config.weight_decay_on, "/".join((*layers, name)))
+        return config.weight_decay if matches else 0.0
+
+    return jax.tree.map_with_path(of, params)

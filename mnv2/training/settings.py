@@ -95,6 +95,8 @@ class Optimization:
     rate_every: str = "1 steps"
     clip: float = 0.0
     nesterov: bool = True
+    norm_weight_decay: float | None = None  # None: as weight_decay_on says
+    bias_weight_decay: float | None = None
 
     @property
     def classifier_only(self) -> bool:

@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from configs import v2_ablation
 from mnv2.runtime.errors import UserError
-from mnv2.training.optimizer import create_optimizer, create_schedule, name_mask
+from mnv2.training.optimizer import create_optimizer, create_schedule, weight_decays
 from mnv2.training.settings import optimization
 
 
@@ -64,12 +64,33 @@ def test_adamw_decays_weights_apart_from_the_gradient(settings):
     assert float(updates["bias"][0]) == 0.0
 
 
-def test_the_mask_goes_by_a_parameters_path():
+def test_a_parameter_decays_as_its_path_says(settings):
     params = {"block_0": {"depthwise": {"kernel": 0, "bn": {"scale": 0}}, "expand": {"kernel": 0}}}
-    assert name_mask(params, "(expand|project).*kernel") == {
-        "block_0": {"depthwise": {"kernel": False, "bn": {"scale": False}},
-                    "expand": {"kernel": True}}
-    }  # fmt: skip
+    settings.weight_decay, settings.weight_decay_on = 0.1, "(expand|project).*kernel"
+    assert weight_decays(params, optimization(settings)) == {
+        "block_0": {"depthwise": {"kernel": 0.0, "bn": {"scale": 0.0}}, "expand": {"kernel": 0.1}}
+    }
+
+
+@pytest.mark.parametrize(
+    ("norm", "bias", "decays"),  # of a norm's scale and bias, and of another bias
+    [
+        *((None, None, (0.1, 0.1, 0.1)), (0.0, None, (0.0, 0.0, 0.1))),
+        *((0.3, None, (0.3, 0.3, 0.1)), (None, 0.2, (0.1, 0.2, 0.2)), (0.3, 0.2, (0.3, 0.2, 0.2))),
+    ],
+)
+def test_norms_and_biases_may_have_weight_decays_of_their_own(settings, norm, bias, decays):
+    settings.optimizer, settings.momentum = "sgd", 0.0
+    settings.update(weight_decay=0.1, weight_decay_on=".")
+    settings.norm_weight_decay, settings.bias_weight_decay = norm, bias
+    one = jnp.asarray([1.0])
+    params = {"a": {"bn": {"scale": one, "bias": one}, "kernel": one}, "classifier": {"bias": one}}
+    optimizer = create_optimizer(optimization(settings), optax.constant_schedule(1.0))
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zero, optimizer.init(params), params)
+    found = (*(updates["a"]["bn"][name] for name in ("scale", "bias")),
+             updates["classifier"]["bias"], updates["a"]["kernel"])  # fmt: skip
+    assert [-float(update[0]) for update in found] == pytest.approx([*decays, 0.1])
 
 
 def test_the_papers_schedule_falls_in_stairs_of_one_epoch(settings):
