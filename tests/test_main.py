@@ -81,6 +81,10 @@ BAD_INPUT = {
         "--coordinator_address must be HOST:PORT, got 'a'",
     ),
     "stray argument": ([CONFIG, "run"], "unexpected argument 'run'"),
+    "a truth without its equals sign": (
+        [CONFIG, "--config.optimization.nesterov", "false"],
+        "write --config.optimization.nesterov=false, with an equals sign",
+    ),
 }  # fmt: skip
 
 

@@ -29,6 +29,12 @@ def positive_duration(field: str, value: Any) -> None:
         raise UserError(f"{field} must be greater than 0, got {value!r}")
 
 
+def path(field: str, value: Any) -> None:
+    """Checks the path of a file or folder, which is not empty."""
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{field} must be a path, got {value!r}: leave it out for none")
+
+
 def sizes(field: str, value: Any) -> None:
     """Checks the sizes of pictures, one per part of a run: none, or two or more."""
     if not isinstance(value, tuple | list) or len(value) == 1:
@@ -63,6 +69,9 @@ CHECKS: dict[str, Check] = {
     "eval_every": duration,
     "checkpoint_every": duration,
     "start": choice(("weights", "scratch")),
+    "weights": path,
+    "teacher": path,
+    "data.dir": path,
     "data.on_broken": choice(("stop", "skip")),
     "data.validation": whole(0),
     "data.image_size": whole(1),
@@ -110,7 +119,8 @@ CHECKS: dict[str, Check] = {
     "model.dtype": choice(("float32", "bfloat16", "float16", "float64")),
 }
 OPTIONAL = (  # may be None
-    *("data.image_size", "data.eval_size", "bn_group", "mix_until"),
+    *("weights", "teacher", "data.dir", "data.image_size", "data.eval_size"),
+    *("bn_group", "mix_until"),
     *("optimization.norm_weight_decay", "optimization.bias_weight_decay"),
 )
 
