@@ -66,15 +66,23 @@ class Forecast:
     def __init__(self, work: Mapping[str, float]):
         self._work = work
         self._known: dict[str, Duration] = {}  # by the name of the run, in order
+        self._ends: dict[str, float] = {}  # seconds from the start of a run to its end
 
     def finished(self, name: str, duration: Duration) -> None:
         """Notes how long a run took."""
         self._known[name] = duration
 
-    def running(self, name: str, seconds: float, before: float, done: float) -> None:
-        """Notes how far a run is: a part `done` of it after `seconds`, `before` which it began."""
-        if done >= ENOUGH:
-            self.finished(name, Duration((seconds - before) / done, before, before))
+    def running(
+        self, name: str, seconds: float, before: float, done: float, seconds_left: float
+    ) -> None:
+        """Notes how far a run is: a part `done` of it after `seconds`, `before` which it began.
+
+        A part of what is done may be of an earlier command. So the time of the whole run, which
+        others of its arm will take, is that of the part that is left.
+        """
+        if ENOUGH <= done < 1:
+            self.finished(name, Duration(seconds_left / (1 - done), before, before))
+            self._ends[name] = seconds + seconds_left
 
     def left(self, running: Mapping[str, float], waiting: Sequence[str], workers: int) -> float:
         """Returns the seconds until the last run ends; 0 as long as nothing is known.
@@ -95,6 +103,8 @@ class Forecast:
 
     def _expected(self, name: str, later: bool = False) -> float:
         """Returns how long a run takes; `later` says that others of its arm were started before."""
+        if name in self._ends:
+            return self._ends[name]
         if name in self._known:
             return self._known[name].training + self._known[name].rest
         return self._training(name) + self._rest(later)

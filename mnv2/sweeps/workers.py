@@ -215,7 +215,9 @@ class _Pool:
                 self._measure(worker)
             elif isinstance(message, Progress):
                 done = message.step / message.steps
-                self._forecast.running(one.name, spent, worker.trained_since, done)
+                self._forecast.running(
+                    one.name, spent, worker.trained_since, done, message.seconds_left
+                )
             return
         worker.run = None
         if message.holder is not None and one.name not in self._tried:
@@ -324,10 +326,11 @@ class _Pool:
 
 
 def _duration(worker: _Worker, outcome: Outcome) -> Duration:
-    """Returns the parts of the time that a run took here; it may have trained before."""
+    """Returns how long a run took. Its training may have begun in an earlier command."""
     assert outcome.result is not None
-    training = min(outcome.result["train_seconds"], outcome.seconds - worker.trained_since)
-    return Duration(training, outcome.seconds - training, worker.trained_since)
+    training = outcome.result["train_seconds"]
+    here = min(training, outcome.seconds - worker.trained_since)
+    return Duration(training, outcome.seconds - here, worker.trained_since)
 
 
 def _describe(code: int | None) -> str:
