@@ -156,16 +156,16 @@ def train(
                 began = time.perf_counter()
                 batches = feed(setup, settings, step, key, member)
                 while step < total_steps:
-                    most = (
-                        1
-                        if trace.waits or not first_step_seconds
-                        else _until_due(step, setup, settings)
-                    )
+                    left = _until_due(step, setup, settings)
+                    # The last step before a report comes alone: its update is measured.
+                    most = 1 if trace.waits or not first_step_seconds else max(1, left - 1)
                     count = batches.count(most, stopwatch.images_per_second / settings.batch_size)
                     if not count:
                         stopper.check()
                     with stopwatch.fetching(idle=lambda: _finished(window)):
                         call = batches.next(count)
+                    if left == 1:
+                        before = metrics.joined(state.params)
                     update = functools.partial(call.update, state)
                     compiles = call.shape != compiled_for  # also when pictures begin to grow
                     if compiles:
@@ -201,9 +201,10 @@ def train(
                             values["train/skipped_steps"] = metrics.skipped(done)
                         window.clear()
                         stopwatch.stop(step)
-                        norm = float(metrics.parameter_norm(state.params))
-                        if math.isfinite(norm):  # otherwise the next step or checkpoint says why
-                            values["train/parameter_norm"] = norm
+                        norms = map(float, metrics.parameter_norms(state.params, before))
+                        for name, norm in zip(("parameter", "update"), norms, strict=True):
+                            if math.isfinite(norm):  # else the next step or checkpoint says why
+                                values[f"train/{name}_norm"] = norm
                         if step == total_steps and settings.recalibrate:
                             say("recalibrating")
                             state = recalibrated(state, setup, settings)

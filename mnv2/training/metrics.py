@@ -105,9 +105,27 @@ def gradient_norm(batches: Sequence[Sums]) -> float:
 
 
 @jax.jit
-def parameter_norm(params: Any) -> Array:
-    """Computes the Euclidean norm of all parameters together.
+def joined(arrays: Any) -> Float[Array, " n"]:
+    """Joins the arrays of a tree into one vector, a copy."""
+    return jnp.concatenate([array.ravel() for array in jax.tree.leaves(arrays)])
 
-    Not in the step: a GPU would start one more kernel for each parameter.
+
+def norm(arrays: Any) -> Float[Array, ""]:
+    """Computes the Euclidean norm of all arrays of a tree together.
+
+    One sum over the joined arrays is cheaper than one for each, in spite of the copy: the
+    ablation's step has 880 kernels on an H100, and 931 with optax.global_norm.
     """
-    return optax.global_norm(params)
+    return jnp.linalg.norm(joined(arrays))
+
+
+@jax.jit
+def parameter_norms(
+    params: Any, before: Float[Array, " n"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Computes the norm of all parameters, and that of their change since `joined` gave `before`.
+
+    Not in the step, which a second norm would make a quarter longer on a TPU.
+    """
+    now = joined(params)
+    return jnp.linalg.norm(now), jnp.linalg.norm(now - before)

@@ -72,7 +72,7 @@ def train_step(
     after = state.replace(  # type: ignore[attr-defined]
         step=state.step + 1, params=params, batch_stats=batch_stats, opt_state=opt_state, ema=ema
     )
-    sums = {**jax.lax.psum(sums, AXIS), "gradient_norm": optax.global_norm(gradients)}
+    sums = {**jax.lax.psum(sums, AXIS), "gradient_norm": metrics.norm(gradients)}
     if not skip_nan:
         return after, sums
     finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(sums["gradient_norm"])

@@ -34,6 +34,29 @@ def one_program(tiny_config):
     return tiny_config
 
 
+def curves(folder, name):
+    """Returns the values of `name` in the log of a run, by step."""
+    lines = map(json.loads, (folder / METRICS).read_text().splitlines())
+    return {line["step"]: line[name] for line in lines if name in line}
+
+
+def test_the_update_norm_is_that_of_the_last_step_however_often_it_is_reported(
+    one_program, tmp_path, few_test_pictures
+):
+    one_program.duration = "6 steps"
+    one_program.optimization.update(momentum=0.0, weight_decay=0.0)
+    one_program.log_every = 1
+    train(one_program, tmp_path / "each")
+    one_program.log_every = 3
+    train(one_program, tmp_path / "third")
+    each = curves(tmp_path / "each", "train/update_norm")
+    rates = curves(tmp_path / "each", "train/learning_rate")
+    gradients = curves(tmp_path / "each", "train/gradient_norm")
+    expected = {step: rates[step] * norm for step, norm in gradients.items()}
+    assert each == pytest.approx(expected, rel=1e-4)
+    assert curves(tmp_path / "third", "train/update_norm") == {step: each[step] for step in (3, 6)}
+
+
 class Killed(Exception):
     pass
 

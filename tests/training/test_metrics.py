@@ -1,5 +1,7 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from mnv2.training import metrics
@@ -72,3 +74,14 @@ def test_what_is_not_finite_is_no_hit_and_is_found(value):
     hits = 1 if value == np.inf else 0  # an infinite logit alone ranks first
     assert sums["top1"] <= hits
     assert metrics.first_not_finite([sums]) == 0
+
+
+def test_norms_are_those_of_all_arrays_together():
+    rng = np.random.default_rng(0)
+    before = {"kernel": rng.normal(size=(3, 4)), "bias": rng.normal(size=5)}
+    after = jax.tree.map(lambda x: x + rng.normal(size=x.shape), before)
+    assert float(metrics.norm(before)) == pytest.approx(float(optax.global_norm(before)))
+    norms = metrics.parameter_norms(after, metrics.joined(before))
+    changes = jax.tree.map(np.subtract, after, before)
+    expected = (float(optax.global_norm(after)), float(optax.global_norm(changes)))
+    assert tuple(map(float, norms)) == pytest.approx(expected, rel=1e-5)
