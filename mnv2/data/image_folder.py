@@ -159,9 +159,15 @@ def open_image_folder(name: str, root: Path, validation: int, on_broken: str) ->
         ]
         np.random.default_rng(0).shuffle(pictures[split])
     counts = {split: len(of_split) for split, of_split in pictures.items()}
-    return ImageFolder(
-        name, root, class_names, pictures, divide(name, counts, validation), validation
-    )
+    parts = divide(name, counts, validation)
+    if validation:
+        trained = {picture.label for picture in pictures["train"][: parts["train"].stop]}
+        if lost := [label for i, label in enumerate(class_names) if i not in trained]:
+            raise UserError(
+                f"data.validation {validation} holds out every training picture of {_quoted(lost)} "
+                f"in {root}: lower it, or add pictures"
+            )
+    return ImageFolder(name, root, class_names, pictures, parts, validation)
 
 
 def _class_names(root: Path, readable: Pictures) -> list[str]:

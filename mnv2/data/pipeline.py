@@ -19,6 +19,7 @@ import tensorflow as tf
 from mnv2.data.datasets import Dataset
 from mnv2.data.preprocess import View, train_image
 from mnv2.runtime.errors import UserError
+from mnv2.runtime.terminal import first_few, note_once
 
 # A data set on disk is read in this many parts, each in its own order. It bounds the number of
 # processes that read the same batches as one. A part reads up to two files at a time.
@@ -290,3 +291,11 @@ def check_labels(dataset: Dataset, split: str, labels: np.ndarray) -> None:
             f"the split {split} of {dataset.name} has the label {outside[0]}, but the labels of "
             f"its {dataset.num_classes} classes are 0 to {dataset.num_classes - 1}{unlabelled}"
         )
+
+
+def note_untrained(dataset: Dataset, labels: np.ndarray) -> None:
+    """Says in a note which classes are missing in `labels`, those of all training examples."""
+    untrained = np.setdiff1d(np.arange(dataset.num_classes), labels)
+    if len(untrained):
+        names = first_few(dataset.class_names[i] for i in untrained)
+        note_once(f"{dataset.name} has no training example of {names}: these are not learned")

@@ -18,6 +18,7 @@ USUAL = {
             *("data.policy_operations", "data.policy_strength"),
             *("data.policy_interpolation", "data.policy_fill"),
             *("mix_until", "optimization.warmup_from", "optimization.nesterov"),
+            "optimization.norm_weight_decay",
         )
     },
     "data.pad": 4,
@@ -45,7 +46,7 @@ def check_data(settings: Settings, dataset: data.Dataset) -> None:
     if settings.final_split == "validation" and held_out in (None, dataset.parts.get("test")):
         raise UserError(
             "final_split validation needs examples that are not those of the test: set "
-            "data.validation, say to 5000"
+            f"data.validation, say to {max(1, dataset.num_examples('train') // 10)}"
         )
     if settings.recalibrate and settings.optimization.classifier_only:
         raise UserError("recalibrate must be 0 with a frozen backbone, whose batch norm is frozen")
@@ -80,7 +81,7 @@ def _check_repeats(settings: Settings, dataset: data.Dataset) -> None:
     repeats, examples = settings.data.repeats, dataset.num_examples("train")
     if repeats > examples:
         raise UserError(f"data.repeats must be at most the {examples} training examples")
-    if (settings.mixup or settings.cutmix) and repeats > 1 and repeats > settings.batch_size // 2:
+    if settings.mixes and repeats > 1 and repeats > settings.batch_size // 2:
         raise UserError(
             f"data.repeats must be at most half of batch_size ({settings.batch_size}) with mixup "
             f"or cutmix, got {repeats}: a picture would be mixed with itself"
@@ -129,6 +130,8 @@ def note_what_does_nothing(settings: Settings) -> None:
         for field, usual in USUAL.items()
         if not acts[field][0] and values[field] != usual
     ]
+    if settings.mixes and to_steps(settings.mix_until or "1 steps", examples=1, batch_size=1) == 0:
+        idle.append("mixup and cutmix act only before mix_until")
     if idle:
         note_once(f"without effect: {'; '.join(idle)}")
 
@@ -153,11 +156,15 @@ def _acts(settings: Settings) -> dict[str, tuple[bool, str]]:
         "data.policy_fill": policy,
         "data.repeats": (augmented, "some augmentation: all versions of a picture are equal"),
         "data.eval_crop": (chosen.eval_method in CROPPING, "a data.eval_method that crops"),
-        "mix_until": (settings.mixup > 0 or settings.cutmix > 0, "mixup or cutmix"),
+        "mix_until": (settings.mixes, "mixup or cutmix"),
         "optimization.warmup_from": (warms_up, "optimization.warmup"),
         "optimization.decay_rate": exponential,
         "optimization.decay_every": exponential,
         "optimization.rmsprop_decay": rmsprop,
         "optimization.epsilon": rmsprop,
+        "optimization.norm_weight_decay": (
+            not optimization.classifier_only,
+            "layers that are not frozen",
+        ),
         "optimization.nesterov": (optimization.optimizer == "sgd", "optimization.optimizer sgd"),
     }

@@ -125,6 +125,7 @@ class FromDevice:
     def _place(self, setup: Setup) -> tuple[Array, Array, Any]:
         images, labels = setup.dataset.arrays("train")
         data.check_labels(setup.dataset, "train", labels.numpy())
+        data.note_untrained(setup.dataset, labels.numpy())
         place = self._steps.place
         return place(images.numpy()), place(labels.numpy().astype(np.int32)), place(setup.taught)
 

@@ -135,6 +135,11 @@ class Settings:
     final_split: str = "test"
 
     @property
+    def mixes(self) -> bool:
+        """Tells whether pictures are mixed, before `mix_until`."""
+        return self.mixup > 0 or self.cutmix > 0
+
+    @property
     def starts_from_weights(self) -> bool:
         """Tells whether the weights of the file are used, and not only its network."""
         return self.weights is not None and self.start == "weights"

@@ -1,5 +1,6 @@
 """The state that a run starts from: fresh, or with the weights of a file."""
 
+import re
 from typing import Any
 
 import jax
@@ -9,7 +10,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from mnv2.pretrained import Pretrained
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.terminal import first_few
-from mnv2.training.optimizer import weight_decays
 from mnv2.training.settings import Optimization, Settings
 from mnv2.training.setup import Setup
 from mnv2.training.state import TrainState, create_state
@@ -34,9 +34,8 @@ def initial_state(setup: Setup, settings: Settings) -> TrainState:
 
 
 def _check_decay(params: Any, config: Optimization) -> None:
-    decays = jax.tree.leaves(weight_decays(params, config))
-    if config.weight_decay and config.weight_decay not in decays:
-        names = list(flatten_dict(params, sep="/"))
+    names = list(flatten_dict(params, sep="/"))
+    if config.weight_decay and not any(re.search(config.weight_decay_on, name) for name in names):
         raise UserError(
             f"optimization.weight_decay_on {config.weight_decay_on!r} matches no parameter: they "
             f"are {first_few(names)}; set optimization.weight_decay 0 to decay none"

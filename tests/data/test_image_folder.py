@@ -63,8 +63,16 @@ def add_broken(root):
         (root / "train" / "odd" / name).write_bytes(content)
 
 
-def reopen(root, **settings):
-    return open_dataset.__wrapped__(f"folder:{root}", None, 0, **settings)
+def reopen(root, validation=0, **settings):
+    return open_dataset.__wrapped__(f"folder:{root}", None, validation, **settings)
+
+
+@pytest.mark.parametrize("split", ["train", ""])  # with a test split, and without one
+def test_validation_that_takes_every_picture_of_a_class_is_refused(pictures, split):
+    root = pictures / split
+    with pytest.raises(UserError, match=r"data.validation \d+ holds out every .* of 'plain'"):
+        for validation in range(1, reopen(root).num_examples("train")):
+            assert reopen(root, validation=validation).num_examples("validation") == validation
 
 
 @pytest.mark.parametrize("name", BROKEN)

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from mnv2.data import View, eval_batches, eval_image, open_dataset, train_batches
+from mnv2.data import (
+    View,
+    eval_batches,
+    eval_image,
+    note_untrained,
+    open_dataset,
+    train_batches,
+)
 from mnv2.runtime.errors import UserError
 from tests.data.test_decoding import PICTURE, few_colours
 
@@ -109,6 +116,14 @@ def test_a_label_that_is_no_class_stops_training_and_evaluation(tmp_path, split,
     if split == "train":
         with pytest.raises(UserError, match=message):
             list(itertools.islice(train_batches(dataset, 4, seed=0, view=View(SIZE)), 5))
+
+
+def test_a_class_without_training_examples_is_named(tmp_path, capsys):
+    prepare(tmp_path, {"train": 20, "test": 9})
+    note_untrained(reopen(tmp_path), np.asarray([0, 2, 2, 0]))
+    note_untrained(reopen(tmp_path), np.asarray([0, 2, 1, 0]))
+    said = "note: tiny_set has no training example of 1: these are not learned"
+    assert [line for line in notes(capsys) if "no training example" in line] == [said]
 
 
 def test_a_tenth_of_train_is_held_out_for_testing_before_validation(tmp_path, capsys):

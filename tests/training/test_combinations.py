@@ -47,7 +47,7 @@ def changed(config, **fields):
         ),
         (
             {"final_split": "validation", "data__validation": 0},
-            "final_split validation needs examples that are not those of the test",
+            r"not those of the test: set data.validation, say to 6000$",
         ),
     ],
 )
@@ -62,6 +62,13 @@ def test_weight_decay_on_nothing_is_refused(tiny_config, fashion_mnist):
     of_run = changed(tiny_config, optimization__weight_decay_on="kernal")
     with pytest.raises(UserError, match=r"'kernal' matches no parameter: they are .*kernel"):
         initial_state(set_up(of_run), of_run)
+    same = changed(
+        tiny_config,
+        optimization__weight_decay_on="kernal",
+        optimization__norm_weight_decay=tiny_config.optimization.weight_decay,
+    )
+    with pytest.raises(UserError, match=r"'kernal' matches no parameter"):
+        initial_state(set_up(same), same)
     without = changed(tiny_config, optimization__weight_decay=0.0)
     initial_state(set_up(without), without)
 
@@ -74,6 +81,11 @@ def test_weight_decay_on_nothing_is_refused(tiny_config, fashion_mnist):
         (
             {"optimization__optimizer": "adamw", "optimization__epsilon": 1e-3},
             "optimization.epsilon acts only with optimization.optimizer rmsprop",
+        ),
+        ({"mixup": 0.2, "mix_until": "0 steps"}, "mixup and cutmix act only before mix_until"),
+        (
+            {"optimization__backbone_rate": 0.0, "optimization__norm_weight_decay": 0.0},
+            "optimization.norm_weight_decay acts only with layers that are not frozen",
         ),
         ({"data__repeats": 4}, "data.repeats acts only with some augmentation"),
     ],
