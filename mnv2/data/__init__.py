@@ -5,8 +5,8 @@ from mnv2.data.datasets import open_dataset as open_dataset
 from mnv2.data.pipeline import Batch as Batch
 from mnv2.data.pipeline import check_batch_size as check_batch_size
 from mnv2.data.pipeline import check_labels as check_labels
-from mnv2.data.pipeline import note_untrained as note_untrained
 from mnv2.data.pipeline import eval_batches as eval_batches
+from mnv2.data.pipeline import note_untrained as note_untrained
 from mnv2.data.pipeline import train_batches as train_batches
 from mnv2.data.preprocess import AUGMENTATIONS as AUGMENTATIONS
 from mnv2.data.preprocess import CENTRAL_CROP as CENTRAL_CROP
