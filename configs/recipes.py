@@ -1,7 +1,7 @@
 """What does each part of a modern recipe do on Fashion-MNIST? Small networks, short runs.
 
-    python -m mnv2.main --config configs/recipes.py       50 minutes (26 of its 39 runs took 35)
-    python -m mnv2.main --config configs/recipes.py:few   39 minutes
+    python -m mnv2.main --config configs/recipes.py     50 minutes (extrapolated from 26 of 39 runs)
+    python -m mnv2.main --config configs/recipes.py:few 39 minutes
     python -m mnv2.main --config configs/recipes.py:distillation --config.teacher FILE
 
 The times are those of two CPU cores, beside other work. Each arm adds one part of a recipe to

@@ -117,8 +117,8 @@ OF_SLURM = ("partition", "cores", "gpus", "hours", "runs_per_job")  # flags
 
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
-        before = dict(zip(sys.argv[1:], sys.argv, strict=False)).get(argv[1], "")
-        if before.startswith("--") and "=" not in before:  # a field that is true or false
+        before = sys.argv[sys.argv.index(argv[1]) - 1] if argv[1] in sys.argv else ""
+        if before.startswith("--config.") and "=" not in before:  # a field that is true or false
             fail(f"write {before}={argv[1]}, with an equals sign")
         fail(f"unexpected argument {argv[1]!r}: see --help")
     if _CONFIG.value is None:

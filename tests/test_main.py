@@ -81,6 +81,7 @@ BAD_INPUT = {
         "--coordinator_address must be HOST:PORT, got 'a'",
     ),
     "stray argument": ([CONFIG, "run"], "unexpected argument 'run'"),
+    "an argument of a flag that has none": ([CONFIG, "--report", "a"], "unexpected argument 'a'"),
     "a truth without its equals sign": (
         [CONFIG, "--config.optimization.nesterov", "false"],
         "write --config.optimization.nesterov=false, with an equals sign",

@@ -294,8 +294,11 @@ def check_labels(dataset: Dataset, split: str, labels: np.ndarray) -> None:
 
 
 def note_untrained(dataset: Dataset, labels: np.ndarray) -> None:
-    """Says in a note which classes are missing in `labels`, those of all training examples."""
+    """Says in a note which classes are missing in `labels`, those of all training examples.
+
+    Only for labels that are at hand: those of a set on disk would take an epoch to read.
+    """
     untrained = np.setdiff1d(np.arange(dataset.num_classes), labels)
     if len(untrained):
         names = first_few(dataset.class_names[i] for i in untrained)
-        note_once(f"{dataset.name} has no training example of {names}: these are not learned")
+        note_once(f"{dataset.name}: no training example is left of {names}, which nobody learns")

@@ -66,23 +66,25 @@ class Forecast:
     def __init__(self, work: Mapping[str, float]):
         self._work = work
         self._known: dict[str, Duration] = {}  # by the name of the run, in order
-        self._ends: dict[str, float] = {}  # seconds from the start of a run to its end
+        self._ends: dict[str, float] = {}  # seconds from the start of a running run to its end
 
     def finished(self, name: str, duration: Duration) -> None:
         """Notes how long a run took."""
         self._known[name] = duration
 
     def running(
-        self, name: str, seconds: float, before: float, done: float, seconds_left: float
+        self, name: str, seconds: float, done: float, since: tuple[float, float], before: float
     ) -> None:
-        """Notes how far a run is: a part `done` of it after `seconds`, `before` which it began.
+        """Notes how far a run is: a part `done` of it after `seconds`.
 
-        A part of what is done may be of an earlier command. So the time of the whole run, which
-        others of its arm will take, is that of the part that is left.
+        `since` are the seconds and the part done at a moment from which it has trained, since an
+        earlier command may have done a part. Training began after `before` seconds.
         """
-        if ENOUGH <= done < 1:
-            self.finished(name, Duration(seconds_left / (1 - done), before, before))
-            self._ends[name] = seconds + seconds_left
+        part = done - since[1]
+        if part >= ENOUGH:
+            whole = (seconds - since[0]) / part
+            self.finished(name, Duration(whole, before, before))
+            self._ends[name] = since[0] + whole * (1 - since[1])
 
     def left(self, running: Mapping[str, float], waiting: Sequence[str], workers: int) -> float:
         """Returns the seconds until the last run ends; 0 as long as nothing is known.
@@ -92,7 +94,10 @@ class Forecast:
         """
         if not self._known:
             return 0.0
-        free = [max(0.0, self._expected(name) - spent) for name, spent in running.items()]
+        free = [
+            max(0.0, self._ends.get(name, self._expected(name)) - spent)
+            for name, spent in running.items()
+        ]
         free += [0.0] * (workers - len(free))
         heapq.heapify(free)
         seen = {_arm(name) for name in (*self._known, *running)}
@@ -103,8 +108,6 @@ class Forecast:
 
     def _expected(self, name: str, later: bool = False) -> float:
         """Returns how long a run takes; `later` says that others of its arm were started before."""
-        if name in self._ends:
-            return self._ends[name]
         if name in self._known:
             return self._known[name].training + self._known[name].rest
         return self._training(name) + self._rest(later)

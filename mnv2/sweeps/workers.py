@@ -95,6 +95,7 @@ class _Worker:
         self.connection = connection.Connection(ours.detach())
         self.run: Run | None = None
         self.began = self.trained_since = 0.0
+        self.since: tuple[float, float] | None = None  # see Forecast.running; from the first report
         # What a worker prints are warnings and errors; several print the same ones.
         assert self.process.stdout is not None
         self._reader = threading.Thread(
@@ -105,6 +106,7 @@ class _Worker:
     def start(self, one: Run) -> None:
         """Lets the worker execute a run. A worker that has died is noticed later."""
         self.run, self.began, self.trained_since = one, time.perf_counter(), 0.0
+        self.since = None
         with contextlib.suppress(OSError):
             self.connection.send(one)
 
@@ -215,8 +217,11 @@ class _Pool:
                 self._measure(worker)
             elif isinstance(message, Progress):
                 done = message.step / message.steps
+                if worker.since is None:
+                    resumed = message.step > one.settings.log_every
+                    worker.since = (spent, done) if resumed else (worker.trained_since, 0.0)
                 self._forecast.running(
-                    one.name, spent, worker.trained_since, done, message.seconds_left
+                    one.name, spent, done, worker.since, before=worker.trained_since
                 )
             return
         worker.run = None
@@ -326,10 +331,11 @@ class _Pool:
 
 
 def _duration(worker: _Worker, outcome: Outcome) -> Duration:
-    """Returns how long a run took. Its training may have begun in an earlier command."""
+    """Returns how long a whole run takes, a part of which may be of an earlier command."""
     assert outcome.result is not None
     training = outcome.result["train_seconds"]
-    here = min(training, outcome.seconds - worker.trained_since)
+    here = training * (1 - worker.since[1]) if worker.since else 0.0
+    here = min(here, outcome.seconds - worker.trained_since)
     return Duration(training, outcome.seconds - here, worker.trained_since)
 
 

@@ -32,7 +32,7 @@ def positive_duration(field: str, value: Any) -> None:
 def path(field: str, value: Any) -> None:
     """Checks the path of a file or folder, which is not empty."""
     if not isinstance(value, str) or not value.strip():
-        raise UserError(f"{field} must be a path, got {value!r}: leave it out for none")
+        raise UserError(f"{field} must be a path, got {value!r}")
 
 
 def sizes(field: str, value: Any) -> None:

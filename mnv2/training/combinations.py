@@ -81,7 +81,7 @@ def _check_repeats(settings: Settings, dataset: data.Dataset) -> None:
     repeats, examples = settings.data.repeats, dataset.num_examples("train")
     if repeats > examples:
         raise UserError(f"data.repeats must be at most the {examples} training examples")
-    if settings.mixes and repeats > 1 and repeats > settings.batch_size // 2:
+    if settings.has_mixing and repeats > 1 and repeats > settings.batch_size // 2:
         raise UserError(
             f"data.repeats must be at most half of batch_size ({settings.batch_size}) with mixup "
             f"or cutmix, got {repeats}: a picture would be mixed with itself"
@@ -130,8 +130,9 @@ def note_what_does_nothing(settings: Settings) -> None:
         for field, usual in USUAL.items()
         if not acts[field][0] and values[field] != usual
     ]
-    if settings.mixes and to_steps(settings.mix_until or "1 steps", examples=1, batch_size=1) == 0:
-        idle.append("mixup and cutmix act only before mix_until")
+    until = settings.mix_until
+    if settings.has_mixing and until and not to_steps(until, examples=1, batch_size=1):
+        idle.append(f"mixup and cutmix act only before mix_until, which is {until!r}")
     if idle:
         note_once(f"without effect: {'; '.join(idle)}")
 
@@ -156,7 +157,7 @@ def _acts(settings: Settings) -> dict[str, tuple[bool, str]]:
         "data.policy_fill": policy,
         "data.repeats": (augmented, "some augmentation: all versions of a picture are equal"),
         "data.eval_crop": (chosen.eval_method in CROPPING, "a data.eval_method that crops"),
-        "mix_until": (settings.mixes, "mixup or cutmix"),
+        "mix_until": (settings.has_mixing, "mixup or cutmix"),
         "optimization.warmup_from": (warms_up, "optimization.warmup"),
         "optimization.decay_rate": exponential,
         "optimization.decay_every": exponential,

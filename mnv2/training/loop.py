@@ -111,10 +111,11 @@ def train(
             show(now) if show else line.say(str(now))
 
         def validation_is_due() -> bool:
-            due = eval_every and step % eval_every == 0
+            if not (eval_every and setup.dataset.validation):
+                return False
             if step == total_steps:
-                due = settings.final_split != "validation"  # otherwise it comes last
-            return bool(due and setup.dataset.validation)
+                return settings.final_split != "validation"  # otherwise it comes last
+            return step % eval_every == 0
 
         def summary_of(evaluated: TrainState, split: str) -> dict[str, float]:
             return evaluate(
@@ -178,7 +179,8 @@ def train(
                     step += call.steps
                     window.append((sums, call.steps))
                     if compiles:
-                        jax.block_until_ready(state)  # compiled: later steps are timed
+                        # Compiled, the copy too: later steps are timed.
+                        jax.block_until_ready((state, metrics.joined(state.params)))
                         first_step_seconds = first_step_seconds or time.perf_counter() - began
                         compiled_for = call.shape
                         stopwatch.start(step)

@@ -113,8 +113,9 @@ def joined(arrays: Any) -> Float[Array, " n"]:
 def norm(arrays: Any) -> Float[Array, ""]:
     """Computes the Euclidean norm of all arrays of a tree together.
 
-    One sum over the joined arrays is cheaper than one for each, in spite of the copy: the
-    ablation's step has 880 kernels on an H100, and 931 with optax.global_norm.
+    One sum over the joined arrays is cheaper than one for each, in spite of the copy. XLA's
+    compilers add 15 kernels to the ablation's step on an H100 instead of 66 with optax.global_norm,
+    and 3 % instead of 8 % to its cycles on a TPU v5e.
     """
     return jnp.linalg.norm(joined(arrays))
 
@@ -125,7 +126,7 @@ def parameter_norms(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Computes the norm of all parameters, and that of their change since `joined` gave `before`.
 
-    Not in the step, which a second norm would make a quarter longer on a TPU.
+    Not in the step, which a second norm would make a quarter longer on a TPU v5e.
     """
     now = joined(params)
     return jnp.linalg.norm(now), jnp.linalg.norm(now - before)

@@ -62,7 +62,7 @@ def create_optimizer(
 ) -> optax.GradientTransformation:
     """Creates SGD with momentum (Nesterov's or the plain one), the papers' RMSProp, or AdamW.
 
-    `weight_decays` has the weight decay of each parameter. For sgd and rmsprop it is an L2 term of
+    `weight_decays` says how much each parameter decays. For sgd and rmsprop it is an L2 term of
     the loss, which passes through momentum and scaling as in TensorFlow and PyTorch. For adamw it
     is decoupled; the momentum is adamw's first beta.
 
@@ -96,8 +96,9 @@ def _with_backbone_rate(
 
 def _update(config: Optimization, schedule: optax.Schedule) -> optax.GradientTransformation:
     check_choice(config.optimizer, OPTIMIZERS, "optimizer")
+    # The general one even if it is 0: checkpoints have its place in the optimiser's state.
     special = filter(None, (config.norm_weight_decay, config.bias_weight_decay))
-    decay = [_decay(config, value) for value in dict.fromkeys((config.weight_decay, *special))]
+    decay = [_decay_by(config, value) for value in dict.fromkeys((config.weight_decay, *special))]
     if config.optimizer == "adamw":
         return optax.chain(
             optax.scale_by_adam(b1=config.momentum), *decay, optax.scale_by_learning_rate(schedule)
@@ -116,8 +117,8 @@ def _update(config: Optimization, schedule: optax.Schedule) -> optax.GradientTra
     return optax.chain(*decay, update)
 
 
-def _decay(config: Optimization, value: float) -> optax.GradientTransformation:
-    """Adds the weight decay of the parameters that have this one."""
+def _decay_by(config: Optimization, value: float) -> optax.GradientTransformation:
+    """Decays the parameters whose weight decay is `value`."""
 
     def chosen(params: Any) -> Any:
         return jax.tree.map(lambda decay: decay == value, weight_decays(params, config))
@@ -134,13 +135,21 @@ def weight_decays(params: Any, config: Optimization) -> Any:
     """
 
     def of(path: tuple[Any, ...], _: Any) -> float:
-        *layers, name = (key.key for key in path)
-        special = config.norm_weight_decay if BATCH_NORM in layers else None
-        if name == "bias" and config.bias_weight_decay is not None:
-            special = config.bias_weight_decay
-        if special is not None:
-            return special
-        matches = re.search(config.weight_decay_on, "/".join((*layers, name)))
-        return config.weight_decay if matches else 0.0
+        name = "/".join(key.key for key in path)
+        general = config.weight_decay if decays_generally(name, config) else 0.0
+        return _special_decay(name, config) or general
 
     return jax.tree.map_with_path(of, params)
+
+
+def decays_generally(name: str, config: Optimization) -> bool:
+    """Tells whether `config.weight_decay` is that of the parameter with a path."""
+    matches = re.search(config.weight_decay_on, name)
+    return matches is not None and _special_decay(name, config) is None
+
+
+def _special_decay(name: str, config: Optimization) -> float | None:
+    *layers, array = name.split("/")
+    if array == "bias" and config.bias_weight_decay is not None:
+        return config.bias_weight_decay
+    return config.norm_weight_decay if BATCH_NORM in layers else None

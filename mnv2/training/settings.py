@@ -135,8 +135,8 @@ class Settings:
     final_split: str = "test"
 
     @property
-    def mixes(self) -> bool:
-        """Tells whether pictures are mixed, before `mix_until`."""
+    def has_mixing(self) -> bool:
+        """Tells whether mixup or cutmix is set, even if `mix_until` is 0."""
         return self.mixup > 0 or self.cutmix > 0
 
     @property

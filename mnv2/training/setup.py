@@ -153,7 +153,7 @@ def open_data(settings: Settings, devices: Devices = None) -> data.Dataset:
         raise UserError(
             f"bn_group must divide the number of devices, {count}, got {settings.bn_group}"
         )
-    if settings.mixes and settings.batch_size == count:
+    if settings.has_mixing and settings.batch_size == count:
         raise UserError(
             "mixup and cutmix need 2 pictures or more on each device: raise batch_size above "
             f"{settings.batch_size}"

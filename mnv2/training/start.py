@@ -1,6 +1,5 @@
 """The state that a run starts from: fresh, or with the weights of a file."""
 
-import re
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from mnv2.pretrained import Pretrained
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.terminal import first_few
+from mnv2.training.optimizer import decays_generally
 from mnv2.training.settings import Optimization, Settings
 from mnv2.training.setup import Setup
 from mnv2.training.state import TrainState, create_state
@@ -35,10 +35,11 @@ def initial_state(setup: Setup, settings: Settings) -> TrainState:
 
 def _check_decay(params: Any, config: Optimization) -> None:
     names = list(flatten_dict(params, sep="/"))
-    if config.weight_decay and not any(re.search(config.weight_decay_on, name) for name in names):
+    if config.weight_decay and not any(decays_generally(name, config) for name in names):
         raise UserError(
-            f"optimization.weight_decay_on {config.weight_decay_on!r} matches no parameter: they "
-            f"are {first_few(names)}; set optimization.weight_decay 0 to decay none"
+            f"optimization.weight_decay_on {config.weight_decay_on!r} matches no parameter that "
+            f"has this weight decay: they are {first_few(names)}; set optimization.weight_decay 0 "
+            "to decay none"
         )
 
 

@@ -49,17 +49,21 @@ def test_only_the_first_run_of_an_arm_is_expected_to_compile():
 
 def test_a_run_that_is_a_tenth_done_tells_how_long_it_takes():
     forecast = Forecast(WORK_OF)
-    forecast.running("c/0", seconds=12.0, before=10.0, done=0.05, seconds_left=38.0)
-    assert forecast.left({"c/0": 12.0}, [], 1) == 0
-    forecast.running("c/0", seconds=20.0, before=10.0, done=0.25, seconds_left=30.0)
+    began = (10.0, 0.0)
+    forecast.running("c/0", seconds=15.0, done=0.05, since=began, before=10.0)
+    assert forecast.left({"c/0": 15.0}, [], 1) == 0
+    forecast.running("c/0", seconds=20.0, done=0.25, since=began, before=10.0)
     assert forecast.left({"c/0": 20.0}, [], 1) == pytest.approx(30.0)
 
 
 def test_a_resumed_run_tells_how_long_a_whole_one_takes():
     forecast = Forecast(WORK_OF)
-    forecast.running("a/0", seconds=12.0, before=10.0, done=0.8, seconds_left=8.0)
-    assert forecast.left({"a/0": 12.0}, [], 1) == pytest.approx(8.0)
-    assert forecast.left({"a/0": 12.0}, ["a/1"], 1) == pytest.approx(8.0 + 40.0)
+    resumed = (12.0, 0.6)
+    forecast.running("a/0", seconds=12.0, done=0.6, since=resumed, before=10.0)
+    assert forecast.left({"a/0": 12.0}, ["a/1"], 1) == 0
+    forecast.running("a/0", seconds=20.0, done=0.8, since=resumed, before=10.0)
+    assert forecast.left({"a/0": 20.0}, [], 1) == pytest.approx(8.0)
+    assert forecast.left({"a/0": 20.0}, ["a/1"], 1) == pytest.approx(8.0 + 40.0)
 
 
 def test_short_runs_share_a_job_and_an_array_is_bounded(three_runs, tmp_path, monkeypatch):

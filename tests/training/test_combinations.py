@@ -60,15 +60,13 @@ def test_fields_that_do_not_fit_each_other_are_refused(tiny_config, fashion_mnis
 
 def test_weight_decay_on_nothing_is_refused(tiny_config, fashion_mnist):
     of_run = changed(tiny_config, optimization__weight_decay_on="kernal")
-    with pytest.raises(UserError, match=r"'kernal' matches no parameter: they are .*kernel"):
+    with pytest.raises(UserError, match=r"'kernal' matches no parameter .*: they are .*kernel"):
         initial_state(set_up(of_run), of_run)
-    same = changed(
-        tiny_config,
-        optimization__weight_decay_on="kernal",
-        optimization__norm_weight_decay=tiny_config.optimization.weight_decay,
+    only_norms = changed(
+        tiny_config, optimization__weight_decay_on="bn", optimization__norm_weight_decay=0.1
     )
-    with pytest.raises(UserError, match=r"'kernal' matches no parameter"):
-        initial_state(set_up(same), same)
+    with pytest.raises(UserError, match=r"'bn' matches no parameter that has this weight decay"):
+        initial_state(set_up(only_norms), only_norms)
     without = changed(tiny_config, optimization__weight_decay=0.0)
     initial_state(set_up(without), without)
 
