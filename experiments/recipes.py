@@ -208,7 +208,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         choices=tuple(imagenet.RECIPES),
         default=quick,
-        help="(default: all but resnet50, whose test takes ten minutes on two cores)",
+        help="(default: all but resnet50, which takes 18 minutes on two cores)",
     )
 
 
