@@ -85,8 +85,8 @@ def defaults() -> ml_collections.ConfigDict:
     config.on_nan = "stop"  # or skip: for a loss that is not finite; skipped steps are counted
     config.ema_decay = 0.0  # of the moving average of the parameters; 0: no average
     config.log_every = 50  # steps
-    config.eval_every = "250 steps"
-    config.checkpoint_every = "250 steps"
+    config.eval_every = "250 steps"  # of validation, and at the end; 0 steps: never
+    config.checkpoint_every = "250 steps"  # and at the end
 
     config.optimization = ml_collections.ConfigDict()
     config.optimization.optimizer = "sgd"  # sgd, rmsprop, adamw

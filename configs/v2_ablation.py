@@ -142,7 +142,7 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
     if preset == "quick":
         config.duration = "30 steps"
         config.optimization.warmup = "5 steps"
-        config.data.validation = 58_000
+        config.data.validation = 1000
         config.log_every = 10
         arms = {arm: arms[arm] for arm in ("linear", "relu6", "t_1", "width_0.25")}
         arms["linear"]["seeds"] = arms["relu6"]["seeds"] = 2

@@ -43,7 +43,7 @@ def curves(folder, name):
 def test_the_update_norm_is_that_of_the_last_step_however_often_it_is_reported(
     one_program, tmp_path, few_test_pictures
 ):
-    one_program.duration = "6 steps"
+    one_program.duration, one_program.eval_every = "6 steps", "0 steps"
     one_program.optimization.update(momentum=0.0, weight_decay=0.0)
     one_program.log_every = 1
     train(one_program, tmp_path / "each")
@@ -55,6 +55,7 @@ def test_the_update_norm_is_that_of_the_last_step_however_often_it_is_reported(
     expected = {step: rates[step] * norm for step, norm in gradients.items()}
     assert each == pytest.approx(expected, rel=1e-4)
     assert curves(tmp_path / "third", "train/update_norm") == {step: each[step] for step in (3, 6)}
+    assert not curves(tmp_path / "third", "validation/loss")  # every 0 steps is never
 
 
 class Killed(Exception):
