@@ -64,7 +64,7 @@ def divide(
     stop = parts["train"].stop
     if not 0 <= validation < stop:
         raise UserError(
-            f"validation must be 0 to {stop - 1} of the {stop} training examples of {name}, "
+            f"data.validation must be 0 to {stop - 1} of the {stop} training examples of {name}, "
             f"got {validation}"
         )
     if validation:
