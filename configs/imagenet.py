@@ -174,6 +174,7 @@ def _timm(config: ml_collections.ConfigDict) -> None:
     config.ema_decay = 0.9999  # --model-ema-decay 0.9999
     config.model.dropout = 0.2  # --drop 0.2
     config.optimization.optimizer = "rmsprop"  # --opt rmsproptf
+    config.optimization.nesterov = True  # the default again: it acts only with sgd
     config.optimization.epsilon = 1e-3  # --opt-eps .001
     config.optimization.learning_rate = 0.048  # --lr .048
     config.optimization.schedule = "exponential"  # --sched step

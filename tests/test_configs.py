@@ -7,6 +7,7 @@ from mnv2.models import STRIDES, create_model, name_and_fields
 from mnv2.models.shapes import variable_shapes
 from mnv2.sweeps.plan import resolve
 from mnv2.training import settings
+from mnv2.training.combinations import note_what_does_nothing
 from mnv2.training.optimizer import create_optimizer, create_schedule, weight_decays
 from mnv2.training.setup import fields_of
 
@@ -133,6 +134,23 @@ def test_a_recipe_decays_what_its_source_decays():
     slim = decayed("paper")
     assert len(slim) == 53 - 17  # kernels without those of 17 depthwise convolutions
     assert not any("depthwise" in name for name in slim)
+
+
+@pytest.mark.parametrize(
+    ("config", "presets"),
+    [
+        *((module, module.PRESETS) for module in (finetune, recipes, v2_ablation)),
+        *((imagenet, tuple(imagenet.RECIPES)), (cifar10, ("",)), (quantization, ("",))),
+    ],
+)
+def test_no_preset_sets_a_field_that_does_nothing(config, presets, capsys):
+    for preset in presets:
+        of_preset = config.get_config(preset) if preset else config.get_config()
+        if "weights" in of_preset:
+            of_preset.weights = "network.safetensors"
+        for arm, _ in of_preset.arms:
+            note_what_does_nothing(settings.from_config(resolve(of_preset, arm)))
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("preset", recipes.PRESETS)

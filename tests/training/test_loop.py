@@ -127,7 +127,6 @@ def test_a_short_run_learns_and_leaves_its_result(tiny_config, tmp_path):
     tiny_config.batch_size = 64
     tiny_config.duration = "80 steps"
     tiny_config.log_every = 20
-    tiny_config.data.validation = 5000
     tiny_config.optimization.warmup = "10 steps"
     tiny_config.ema_decay = 0.9999
     result = train(tiny_config, tmp_path)
