@@ -17,7 +17,7 @@ USUAL = {
             *("data.crop_area", "data.crop_aspect", "data.repeats", "data.eval_crop"),
             *("data.policy_operations", "data.policy_strength"),
             *("data.policy_interpolation", "data.policy_fill"),
-            *("mix_until", "optimization.warmup_from", "optimization.nesterov"),
+            *("mixup", "cutmix", "mix_until", "optimization.warmup_from", "optimization.nesterov"),
             "optimization.norm_weight_decay",
         )
     },
@@ -130,9 +130,6 @@ def note_what_does_nothing(settings: Settings) -> None:
         for field, usual in USUAL.items()
         if not acts[field][0] and values[field] != usual
     ]
-    until = settings.mix_until
-    if settings.has_mixing and until and not to_steps(until, examples=1, batch_size=1):
-        idle.append(f"mixup and cutmix act only before mix_until, which is {until!r}")
     if idle:
         note_once(f"without effect: {'; '.join(idle)}")
 
@@ -145,6 +142,9 @@ def _acts(settings: Settings) -> dict[str, tuple[bool, str]]:
     random = chosen.policy == "random", "data.policy random"
     augmented = chosen.augmentation != "none" or policy[0] or chosen.erasing > 0
     warms_up = to_steps(optimization.warmup, examples=1, batch_size=1) > 0
+    until = settings.mix_until
+    never = until is not None and not to_steps(until, examples=1, batch_size=1)
+    mixed = not never, "a mix_until later than 0 steps"
     rmsprop = optimization.optimizer == "rmsprop", "optimization.optimizer rmsprop"
     exponential = optimization.schedule == "exponential", "optimization.schedule exponential"
     return {
@@ -157,6 +157,8 @@ def _acts(settings: Settings) -> dict[str, tuple[bool, str]]:
         "data.policy_fill": policy,
         "data.repeats": (augmented, "some augmentation: all versions of a picture are equal"),
         "data.eval_crop": (chosen.eval_method in CROPPING, "a data.eval_method that crops"),
+        "mixup": mixed,
+        "cutmix": mixed,
         "mix_until": (settings.has_mixing, "mixup or cutmix"),
         "optimization.warmup_from": (warms_up, "optimization.warmup"),
         "optimization.decay_rate": exponential,

@@ -136,8 +136,9 @@ def weight_decays(params: Any, config: Optimization) -> Any:
 
     def of(path: tuple[Any, ...], _: Any) -> float:
         name = "/".join(key.key for key in path)
-        general = config.weight_decay if decays_generally(name, config) else 0.0
-        return _special_decay(name, config) or general
+        if decays_generally(name, config):
+            return config.weight_decay
+        return _special_decay(name, config) or 0.0
 
     return jax.tree.map_with_path(of, params)
 

@@ -47,7 +47,8 @@ def changed(config, **fields):
         ),
         (
             {"final_split": "validation", "data__validation": 0},
-            r"not those of the test: set data.validation, say to 6000$",
+            "final_split validation needs examples that are not those of the test: set "
+            "data.validation, say to 6000$",
         ),
     ],
 )
@@ -60,7 +61,10 @@ def test_fields_that_do_not_fit_each_other_are_refused(tiny_config, fashion_mnis
 
 def test_weight_decay_on_nothing_is_refused(tiny_config, fashion_mnist):
     of_run = changed(tiny_config, optimization__weight_decay_on="kernal")
-    with pytest.raises(UserError, match=r"'kernal' matches no parameter .*: they are .*kernel"):
+    with pytest.raises(
+        UserError,
+        match=r"'kernal' matches no parameter that has this weight decay: they are .*kernel",
+    ):
         initial_state(set_up(of_run), of_run)
     only_norms = changed(
         tiny_config, optimization__weight_decay_on="bn", optimization__norm_weight_decay=0.1
@@ -80,7 +84,10 @@ def test_weight_decay_on_nothing_is_refused(tiny_config, fashion_mnist):
             {"optimization__optimizer": "adamw", "optimization__epsilon": 1e-3},
             "optimization.epsilon acts only with optimization.optimizer rmsprop",
         ),
-        ({"mixup": 0.2, "mix_until": "0 steps"}, "mixup and cutmix act only before mix_until"),
+        (
+            {"mixup": 0.2, "mix_until": "0 steps"},
+            "mixup acts only with a mix_until later than 0 steps",
+        ),
         (
             {"optimization__backbone_rate": 0.0, "optimization__norm_weight_decay": 0.0},
             "optimization.norm_weight_decay acts only with layers that are not frozen",
