@@ -17,7 +17,7 @@ from mnv2.pretrained.loaded import DenseHead
 from mnv2.runtime import cli
 from mnv2.runtime.weights_options import read_class_names
 from mnv2.training import metrics
-from mnv2.training.evaluation import match_classes
+from mnv2.training.evaluation import match_classes, view_of
 
 
 def drawn(channels, class_names, **fields):
@@ -66,6 +66,10 @@ def refused(module, monkeypatch, capsys, *arguments):
     return line
 
 
+def seen_by(loaded, picture):
+    return view_of(loaded.preprocess, loaded.image_size, loaded.channels)(picture)
+
+
 def test_a_table_of_the_most_probable_classes_is_printed(files, monkeypatch, capsys):
     picture = files / "pictures/test/ant/0.png"
     plot = files / "plots/seen.png"
@@ -74,7 +78,7 @@ def test_a_table_of_the_most_probable_classes_is_printed(files, monkeypatch, cap
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [str(picture), "1", "2"] * 2 + ["drawn"]
     loaded = pretrained.load(weights)
-    view = loaded.preprocess.crop_and_resize(np.asarray(Image.open(picture)), (28, 28))
+    view = seen_by(loaded, np.asarray(Image.open(picture)))
     logits = loaded.model.apply(loaded.variables, loaded.preprocess(np.asarray(view)[None]))
     best = int(np.argmax(logits))
     percent = 100 * float(jax.nn.softmax(logits)[0, best])
@@ -117,7 +121,7 @@ def test_an_evaluation_counts_every_picture_once(files, monkeypatch, capsys):
     sums = []
     for label, name in enumerate(loaded.class_names):
         for path in (files / "pictures/test" / name).iterdir():
-            view = loaded.preprocess.crop_and_resize(np.asarray(Image.open(path)), (28, 28))
+            view = seen_by(loaded, np.asarray(Image.open(path)))
             logits = loaded.logits(loaded.variables, np.asarray(view)[None])
             labels = jax.numpy.array([label])
             sums.append(metrics.count(logits, labels, metrics.cross_entropy(logits, labels)))
@@ -217,7 +221,7 @@ def test_the_pictures_of_a_folder_are_predicted_in_order_and_written(
     assert [{key: str(value) for key, value in row.items()} for row in tables[1]] == tables[0]
     assert [row["path"] for row in tables[1] if row["rank"] == 1] == expected
     loaded = pretrained.load(weights)
-    view = loaded.preprocess.crop_and_resize(predict.read_picture(single), (28, 28))
+    view = seen_by(loaded, predict.read_picture(single))
     logits = loaded.model.apply(loaded.variables, loaded.preprocess(np.asarray(view)[None]))
     probabilities = jax.nn.softmax(logits)[0]
     for row in tables[1]:

@@ -31,7 +31,7 @@ Augment = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]  # (images, seeds) -> imag
 class Batch(TypedDict, total=False):
     """A batch of examples; only batches for evaluation have a mask.
 
-    image  b h w c in [0, 255]: uint8, or float32 if evaluation has resized the images
+    image  b h w c in [0, 255]: uint8, or float32 with views of evaluation that do not round
     label  int32 b
     mask   float32 b, 0 for padding
     """
@@ -96,7 +96,7 @@ def eval_batches(
 
     All shards have the same number of batches. The last batch is padded with rows of mask 0.
     `transform` maps images (... h w c, uint8) to the input of the network, as
-    `preprocess.eval_image` does.
+    `evaluation.eval_view` does.
 
     Raises UserError if there is no such split, or if an example cannot be read or has no class.
     """

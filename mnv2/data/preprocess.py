@@ -14,7 +14,6 @@ from mnv2.runtime.errors import check_choice
 
 AUGMENTATIONS = ("none", "flip", "crop_flip", "inception", "resized_crop")
 COVERED = 0.1  # slim redraws crops below a tenth of the picture
-CENTRAL_CROP = 0.875
 # By name: the method of tf.image.resize, and whether it averages when it makes pictures smaller.
 # Pillow and torchvision do; TensorFlow and slim do not.
 INTERPOLATIONS = {
@@ -77,7 +76,7 @@ def train_image(images: tf.Tensor, seeds: tf.Tensor, *, view: View) -> tf.Tensor
     """
     check_choice(view.augmentation, AUGMENTATIONS, "augmentation")
     if view.augmentation == "none" and view.only_moves:
-        return _to_uint8(to_channels(_resize(images, view.size, view.interpolation), view.channels))
+        return to_uint8(to_channels(_resize(images, view.size, view.interpolation), view.channels))
     if images.shape.rank == 3:
         return _train_one(images, seeds, view)
     return tf.map_fn(
@@ -101,27 +100,18 @@ def _train_one(image: tf.Tensor, seed: tf.Tensor, view: View) -> tf.Tensor:
     if view.augmentation != "none":
         image = tf.image.stateless_random_flip_left_right(image, flip_seed)
     if view.only_moves:
-        return _to_uint8(to_channels(image, view.channels))
+        return to_uint8(to_channels(image, view.channels))
     seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 5))[2:]
-    image = _to_uint8(distort(image, seeds[0], view.distortion))
+    image = to_uint8(distort(image, seeds[0], view.distortion))
     image = augment(image, seeds[1], view.policy)
-    image = _to_uint8(to_channels(image, view.channels))
+    image = to_uint8(to_channels(image, view.channels))
     channels = image.shape[-1]
     erased = view.erased if len(view.erased) == channels else view.erased[:1] * channels
     return erase(image, seeds[2], view.erasing, erased)
 
 
-def eval_image(image: tf.Tensor, *, size: tuple[int, int], channels: int = 0) -> tf.Tensor:
-    """Brings images (... h w c, uint8) to `size`, (height, width), and to `channels`.
-
-    An image of another size is cropped to its central 87.5 % (slim) and resized, to float32.
-    """
-    if image.shape[-3:-1] != size:
-        image = tf.image.central_crop(image, CENTRAL_CROP)
-    return to_channels(_resize(image, size, "bilinear"), channels)
-
-
-def _to_uint8(image: tf.Tensor) -> tf.Tensor:
+def to_uint8(image: tf.Tensor) -> tf.Tensor:
+    """Rounds an image to 8 bits; one that has them stays as it is."""
     if image.dtype == tf.uint8:
         return image
     return tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)

@@ -3,7 +3,6 @@
 import dataclasses
 import re
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from mnv2.runtime.terminal import note
 
 # What each method does, for people. {size} is the network's size, {crop} the kept share.
 METHODS = {
-    "mnv2": "as this package trains: unchanged if it has that size, else the central {crop} "
+    "mnv2": "as this package evaluates: unchanged if it has that size, else the central {crop} "
     "stretched to {size}, bilinear, without antialiasing",
     "slim": "the central {crop} stretched to {size}, bilinear on the grid of TensorFlow 1, without "
     "antialiasing",
@@ -33,15 +32,15 @@ NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),  # kuangliu/pytorch-cifar
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # torchvision and timm
 }
-SHRINKS = 2  # the factor above which the method `keras` takes the mean of pixels
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """How evaluation crops, resizes and normalises pictures.
+    """How evaluation crops, resizes (`data.eval_view` does it) and normalises pictures.
 
     method     mnv2        as this package trains: a picture of the right size is unchanged, any
-                           other picture is treated as in `slim`, on the pixel grid of TensorFlow 2
+                           other picture is treated as in `slim`, on the pixel grid of TensorFlow
+                           2, and rounded to 8 bits
                slim        the central `crop` of height and width, resized to the input size without
                            keeping the aspect ratio (slim, Keras)
                bilinear    the shorter side is resized to input size / `crop`, then the centre is
@@ -102,43 +101,6 @@ class Preprocessing:
             )
         return f"pixels: (x - mean) / std of x in [0, 1], mean {mean}, std {std} ({origin})"
 
-    def crop_and_resize(self, pictures: Any, size: tuple[int, int]) -> Any:
-        """Brings pictures (... h w c, uint8) to `size`, (height, width).
-
-        Returns a float32 tensor (... height width c) in [0, 255].
-        """
-        import tensorflow as tf  # the import takes seconds, and only pictures need it
-
-        if self.first:
-            pictures = Preprocessing("keras", 1.0).crop_and_resize(pictures, self.first)
-        if self.method == "mnv2" and tuple(pictures.shape[-3:-1]) == size:
-            return tf.cast(pictures, tf.float32)
-        if self.method in ("mnv2", "slim"):
-            pictures = tf.image.central_crop(pictures, self.crop)
-            if self.method == "mnv2":
-                return tf.image.resize(pictures, size)
-            # The grid of slim and TensorFlow 1: a pixel is a point at whole numbers, not a square.
-            batch = pictures if pictures.shape.rank == 4 else pictures[None]
-            resized = tf.compat.v1.image.resize_bilinear(batch, size, align_corners=False)
-            return resized if pictures.shape.rank == 4 else resized[0]
-        if self.method not in CROPPING:
-            return _stretch(pictures, size, self.method)
-        height, width = tf.unstack(tf.shape(pictures)[-3:-1])
-        shorter = tf.minimum(height, width)
-        target = int(min(size) / self.crop)
-        resized = tf.image.resize(
-            pictures,
-            (target * height // shorter, target * width // shorter),
-            self.method,
-            antialias=True,
-        )
-        # PIL, which torchvision and timm use, rounds the result to 8 bits.
-        resized = tf.clip_by_value(tf.round(resized), 0, 255)
-        (top, left) = (_half(tf.shape(resized)[-3 + axis] - size[axis]) for axis in (0, 1))
-        cropped = resized[..., top : top + size[0], left : left + size[1], :]
-        cropped.set_shape((*pictures.shape[:-3], *size, pictures.shape[-1]))
-        return cropped
-
 
 def size_in_name(name: str) -> tuple[int, int] | None:
     """Returns the (height, width) that the name of a published file of weights tells.
@@ -159,26 +121,3 @@ def size_to_assume(path: Path) -> tuple[int, int]:
         "--image_size changes it"
     )
     return size
-
-
-def _stretch(pictures: Any, size: tuple[int, int], method: str) -> Any:
-    """Resizes without keeping the aspect ratio. Each side that shrinks is averaged in `pillow`."""
-    import tensorflow as tf
-
-    if method == "nearest":
-        return tf.cast(tf.image.resize(pictures, size, "nearest"), tf.float32)
-    plain = tf.image.resize(pictures, size)
-    if method == "tensorflow":
-        return plain
-    averaged = tf.clip_by_value(tf.round(tf.image.resize(pictures, size, antialias=True)), 0, 255)
-    if method == "pillow":
-        return averaged
-    shape = tf.cast(tf.shape(pictures)[-3:-1], tf.float32)
-    return tf.where(tf.reduce_any(shape > SHRINKS * tf.constant(size, tf.float32)), averaged, plain)
-
-
-def _half(difference: Any) -> Any:
-    """Returns where torchvision's centre crop begins: half of `difference`, ties to even."""
-    import tensorflow as tf
-
-    return tf.cast(tf.round(tf.cast(difference, tf.float32) / 2), tf.int32)

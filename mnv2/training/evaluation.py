@@ -1,5 +1,6 @@
 """The evaluation loop, for training and for finished weights: every example counts exactly once."""
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -11,7 +12,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mnv2 import data
-from mnv2.data.preprocess import to_channels
 from mnv2.pretrained import Preprocessing, Pretrained, imagenet
 from mnv2.runtime.errors import NotFinite, UserError
 from mnv2.runtime.processes import process_shard
@@ -173,10 +173,14 @@ def view_of(
 ) -> Callable[[Any], Any]:
     """Returns the function from pictures to images in [0, 255] of a network's size and channels."""
 
-    def view(pictures: Any) -> Any:
-        return to_channels(preprocess.crop_and_resize(pictures, image_size), channels)
-
-    return view
+    return functools.partial(
+        data.eval_view,
+        size=image_size,
+        channels=channels,
+        method=preprocess.method,
+        crop=preprocess.crop,
+        first=preprocess.first,
+    )
 
 
 def match_classes[Classifier: Network](

@@ -60,8 +60,6 @@ class Setup(NamedTuple):
     def eval_view(self) -> Callable[..., Any]:
         """Returns the function that brings pictures to the network's shape in evaluation."""
         height, width, channels = self.image_shape
-        if self.preprocess.method == "mnv2" and self.preprocess.crop == data.CENTRAL_CROP:
-            return functools.partial(data.eval_image, size=(height, width), channels=channels)
         return view_of(self.preprocess, (height, width), channels)
 
 

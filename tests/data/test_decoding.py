@@ -10,8 +10,7 @@ import tensorflow as tf
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from mnv2 import predict
-from mnv2.data import decoding, open_dataset
-from mnv2.data.preprocess import to_channels
+from mnv2.data import decoding, eval_view, open_dataset
 from mnv2.pretrained import Preprocessing
 from mnv2.runtime.errors import UserError
 from tests.data.pictures import encoded, gradient
@@ -186,5 +185,5 @@ def test_a_network_for_gray_gets_the_same_gray_as_in_training():
         probabilities=lambda views: views.reshape(1, -1),
     )
     ((seen,),) = predict.predict(gray_network, iter([("a.png", gradient())]), 1)
-    resized = gray_network.preprocess.crop_and_resize(gradient(), (28, 28))
-    np.testing.assert_array_equal(seen.probabilities, to_channels(resized, 1).numpy().ravel())
+    resized = eval_view(gradient(), (28, 28), 1)
+    np.testing.assert_array_equal(seen.probabilities, resized.numpy().ravel())

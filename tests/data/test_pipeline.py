@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from mnv2.data import View, eval_batches, eval_image, open_dataset, train_batches
+from mnv2.data import View, eval_batches, eval_view, open_dataset, train_batches
 from mnv2.data.augment import Policy
 from mnv2.data.broken import BrokenExample
 from mnv2.data.pipeline import Batch, number_of_parts
@@ -118,7 +118,7 @@ def test_crops_are_shifts_of_the_padded_image_by_at_most_the_padding(small):
 def test_evaluation_has_every_example_once_in_order(small, batch_size):
     small = open_dataset("fashion_mnist", None, 500)
     batches = list(
-        eval_batches(small, "validation", batch_size, transform=partial(eval_image, size=SIZE))
+        eval_batches(small, "validation", batch_size, transform=partial(eval_view, size=SIZE))
     )
     assert all(len(batch["mask"]) == batch_size for batch in batches)
     labels = np.concatenate([batch["label"][batch["mask"] == 1] for batch in batches])
@@ -229,7 +229,7 @@ def test_the_shards_evaluate_every_example_once(small, picture_folder, from_disk
     dataset = open_dataset(f"folder:{picture_folder}", None, 0) if from_disk else small
     # The last batch of the 10 test examples has only padding in all shards but the first.
     split, size = ("test", 8) if from_disk else ("train", 96)
-    transform = partial(eval_image, size=(16, 16))
+    transform = partial(eval_view, size=(16, 16))
     shards = [
         take(eval_batches(dataset, split, size, transform=transform, shard=(index, 4)), 99)
         for index in range(4)

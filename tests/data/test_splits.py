@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from mnv2.data import (
     View,
     eval_batches,
-    eval_image,
+    eval_view,
     note_untrained,
     open_dataset,
     train_batches,
@@ -19,7 +19,7 @@ from mnv2.runtime.errors import UserError
 from tests.data.test_decoding import PICTURE, few_colours
 
 SIZE = (4, 4)
-VIEW = functools.partial(eval_image, size=SIZE)
+VIEW = functools.partial(eval_view, size=SIZE)
 
 
 def prepare(data_dir, counts, label=lambda split, i: i % 3, size=SIZE, picture=None, **options):

@@ -149,7 +149,7 @@ def test_an_evaluation_counts_all_test_images_once_whatever_the_batch_size(
     tiny_config, fashion_mnist
 ):
     steps, state = steps_and_state(tiny_config)
-    view = partial(data.eval_image, size=SHAPE[:2])
+    view = partial(data.eval_view, size=SHAPE[:2])
     summaries = [
         evaluation.evaluate(partial(steps.evaluate, state), fashion_mnist, "test", batch_size, view)
         for batch_size in (96, 999, 4096)
