@@ -52,7 +52,7 @@ def main() -> None:
     from mnv2 import data
     from mnv2.deployment.usage import evaluate_any, open_as_asked
     from mnv2.pretrained.usage import describe_input
-    from mnv2.training.evaluation import match_classes
+    from mnv2.training.classes import match_classes
 
     loaded = open_as_asked(arguments)
     dataset = data.open_dataset(

@@ -11,13 +11,12 @@ from PIL import Image
 
 from mnv2 import convert, evaluate, predict, pretrained
 from mnv2.analysis import confusion
-from mnv2.data.datasets import TfdsDataset
 from mnv2.models import create_model
 from mnv2.pretrained.loaded import DenseHead
 from mnv2.runtime import cli
 from mnv2.runtime.weights_options import read_class_names
 from mnv2.training import metrics
-from mnv2.training.evaluation import match_classes, view_of
+from mnv2.training.evaluation import view_of
 
 
 def drawn(channels, class_names, **fields):
@@ -131,17 +130,6 @@ def test_an_evaluation_counts_every_picture_once(files, monkeypatch, capsys):
 def test_the_commonest_mistakes_are_in_per_cent_of_their_class():
     matrix = np.array([[8, 2, 0], [0, 10, 0], [1, 3, 0]])
     assert confusion.commonest_mistakes(matrix) == [(2, 1, 75.0), (2, 0, 25.0), (0, 1, 20.0)]
-
-
-def test_a_thousand_classes_match_imagenets_with_or_without_background(fashion_mnist):
-    class ImageNet(TfdsDataset):
-        num_classes, class_names = 1000, pretrained.imagenet.synsets()
-
-    imagenet = ImageNet("imagenet2012", fashion_mnist.builder, 0)
-    for count in (1000, 1001):
-        loaded = drawn(3, pretrained.imagenet.class_names(count))
-        matched = match_classes(loaded, imagenet, "weights")
-        assert matched.display_names[0] == "tench"
 
 
 def test_bad_input_is_one_clear_line(files, monkeypatch, capsys, tmp_path):
@@ -345,11 +333,3 @@ def test_wrong_options_for_weights_are_refused_before_anything_is_computed(
     line = refused(predict, monkeypatch, capsys, tmp_path / "empty", "--weights", weights)
     assert "no pictures in the folder" in line
     assert not (tmp_path / "x.txt").exists()
-
-
-def test_weights_without_names_of_classes_get_those_of_the_data_set(fashion_mnist, capsys):
-    loaded = drawn(1, fashion_mnist.class_names)
-    unnamed = pretrained.Pretrained(loaded.model, loaded.variables, loaded.preprocess, (28, 28))
-    matched = match_classes(unnamed, fashion_mnist, "w.h5")
-    assert matched.display_names == tuple(fashion_mnist.class_names)
-    assert "note: w.h5 does not name its classes: taken in the order of" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from mnv2.runtime.files import replacing
 from mnv2.runtime.folders import check_can_be_written
 from mnv2.runtime.storage import reason
 from mnv2.runtime.terminal import StatusLine
-from mnv2.training.evaluation import match_classes
+from mnv2.training.classes import match_classes
 
 COMPARED = 200  # pictures, at most
 NOISE = 8  # images in place of pictures, if there are none

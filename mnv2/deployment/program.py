@@ -119,7 +119,7 @@ def program_of(loaded: Pretrained, *, pixels: bool = True, batch: int = 1) -> Pr
             image_size=loaded.image_size,
             channels=loaded.channels,
             classes=len(loaded.display_names),
-            class_names=loaded.class_names,
+            class_names=None if loaded.class_names is None else loaded.display_names,
         ),
     )
 

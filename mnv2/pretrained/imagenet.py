@@ -14,6 +14,16 @@ def synsets() -> tuple[str, ...]:
     return tuple(line.partition(" ")[0] for line in _lines())
 
 
+def readable(name: str) -> str:
+    """Returns the name of a synset of ImageNet, such as tench for n01440764; others stay."""
+    return _names_of_synsets().get(name, name)
+
+
+@functools.cache
+def _names_of_synsets() -> dict[str, str]:
+    return {synset: name for synset, _, name in (line.partition(" ") for line in _lines())}
+
+
 @functools.cache
 def class_names(count: int) -> tuple[str, ...] | None:
     """Returns tench, goldfish, ... for 1000 classes, and background before them for 1001.

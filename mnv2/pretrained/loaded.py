@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from mnv2.models import for_inference
 from mnv2.ops.precision import accumulator
+from mnv2.pretrained import imagenet
 from mnv2.pretrained.preprocessing import Preprocessing
 from mnv2.runtime.errors import UserError
 
@@ -88,9 +89,13 @@ class Pretrained:
 
     @property
     def display_names(self) -> tuple[str, ...]:
-        """The names of the classes; class 0, class 1, ... if they are not known."""
-        count = 2 if self.num_classes == 1 else self.num_classes
-        return self.class_names or tuple(f"class {i}" for i in range(count))
+        """The names of the classes; class 0, class 1, ... if they are not known.
+
+        Synsets of ImageNet, which its data sets have as names, are replaced by words.
+        """
+        if self.class_names is not None:
+            return tuple(map(imagenet.readable, self.class_names))
+        return tuple(f"class {i}" for i in range(2 if self.num_classes == 1 else self.num_classes))
 
     def logits(self, variables: Any, images: ArrayLike) -> Float[Array, "n classes"]:
         """Computes the logits of images (n h w c) in [0, 255].

@@ -20,8 +20,10 @@ from mnv2.sweeps.checks import accuracy, check_comparison, check_description, ch
 from mnv2.sweeps.environment import environment, is_environment
 from mnv2.sweeps.plan import Run, chosen, plan
 from mnv2.training.checks import FINAL_SPLITS
+from mnv2.training.classes import check_classes_of_run
 from mnv2.training.devices import Devices
 from mnv2.training.settings import BETWEEN_ARMS, defaults
+from mnv2.training.setup import open_data
 
 # These fields may change while a run is not finished, or to train it longer.
 MAY_CHANGE = ("log_every", "eval_every", "checkpoint_every", "eval_batch_size", "on_nan")
@@ -180,6 +182,9 @@ def claim(
     if recalibrated and lasts_longer:
         remedy += ", because a run that was recalibrated cannot be trained longer"
     _check_same(workdir, old, config, runs, may_change, remedy)
+    if not all(one.finished for one in runs):
+        for one in everything:
+            check_classes_of_run(one.folder, open_data(one.settings, devices))
     if is_writer():
         # The environment is that of the last command that had something to do.
         idle = old is not None and all(one.finished for one in runs)

@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mnv2 import data
-from mnv2.pretrained import Preprocessing, Pretrained, imagenet
-from mnv2.runtime.errors import NotFinite, UserError
+from mnv2.pretrained import Preprocessing, Pretrained
+from mnv2.runtime.errors import NotFinite
 from mnv2.runtime.processes import process_shard
-from mnv2.runtime.terminal import StatusLine, note_once
+from mnv2.runtime.terminal import StatusLine
 from mnv2.runtime.throughput import Stopwatch
 from mnv2.training import metrics
 from mnv2.training.devices import AXIS, Devices, number_of, shard
@@ -181,37 +181,3 @@ def view_of(
         crop=preprocess.crop,
         first=preprocess.first,
     )
-
-
-def match_classes[Classifier: Network](
-    loaded: Classifier,
-    dataset: data.Dataset,
-    weights: str,
-    remedy: str = "; --classes gives another",
-) -> Classifier:
-    """Returns the network for the classes of a data set: without slim's background for ImageNet.
-
-    Weights that do not name their classes get the names of the data set, after a note, which ends
-    with a remedy. Raises UserError if the network and the data set do not have the same classes.
-    """
-    if dataset.num_classes == 1000:
-        loaded = loaded.without_background()
-    names, theirs = loaded.display_names, tuple(dataset.class_names)
-    if len(names) != len(theirs):
-        raise UserError(
-            f"{weights} knows {len(names)} classes, {dataset.name} has {len(theirs)}: "
-            "fine-tune it on that data set with configs/finetune.py"
-        )
-    if loaded.class_names is None:
-        first = ", ".join(theirs[:3]) + (", ..." if len(theirs) > 3 else "")
-        note_once(
-            f"{weights} does not name its classes: taken in the order of {dataset.name} ({first})"
-            f"{remedy}"
-        )
-        return loaded.with_class_names(theirs, dataset.name)
-    if theirs == imagenet.synsets():
-        return loaded
-    for i, (ours, name) in enumerate(zip(names, theirs, strict=True)):
-        if ours != name:
-            raise UserError(f"{weights} calls class {i} {ours!r}, {dataset.name} calls it {name!r}")
-    return loaded

@@ -22,6 +22,7 @@ from mnv2.runtime.terminal import StatusLine
 from mnv2.runtime.throughput import Stopwatch
 from mnv2.training import metrics
 from mnv2.training.checkpoint import Checkpoints, Timing
+from mnv2.training.classes import EXAMPLES, check_classes_of_run
 from mnv2.training.devices import Devices
 from mnv2.training.evaluation import evaluate
 from mnv2.training.feed import feed
@@ -95,6 +96,7 @@ def train(
     total_steps, eval_every, checkpoint_every = setup.durations
     key = jax.random.key(settings.seed)
     if is_writer():
+        check_classes_of_run(folder, setup.dataset)
         _write_description(folder, setup)
     shared = devices is not None or member is not None
     with (  # closed in any case, so that a checkpoint on its way to the disk arrives
@@ -298,11 +300,12 @@ def _rate(stopwatch: Stopwatch) -> float:
 def _write_description(folder: AnyPath, setup: Setup) -> None:
     """Writes what others need to use the network: pixels, sizes, names of classes."""
     height, width, channels = setup.image_shape
-    names = setup.dataset.class_names
+    dataset = setup.dataset
     description = native.description_of(
-        setup.model, channels, setup.preprocess, (height, width), names
+        setup.model, channels, setup.preprocess, (height, width), dataset.class_names
     )
-    native.write_description(folder, description)
+    examples = {EXAMPLES: dataset.num_examples("train")}
+    native.write_description(folder, {**description, **examples})
 
 
 def _finished(window: list[tuple[metrics.Sums, int]]) -> bool:

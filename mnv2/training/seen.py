@@ -11,6 +11,7 @@ import tensorflow as tf
 from jaxtyping import Shaped
 
 from mnv2.data.preprocess import View, train_image
+from mnv2.pretrained import imagenet
 from mnv2.runtime.files import replacing
 from mnv2.runtime.storage import AnyPath
 from mnv2.training.mixing import Mixing, mix
@@ -35,7 +36,7 @@ def draw_seen(settings: Settings, path: AnyPath) -> None:
     setup = set_up(settings)
     examples = itertools.islice(setup.dataset.encoded("train", shuffle_seed=0), PICTURES)
     stored = [(setup.dataset.decode(one), int(one["label"])) for one in examples]
-    names = setup.dataset.class_names
+    names = list(map(imagenet.readable, setup.dataset.class_names))
     images, views = [image for image, _ in stored], setup.views(settings)
     examples_of_run = setup.dataset.num_examples("train")
     mixing = mixing_of(settings, setup.durations.total, examples_of_run)

@@ -14,10 +14,11 @@ from mnv2.pretrained.preprocessing import CROPPING, NORMALIZATIONS
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.processes import say
 from mnv2.runtime.terminal import note_once
+from mnv2.training.classes import has_classes_of, match_classes
 from mnv2.training.combinations import check_data, check_durations, note_what_does_nothing
 from mnv2.training.devices import AXIS, Devices, number_of
 from mnv2.training.durations import to_steps
-from mnv2.training.evaluation import match_classes, view_of
+from mnv2.training.evaluation import view_of
 from mnv2.training.objective import Teacher
 from mnv2.training.settings import Settings
 from mnv2.training.steps import Steps, create_steps
@@ -228,14 +229,11 @@ def _load_weights(weights: str, dataset: data.Dataset) -> pretrained.Pretrained:
     loaded = _load(weights, need_head=False)
     if dataset.num_classes == 1000:
         loaded = loaded.without_background()
-    theirs = tuple(dataset.class_names)
-    same = loaded.class_names == theirs or (
-        theirs == pretrained.imagenet.synsets() and loaded.num_classes == 1000
-    )
-    if same and "classifier" in loaded.variables["params"]:
+    if has_classes_of(loaded, dataset) and "classifier" in loaded.variables["params"]:
         _say_once(f"{weights}: its classifier is kept, because {dataset.name} has the same classes")
         return loaded
-    _say_once(f"{weights}: a new classifier for the {len(theirs)} classes of {dataset.name}")
+    count = dataset.num_classes
+    _say_once(f"{weights}: a new classifier for the {count} classes of {dataset.name}")
     return loaded.backbone()
 
 
