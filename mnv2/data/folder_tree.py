@@ -4,7 +4,8 @@ PATH/SPLIT/CLASS/PICTURE, or PATH/CLASS/PICTURE without splits. Folders below a 
 """
 
 import os
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mnv2.data import decoding
@@ -53,6 +54,8 @@ def find_pictures(root: Path) -> Pictures:
         raise UserError(f"no pictures in {root}: {expected}")
     entries = _entries(root)
     folders = {entry.name: Path(entry.path) for entry in entries if entry.is_dir()}
+    in_split = [path for name, path in folders.items() if name.split("\\")[0].lower() in _SPLITS]
+    _check_lost_folders(root, in_split)
     if unclear := [name for name in folders if name.casefold() in _UNCLEAR]:
         raise UserError(
             f"{root} has a folder {unclear[0]!r}: if it is a split, "
@@ -67,16 +70,18 @@ def find_pictures(root: Path) -> Pictures:
             of_split[split] = path
     others: list[Path] = []
     if of_split:
-        pictures = {split: _classes(path, others) for split, path in of_split.items()}
         outside = [path for path in folders.values() if path not in of_split.values()]
+        _check_splits(root, of_split, outside)
+        pictures = {split: _classes(path, others) for split, path in of_split.items()}
         _left_out(root, "no splits, which are called train, test, val", outside)
         loose = [Path(entry.path) for entry in entries if not entry.is_dir()]
-        _left_out(root, "in no folder of a class", [path for path in loose if _is_picture(path)])
+        _leave_out_loose(root, [path for path in loose if _is_picture(path)])
     else:
         for path in folders.values():
             if any(x.name.casefold() in _SPLITS and x.is_dir() for x in _entries(path)):
                 raise UserError(f"{root} has no splits, but {path} has: give folder:{path}")
         pictures = {"train": _classes(root, others)}
+    _note_similar(root, pictures)
     for split in [split for split, classes in pictures.items() if not classes]:
         place = of_split.get(split, root)
         if split == "train" or len(pictures) == 1:
@@ -85,6 +90,50 @@ def find_pictures(root: Path) -> Pictures:
         del pictures[split]
     _left_out(root, "no pictures", others)
     return pictures
+
+
+def _check_splits(root: Path, of_split: Mapping[str, Path], outside: Sequence[Path]) -> None:
+    """Raises UserError if the only split of a folder could be a class beside others."""
+    (split, *more) = of_split.values()
+    classes = [] if more else [path.name for path in outside if files_below(path)[0]]
+    if classes:
+        raise UserError(
+            f"{root} has the folder {split.name!r}, which would be a split, and folders of "
+            f"pictures beside it ({first_few(classes)}): if it is a class, give it another "
+            "name; if it is a split, move them elsewhere"
+        )
+
+
+def _note_similar(root: Path, pictures: Pictures) -> None:
+    """Says which classes have names that people take for one: Cat and cat, or two ways to write é.
+
+    They stay classes of their own.
+    """
+    names = sorted({name for classes in pictures.values() for name in classes})
+    spelled = [" ".join(unicodedata.normalize("NFKC", name).casefold().split()) for name in names]
+    similar = [
+        repr(name) for name, one in zip(names, spelled, strict=True) if spelled.count(one) > 1
+    ]
+    if similar:
+        note(f"{root} has classes of their own for names that hardly differ: {', '.join(similar)}")
+
+
+def _leave_out_loose(folder: Path, pictures: list[Path]) -> None:
+    """Notes that pictures beside the folders of classes are left out.
+
+    Raises UserError if their names show that folders were lost: a class would be dropped.
+    """
+    _check_lost_folders(folder, pictures)
+    _left_out(folder, "in no folder of a class", pictures)
+
+
+def _check_lost_folders(folder: Path, paths: Iterable[Path]) -> None:
+    for path in paths:
+        if "\\" in path.name:
+            raise UserError(
+                f"{folder} has backslashes in names such as {path.name!r}: a program took the "
+                "folders of a Windows archive for parts of names; unpack it with another program"
+            )
 
 
 def _classes(folder: Path, others: list[Path]) -> dict[str, list[Path]]:
@@ -103,7 +152,7 @@ def _classes(folder: Path, others: list[Path]) -> dict[str, list[Path]]:
             classes[entry.name] = sorted(pictures)
         else:
             empty.append(path)
-    _left_out(folder, "in no folder of a class", loose)
+    _leave_out_loose(folder, loose)
     _left_out(folder, "folders without pictures, which are no classes", empty)
     return classes
 

@@ -236,6 +236,30 @@ def test_unclear_folders_are_rejected(tmp_path, paths, message):
         reopen(tmp_path)
 
 
+def test_names_that_hardly_differ_are_classes_of_their_own_and_said(tmp_path, capsys):
+    for split in ("train", "test"):
+        write(tmp_path, *(f"{split}/{name}/1.png" for name in ("Cat", "cat", "café", "cafe\u0301")))
+    assert reopen(tmp_path).num_classes == 4
+    (note,) = notes(capsys)
+    assert "for names that hardly differ: 'Cat', 'cafe\u0301', 'café', 'cat'" in note
+
+
+@pytest.mark.parametrize("of_train", ["train/1.png", "train/ice/1.png"])
+def test_a_class_called_as_a_split_is_called_is_refused_beside_other_classes(tmp_path, of_train):
+    write(tmp_path, "bus/1.png", "car/1.png", of_train)
+    with pytest.raises(UserError, match=r"folder 'train', .* pictures beside it \(bus, car\): if"):
+        reopen(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["train\\cat\\1.png", "train\\cat/1.png"])
+@pytest.mark.parametrize("usual", [(), ("train", "test")])
+def test_folders_that_became_parts_of_names_are_refused(tmp_path, name, usual):
+    write_usual(tmp_path, usual)
+    write(tmp_path, name)
+    with pytest.raises(UserError, match=r"has backslashes in names such as 'train"):
+        reopen(tmp_path)
+
+
 def test_other_folders_beside_the_splits_are_noted(tmp_path, capsys):
     write_usual(tmp_path)
     write(tmp_path, "extra/cat/1.png", "loose.png")
