@@ -1,6 +1,7 @@
 """Do the settings of a run fit each other and its data? `training.checks` checks each alone."""
 
 from mnv2 import data
+from mnv2.data.augment.policies import strengths
 from mnv2.data.preprocess import COVERED
 from mnv2.pretrained.preprocessing import CROPPING
 from mnv2.runtime.errors import UserError
@@ -51,7 +52,9 @@ def check_data(settings: Settings, dataset: data.Dataset) -> None:
     if settings.recalibrate and settings.optimization.classifier_only:
         raise UserError("recalibrate must be 0 with a frozen backbone, whose batch norm is frozen")
     _check_crops(settings, dataset)
-    _check_repeats(settings, dataset)
+    if settings.data.repeats > (examples := dataset.num_examples("train")):
+        raise UserError(f"data.repeats must be at most the {examples} training examples")
+    _note_lost_pictures(settings, dataset)
 
 
 def _check_crops(settings: Settings, dataset: data.Dataset) -> None:
@@ -77,14 +80,47 @@ def _check_crops(settings: Settings, dataset: data.Dataset) -> None:
         raise UserError(f"data.pad must be at most the size of the pictures, {size}")
 
 
-def _check_repeats(settings: Settings, dataset: data.Dataset) -> None:
-    repeats, examples = settings.data.repeats, dataset.num_examples("train")
-    if repeats > examples:
-        raise UserError(f"data.repeats must be at most the {examples} training examples")
-    if settings.has_mixing and repeats > 1 and repeats > settings.batch_size // 2:
+def _note_lost_pictures(settings: Settings, dataset: data.Dataset) -> None:
+    """Says in a note if a policy can shift pictures out of themselves, as torchvision's can."""
+    side = settings.data.image_size or dataset.image_shape[1]
+    policy = settings.data.policy
+    if policy not in ("none", "auto_imagenet") and side:
+        shift = int(strengths("translate_x", policy).max())
+        if shift >= side:
+            note_once(
+                f"data.policy {policy} shifts pictures of {side} pixels by up to {shift}: some "
+                "keep their label with nothing left of them but data.policy_fill"
+            )
+
+
+def check_devices(settings: Settings, count: int) -> None:
+    """Raises UserError if `count` devices cannot share a batch as the settings say.
+
+    Mixing, accumulation and batch norm see a device's part of a batch, and not the batch.
+    """
+    if settings.batch_size % count:
         raise UserError(
-            f"data.repeats must be at most half of batch_size ({settings.batch_size}) with mixup "
-            f"or cutmix, got {repeats}: a picture would be mixed with itself"
+            f"batch_size must be a multiple of the {count} devices, got {settings.batch_size}"
+        )
+    if count % (settings.bn_group or 1):
+        raise UserError(
+            f"bn_group must divide the number of devices, {count}, got {settings.bn_group}"
+        )
+    part, repeats = settings.batch_size // count, settings.data.repeats
+    if settings.has_mixing and part == 1:
+        raise UserError(
+            "mixup and cutmix need 2 pictures or more on each device: raise batch_size above "
+            f"{settings.batch_size}"
+        )
+    if settings.has_mixing and repeats > 1 and repeats > part // 2:
+        raise UserError(
+            f"data.repeats must be at most half of the {part} pictures that each device gets of a "
+            f"batch with mixup or cutmix, got {repeats}: a picture would be mixed with itself"
+        )
+    if part % settings.accumulate:
+        raise UserError(
+            f"accumulate must divide the {part} images that each device gets of a batch, got "
+            f"{settings.accumulate}"
         )
 
 

@@ -2,12 +2,15 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from mnv2 import data, pretrained
+from mnv2.analysis import complexity
 from mnv2.models import NETWORKS, STRIDES, MobileNetV2, create_model, name_and_fields
 from mnv2.ops import DeviceGroup
 from mnv2.pretrained.preprocessing import CROPPING, NORMALIZATIONS
@@ -15,7 +18,12 @@ from mnv2.runtime.errors import UserError
 from mnv2.runtime.processes import say
 from mnv2.runtime.terminal import note_once
 from mnv2.training.classes import has_classes_of, match_classes
-from mnv2.training.combinations import check_data, check_durations, note_what_does_nothing
+from mnv2.training.combinations import (
+    check_data,
+    check_devices,
+    check_durations,
+    note_what_does_nothing,
+)
 from mnv2.training.devices import AXIS, Devices, number_of
 from mnv2.training.durations import to_steps
 from mnv2.training.evaluation import view_of
@@ -91,6 +99,7 @@ def set_up(settings: Settings, devices: Devices = None) -> Setup:
         rate_every=in_steps("optimization.rate_every", settings.optimization.rate_every),
     )
     check_data(settings, dataset)
+    _check_network(model, settings, shape, number_of(devices))
     note_what_does_nothing(settings)
     seen = _preprocessing(settings, shape[2], weights)
     taught, teacher = None, None
@@ -143,25 +152,7 @@ def open_data(settings: Settings, devices: Devices = None) -> data.Dataset:
 
     Raises UserError if the devices cannot share a batch or form groups evenly.
     """
-    count = number_of(devices)
-    if settings.batch_size % count:
-        raise UserError(
-            f"batch_size must be a multiple of the {count} devices, got {settings.batch_size}"
-        )
-    if count % (settings.bn_group or 1):
-        raise UserError(
-            f"bn_group must divide the number of devices, {count}, got {settings.bn_group}"
-        )
-    if settings.has_mixing and settings.batch_size == count:
-        raise UserError(
-            "mixup and cutmix need 2 pictures or more on each device: raise batch_size above "
-            f"{settings.batch_size}"
-        )
-    if settings.batch_size // count % settings.accumulate:
-        raise UserError(
-            f"accumulate must divide the {settings.batch_size // count} images that each device "
-            f"gets of a batch, got {settings.accumulate}"
-        )
+    check_devices(settings, number_of(devices))
     chosen = settings.data
     return data.open_dataset(chosen.name, chosen.dir, chosen.validation, chosen.on_broken)
 
@@ -196,6 +187,33 @@ def _create_model(
     name, theirs = name_and_fields(weights.model)
     bn_frozen = settings.optimization.classifier_only
     return create_model(name, **{**theirs, **fields, "bn_frozen": bn_frozen})
+
+
+def _check_network(
+    model: Any, settings: Settings, shape: tuple[int, int, int], devices: int
+) -> None:
+    """Raises UserError for a type that training cannot use, and if batch norm gets one value."""
+    if model.dtype == jnp.float16:
+        raise UserError(
+            "model.dtype float16 loses small gradients without loss scaling, which training does "
+            "not have: use bfloat16"
+        )
+    pictures = settings.batch_size // devices // settings.accumulate
+    if pictures * (settings.bn_group or devices) > 1 or settings.optimization.classifier_only:
+        return
+    sides = min(settings.data.progressive, default=None)
+    size = (sides, sides) if sides else shape[:2]
+    smallest = min(
+        (math.prod(layer.output[:2]), layer.name)
+        for layer in complexity.layers(model, (*size, shape[2]))
+        if len(layer.output) == 3
+    )
+    if smallest[0] == 1:
+        raise UserError(
+            f"batch norm of {smallest[1]} would get one value per channel, whose deviation is 0: "
+            "with one picture on each device its map of 1 x 1 is all that there is; raise "
+            "batch_size or data.image_size, or lower accumulate"
+        )
 
 
 def fields_of(name: str, fields: dict[str, Any]) -> dict[str, Any]:

@@ -40,7 +40,15 @@ def changed(config, **fields):
         ),
         ({"data__augmentation": "crop_flip", "data__pad": 29}, "data.pad must be at most .* 28"),
         ({"data__repeats": 10**6}, "data.repeats must be at most the"),
-        ({"data__repeats": 16, "mixup": 0.2}, "a picture would be mixed with itself"),
+        (
+            {"data__repeats": 2, "mixup": 0.2},
+            "at most half of the 2 pictures that each device gets .* mixed with itself",
+        ),
+        ({"model__dtype": "float16"}, "float16 loses small gradients .*: use bfloat16"),
+        (
+            {"accumulate": 2, "bn_group": 1, "data__image_size": 8},
+            "batch norm of .* would get one value per channel",
+        ),
         (
             {"data__progressive": (16, 20, 28), "duration": "2 steps"},
             "data.progressive has 3 sizes and the run only 2 steps",
@@ -120,3 +128,12 @@ def test_a_rate_that_hardly_changes_is_said(tiny_config, capsys):
     said = capsys.readouterr().err
     assert "the warm-up lasts 400 steps and not 10" in said
     assert "the learning rate never changes in this run of 300 steps" in said
+
+
+@pytest.mark.parametrize(("side", "said"), [(28, "by up to 32"), (33, None)])
+def test_a_policy_that_shifts_pictures_out_of_themselves_is_noted(
+    tiny_config, fashion_mnist, capsys, side, said
+):
+    set_up(changed(tiny_config, data__policy="trivial_wide", data__image_size=side))
+    lines = capsys.readouterr().err
+    assert said in lines if said else "shifts" not in lines

@@ -41,6 +41,7 @@ def everything(tiny_config, tmp_path, fashion_mnist):
             "teacher": str(tmp_path / "teacher.safetensors"),
             "mixup": 0.2,
             "cutmix": 1.0,
+            "batch_size": 32,  # mixing needs 4 pictures on a device for repeats of 2
             "accumulate": 2,
             "label_smoothing": 0.1,
             "ema_decay": 0.9,
