@@ -80,7 +80,7 @@ h100: .venv-compilers/ready
 	$(BIN)/python -m experiments.tables
 
 test: .venv/ready
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 faults: .venv/ready
 	$(BIN)/python -m tests.faults.damage

@@ -9,7 +9,8 @@ import tempfile
 from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["mnv2.sweeps.execute"])  # with JAX and TensorFlow, which take 5 s
+# With JAX and TensorFlow, which take 5 s.
+SERVER.set_forkserver_preload(["mnv2.sweeps.execute", "tests.decoded"])
 
 
 def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:

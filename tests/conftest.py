@@ -1,7 +1,7 @@
 """Eight simulated devices for every test, and Fashion-MNIST for those that train.
 
-Compiled programs are kept in .pytest_cache, so that a second run of the suite is faster. The
-slowest modules run first, so that no process works alone at the end.
+Compiled programs and decoded pictures are kept in .pytest_cache, so that a second run of the suite
+is faster.
 """
 
 import contextlib
@@ -32,21 +32,8 @@ from configs import v2_ablation
 from mnv2 import data
 from mnv2.data.datasets import TfdsDataset
 from mnv2.runtime import storage
+from tests import decoded as decoded  # from here on, Fashion-MNIST is decoded once
 from tests import emulator
-
-SLOWEST = (
-    *("test_loop", "test_steps", "test_lanes", "test_keras", "test_finetune", "test_predict"),
-    *("test_storage", "test_throughput", "test_torch", "test_inference", "test_formats"),
-    "test_configs",
-)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    def place(item: pytest.Item) -> int:
-        name = item.path.stem
-        return SLOWEST.index(name) if name in SLOWEST else len(SLOWEST)
-
-    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
