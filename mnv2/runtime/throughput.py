@@ -17,6 +17,7 @@ class Stopwatch:
         self.batch_size, self.seconds, self.steps = batch_size, seconds, steps
         self._timed_steps, self._timed_seconds, self._waited_seconds = 0, 0.0, 0.0
         self._since: tuple[float, int] | None = None
+        self._latest = 0.0
 
     def start(self, step: int) -> None:
         """Starts the clock. Every step before `step` must be done on the devices."""
@@ -33,6 +34,8 @@ class Stopwatch:
         self._timed_steps += step - first
         self.steps += step - first
         self._since = None
+        if step > first:
+            self._latest = (step - first) * self.batch_size / elapsed
 
     @contextlib.contextmanager
     def fetching(self, idle: Callable[[], bool]) -> Iterator[None]:
@@ -57,6 +60,11 @@ class Stopwatch:
         if not self._timed_seconds:
             return 0.0
         return self._timed_steps * self.batch_size / self._timed_seconds
+
+    @property
+    def latest_images_per_second(self) -> float:
+        """Images per second while the clock last ran, which shows that a run has become slower."""
+        return self._latest
 
     def seconds_left(self, steps: int) -> float:
         """The time that `steps` more steps will take at this rate; 0 if no rate is known yet."""

@@ -154,7 +154,7 @@ class _Line:
         return (
             name,
             f"{now.step}/{now.steps}",
-            f"{now.loss:.3f}",
+            "skipped" if now.loss is None else f"{now.loss:.3f}",
             f"{now.images_per_second:,.0f}",
             format_seconds(now.seconds_left),
         )

@@ -31,7 +31,7 @@ SEED = re.compile(r"0|[1-9][0-9]*")  # the name of a run's folder
 
 # What to do about a damaged file.
 SWEEP_REMEDY = "delete it, and repeat the command that began the runs: it writes the file again"
-RESULT_REMEDY = "delete it, and repeat the command that began the run: it evaluates again"
+RESULT_REMEDY = "delete it, and repeat the command that began the run: it writes it again"
 CONFIG_REMEDY = (
     "delete it to resume the run with the config given now, or the folder to start from the "
     "beginning"

@@ -1,7 +1,6 @@
 """The evaluation loop, for training and for finished weights: every example counts exactly once."""
 
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -68,7 +67,7 @@ def evaluate(
     split: str,
     batch_size: int,
     view: Callable[..., Any],
-    after_batch: Callable[[metrics.Sums], None] = lambda sums: None,
+    before_batch: Callable[[Sequence[metrics.Sums]], None] = lambda done: None,
     confusion: np.ndarray | None = None,
     devices: Devices = None,
 ) -> dict[str, float]:
@@ -76,22 +75,23 @@ def evaluate(
 
     `step` takes a batch that is split over `devices`, and `view` turns pictures into the network's
     input. `batch_size` is rounded up to a multiple of the devices; a mask covers the rows that the
-    last batch lacks. `after_batch` is called with the sums of each batch. If a `confusion` matrix
-    is given (true class, predicted class), the predictions are added to it. Raises UserError if a
-    loss is not finite.
+    last batch lacks. `before_batch` is called with the sums of the batches so far; what it raises
+    ends the evaluation, but never one that is complete. If a `confusion` matrix is given (true
+    class, predicted class), the predictions are added to it. Raises UserError if a loss is not
+    finite.
     """
     batch_size += -batch_size % number_of(devices)
-    window = []
+    window: list[metrics.Sums] = []
     for batch in data.eval_batches(
         dataset, split, batch_size, transform=view, shard=process_shard()
     ):
+        before_batch(window)
         sums, predictions = step(shard(batch, devices))
         window.append(sums)
         if confusion is not None:
             counted = batch["mask"] > 0
             predicted = np.asarray(predictions).reshape(-1)
             np.add.at(confusion, (batch["label"][counted], predicted[counted]), 1)
-        after_batch(sums)
     if metrics.first_not_finite(window) is not None:
         raise NotFinite(
             f"the loss on the {split} split of {dataset.name} is not finite: the weights hold, or "
@@ -152,14 +152,14 @@ def evaluate_network(
     confusion = np.zeros((len(network.display_names),) * 2, np.int64)
     stopwatch, line = Stopwatch(batch_size), StatusLine("evaluating")
     batches = -(-dataset.num_examples(split) // batch_size)
-    done = itertools.count(1)
 
-    def show(sums: metrics.Sums) -> None:
-        number = next(done)
-        stopwatch.stop(number)
-        if number > 1:  # the first batch is compiled
-            line.say(str(progress(number, batches, metrics.summarize([sums])["loss"], stopwatch)))
-        stopwatch.start(number)
+    def show(done: Sequence[metrics.Sums]) -> None:
+        loss = metrics.summarize(done[-1:])["loss"]  # waits for the devices
+        stopwatch.stop(len(done))
+        if len(done) > 1:  # the first batch is compiled
+            line.say(str(progress(len(done), batches, loss, stopwatch)))
+        if done:
+            stopwatch.start(len(done))
 
     line.say("compiling")
     view = view_of(network.preprocess, network.image_size, network.channels)

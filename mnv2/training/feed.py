@@ -5,6 +5,7 @@ small network, calling the devices for each step takes longer than the step.
 """
 
 import itertools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -110,7 +111,7 @@ class FromDevice:
     def __init__(self, setup: Setup, settings: Settings, first_step: int, key: Array):
         self._steps, self._key, self._pad = setup.steps, key, settings.data.pad
         self._images, self._labels, self._taught = self._place(setup)
-        self._before = 0  # the number of steps of the last dispatch
+        self._before, self._asked = 0, time.perf_counter()  # of the last dispatch
         self._rows = data.train_rows(
             setup.dataset.num_examples("train"),
             settings.batch_size,
@@ -134,7 +135,10 @@ class FromDevice:
 
         `rate` is in steps per second, 0 if it is not known.
         """
-        possible = int(SECONDS * rate) if rate else 2 * self._before
+        took = time.perf_counter() - self._asked  # as long as a dispatch: two are on their way
+        self._asked += took
+        grown = min(2 * self._before, int(SECONDS * self._before / took))
+        possible = int(SECONDS * rate) if rate else grown
         wanted = max(1, min(most, MOST_STEPS, possible))
         return number_of_first(wanted)  # the rate differs between processes
 

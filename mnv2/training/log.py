@@ -1,15 +1,23 @@
 """The curves of a run: metrics.jsonl, and the same for TensorBoard."""
 
+import time
 from typing import Any
 
 import numpy as np
 from clu import metric_writers
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.scalar.metadata import create_summary_metadata
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.util.tensor_util import make_tensor_proto
 
 from mnv2.runtime.files import append_line, keep_lines, read_lines, to_json
 from mnv2.runtime.layout import METRICS
 from mnv2.runtime.processes import is_writer
 from mnv2.runtime.storage import AnyPath, Mirror, is_object
 from mnv2.training.settings import Settings
+
+TIME = "time"  # of a line of metrics.jsonl, in seconds since 1970
 
 
 class MetricsLog:
@@ -25,16 +33,15 @@ class MetricsLog:
         """Starts after `step`: drops what was written of later steps, which are done again.
 
         TensorBoard's events cannot be dropped one by one, so they are written again from the lines
-        that stay: each step is in its curves once.
+        that stay: each step is in its curves once, at the time when it was measured.
         """
         if is_writer():
             self._mirror.fetch(METRICS)
             keep_lines(self._path, lambda values: values["step"] <= step)
             for old in self._folder.glob("events.out.tfevents.*"):
                 old.unlink()
+            self._write_again()
             self._tensorboard = metric_writers.SummaryWriter(str(self._path.parent))
-            for values in read_lines(self._path):
-                self._tensorboard.write_scalars(values.pop("step"), _scalars(values))
         self._tensorboard.write_hparams(_hyperparameters(settings))
         self.store()
 
@@ -43,7 +50,7 @@ class MetricsLog:
 
         Raises UserError, and writes nothing, for a value that is not finite.
         """
-        line = to_json({"step": step, **values})
+        line = to_json({"step": step, TIME: round(time.time(), 3), **values})
         self._tensorboard.write_scalars(step, _scalars(values))
         if is_writer():
             append_line(self._path, line)
@@ -54,9 +61,31 @@ class MetricsLog:
         """Shows images (n h w c, in [0, 1]) in TensorBoard."""
         self._tensorboard.write_images(step, {name: images})
 
-    def holds(self, step: int, name: str) -> bool:
-        """Tells whether a value of that name was written for a step."""
-        return any(line["step"] == step and name in line for line in read_lines(self._path))
+    def _write_again(self) -> None:
+        """Writes an event for each line. clu's writer would give all of them the present time."""
+        lines = read_lines(self._path)
+        if not lines:
+            return
+        kind = create_summary_metadata(display_name="", description="")
+        writer = EventFileWriter(str(self._path.parent))
+        for line in lines:
+            step, when = line.pop("step"), line.pop(TIME, None)  # lines of older runs lack a time
+            values = [
+                Summary.Value(tag=name, tensor=make_tensor_proto(np.float32(value)), metadata=kind)
+                for name, value in _scalars(line).items()
+            ]
+            event = Event(step=step, wall_time=when or time.time(), summary=Summary(value=values))
+            writer.add_event(event)
+        writer.close()
+
+    def evaluation(self, step: int, split: str) -> dict[str, float]:
+        """Returns what was written of an evaluation after a step, by name; {} if there is none."""
+        prefix = f"{split}/"
+        for line in read_lines(self._path):
+            if line["step"] == step and f"{prefix}loss" in line:
+                named = {k: v for k, v in line.items() if k.startswith(prefix)}
+                return {name.removeprefix(prefix): value for name, value in named.items()}
+        return {}
 
     def flush(self) -> None:
         """Lets TensorBoard see everything that was written."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from mnv2.analysis import complexity
 from mnv2.pretrained import native
@@ -126,7 +127,7 @@ def train(
                 split,
                 settings.eval_batch_size,
                 setup.eval_view(),
-                after_batch=lambda _: stopper.check(),
+                before_batch=lambda _: stopper.check(),
                 devices=devices,
             )
 
@@ -152,7 +153,7 @@ def train(
                 if (
                     step
                     and validation_is_due()
-                    and not of_first(log.holds(step, "validation/loss"))
+                    and not of_first(bool(log.evaluation(step, "validation")))
                 ):
                     evaluate_on("validation")  # the run was stopped during this evaluation
                 say("compiling")
@@ -169,17 +170,22 @@ def train(
                         call = batches.next(count)
                     if left == 1:
                         before = metrics.joined(state.params)
-                    update = functools.partial(call.update, state)
                     compiles = call.shape != compiled_for  # also when pictures begin to grow
                     if compiles:
                         jax.block_until_ready(state)
                         stopwatch.stop(step)
                         log.write_images(step + 1, "train/input", call.images() / 255)
-                        state, sums = stopper.compile(update)
+                        # A step overwrites the arrays of its state. After a signal it may still do
+                        # so while they are saved: it gets a copy, one more state in memory.
+                        copied = jax.tree.map(jnp.copy, state)
+                        state, sums = stopper.compile(functools.partial(call.update, copied))
+                        del copied
                     else:
-                        state, sums = update()
+                        state, sums = call.update(state)
                     step += call.steps
                     window.append((sums, call.steps))
+                    if len(window) > 1:  # a signal waits for two dispatches at most
+                        jax.block_until_ready(window[-2][0])
                     if compiles:
                         # Compiled, the copy too: later steps are timed.
                         jax.block_until_ready((state, metrics.joined(state.params)))
@@ -212,10 +218,11 @@ def train(
                         if step == total_steps and settings.recalibrate:
                             say("recalibrating")
                             state = recalibrated(state, setup, settings)
-                        values["train/images_per_second"] = stopwatch.images_per_second
+                        values["train/images_per_second"] = stopwatch.latest_images_per_second
                         values["train/waiting_for_input"] = stopwatch.waiting
                         log.write(step, values)
-                        say(progress(step, total_steps, summary["loss"], stopwatch))
+                        loss = summary["loss"] if summary["examples"] else None
+                        say(progress(step, total_steps, loss, stopwatch))
                         if saves:
                             log.store()
                             checkpoints.save(step, state, _timing(stopwatch))
@@ -225,7 +232,12 @@ def train(
                     stopper.check()
                 if member is not None:
                     member.leave()
-                summary_at_end = evaluate_on(settings.final_split)
+                split = settings.final_split
+                # It is there if the process died before it wrote the result.
+                if of_first(bool(log.evaluation(step, split))):
+                    summary_at_end = log.evaluation(step, split)
+                else:
+                    summary_at_end = evaluate_on(split)
         except Stopped as stopped:
             line.clear()
             stopwatch.stop(step)

@@ -34,15 +34,16 @@ def count(
 ) -> Sums:
     """Sums loss, top-1 hits, top-5 hits and examples over the examples whose mask is 1."""
     mask = jnp.ones_like(losses) if mask is None else mask
-    # The number of classes that do not score lower than the right one. So ties count against it,
-    # and a value that is not a number makes no hit.
+    # The number of classes before the right one, as argmax orders them: of equal ones, the first
+    # is first. An example with a logit that is not finite is no hit.
     right = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-    others = jnp.arange(logits.shape[-1]) != labels[:, None]
-    rank = jnp.sum(~(logits < right) & others, axis=-1)
+    is_before = jnp.arange(logits.shape[-1]) < labels[:, None]
+    rank = jnp.sum((logits > right) | ((logits == right) & is_before), axis=-1)
+    usable = mask * jnp.all(jnp.isfinite(logits), axis=-1)
     return {
         "loss": jnp.sum(losses * mask),
-        "top1": jnp.sum((rank < 1) * mask),
-        "top5": jnp.sum((rank < 5) * mask),
+        "top1": jnp.sum((rank < 1) * usable),
+        "top5": jnp.sum((rank < 5) * usable),
         "examples": jnp.sum(mask),
     }
 

@@ -2,6 +2,7 @@ import time
 
 from mnv2.runtime.terminal import waiting_for_input
 from mnv2.runtime.throughput import Stopwatch
+from mnv2.training.progress import progress
 
 
 def slow(seconds):
@@ -29,6 +30,18 @@ def test_waiting_counts_while_the_devices_are_idle_and_the_clock_runs():
 
 def test_a_batch_that_comes_while_the_devices_work_is_not_waited_for():
     assert run(idle=lambda: False).waiting == 0
+
+
+def test_a_run_that_becomes_slower_is_seen_in_its_latest_rate(monkeypatch):
+    clock = iter([0.0, 1.0, 1.0, 5.0, 5.0, 6.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    stopwatch = Stopwatch(batch_size=8)
+    for first, last, latest in ((0, 2, 16.0), (2, 4, 4.0), (4, 4, 4.0)):  # the last is no step
+        stopwatch.start(first)
+        stopwatch.stop(last)
+        assert stopwatch.latest_images_per_second == latest
+    assert stopwatch.images_per_second == 4 * 8 / 6
+    assert "all skipped" in str(progress(4, 8, None, stopwatch))
 
 
 def test_waiting_is_worth_a_word_where_it_is_noticeable():

@@ -72,7 +72,11 @@ def all_ways(config, folder, monkeypatch):
         batches.clear()
         return rows(images)
 
-    evaluation.evaluate(step, dataset, "test", 4, setup.eval_view())
+    calls = []
+    evaluation.evaluate(
+        step, dataset, "test", 4, setup.eval_view(), lambda done: calls.append(len(done))
+    )
+    assert calls == [0]  # of one batch, rounded up to eight devices: never after the last
     yield "evaluation in training", taken()
     evaluation.evaluate_network(step, network, dataset, "test", 4)
     yield "evaluate", taken()

@@ -1,6 +1,9 @@
+import itertools
+
 import pytest
 
 from mnv2.runtime.errors import UserError
+from mnv2.runtime.files import read_lines
 from mnv2.runtime.layout import METRICS
 from mnv2.training import log, settings
 
@@ -13,19 +16,27 @@ def test_nothing_that_is_not_finite_is_logged(tiny_config, tmp_path, value):
     with pytest.raises(UserError, match=f"train/loss is {value}, which is not a finite number"):
         curves.write(2, {"train/loss": value})
     curves.close()
-    assert (tmp_path / METRICS).read_text() == '{"step": 1, "train/loss": 0.5}\n'
+    (line,) = read_lines(tmp_path / METRICS)
+    assert line == {"step": 1, "time": line["time"], "train/loss": 0.5}
 
 
-def test_a_resumed_run_has_each_step_once_in_tensorboard(tmp_path, tiny_config):
+def test_a_resumed_run_has_each_step_once_in_tensorboard_at_its_own_time(
+    tmp_path, tiny_config, monkeypatch
+):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util.tensor_util import make_ndarray
 
     of_run = settings.from_config(tiny_config)
+    hours = itertools.count(1_000_000_000, 3600)
+    monkeypatch.setattr(log.time, "time", lambda: float(next(hours)))
     first = log.MetricsLog(tmp_path)
     first.resume(0, of_run)
     for step in (10, 20, 30):
         first.write(step, {"train/loss": 1 / step})
     first.close()  # killed after step 30, with a checkpoint of step 20
+    times = [line["time"] for line in read_lines(tmp_path / METRICS)]
+    assert times[1] - times[0] >= 3600
+    monkeypatch.undo()
     second = log.MetricsLog(tmp_path)
     second.resume(20, of_run)
     for step in (30, 40):
@@ -39,6 +50,7 @@ def test_a_resumed_run_has_each_step_once_in_tensorboard(tmp_path, tiny_config):
     ]
     assert dict(found) == pytest.approx({10: 0.1, 20: 0.05, 30: 2 / 30, 40: 0.05})
     assert len(found) == 4
+    assert [event.wall_time for event in events.Tensors("train/loss")][:2] == times[:2]
 
 
 def test_tensorboard_tells_runs_apart_by_every_field(tiny_config):
