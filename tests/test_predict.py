@@ -17,14 +17,14 @@ from mnv2.runtime import cli
 from mnv2.runtime.weights_options import read_class_names
 from mnv2.training import metrics
 from mnv2.training.evaluation import view_of
+from tests.variables import random_variables
 
 
 def drawn(channels, class_names, **fields):
     fields = {"num_classes": len(class_names), "width": 0.1, "strides": "small", **fields}
     fields = {"repeats": (1,) * 7, **fields}  # with all 17 blocks it compiles for twice as long
     model = create_model("mobilenet_v2", **fields)
-    init = jax.jit(model.init, compiler_options={"xla_backend_optimization_level": 0})
-    variables = init(jax.random.key(3), jax.numpy.zeros((1, 28, 28, channels)))
+    variables = random_variables(model, channels)
     # A classifier that is sure of something.
     params = variables["params"]
     params["classifier"] = jax.tree.map(lambda x: 30 * x, params["classifier"])
@@ -246,11 +246,7 @@ def test_prediction_computes_the_logits_of_the_network():
     head = DenseHead(backbone.model, ((8, "relu"), (1, "linear")))
     random = np.random.default_rng(0)
     images = random.uniform(0, 255, (8, 28, 28, 3)).astype(np.float32)
-    init = jax.jit(head.init, compiler_options={"xla_backend_optimization_level": 0})
-    variables = init(jax.random.key(1), images[:1])
-    variables["batch_stats"] = jax.tree.map(
-        lambda x: random.uniform(0.5, 2, x.shape).astype(np.float32), variables["batch_stats"]
-    )
+    variables = random_variables(head)
     loaded = pretrained.Pretrained(head, variables, pretrained.Preprocessing(), (28, 28))
     expected = jax.jit(loaded.logits)(variables, images)
     found = loaded.logits_for_inference()(images)

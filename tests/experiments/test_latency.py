@@ -1,15 +1,14 @@
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments.common import published
-from experiments.common.initialisation import unoptimised
 from experiments.common.submodules import submodules
 from experiments.common.timing import in_turns, times
 from experiments.roofline import layers, machines
 from mnv2.models import create_model, features, fold_batch_norm
 from mnv2.models.blocks import ConvBN
+from tests.variables import random_variables
 
 
 def test_the_sign_is_right_for_at_least_twelve_published_machines():
@@ -30,7 +29,7 @@ def test_published_rates_are_compared_as_times():
 
 def test_layers_called_alone_give_the_output_of_the_network():
     model = create_model("mobilenet_v2", width=0.35, repeats=(1,) * 7, num_classes=3)
-    variables = unoptimised(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+    variables = random_variables(model)
     folded = fold_batch_norm(model, variables)
     found = submodules(model, folded, (2, 32, 32, 3), ConvBN)
     assert len(found) == 1 + 2 + 6 * 3 + 1

@@ -10,17 +10,7 @@ from mnv2.models import create_model, fold_batch_norm
 from mnv2.models.blocks import ConvBN, InvertedResidual
 from mnv2.models.split import inverted_residual_by_slices
 from mnv2.runtime.errors import UserError
-
-
-def trained_variables(model, image):
-    """Returns variables with statistics like those of a trained network."""
-    quick = {"xla_backend_optimization_level": 0}
-    variables = jax.jit(model.init, compiler_options=quick)(jax.random.key(0), image)
-    random = np.random.default_rng(0)
-    statistics = jax.tree.map(
-        lambda x: jnp.asarray(random.uniform(0.5, 1.5, x.shape), x.dtype), variables["batch_stats"]
-    )
-    return {**variables, "batch_stats": statistics}
+from tests.variables import random_variables
 
 
 class Block(nn.Module):
@@ -60,7 +50,7 @@ BLOCKS = [
 def test_any_number_of_slices_gives_the_same_result(features, stride, expansion, padding, size):
     x = jnp.asarray(np.random.default_rng(1).normal(size=(2, *size, 16)), jnp.float32)
     whole = Block(features, stride, expansion, padding)
-    variables = fold_batch_norm(whole, trained_variables(whole, x))
+    variables = fold_batch_norm(whole, random_variables(whole, 16))
     expected = whole.apply(variables, x)
     channels = 16 * expansion
     for splits in (2, 3, 5, 8, channels):
@@ -72,7 +62,7 @@ def test_any_number_of_slices_gives_the_same_result(features, stride, expansion,
 def test_the_whole_network_in_slices_gives_the_same_logits():
     images = jnp.asarray(np.random.default_rng(1).normal(size=(2, 37, 45, 3)), jnp.float32)
     model = create_model("mobilenet_v2", width=0.35, num_classes=10)
-    variables = trained_variables(model, images)
+    variables = random_variables(model)
     split = model.clone(splits=(3,) * 17)
     folded_variables = fold_batch_norm(model, variables)
     quick = {"xla_backend_optimization_level": 0}
@@ -85,7 +75,7 @@ def test_the_whole_network_in_slices_gives_the_same_logits():
 def test_only_one_slice_of_the_expanded_tensor_exists_at_a_time():
     x = jax.ShapeDtypeStruct((1, 64, 64, 16), jnp.float32)
     whole = Block(16, 1, 6)
-    variables = fold_batch_norm(whole, trained_variables(whole, jnp.zeros((1, 8, 8, 16))))
+    variables = fold_batch_norm(whole, random_variables(whole, 16))
     params = variables["params"]["block"]
 
     def temporary(splits):
@@ -99,7 +89,7 @@ def test_only_one_slice_of_the_expanded_tensor_exists_at_a_time():
 
 def test_splits_are_refused_with_batch_norm_and_with_a_wrong_number_of_blocks():
     block = Block(16, 1, 6, splits=2)
-    variables = trained_variables(block, jnp.zeros((1, 8, 8, 16)))
+    variables = random_variables(block, 16)
     with pytest.raises(UserError, match="batch norm folded"):
         block.apply(variables, jnp.zeros((1, 8, 8, 16)))
     with pytest.raises(UserError, match="splits must be 17 numbers"):

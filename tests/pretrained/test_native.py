@@ -16,12 +16,11 @@ from mnv2.pretrained.loaded import DenseHead
 from mnv2.runtime.errors import UserError
 from tests.pretrained import reference
 from tests.pretrained.test_torch import REFERENCE
+from tests.variables import random_variables
 
 
 def random_weights(model, channels=3, **fields):
-    images = jnp.zeros((1, 32, 32, channels))
-    init = jax.jit(model.init, compiler_options={"xla_backend_optimization_level": 0})
-    variables = init(jax.random.key(0), images)
+    variables = random_variables(model, channels)
     return pretrained.Pretrained(model, variables, pretrained.Preprocessing(), **fields)
 
 
@@ -76,6 +75,7 @@ def test_weights_saved_under_torchvisions_names_are_torchvisions_state_dict(tmp_
 
 def test_a_network_that_the_other_framework_would_not_build_is_rejected_in_one_line(tmp_path):
     model = create_model("mobilenet_v2", width=0.1, num_classes=3, bottleneck="relu6")
+    weights = random_weights(model)
     for names, path, message in (
         ("keras", "a.h5", "the keras network has bottleneck = 'linear' but this one has 'relu6'"),
         ("torchvision", "a.safetensors", "the torchvision network has padding = 'symmetric'"),
@@ -83,7 +83,7 @@ def test_a_network_that_the_other_framework_would_not_build_is_rejected_in_one_l
         ("kears", "a.h5", "unknown names 'kears': did you mean 'keras'"),
     ):
         with pytest.raises(UserError, match=message):
-            pretrained.save(random_weights(model), tmp_path / path, names=names)
+            pretrained.save(weights, tmp_path / path, names=names)
     assert not list(tmp_path.iterdir())
 
 
