@@ -123,7 +123,7 @@ def main(argv: Sequence[str]) -> None:
         fail(f"unexpected argument {argv[1]!r}: see --help")
     if _CONFIG.value is None:
         fail("no --config given: try --config configs/v2_ablation.py, or --help")
-    run(_train)
+    run(_train, resumes=True)
 
 
 def _train() -> None:

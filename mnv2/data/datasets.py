@@ -14,8 +14,8 @@ from mnv2.data.broken import ON_BROKEN
 from mnv2.data.connection import reachable
 from mnv2.data.image_folder import open_image_folder
 from mnv2.data.splits import Part
-from mnv2.data.tfds_dataset import TfdsDataset, first_line
-from mnv2.runtime.errors import UserError, check_choice
+from mnv2.data.tfds_dataset import TfdsDataset
+from mnv2.runtime.errors import UserError, check_choice, first_line
 from mnv2.runtime.files import locked
 from mnv2.runtime.storage import SCHEME, AnyPath, as_path
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from mnv2.data.connection import reachable
-from mnv2.runtime.errors import UserError
+from mnv2.runtime.errors import UserError, first_line
 
 PACKAGE = "dataset-fashion-mnist"
 FOLDER_IN_PACKAGE = "usr/share/datasets/fashion-mnist"
@@ -54,7 +54,8 @@ def _unpack_package(folder: Path) -> Path:
         (package,) = folder.glob("*.deb")
         _run("dpkg-deb", "-x", str(package), str(folder / "unpacked"))
     except (subprocess.CalledProcessError, ValueError) as error:
-        reason = (getattr(error, "stderr", "") or str(error)).strip().splitlines()[-1]
+        printed = (getattr(error, "stderr", "") or "").strip().splitlines()
+        reason = printed[-1] if printed else first_line(error)
         raise UserError(
             "cannot download fashion_mnist: neither its server nor Debian's mirrors can be reached "
             f"({reason}); once there is a connection, run 'apt-get install {PACKAGE}'"

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from mnv2.data import decoding
 from mnv2.data.broken import BrokenExample, find_broken, raise_or_warn
 from mnv2.data.splits import SPLITS, Part, bounds_of, check_split, divide
-from mnv2.runtime.errors import UserError
+from mnv2.runtime.errors import UserError, first_line
 from mnv2.runtime.storage import AnyPath, as_path
 from mnv2.runtime.terminal import note
 
@@ -200,9 +200,3 @@ def _decoded_arrays(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     examples = builder.as_dataset(split=tfds_slice, batch_size=-1, shuffle_files=False)
     return examples["image"], examples["label"]
-
-
-def first_line(error: Exception) -> str:
-    """Returns the first line of an error message, or the kind of the error if it is empty."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

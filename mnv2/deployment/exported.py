@@ -11,7 +11,7 @@ from jaxtyping import Float
 from mnv2.deployment.comparison import Run, in_batches
 from mnv2.deployment.program import METADATA, Description
 from mnv2.pretrained import Preprocessing
-from mnv2.runtime.errors import UserError
+from mnv2.runtime.errors import UserError, first_line
 
 INSTALL = 'pip install "mnv2[export]"'
 
@@ -139,10 +139,6 @@ def _description(path: Path, text: str | None) -> Description:
         raise UserError(f"{path} has a damaged description: {error}") from error
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def _open_litert(path: Path, threads: int | None) -> Exported:
     from ai_edge_litert import schema_py_generated as schema
     from ai_edge_litert.interpreter import Interpreter
@@ -155,7 +151,7 @@ def _open_litert(path: Path, threads: int | None) -> Exported:
         interpreter.allocate_tensors()
         model: Any = schema.ModelT.InitFromPackedBuf(content, 0)
     except Exception as error:  # of many types, for damaged files
-        raise UserError(f"LiteRT cannot read {path}: {_first_line(error)}") from error
+        raise UserError(f"LiteRT cannot read {path}: {first_line(error)}") from error
     buffers = [x.buffer for x in model.metadata or () if x.name == METADATA.encode()]
     about = _description(path, bytes(model.buffers[buffers[0]].data).decode() if buffers else None)
     given, result = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
@@ -198,7 +194,7 @@ def _open_onnx(path: Path, threads: int | None) -> Exported:
             str(path), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # of many types, for damaged files
-        raise UserError(f"ONNX Runtime cannot read {path}: {_first_line(error)}") from error
+        raise UserError(f"ONNX Runtime cannot read {path}: {first_line(error)}") from error
     about = _description(path, session.get_modelmeta().custom_metadata_map.get(METADATA))
     (given,) = session.get_inputs()
 

@@ -21,7 +21,7 @@ from mnv2.pretrained.infer import check_tensors, fit_channels, shapes_of, to_var
 from mnv2.pretrained.loaded import DenseHead, Pretrained
 from mnv2.pretrained.preprocessing import METHODS, Preprocessing
 from mnv2.runtime import packed_arrays
-from mnv2.runtime.errors import UserError, check_choice
+from mnv2.runtime.errors import UserError, check_choice, first_line
 from mnv2.runtime.files import write_json
 from mnv2.runtime.layout import CHECKPOINTS, NETWORK
 from mnv2.runtime.storage import AnyPath
@@ -75,7 +75,7 @@ def read_run(folder: AnyPath) -> Pretrained:
         description = json.loads((folder / NETWORK).read_text())
         arrays = _eval_variables(packed_arrays.read_newest(folder / CHECKPOINTS))
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {folder}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"cannot read {folder}: {first_line(error)}") from error
     return _build(description, arrays, str(folder))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from mnv2.pretrained.infer import DenseWeights, FileContents
 from mnv2.pretrained.names import NUM_BLOCKS, VariableSuffixes, tensor_names, translate
 from mnv2.pretrained.preprocessing import Preprocessing, size_in_name, size_to_assume
-from mnv2.runtime.errors import UserError
+from mnv2.runtime.errors import UserError, first_line
 from mnv2.runtime.terminal import note
 
 SCOPES = {"MobilenetV1/": "mobilenet_v1", "MobilenetV2/": "mobilenet_v2"}
@@ -123,7 +123,7 @@ def _load(prefix: Path) -> dict[str, np.ndarray]:
             if name not in averaged
         }
     except (tf.errors.OpError, ValueError, IndexError) as error:
-        raise UserError(f"cannot read {prefix}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"cannot read {prefix}: {first_line(error)}") from error
 
 
 def _load_graph(

@@ -59,8 +59,11 @@ def _option(convert: Callable[[str], Any], check: Check, wanted: str) -> Callabl
 INTERRUPTED = 130  # the exit code of a process that SIGINT ended
 
 
-def run(main: Callable[[], None]) -> None:
-    """Runs a command's main function: a UserError becomes one line and exit code 2."""
+def run(main: Callable[[], None], *, resumes: bool = False) -> None:
+    """Runs a command's main function: a UserError becomes one line and exit code 2.
+
+    `resumes` says that the same command goes on where it was interrupted.
+    """
     silence_libraries()
     let_libraries_cache()
     print_everything()
@@ -80,7 +83,8 @@ def run(main: Callable[[], None]) -> None:
         print(f"\nstopped by {stopped}: the same command resumes there", file=sys.stderr)
         leave(EXIT_CODE) if abandoned() else sys.exit(EXIT_CODE)
     except KeyboardInterrupt:
-        print("\ninterrupted: the same command resumes where it stopped", file=sys.stderr)
+        remedy = ": the same command resumes where it stopped" if resumes else ""
+        print(f"\ninterrupted{remedy}", file=sys.stderr)
         leave(INTERRUPTED) if abandoned() else sys.exit(INTERRUPTED)
 
 

@@ -21,6 +21,12 @@ class Held(Exception):
     """Another process is writing to a folder; the message names the process."""
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's message, or the error's type if it has no message."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def check_choice(value: Any, choices: Iterable[str], what: str) -> None:
     """Raises UserError unless `value` is one of `choices`; the message suggests the nearest one."""
     names = sorted(choices)

@@ -26,7 +26,7 @@ def environment(devices: Devices = None, together: int = 1) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
-        "commit": commit(),
+        "commit": COMMIT,
         "devices": [device.device_kind for device in devices or jax.devices()],
         **({"together": together} if together > 1 else {}),
         "threads": threads() if jax.default_backend() == "cpu" else None,
@@ -118,3 +118,6 @@ def commit() -> str | None:
     command = [*git, "describe", "--always", "--abbrev=12", "--dirty=+"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or None
+
+
+COMMIT = commit()  # of the code that this process loads now: a later one is not what runs

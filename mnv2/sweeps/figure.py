@@ -45,10 +45,12 @@ def draw(sweep: Sweep, rows: Sequence[Row], path: AnyPath) -> None:
     for axis in axes[::columns]:
         axis.set_ylabel(f"{sweep.split} top-1 accuracy, %")
     two = " Dots: two seeds." if any(row.accuracy.count == 2 for row in rows) else ""
+    band = ""
+    if prediction_interval(list(sweep.accuracies(sweep.baseline).values())):
+        band = f" Grey: where one more run of the baseline, {sweep.baseline}, would fall (95 %)"
     figure.suptitle(
         f"{sweep.config['data']['name']}, {sweep.config['duration']}. Bars: 95 % intervals, from "
-        f"three seeds on.{two} Grey: where one more run of the baseline, "
-        f"{sweep.baseline}, would fall (95 %)",
+        f"three seeds on.{two}{band}",
         fontsize="medium",
         parse_math=False,
     )

@@ -110,9 +110,12 @@ def compare_all(sweep: Sweep) -> Together | None:
 
 
 def prediction_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Returns where one more value would fall with a probability of 95 %; None from one value."""
+    """Returns where one more value would fall with a probability of 95 %.
+
+    None from less than three values: from two it would be as wide as 15 standard deviations.
+    """
     count = len(values)
-    if count < 2:
+    if count < 3:
         return None
     mean = float(np.mean(values))
     spread = float(np.std(values, ddof=1)) * (1 + 1 / count) ** 0.5

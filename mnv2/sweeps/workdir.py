@@ -83,16 +83,16 @@ class Sweep:
 
     def runs(self) -> list[tuple[str, int]]:
         """Lists the arms and seeds of the config."""
-        return [(arm, seed) for arm, changes in self.arms.items() for seed in self._seeds(changes)]
+        return [
+            (arm, seed)
+            for arm, changes in self.arms.items()
+            for seed in _seeds(self.config, changes)
+        ]
 
     def missing(self) -> list[str]:
         """Names the runs of the config that are not finished, as arm/seed."""
         names = [f"{arm}/{seed}" for arm, seed in self.runs() if seed not in self.results[arm]]
         return [name for name in names if name not in self.damaged]
-
-    def _seeds(self, changes: dict[str, Any]) -> range:
-        first = self.config["seed"]
-        return range(first, first + changes.get("seeds", self.config["seeds"]))
 
 
 def load(workdir: AnyPath) -> Sweep:
@@ -103,11 +103,15 @@ def load(workdir: AnyPath) -> Sweep:
             raise UserError(f"the arms of {workdir} are still tuned: see {workdir / TUNING}")
         raise UserError(f"{workdir} is not the --workdir of any runs: it has no {SWEEP}")
     config = description["config"]
-    results: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm in dict(config["arms"])}
+    arms = dict(config["arms"])
+    results: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm in arms}
     steps = description.get("steps", {})
     environments, damaged = {}, {}
     for arm, seed, path in _result_paths(workdir, list(results)):
         name = f"{arm}/{seed}"
+        if seed not in _seeds(config, arms[arm]):
+            warn_once(f"{path} is left out: the config has no seed {seed} of {arm}")
+            continue
         try:
             result = read_result(path)
             if (split := _split_of(config)) not in result:
@@ -120,6 +124,11 @@ def load(workdir: AnyPath) -> Sweep:
             if is_environment(found := read_json(path.with_name(ENVIRONMENT), "")):
                 environments[name] = found
     return Sweep(workdir, config, steps, results, environments, damaged)
+
+
+def _seeds(config: Mapping[str, Any], changes: Mapping[str, Any]) -> range:
+    """Returns the seeds of the arm that makes these changes."""
+    return range(config["seed"], config["seed"] + changes.get("seeds", config["seeds"]))
 
 
 def _split_of(config: Mapping[str, Any]) -> str:

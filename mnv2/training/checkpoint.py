@@ -15,7 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from mnv2.runtime import packed_arrays
-from mnv2.runtime.errors import NotFinite, UserError
+from mnv2.runtime.errors import NotFinite, UserError, first_line
 from mnv2.runtime.layout import DAMAGED
 from mnv2.runtime.machine import WORKERS
 from mnv2.runtime.processes import is_writer, number_of_first
@@ -111,8 +111,9 @@ class Checkpoints:
         try:
             action()
         except Exception as error:  # of many types, raised in a thread of Orbax
-            reason = str(error).strip().splitlines()[0][:200]
-            raise UserError(f"cannot write to {self._folder}: {reason}; {self.newest()}") from error
+            raise UserError(
+                f"cannot write to {self._folder}: {first_line(error)[:200]}; {self.newest()}"
+            ) from error
 
     def restore(self, template: TrainState) -> tuple[TrainState, Timing]:
         """Returns the newest readable state and its timing; the template if none was saved.

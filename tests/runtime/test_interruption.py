@@ -5,6 +5,7 @@ import threading
 
 import pytest
 
+from mnv2.runtime import cli
 from mnv2.runtime.interruption import Stopped, Stopper, abandoned
 
 
@@ -86,3 +87,14 @@ def test_afterwards_signals_are_what_they_were():
 
 def test_stopped_is_not_taken_for_an_error():
     assert not issubclass(Stopped, Exception)
+
+
+@pytest.mark.parametrize("resumes", [True, False])
+def test_only_a_command_that_resumes_says_so_when_it_is_interrupted(resumes, capsys):
+    def main():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as ended:
+        cli.run(main, resumes=resumes)
+    assert ended.value.code == cli.INTERRUPTED
+    assert ("resumes where it stopped" in capsys.readouterr().err) == resumes

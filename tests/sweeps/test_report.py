@@ -13,7 +13,7 @@ from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import read_json, warn_once, write_json
 from mnv2.sweeps import figure
 from mnv2.sweeps.report import write_report
-from mnv2.sweeps.statistics import Estimate, compare_all, rows
+from mnv2.sweeps.statistics import Estimate, compare_all, prediction_interval, rows
 from mnv2.sweeps.workdir import load
 
 ACCURACIES = {
@@ -24,11 +24,21 @@ ACCURACIES = {
 }
 
 
+def set_seeds(workdir, **counts):
+    description = read_json(workdir / "sweep.json", "")
+    arms = dict(description["config"]["arms"])
+    for arm, count in counts.items():
+        arms[arm]["seeds"] = count
+    description["config"]["arms"] = list(arms.items())
+    write_json(workdir / "sweep.json", description)
+
+
 @pytest.fixture
 def workdir(tmp_path):
     config = v2_ablation.get_config("quick").to_dict()
     environment = {"devices": ["cpu"], "machine": "Linux", "packages": {"jax": "1"}, "commit": "c"}
     write_json(tmp_path / "sweep.json", {"config": config, "environment": {}})
+    set_seeds(tmp_path, **{arm: len(values) for arm, values in ACCURACIES.items()})
     for arm, values in ACCURACIES.items():
         for seed, accuracy in enumerate(values):
             result = {
@@ -75,7 +85,15 @@ def test_runs_in_one_program_share_its_minutes(workdir):
     assert row(workdir, "linear").minutes == pytest.approx(0.5)
 
 
+def test_fewer_seeds_in_the_config_are_fewer_in_the_report(workdir, capsys):
+    set_seeds(workdir, linear=2)
+    assert row(workdir, "linear").accuracy.count == 2
+    assert "linear/2/result.json is left out: the config has no seed 2" in capsys.readouterr().err
+
+
 def test_two_seeds_have_no_interval():
+    assert prediction_interval([1.0, 2.0]) is None
+    assert prediction_interval([1.0, 1.0, 1.0]) == (1.0, 1.0)
     assert Estimate.of([1.0, 1.0]) == Estimate(1.0, None, 2)
     assert Estimate.of([1.0, 1.0, 1.0]) == Estimate(1.0, 0.0, 3)
 
@@ -91,6 +109,7 @@ def test_compared_with_one_arm_the_adjusted_interval_is_students_with_a_common_s
 
 def test_the_more_arms_are_compared_the_wider_are_their_intervals(workdir):
     one = compare_all(load(workdir)).differences["relu6"].half_width
+    set_seeds(workdir, **{"t_1": 3, "width_0.25": 3})
     for arm in ("t_1", "width_0.25"):
         shutil.rmtree(workdir / arm)
         shutil.copytree(workdir / "relu6", workdir / arm)
@@ -115,6 +134,7 @@ def test_a_difference_that_is_called_detectable_is_found_in_four_of_five_experim
 
 def test_with_unequal_seeds_the_interval_for_all_arms_is_around_the_difference_of_all(workdir):
     shutil.copytree(workdir / "relu6" / "2", workdir / "relu6" / "3")
+    set_seeds(workdir, relu6=4)
     one = next(one for one in rows(load(workdir), compare_all(load(workdir))) if one.arm == "relu6")
     assert one.difference.mean == pytest.approx(-2.5)  # of three pairs
     assert one.together.mean == pytest.approx(np.mean([86, 84, 86.5, 86.5]) - 88)

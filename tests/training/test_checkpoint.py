@@ -143,6 +143,16 @@ def test_a_checkpoint_that_has_no_room_is_one_clear_line_and_the_one_before_stay
     assert int(restored.step) == 30
 
 
+def test_an_error_without_a_message_is_named_by_its_type(folder, monkeypatch):
+    def fail(*_, **__):
+        raise TimeoutError
+
+    checkpoints = Checkpoints(folder)
+    monkeypatch.setattr(checkpoints._manager, "save", fail)
+    with pytest.raises(UserError, match="cannot write to .*: TimeoutError; the newest checkpoint"):
+        checkpoints.save(9, state_of(9), Timing())
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_state_that_is_not_finite_is_not_saved_and_the_one_before_stays(folder, value):
     poisoned = state_of(30)
