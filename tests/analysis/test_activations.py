@@ -6,6 +6,7 @@ import pytest
 from experiments.common.initialisation import unoptimised
 from mnv2.analysis import activations
 from mnv2.models import create_model
+from tests.variables import random_variables
 
 
 def test_positive_cut_saturated_and_dead_values_are_counted():
@@ -31,15 +32,17 @@ def test_effective_rank_of_a_constant_is_zero():
 
 def test_the_input_of_the_activation_function_is_found_in_every_layer():
     model = create_model(
-        "mobilenet_v2", width=0.1, repeats=(1,) * 7, num_classes=3, bottleneck="relu6"
+        "mobilenet_v2", width=0.1, repeats=(1, 1, 1, 0, 0, 0, 0), num_classes=3, bottleneck="relu6"
     )
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), jnp.float32)
-    variables = unoptimised(model.init)(jax.random.key(0), images)
+    variables = jax.tree_util.tree_map_with_path(
+        lambda path, x: 0 * x if path[-1].key == "bias" else x, random_variables(model)
+    )
     found = unoptimised(lambda x: activations.before_activation(model, variables, x, train=True))(
         images
     )
-    assert len(found) == 1 + 2 + 6 * 3 + 1
-    for path in ("stem", "block_0/depthwise", "block_5/expand", "block_5/project", "last_conv"):
+    assert len(found) == 1 + 2 + 2 * 3 + 1
+    for path in ("stem", "block_0/depthwise", "block_2/expand", "block_2/project", "last_conv"):
         # These values are normalised by the statistics of the batch, and ReLU6 has not cut them.
         assert float(jnp.abs(found[path].mean())) < 1e-3
         assert float(found[path].min()) < 0

@@ -5,6 +5,7 @@ import pytest
 
 from mnv2.models import NETWORKS, create_model, features, make_divisible
 from mnv2.runtime.errors import UserError
+from tests.deployment.networks import SHORT
 from tests.variables import random_variables
 
 
@@ -37,7 +38,7 @@ def test_parameters_and_statistics_stay_float32_in_half_precision(name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_logits_in_half_precision_are_close_to_logits_in_float32(name):
     fields = {"width": 0.1, "num_classes": 5, "strides": "small"}
-    fields |= {"repeats": (1,) * 7} if name == "mobilenet_v2" else {}
+    fields |= {"repeats": SHORT} if name == "mobilenet_v2" else {}
     variables = random_variables(create_model(name, **fields))
     images = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
     exact = jax.jit(create_model(name, **fields).apply)(variables, images)

@@ -51,7 +51,7 @@ FIELDS = [
 
 def calibrated(fields, images, quantized="channel"):
     """Returns a quantized network whose ranges are those of `images`."""
-    loaded = network(**({"repeats": SHORT, "width": 0.35} | fields))
+    loaded = network(**({"repeats": (1, 2, 0, 0, 0, 0, 0), "width": 0.35} | fields))
     model = loaded.model.clone(quantized=quantized, dropout=0.0, bn_momentum=0.0, bn_frozen=True)
     fresh = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3))))
     fresh = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), fresh)

@@ -10,6 +10,7 @@ from mnv2.models import create_model, fold_batch_norm
 from mnv2.models.blocks import ConvBN, InvertedResidual
 from mnv2.models.split import inverted_residual_by_slices
 from mnv2.runtime.errors import UserError
+from tests.deployment.networks import SHORT
 from tests.variables import random_variables
 
 
@@ -53,7 +54,7 @@ def test_any_number_of_slices_gives_the_same_result(features, stride, expansion,
     variables = fold_batch_norm(whole, random_variables(whole, 16))
     expected = whole.apply(variables, x)
     channels = 16 * expansion
-    for splits in (2, 3, 5, 8, channels):
+    for splits in (3, 8, channels):
         result = whole.clone(splits=splits).apply(variables, x)
         error = np.abs(result - expected).max() / np.abs(expected).max()
         assert error < 1e-5, splits
@@ -61,9 +62,9 @@ def test_any_number_of_slices_gives_the_same_result(features, stride, expansion,
 
 def test_the_whole_network_in_slices_gives_the_same_logits():
     images = jnp.asarray(np.random.default_rng(1).normal(size=(2, 37, 45, 3)), jnp.float32)
-    model = create_model("mobilenet_v2", width=0.35, num_classes=10)
+    model = create_model("mobilenet_v2", width=0.35, repeats=SHORT, num_classes=10)
     variables = random_variables(model)
-    split = model.clone(splits=(3,) * 17)
+    split = model.clone(splits=(3,) * sum(SHORT))
     folded_variables = fold_batch_norm(model, variables)
     quick = {"xla_backend_optimization_level": 0}
     ours, expected = (
