@@ -23,7 +23,7 @@ DIVIDED, TOGETHER = Lanes(devices=4), Lanes(together=3)
 
 
 @pytest.fixture
-def config(three_runs):
+def config(three_runs, few_test_pictures):
     """One arm with two seeds: a program is compiled once for all of these tests."""
     three_runs.seeds = 2
     three_runs.arms = (("a", {}),)

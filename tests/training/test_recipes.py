@@ -19,7 +19,10 @@ from tests.training.test_loop import check_resumed
 
 @pytest.fixture
 def everything(tiny_config, tmp_path, fashion_mnist):
-    """A run with all kinds of augmentation, a teacher, and pictures that grow for the test."""
+    """A run with several augmentations, a teacher, and pictures that grow for the test.
+
+    Without a policy, whose graph takes long to build: the test of resumed batches has one.
+    """
     teacher = network(size=(32, 32), channels=1, classes=10, width=0.1, repeats=SHORT)
     named = dataclasses.replace(
         teacher, class_names=tuple(fashion_mnist.class_names), preprocess=Preprocessing()
@@ -30,7 +33,6 @@ def everything(tiny_config, tmp_path, fashion_mnist):
             "image_size": 24,
             "eval_size": 32,
             "augmentation": "resized_crop",
-            "policy": "trivial_wide",
             "erasing": 0.3,
             "repeats": 2,
             "eval_method": "bilinear",

@@ -13,7 +13,7 @@ THEIR_NAMES["autocontrast"] = "AutoContrast"
 
 @pytest.mark.parametrize(
     ("name", "channels"),
-    [("none", 3), ("random", 3), ("trivial_wide", 1), ("trivial_wide", 3), ("auto_imagenet", 3)],
+    [("none", 3), ("random", 3), ("trivial_wide", 1), ("auto_imagenet", 3)],
 )
 def test_a_policy_is_a_function_of_the_seed_and_keeps_shape_and_type(name, channels):
     picture = tf.constant(photograph()[200:240, 200:250, :channels])
