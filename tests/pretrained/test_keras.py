@@ -65,8 +65,8 @@ def assert_same_network(ours, theirs):
     jax.tree.map(np.testing.assert_array_equal, ours.variables, theirs.variables)
 
 
-@pytest.mark.parametrize("alpha", [0.35, 0.5, 0.75, 1.0, 1.3, 1.4])
-def test_every_published_width_gives_keras_logits_from_every_format(tmp_path, alpha):
+@pytest.mark.parametrize("alpha", [0.35, 1.4])
+def test_the_narrowest_and_the_widest_network_give_keras_logits_from_every_format(tmp_path, alpha):
     theirs = v2(alpha, input_shape=(224, 224, 3))
     theirs.save(tmp_path / "model.keras")
     loaded, x = pretrained.load(tmp_path / "model.keras"), images((224, 224))
@@ -78,16 +78,15 @@ def test_every_published_width_gives_keras_logits_from_every_format(tmp_path, al
         assert_same_network(pretrained.load(tmp_path / name), loaded)
 
 
-@pytest.mark.parametrize("alpha", [0.25, 1.0])
-def test_mobilenet_v1_gives_keras_logits(tmp_path, alpha):
+def test_mobilenet_v1_gives_keras_logits(tmp_path):
     theirs = randomized(
         keras.applications.MobileNet(
-            alpha=alpha, input_shape=(SIZE, SIZE, 3), weights=None, classes=7
+            alpha=0.25, input_shape=(SIZE, SIZE, 3), weights=None, classes=7
         )
     )
     theirs.save(tmp_path / "model.keras")
     loaded = pretrained.load(tmp_path / "model.keras")
-    assert (loaded.model.width, loaded.model.num_classes) == (alpha, 7)
+    assert (loaded.model.width, loaded.model.num_classes) == (0.25, 7)
     assert_same(outputs.of_loaded(loaded, images()), output_of(theirs, images() / 127.5 - 1))
     theirs.save(tmp_path / "model.h5")
     assert_same_network(pretrained.load(tmp_path / "model.h5"), loaded)
@@ -169,15 +168,13 @@ def test_whatever_its_head_is_a_models_backbone_can_be_used(tmp_path, suffix, br
     assert_same(outputs.of_loaded(loaded, images()), expected)
 
 
-@pytest.mark.parametrize("network", ["MobileNetV2", "MobileNet"])
-def test_the_gradients_of_a_training_step_are_those_of_keras(tmp_path, network):
+def test_the_gradients_of_a_training_step_are_those_of_keras(tmp_path):
     """Uses batch statistics, not running ones; errors are within 1e-3 of the gradient's norm."""
     tf = pytest.importorskip("tensorflow")
-    build = getattr(keras.applications, network)
     theirs = randomized(
-        build(
-            alpha=0.5, weights=None, classes=10, input_shape=(SIZE, SIZE, 3),
-            classifier_activation=None, **({"dropout": 0.0} if network == "MobileNet" else {}),
+        keras.applications.MobileNetV2(
+            alpha=0.35, weights=None, classes=10, input_shape=(SIZE, SIZE, 3),
+            classifier_activation=None,
         ),
         shift=gradients.SHIFT,
     )  # fmt: skip
@@ -202,8 +199,9 @@ def test_the_gradients_of_a_training_step_are_those_of_keras(tmp_path, network):
         assert np.linalg.norm(gradient - same) < gradients.TOLERANCE * scale, path
 
 
-@pytest.mark.parametrize("classes", [0, 1000])
-@pytest.mark.parametrize("network", ["MobileNetV2", "MobileNet"])
+@pytest.mark.parametrize(
+    ("network", "classes"), [("MobileNetV2", 0), ("MobileNetV2", 1000), ("MobileNet", 1000)]
+)
 def test_keras_computes_the_same_with_weights_saved_under_its_names(tmp_path, network, classes):
     build = getattr(keras.applications, network)
     fields = {"alpha": 0.5, "weights": None, "input_shape": (SIZE, SIZE, 3)}
@@ -211,13 +209,16 @@ def test_keras_computes_the_same_with_weights_saved_under_its_names(tmp_path, ne
     theirs = randomized(build(**fields))
     expected = output_of(theirs, images() / 127.5 - 1)
     theirs.save(tmp_path / "model.keras")
-    pretrained.save(pretrained.load(tmp_path / "model.keras"), tmp_path / "w.h5", names="keras")
+    loaded = pretrained.load(tmp_path / "model.keras")
+    pretrained.save(loaded, tmp_path / "w.h5", names="keras")
     again = build(**{**fields, "weights": None})
     again.load_weights(tmp_path / "w.h5")
     np.testing.assert_allclose(
         output_of(again, images() / 127.5 - 1), expected, rtol=1e-5, atol=1e-6
     )
-    assert_same(outputs.of_loaded(pretrained.load(tmp_path / "w.h5"), images()), expected)
+    ours = pretrained.load(tmp_path / "w.h5")
+    assert ours.model == loaded.model
+    jax.tree.map(np.testing.assert_array_equal, ours.variables, loaded.variables)
 
 
 @pytest.fixture
