@@ -39,13 +39,61 @@ The authors of this file have not run the last three presets to their end, but f
 two arms.
 """
 
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
+from ml_collections import config_dict
 
 from configs.defaults import defaults
 
 PRESETS = ("", "quick", "hour", "full", "tuned", "eight_bits", "cifar10", "imagenet")
+LONG = ("full", "cifar10", "imagenet")  # they have more expansions and widths
+_FIXED = ("expansion_shortcut", "no_shortcut", "separable", "hourglass")
+_WIDE = ("t_1", "t_2", "t_4", "t_8", "width_0.25", "width_0.5", "width_0.75", "width_1")
+# The arms of a preset that does not have all of them.
+ARMS: dict[str, tuple[str, ...]] = {
+    "": ("linear", "relu6", *_FIXED[:2], *_WIDE, *_FIXED[2:]),  # to end within half an hour
+    "quick": ("linear", "relu6", "t_1", "width_0.25"),
+    "tuned": ("linear", "relu6", *_FIXED),
+    "eight_bits": (
+        *("linear", "relu6", "relu_inside", "width_0.25", "width_1", "separable"),
+        "mobilenet_v1",
+    ),
+}
+# Arms that cost what the baseline does: what they change besides the width, and the cost.
+EQUAL_COST: dict[str, tuple[dict[str, Any], str]] = {
+    "separable": ({"model.block": "separable"}, "multiply_adds"),
+    "hourglass": ({"model.block": "hourglass"}, "multiply_adds"),
+    "separable_shortcut": ({"model.block": "separable_shortcut"}, "multiply_adds"),
+    "separable_same_size": ({"model.block": "separable"}, "parameters"),
+    "hourglass_same_size": ({"model.block": "hourglass"}, "parameters"),
+    "mobilenet_v1": (  # with the resolutions of the baseline
+        {
+            "model.name": "mobilenet_v1",
+            "model.strides": (2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 1, 1, 2, 1),
+        },
+        "multiply_adds",
+    ),
+}
+# Their widths in a preset; `""` also stands for the presets that are not named.
+WIDTHS = {
+    "": (0.91, 0.79, 0.91, 0.72, 0.64, 0.28),
+    "full": (0.97, 0.83, 0.97, 0.72, 0.64, 0.28),
+    "cifar10": (1.38, 1.2, 1.38, 1.08, 0.97, 0.28),
+    "imagenet": (2.38, 2.12, 2.38, 1.59, 1.49, 0.28),
+}
+# The number of seeds in a preset, and that of arms with another one. --config.seeds is for all.
+SEEDS: dict[str, tuple[int, dict[str, int]]] = {
+    "": (2, {"linear": 5, "relu6": 5, **dict.fromkeys(_FIXED, 3)}),
+    "quick": (1, {"linear": 2, "relu6": 2}),
+    "hour": (3, {}),
+    "full": (5, {}),
+    "tuned": (3, {"linear": 5, "relu6": 5}),
+    "eight_bits": (5, {}),
+    "cifar10": (3, {}),
+}
 
 
 def get_config(preset: str = "") -> ml_collections.ConfigDict:
@@ -53,18 +101,13 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS[1:])}")
     config = defaults()
-    expansions: tuple[float, ...] = (1.0, 2.0, 4.0, 6.0, 8.0)
-    widths: tuple[float, ...] = (0.25, 0.35, 0.5, 0.75, 1.0)
-    separable, hourglass = 0.91, 0.79  # widths with the multiply-adds of the baseline
-    same_size = (0.72, 0.64)  # widths of the same two with the parameters of the baseline
-
+    del config.seeds  # so that it can be empty
+    config.seeds = config_dict.placeholder(int)  # default: those of the preset, by arm
     if preset == "hour":
-        config.seeds = 3
         config.duration = "1000 steps"
         config.eval_every = config.checkpoint_every = "500 steps"
         config.optimization.warmup = "100 steps"
     elif preset == "full":
-        config.seeds = 5
         config.duration = "15 epochs"
         config.eval_every = config.checkpoint_every = "1 epochs"
         config.data.augmentation = "crop_flip"
@@ -72,10 +115,7 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
         config.model.strides = (1, 1, 1, 2, 2, 1, 2, 1)
         config.model.bn_momentum = 0.99
         config.optimization.warmup = "1 epochs"
-        expansions, widths = (*expansions, 10.0), (*widths, 1.4)
-        separable, hourglass = 0.97, 0.83
     elif preset == "cifar10":
-        config.seeds = 3
         config.data.name = "cifar10"
         config.data.augmentation = "crop_flip"
         config.data.pad = 4
@@ -87,9 +127,6 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
         config.optimization.learning_rate = 0.1
         config.optimization.warmup = "5 epochs"
         config.optimization.weight_decay = 5e-4
-        expansions, widths = (*expansions, 10.0), (*widths, 1.4)
-        separable, hourglass = 1.38, 1.2
-        same_size = (1.08, 0.97)
     elif preset == "imagenet":
         config.data.name = "imagenet2012"
         config.data.validation = 10_000
@@ -114,86 +151,103 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
         config.optimization.warmup = "5 epochs"
         # Everything but depthwise filters, as in slim; norms and biases have no kernel.
         config.optimization.weight_decay_on = "^(?!.*depthwise).*kernel"
-        expansions, widths = (*expansions, 10.0), (*widths, 1.4)
-        separable, hourglass = 2.38, 2.12
-        same_size = (1.59, 1.49)
-
-    baseline = config.model
-    arms: dict[str, dict[str, Any]] = {
-        "linear": {},
-        "relu6": {"model.bottleneck": "relu6"},
-        "expansion_shortcut": {"model.shortcut": "expansion"},
-        "no_shortcut": {"model.shortcut": "none"},
-        **{f"t_{t:g}": {"model.expansion": t} for t in expansions if t != baseline.expansion},
-        **{f"width_{w:g}": {"model.width": w} for w in widths if w != baseline.width},
-        "separable": {"model.block": "separable", "model.width": separable},
-        "hourglass": {"model.block": "hourglass", "model.width": hourglass},
-        "separable_shortcut": {"model.block": "separable_shortcut", "model.width": separable},
-        "separable_same_size": {"model.block": "separable", "model.width": same_size[0]},
-        "hourglass_same_size": {"model.block": "hourglass", "model.width": same_size[1]},
-    }
-    if preset == "":
-        for arm in ("separable_shortcut", "separable_same_size", "hourglass_same_size"):
-            del arms[arm]  # to end within half an hour
-        config.seeds = 2
-        arms["linear"]["seeds"] = arms["relu6"]["seeds"] = 5
-        for arm in ("expansion_shortcut", "no_shortcut", "separable", "hourglass"):
-            arms[arm]["seeds"] = 3
-    if preset == "quick":
+    elif preset == "quick":
         config.duration = "30 steps"
         config.optimization.warmup = "5 steps"
         config.data.validation = 1000
         config.log_every = 10
-        arms = {arm: arms[arm] for arm in ("linear", "relu6", "t_1", "width_0.25")}
-        arms["linear"]["seeds"] = arms["relu6"]["seeds"] = 2
-    if preset == "tuned":
+    elif preset == "tuned":
         config.tuned = ("optimization.learning_rate", (0.025, 0.05, 0.1, 0.2, 0.4))
         config.tuning_seeds = 2
-        config.seeds = 3
-        fixed = ("expansion_shortcut", "no_shortcut", "separable", "hourglass")
-        arms = {arm: arms[arm] for arm in ("linear", "relu6", *fixed)}
-        arms["linear"]["seeds"] = arms["relu6"]["seeds"] = 5
-    if preset == "eight_bits":
-        config.seeds = 5
+    elif preset == "eight_bits":
         config.model.activation = "relu6"
-        arms = {
-            **{arm: arms[arm] for arm in ("linear", "relu6")},
-            "relu_inside": {"model.activation": "relu"},
-            **{arm: arms[arm] for arm in ("width_0.25", "width_1", "separable")},
-            "mobilenet_v1": {  # with the multiply-adds and the resolutions of the baseline
-                "model.name": "mobilenet_v1",
-                "model.width": 0.28,
-                "model.strides": (2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 1, 1, 2, 1),
-            },
-        }
-    config.arms = tuple(arms.items())  # pairs, because a ConfigDict would sort the arms by name
     config.baseline = "linear"
+    config.arms = functools.partial(set_arms, preset=preset, usual=_fields_of_cost(config))
+    config.panels = ()  # set with the arms
+    return config
 
-    def varied(prefix: str) -> tuple[str, ...]:
-        return tuple(arm for arm in arms if arm.startswith(prefix))
 
-    # The panels of the figure, one per ablation: (title, field on the x axis, arms).
-    config.panels = (
-        ("bottleneck", "model.bottleneck", ("linear", "relu6")),
-        ("shortcut", "model.shortcut", ("linear", "expansion_shortcut", "no_shortcut")),
-        ("expansion", "model.expansion", ("linear", *varied("t_"))),
-        ("width", "model.width", ("linear", *varied("width_"))),
-        (
-            "block",
-            "arm",
-            ("linear", *(arm for arm in arms if arm.startswith(("separable", "hourglass")))),
-        ),
+def set_arms(config: ml_collections.ConfigDict, *, preset: str, usual: Mapping[str, Any]) -> None:
+    """Sets arms, panels and seeds of a config whose other fields are final.
+
+    `usual` has the fields that decide the cost of the preset's networks. If others are given, the
+    widths of equal cost are searched, which takes up to half a minute.
+    """
+    model: Mapping[str, Any] = usual["model"]
+    more = preset in LONG
+    expansions = (1.0, 2.0, 4.0, 6.0, 8.0, *((10.0,) if more else ()))
+    widths = (0.25, 0.35, 0.5, 0.75, 1.0, *((1.4,) if more else ()))
+    arms: dict[str, dict[str, Any]] = {
+        "linear": {},
+        "relu6": {"model.bottleneck": "relu6"},
+        "relu_inside": {"model.activation": "relu"},
+        "expansion_shortcut": {"model.shortcut": "expansion"},
+        "no_shortcut": {"model.shortcut": "none"},
+        **{f"t_{t:g}": {"model.expansion": t} for t in expansions if t != model["expansion"]},
+        **{f"width_{w:g}": {"model.width": w} for w in widths if w != model["width"]},
+        **{arm: dict(changes) for arm, (changes, _) in EQUAL_COST.items()},
+    }
+    others = ("relu_inside", "mobilenet_v1")  # only of eight_bits
+    arms = {arm: arms[arm] for arm in ARMS.get(preset, [x for x in arms if x not in others])}
+    is_usual = usual == _fields_of_cost(config)
+    for arm, width in zip(EQUAL_COST, WIDTHS.get(preset, WIDTHS[""]), strict=True):
+        if arm in arms:
+            start = width * config.model.width / model["width"]
+            found = width if is_usual else _width_of_equal_cost(config, arm, start)
+            arms[arm]["model.width"] = found
+    if config.seeds is None:
+        config.seeds, of_arms = SEEDS.get(preset, (1, {}))
+        for arm, count in of_arms.items():
+            arms[arm]["seeds"] = count
+    config.arms = tuple(arms.items())  # pairs, because a ConfigDict would sort the arms by name
+    config.panels = _panels(preset, tuple(arms))
+
+
+def _fields_of_cost(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    return {
+        "model": config.model.to_dict(),
+        **{name: config.data[name] for name in ("name", "image_size")},
+    }
+
+
+def _width_of_equal_cost(config: ml_collections.ConfigDict, arm: str, start: float) -> float:
+    """Returns the width of an arm, to 0.01, at which it costs what the baseline does."""
+    # These import JAX, which the usual widths do not wait for.
+    from mnv2.analysis import complexity
+    from mnv2.runtime.terminal import note
+    from mnv2.sweeps.plan import changed
+    from mnv2.training.settings import from_config
+    from mnv2.training.setup import network_of
+
+    changes, cost = EQUAL_COST[arm]
+
+    def count(fields: Mapping[str, Any]) -> int:
+        of_arm = from_config(changed(config, fields, arm))
+        number: int = getattr(complexity, cost)(*network_of(of_arm))
+        return number
+
+    width = complexity.nearest_width(
+        lambda w: count({**changes, "model.width": w}), count({}), start
     )
+    note(f"{arm} has width {width:g}, with the {cost.replace('_', '-')} of linear")
+    return width
+
+
+def _panels(preset: str, arms: Sequence[str]) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
+    """Returns the panels of the figure, one per ablation: (title, field on the x axis, arms)."""
     if preset == "eight_bits":
-        config.panels = (
+        return (
             ("bottleneck", "model.bottleneck", ("linear", "relu6")),
             ("inside", "model.activation", ("linear", "relu_inside")),
             ("width", "model.width", ("width_0.25", "linear", "width_1")),
             ("network", "model.name", ("linear", "separable", "mobilenet_v1")),
         )
-    # Of presets with few arms, only the panels that compare any.
-    shown = [
-        (title, field, [arm for arm in of if arm in arms]) for title, field, of in config.panels
-    ]
-    config.panels = tuple((title, field, tuple(of)) for title, field, of in shown if len(of) > 1)
-    return config
+    panels = (
+        ("bottleneck", "model.bottleneck", ("relu6",)),
+        ("shortcut", "model.shortcut", ("expansion_shortcut", "no_shortcut")),
+        ("expansion", "model.expansion", [arm for arm in arms if arm.startswith("t_")]),
+        ("width", "model.width", [arm for arm in arms if arm.startswith("width_")]),
+        ("block", "arm", [arm for arm in arms if arm.startswith(("separable", "hourglass"))]),
+    )
+    shown = [(title, field, [arm for arm in of if arm in arms]) for title, field, of in panels]
+    return tuple((title, field, ("linear", *of)) for title, field, of in shown if of)

@@ -23,6 +23,7 @@ from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.huge_pages import restart_with_huge_pages
 from mnv2.sweeps.local import run_here
+from mnv2.sweeps.plan import with_arms
 from mnv2.sweeps.statistics import Row, rows
 from mnv2.sweeps.tables import plus_minus
 from mnv2.sweeps.workdir import Sweep, load
@@ -35,7 +36,7 @@ STYLES = ("o-", "s--", "^:", "D-.", "v-")  # markers and lines of the arms, read
 
 def config_of(steps: int, seeds: int) -> ml_collections.ConfigDict:
     """Returns the ablation's config for a number of steps, of which a tenth is the warm-up."""
-    config = v2_ablation.get_config("hour")
+    config = with_arms(v2_ablation.get_config("hour"))
     config.arms = tuple((arm, changes) for arm, changes in config.arms if arm in ARMS)
     config.panels = (("arms", "arm", ARMS),)
     config.seeds = seeds

@@ -22,6 +22,7 @@ from mnv2.runtime import compilation_cache
 from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.runtime.huge_pages import restart_with_huge_pages
 from mnv2.runtime.terminal import StatusLine
+from mnv2.sweeps.plan import with_arms
 from mnv2.training import settings
 from mnv2.training.checkpoint import Checkpoints, Timing
 from mnv2.training.setup import set_up
@@ -75,7 +76,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=whole_number(), default=80)
     arguments = parser.parse_args()
     compilation_cache.enable()
-    config = v2_ablation.get_config()
+    config = with_arms(v2_ablation.get_config())
     config.ema_decay = 0.999  # a third copy of the parameters in each checkpoint
     measured: list[Block] = []
     line = StatusLine("checkpoints")

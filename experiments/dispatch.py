@@ -28,7 +28,7 @@ from mnv2.runtime import compilation_cache, machine
 from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.runtime.huge_pages import restart_with_huge_pages
 from mnv2.runtime.terminal import StatusLine
-from mnv2.sweeps.plan import resolve
+from mnv2.sweeps.plan import resolve, with_arms
 from mnv2.training import settings
 from mnv2.training.feed import stack
 from mnv2.training.state import TrainState, create_state
@@ -81,7 +81,7 @@ class Measured(NamedTuple):
 
 def ways(task: Task) -> dict[Way, Callable[[], float]]:
     """Returns what measures steps per second, by the way."""
-    config = v2_ablation.get_config()
+    config = with_arms(v2_ablation.get_config())
     config.batch_size = task.batch
     of_run = settings.from_config(resolve(config, "linear"))
     fields = {**of_run.model, "width": task.width}

@@ -15,6 +15,7 @@ from experiments.common.writers import write_markdown
 from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.runtime.huge_pages import restart_with_huge_pages
 from mnv2.sweeps.local import run_here
+from mnv2.sweeps.plan import with_arms
 from mnv2.sweeps.statistics import Estimate, rows
 from mnv2.sweeps.tables import plus_minus
 from mnv2.sweeps.workdir import Sweep, load
@@ -60,7 +61,7 @@ def main() -> None:
     parser.add_argument("--steps", type=whole_number(), default=120, help="steps of each run")
     parser.add_argument("--seeds", type=whole_number(), default=3)
     arguments = parser.parse_args()
-    config = v2_ablation.get_config()
+    config = with_arms(v2_ablation.get_config())
     config.arms = tuple(arms().items())
     config.baseline = f"narrow_{USUAL:g}"
     config.panels = panels()

@@ -26,7 +26,7 @@ from mnv2.runtime.cli import command_parser, run
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import read_json, read_lines, to_json, write_text
 from mnv2.runtime.layout import CONFIG, ENVIRONMENT, METRICS, RESULT
-from mnv2.sweeps.plan import resolve
+from mnv2.sweeps.plan import resolve, with_arms
 from mnv2.sweeps.statistics import Estimate
 from mnv2.sweeps.tables import plus_minus
 from mnv2.sweeps.workdir import load, read_result
@@ -104,7 +104,7 @@ def write_pictures(dataset: data.Dataset, names: Sequence[str], folder: Path) ->
 
 def _check_run(of_run: Path, config: dict[str, Any]) -> None:
     """Raises UserError unless a run is what the card says: the first seed of an arm of :hour."""
-    named, (arm, seed) = v2_ablation.get_config("hour"), of_run.parts[-2:]
+    named, (arm, seed) = with_arms(v2_ablation.get_config("hour")), of_run.parts[-2:]
     known = arm in dict(named.arms)
     expected = resolve(named, arm).to_dict() if known else {}
     seedless = {name: expected.get(name) for name in ("seed", "seeds")}  # they may differ

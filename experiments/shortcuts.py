@@ -17,6 +17,7 @@ from experiments.common.writers import write_markdown
 from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.runtime.huge_pages import restart_with_huge_pages
 from mnv2.sweeps.local import run_here
+from mnv2.sweeps.plan import with_arms
 from mnv2.sweeps.statistics import Estimate, rows
 from mnv2.sweeps.tables import plus_minus
 from mnv2.sweeps.workdir import Sweep, load
@@ -63,7 +64,7 @@ def effects(accuracies: dict[str, dict[int, float]]) -> list[tuple[str, Estimate
 
 def train(workdir: Path, steps: int, seeds: int) -> Sweep:
     """Trains the runs that are not finished in `workdir`, and loads all results."""
-    config = v2_ablation.get_config()
+    config = with_arms(v2_ablation.get_config())
     config.arms = ARMS
     config.panels = (
         ("with shortcuts", "model.bottleneck", ("linear", "relu6")),

@@ -17,6 +17,7 @@ from mnv2 import data
 from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.runtime.huge_pages import restart_with_huge_pages
 from mnv2.sweeps.local import run_here
+from mnv2.sweeps.plan import with_arms
 
 # Both halves have tops, shoes and other things.
 SOURCE = ("T-shirt/top", "Trouser", "Coat", "Sandal", "Bag")
@@ -42,7 +43,7 @@ def main() -> None:
         write_pictures(workdir / "pictures" / name, classes, pictures)
 
     print(f"weights from {', '.join(SOURCE)}", flush=True)
-    source = v2_ablation.get_config()
+    source = with_arms(v2_ablation.get_config())
     source.data.name = f"folder:{workdir / 'pictures/source'}"
     source.data.image_size = 28
     source.data.validation = 1000

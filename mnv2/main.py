@@ -153,6 +153,9 @@ def _train() -> None:
             "--only, --profile, --distributed and the like"
         )
     hide_gpus_from_tensorflow()
+    from mnv2.sweeps.plan import with_arms
+
+    config = with_arms(config)
     if _LAUNCHER.value == "none":
         execute = _executed_here(profile, parallel, joins)
     else:
@@ -222,10 +225,10 @@ def _show(path: Path) -> None:
     check_file(path, PICTURES, "--show")
     only = _only()
     hide_gpus_from_tensorflow()
-    from mnv2.sweeps.plan import first_settings
+    from mnv2.sweeps.plan import first_settings, with_arms
     from mnv2.training.seen import draw_seen
 
-    draw_seen(first_settings(_CONFIG.value, only), path)
+    draw_seen(first_settings(with_arms(_CONFIG.value), only), path)
     print(f"what training and evaluation see: {path}")
 
 

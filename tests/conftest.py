@@ -32,6 +32,7 @@ from configs import v2_ablation
 from mnv2 import data
 from mnv2.data.datasets import TfdsDataset
 from mnv2.runtime import storage
+from mnv2.sweeps.plan import with_arms
 from tests import decoded as decoded  # from here on, Fashion-MNIST is decoded once
 from tests import emulator
 
@@ -63,7 +64,7 @@ def bucket(emulated_storage, monkeypatch):
 @pytest.fixture
 def tiny_config() -> ml_collections.ConfigDict:
     """The ablation's config, shrunk to a few seconds: a narrow network of 4 blocks, 4 steps."""
-    config = v2_ablation.get_config("quick")
+    config = with_arms(v2_ablation.get_config("quick"))
     config.model.width = 0.1
     config.model.repeats = (1, 1, 1, 1, 0, 0, 0)  # 17 blocks compile for four times as long
     config.data.validation = 500

@@ -5,11 +5,12 @@ from configs import cifar10, finetune, imagenet, quantization, recipes, v2_ablat
 from mnv2.analysis import complexity
 from mnv2.models import STRIDES, create_model, name_and_fields
 from mnv2.models.shapes import variable_shapes
-from mnv2.sweeps.plan import resolve
+from mnv2.sweeps.plan import resolve, with_arms
 from mnv2.training import settings
 from mnv2.training.combinations import note_what_does_nothing
 from mnv2.training.optimizer import create_optimizer, create_schedule, weight_decays
-from mnv2.training.setup import fields_of
+from mnv2.training.setup import fields_of, network_of
+from tests.deployment.networks import SHORT
 
 IMAGE = {"fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3), "imagenet2012": (224, 224, 3)}
 # In multiply-adds, within 3 %; and in parameters.
@@ -20,7 +21,7 @@ CLASSES = {"fashion_mnist": 10, "cifar10": 10, "imagenet2012": 1000}
 
 @pytest.mark.parametrize("preset", v2_ablation.PRESETS)
 def test_every_arm_of_every_preset_builds(preset):
-    config = v2_ablation.get_config(preset)
+    config = with_arms(v2_ablation.get_config(preset))
     cost, size = {}, {}  # of the arms that are compared at equal cost, and at equal size
     for arm, _ in config.arms:
         resolved = resolve(config, arm)
@@ -49,7 +50,8 @@ def test_every_arm_of_every_preset_builds(preset):
 def _check_decayed(model, optimization, preset):
     """Every kernel is decayed, except depthwise ones for ImageNet as in slim; nothing else is."""
     strides = STRIDES[name_and_fields(model)[0]]["small"]
-    same_names = model.clone(width=1.0, num_classes=10, strides=strides)  # one for many arms
+    few = {"repeats": SHORT} if hasattr(model, "repeats") else {}
+    same_names = model.clone(width=1.0, num_classes=10, strides=strides, **few)  # for many arms
     shapes = variable_shapes(same_names, 3)["params"]
     decays = flatten_dict(weight_decays(shapes, optimization), sep="/")
     for name, decay in decays.items():
@@ -59,15 +61,44 @@ def _check_decayed(model, optimization, preset):
 
 
 def test_the_arms_are_the_papers_ablations():
-    arms = dict(v2_ablation.get_config("full").arms)
+    arms = dict(with_arms(v2_ablation.get_config("full")).arms)
     assert list(arms)[:4] == ["linear", "relu6", "expansion_shortcut", "no_shortcut"]
     assert [arm for arm in arms if arm.startswith("t_")] == ["t_1", "t_2", "t_4", "t_8", "t_10"]
     widths = [arm for arm in arms if arm.startswith("width_")]
     assert widths == ["width_0.25", "width_0.5", "width_0.75", "width_1", "width_1.4"]
 
 
-def test_linear_and_relu6_have_at_least_five_seeds_by_default():
+def test_what_the_command_line_says_holds_for_every_arm(capsys, fashion_mnist):
     config = v2_ablation.get_config()
+    config.seeds = 10
+    config.model.width = 0.5
+    config.model.repeats = SHORT
+    changed = with_arms(config)
+    arms = dict(changed.arms)
+    assert {resolve(changed, arm).seeds for arm in arms} == {10}
+    assert "left out, because they are the baseline linear: width_0.5" in capsys.readouterr().err
+    assert "width_0.5" not in arms
+    assert all("width_0.5" not in of for _, _, of in changed.panels)
+    assert {arms[f"width_{w:g}"]["model.width"] for w in (0.25, 0.75, 1)} == {0.25, 0.75, 1}
+    networks = {
+        arm: network_of(settings.from_config(resolve(changed, arm)))  # traced already
+        for arm in ("linear", "separable", "hourglass")
+    }
+    cost = {arm: complexity.multiply_adds(*network) for arm, network in networks.items()}
+    # A network of four blocks has few costs to choose from.
+    assert cost["separable"] == pytest.approx(cost["linear"], rel=0.15)
+    assert cost["hourglass"] == pytest.approx(cost["linear"], rel=0.15)
+
+
+def test_the_usual_widths_of_equal_cost_are_those_that_a_search_finds():
+    widths = dict(zip(v2_ablation.EQUAL_COST, v2_ablation.WIDTHS[""], strict=True))
+    config = with_arms(v2_ablation.get_config())
+    for arm in ("separable", "hourglass"):
+        assert v2_ablation._width_of_equal_cost(config, arm, widths[arm]) == widths[arm]
+
+
+def test_linear_and_relu6_have_at_least_five_seeds_by_default():
+    config = with_arms(v2_ablation.get_config())
     assert [resolve(config, arm).seeds for arm in ("linear", "relu6")] == [5, 5]
 
 

@@ -9,6 +9,7 @@ from configs import v2_ablation
 from mnv2 import status
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import append_line, sole_writer, write_json, write_text
+from mnv2.sweeps.plan import with_arms
 from mnv2.sweeps.status import statuses
 
 ARMS = (("linear", {}), ("relu6", {"model.bottleneck": "relu6"}), ("t_1", {"model.expansion": 1.0}))
@@ -17,7 +18,7 @@ ARMS = (("linear", {}), ("relu6", {"model.bottleneck": "relu6"}), ("t_1", {"mode
 @pytest.fixture
 def workdir(tmp_path):
     """One run done, one stopped, one failed, the second seeds waiting."""
-    config = v2_ablation.get_config("quick")
+    config = with_arms(v2_ablation.get_config("quick"))
     config.arms, config.seeds = ARMS, 2
     steps = {arm: 30 for arm, _ in ARMS}
     write_json(

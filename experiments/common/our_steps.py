@@ -13,6 +13,7 @@ from experiments.common.initialisation import random_network
 from experiments.common.timing import Step
 from mnv2 import data, models
 from mnv2.pretrained import Preprocessing
+from mnv2.sweeps.plan import with_arms
 from mnv2.training import settings
 from mnv2.training.devices import AXIS
 from mnv2.training.state import create_state
@@ -29,7 +30,7 @@ def training(
         batch: Images in [0, 255] and labels, which are copied to the devices once.
         batches: Batches of the same shape, each of which is copied in its step, or None.
     """
-    config = v2_ablation.get_config()
+    config = with_arms(v2_ablation.get_config())
     config.batch_size, config.ema_decay = len(batch["label"]), 0.0
     model = models.create_model(**model_fields, axis_name=AXIS)
     of_run = settings.from_config(config)

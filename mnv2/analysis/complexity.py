@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -72,6 +73,25 @@ def weights(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
 def multiply_adds(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """Counts the multiply-adds of the forward pass of one image: the sum over `layers`."""
     return sum(layer.multiply_adds for layer in layers(model, image_shape))
+
+
+def nearest_width(cost: Callable[[float], int], target: int, start: float) -> float:
+    """Returns the width, a multiple of 0.01, at which a network costs what is nearest to `target`.
+
+    `cost` is a function of the width, such as its multiply-adds, and the search begins at `start`.
+    Channels are rounded, so the costs at hand differ from each other by some per cent.
+    """
+    found: dict[int, int] = {}  # cost by hundredths of the width
+    low, high, hundredths = 0, 0, max(1, round(100 * start))
+    while not high or high - low > 1:
+        found[hundredths] = cost(hundredths / 100)
+        if found[hundredths] < target:
+            low = hundredths
+        else:
+            high = hundredths
+        # The middle between one that is too cheap and one that is not, once both are known.
+        hundredths = (low + high) // 2 if high else low + max(1, low // 4)
+    return min(found, key=lambda h: abs(found[h] - target)) / 100
 
 
 def _elements(tree: Any) -> int:

@@ -17,5 +17,6 @@ def variable_shapes(model: nn.Module, channels: int) -> dict[str, Any]:
     They do not depend on the height and width of the images. Nothing is computed.
     """
     image = jax.ShapeDtypeStruct((1, 32, 32, channels), jnp.float32)
+    key = jax.eval_shape(jax.random.key, 0)  # a key itself would start JAX on its devices
     with traced_for(PLAIN):
-        return jax.eval_shape(model.init, jax.random.key(0), image)
+        return jax.eval_shape(model.init, key, image)

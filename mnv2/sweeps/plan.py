@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
+from flax.traverse_util import flatten_dict
 
 from mnv2.runtime.checks import whole
 from mnv2.runtime.errors import UserError, check_choice
 from mnv2.runtime.files import read_json
 from mnv2.runtime.layout import RESULT
 from mnv2.runtime.storage import AnyPath
+from mnv2.runtime.terminal import note
 from mnv2.sweeps.checks import has_field
 from mnv2.training import settings
 from mnv2.training.checks import LARGEST_SEED
@@ -70,6 +72,38 @@ class Outcome(NamedTuple):
     failure: str | None = None
     holder: str | None = None
     seconds: float = 0.0
+
+
+def with_arms(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Returns a config with its arms, which may depend on its other fields.
+
+    `config.arms` may be a function that gets the config, with all fields as the command line set
+    them, and sets `arms` and what belongs to them. Arms that equal the baseline are left out, after
+    a note.
+    """
+    if not callable(config.arms):
+        return config
+    found = ml_collections.ConfigDict(
+        {name: value for name, value in config.items() if name != "arms"}
+    ).copy_and_resolve_references()
+    config.arms(found)
+    arms = dict(found.arms)
+    same = [arm for arm in arms if arm != found.baseline and _is_baseline(found, arms[arm])]
+    if same:
+        note(f"left out, because they are the baseline {found.baseline}: {', '.join(same)}")
+    found.arms = tuple((arm, changes) for arm, changes in arms.items() if arm not in same)
+    panels = (
+        (title, field, tuple(arm for arm in of if arm not in same))
+        for title, field, of in found.panels
+    )
+    found.panels = tuple(panel for panel in panels if len(panel[2]) > 1)
+    return found
+
+
+def _is_baseline(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) -> bool:
+    """Tells whether what an arm changes is what the config has."""
+    fields = flatten_dict(config.to_dict(), sep=".")
+    return all(fields.get(name) == value for name, value in changes.items() if name != "seeds")
 
 
 def number_of_runs(config: ml_collections.ConfigDict) -> int:
@@ -154,10 +188,16 @@ def chosen(runs: Sequence[Run], only: Sequence[str]) -> list[Run]:
 
 def resolve(config: ml_collections.ConfigDict, arm: str) -> ml_collections.ConfigDict:
     """Returns the config of one arm: the shared config with the changes of the arm."""
+    return changed(config, dict(config.arms)[arm], arm)
+
+
+def changed(
+    config: ml_collections.ConfigDict, changes: Mapping[str, Any], arm: str
+) -> ml_collections.ConfigDict:
+    """Returns the shared config with the changes of an arm. Raises UserError for unknown ones."""
     resolved = ml_collections.ConfigDict(
         {name: value for name, value in config.items() if name not in settings.BETWEEN_ARMS}
     ).copy_and_resolve_references()
-    changes = dict(config.arms)[arm]
     for field in changes:
         if not has_field(resolved, field):
             raise UserError(f"arm {arm} changes the unknown field {field!r}")

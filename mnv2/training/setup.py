@@ -147,12 +147,26 @@ def _preprocessing(
     return pretrained.Preprocessing(method, crop, tuple(mean), tuple(std))
 
 
+def network_of(settings: Settings) -> tuple[nn.Module, tuple[int, int, int]]:
+    """Returns the network of a run, with new weights, and (height, width, channels) of its images.
+
+    Does not start JAX on its devices.
+    """
+    dataset = _open_data(settings)
+    model = _create_model(settings, dataset.num_classes, None)
+    return model, image_shape(settings, dataset)
+
+
 def open_data(settings: Settings, devices: Devices = None) -> data.Dataset:
     """Opens the data set, and prepares it first if necessary.
 
     Raises UserError if the devices cannot share a batch or form groups evenly.
     """
     check_devices(settings, number_of(devices))
+    return _open_data(settings)
+
+
+def _open_data(settings: Settings) -> data.Dataset:
     chosen = settings.data
     return data.open_dataset(chosen.name, chosen.dir, chosen.validation, chosen.on_broken)
 

@@ -4,12 +4,12 @@ from configs import v2_ablation
 from experiments import expansion
 from mnv2.analysis import complexity
 from mnv2.models import create_model
-from mnv2.sweeps.plan import resolve
+from mnv2.sweeps.plan import resolve, with_arms
 from mnv2.sweeps.workdir import Sweep
 
 
 def multiply_adds(arm):
-    config = resolve(v2_ablation.get_config(), "linear")
+    config = resolve(with_arms(v2_ablation.get_config()), "linear")
     config.model.update({name.split(".")[1]: value for name, value in arm.items()})
     fields = config.model.to_dict()
     model = create_model(fields.pop("name"), num_classes=10, **fields)

@@ -12,12 +12,12 @@ from mnv2.runtime.layout import RESULT
 from mnv2.sweeps import environment as environments
 from mnv2.sweeps import execute
 from mnv2.sweeps import workdir as workdirs
-from mnv2.sweeps.plan import plan
+from mnv2.sweeps.plan import plan, with_arms
 
 
 @pytest.fixture
 def config():
-    return v2_ablation.get_config("quick")
+    return with_arms(v2_ablation.get_config("quick"))
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from configs import v2_ablation
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import read_json, warn_once, write_json
 from mnv2.sweeps import figure
+from mnv2.sweeps.plan import with_arms
 from mnv2.sweeps.report import write_report
 from mnv2.sweeps.statistics import Estimate, compare_all, prediction_interval, rows
 from mnv2.sweeps.workdir import load
@@ -35,7 +36,7 @@ def set_seeds(workdir, **counts):
 
 @pytest.fixture
 def workdir(tmp_path):
-    config = v2_ablation.get_config("quick").to_dict()
+    config = with_arms(v2_ablation.get_config("quick")).to_dict()
     environment = {"devices": ["cpu"], "machine": "Linux", "packages": {"jax": "1"}, "commit": "c"}
     write_json(tmp_path / "sweep.json", {"config": config, "environment": {}})
     set_seeds(tmp_path, **{arm: len(values) for arm, values in ACCURACIES.items()})

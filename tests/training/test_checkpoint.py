@@ -149,7 +149,7 @@ def test_an_error_without_a_message_is_named_by_its_type(folder, monkeypatch):
 
     checkpoints = Checkpoints(folder)
     monkeypatch.setattr(checkpoints._manager, "save", fail)
-    with pytest.raises(UserError, match="cannot write to .*: TimeoutError; the newest checkpoint"):
+    with pytest.raises(UserError, match=r"cannot write to .*: TimeoutError; the newest checkpoint"):
         checkpoints.save(9, state_of(9), Timing())
 
 

@@ -2,13 +2,13 @@ import pytest
 
 from configs import finetune, v2_ablation
 from mnv2.runtime.errors import UserError
-from mnv2.sweeps.plan import resolve
+from mnv2.sweeps.plan import resolve, with_arms
 from mnv2.training import settings
 from mnv2.training.checks import CHECKS
 
 
 def refused(field, value):
-    config = v2_ablation.get_config("quick")
+    config = with_arms(v2_ablation.get_config("quick"))
     resolved = resolve(config, "linear")
     with resolved.unlocked():
         resolved.update_from_flattened_dict({field: value})
@@ -100,7 +100,7 @@ def test_an_impossible_value_is_named_with_its_field(field, values):
     ],
 )
 def test_an_unknown_field_of_a_config_file_is_refused_with_the_nearest_name(group, name, nearest):
-    config = v2_ablation.get_config()
+    config = with_arms(v2_ablation.get_config())
     (config[group] if group else config)[name] = 0.1
     with pytest.raises(UserError, match=f"unknown field .*{name}: did you mean {nearest}"):
         settings.from_config(config)
@@ -116,7 +116,7 @@ def test_a_size_of_pictures_is_a_whole_number_of_pixels():
 
 @pytest.mark.parametrize("preset", v2_ablation.PRESETS)
 def test_every_field_that_can_be_wrong_is_checked(preset):
-    resolved = settings.from_config(resolve(v2_ablation.get_config(preset), "linear"))
+    resolved = settings.from_config(resolve(with_arms(v2_ablation.get_config(preset)), "linear"))
     free = {"data.name", "data.dir", "model.name", "weights", "teacher"}
     by_the_network = {
         f"model.{name}" for name in ("activation", "bottleneck", "shortcut", "block", "padding")
