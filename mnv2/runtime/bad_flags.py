@@ -28,6 +28,8 @@ def explanation(error: Exception, known: flags.FlagValues, config_file: str | No
     if isinstance(error, AttributeError | KeyError):
         name = re.sub(r"[\"']", "", text)
         return f"unknown config field {name!r}: see configs/defaults.py"
+    if match := re.match(r"Type <.*> of field (\S+) is not supported for overriding", text):
+        return f"{match[1]} is what the config file makes of its other fields: change it there"
     if match := re.match(r"flag --(\S+?)=.* as a ConfigDict", text):
         return f"--{match[1]} is a group of fields: set one of them, as --{match[1]}.NAME"
     if match := re.match(r"flag --([^=\s]+)=(.*?): ", text, re.DOTALL):
