@@ -2,8 +2,9 @@
 
 import contextlib
 import functools
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import tensorflow as tf
@@ -12,6 +13,7 @@ import tensorflow_datasets as tfds
 from mnv2.data import fashion_mnist
 from mnv2.data.broken import ON_BROKEN
 from mnv2.data.connection import reachable
+from mnv2.data.folder_tree import folders_below
 from mnv2.data.image_folder import open_image_folder
 from mnv2.data.splits import Part
 from mnv2.data.tfds_dataset import TfdsDataset
@@ -78,11 +80,16 @@ class Dataset(Protocol):
     def decode(self, example: dict[str, tf.Tensor]) -> tf.Tensor:
         """Decodes the image of an encoded example: h w c, uint8."""
 
-    def explain(self, error: Exception) -> str:
-        """Explains in one line why reading failed."""
+    def table(self, split: str) -> dict[str, tf.Tensor] | None:
+        """Returns all encoded examples; None if they can only be read one after another."""
+
+    def explain(self, error: Exception, split: str, latest: Iterable[int] = ()) -> str:
+        """Explains in one line why reading a split failed.
+
+        `latest` has the numbers of the examples that were read last, where they are known.
+        """
 
 
-@functools.cache
 def open_dataset(
     name: str, data_dir: str | None = None, validation: int = 0, on_broken: str = "stop"
 ) -> Dataset:
@@ -101,16 +108,54 @@ def open_dataset(
     cannot be downloaded here, and for a `validation` that leaves no training examples.
     """
     check_choice(on_broken, ON_BROKEN, "data.on_broken")
-    dataset: Dataset
-    if name.startswith(FOLDER_PREFIX):
-        root = Path(name.removeprefix(FOLDER_PREFIX)).expanduser()
-        if name.startswith(FOLDER_PREFIX + SCHEME):
-            raise UserError(f"{name}: pictures are read from a local folder only; copy them first")
+    if not name.startswith(FOLDER_PREFIX):
+        return _open_tfds(name, data_dir, validation, on_broken)
+    if name.startswith(FOLDER_PREFIX + SCHEME):
+        raise UserError(f"{name}: pictures are read from a local folder only; copy them first")
+    root = Path(name.removeprefix(FOLDER_PREFIX)).expanduser()
+    before = _FOLDERS.get((name, validation, on_broken))
+    if before is None or before.state != _state(before.state):
+        # Looked at before the pictures are: what changes meanwhile is seen by the next call.
+        state = _state(folders_below(root) if root.is_dir() else ())
         dataset = open_image_folder(name, root, validation, on_broken)
-    else:
-        dataset = TfdsDataset(name, _open_builder(name, data_dir), validation)
-        if on_broken == "skip":
-            dataset = dataset.without_broken(on_broken)
+        before = _Opened(_checked(dataset), state | _state(dataset.broken))
+        _FOLDERS[name, validation, on_broken] = before
+    return before.dataset
+
+
+class _Opened(NamedTuple):
+    """A folder of pictures, and when each folder and broken picture in it was changed last."""
+
+    dataset: Dataset
+    state: dict[Path, int]
+
+
+_FOLDERS: dict[tuple[str, int, str], _Opened] = {}  # the runs of one process share them
+
+
+def _state(paths: Iterable[Path]) -> dict[Path, int]:
+    """Returns when each path was changed; -1 if it is gone.
+
+    A folder is changed when files in it are added, removed or renamed.
+    """
+    times = {}
+    for path in paths:
+        try:
+            times[path] = path.stat().st_mtime_ns
+        except OSError:
+            times[path] = -1
+    return times
+
+
+@functools.cache  # the runs of one process share it
+def _open_tfds(name: str, data_dir: str | None, validation: int, on_broken: str) -> Dataset:
+    dataset = TfdsDataset(name, _open_builder(name, data_dir), validation)
+    return _checked(dataset.without_broken(on_broken) if on_broken == "skip" else dataset)
+
+
+def _checked(dataset: Dataset) -> Dataset:
+    """Returns a data set. Raises UserError if there is nothing to learn from it."""
+    name = dataset.name
     if not dataset.splits:  # also divides the examples, which can be impossible
         raise UserError(f"{name} has no examples")
     if dataset.num_classes < 2:

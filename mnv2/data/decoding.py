@@ -71,25 +71,24 @@ def decode_picture(content: bytes) -> np.ndarray:
     if kind in BY_PILLOW.values():
         return _decode_by_pillow(content)
     try:
-        return decode(tf.constant(content), orientation(content)).numpy()
+        return decode(tf.constant(content)).numpy()
     except tf.errors.OpError as error:
         raise UserError(f"it is a damaged {kind}: {short_message(error.message)}") from error
 
 
-def decode(content: tf.Tensor, held: tf.Tensor | int) -> tf.Tensor:
-    """Decodes a file as `decode_picture` does, within a graph. `held` is its `orientation`."""
+def decode(content: tf.Tensor, *, turn: bool = True) -> tf.Tensor:
+    """Decodes a file as `decode_picture` does, within a graph; unless `turn`, as it is stored."""
 
     def by_tensorflow() -> tf.Tensor:
         image = tf.io.decode_image(content, channels=3, expand_animations=False)
         image.set_shape((None, None, 3))
-        return _upright(image, tf.convert_to_tensor(held))
+        if not turn:
+            return image
+        held = tf.numpy_function(_orientation, (content,), tf.int32, stateful=False)
+        return _upright(image, tf.ensure_shape(held, ()))
 
     def by_pillow() -> tf.Tensor:
-        # Outside of a graph TensorFlow calls it with an array of one object.
-        def of_bytes(value: Any) -> np.ndarray:
-            return _decode_by_pillow(np.asarray(value, object).item())
-
-        return tf.numpy_function(of_bytes, (content,), tf.uint8, stateful=False)
+        return tf.numpy_function(_pixels, (content,), tf.uint8, stateful=False)
 
     is_jpeg, is_png = (
         tf.strings.substr(content, 0, len(start)) == start for start in (_JPEG, _PNG)
@@ -97,6 +96,15 @@ def decode(content: tf.Tensor, held: tf.Tensor | int) -> tf.Tensor:
     image = tf.cond(is_jpeg | is_png, by_tensorflow, by_pillow)
     image.set_shape((None, None, 3))
     return image
+
+
+# What TensorFlow calls within a graph. Outside of one it gives an array of one object.
+def _orientation(content: Any) -> np.ndarray:
+    return np.asarray(orientation(np.asarray(content, object).item()), np.int32)
+
+
+def _pixels(content: Any) -> np.ndarray:
+    return _decode_by_pillow(np.asarray(content, object).item())
 
 
 def orientation(content: bytes) -> int:

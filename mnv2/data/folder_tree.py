@@ -169,6 +169,18 @@ def files_below(folder: Path) -> tuple[list[Path], list[Path]]:
     return pictures, others
 
 
+def folders_below(folder: Path) -> Iterator[Path]:
+    """Yields a folder and all folders in it, at any depth and behind links; no loops."""
+    yield from _folders(folder, (folder.resolve(),))
+
+
+def _folders(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    yield folder
+    for entry in _entries(folder):
+        if entry.is_dir() and (place := Path(entry.path).resolve()) not in above:
+            yield from _folders(Path(entry.path), (*above, place))
+
+
 def _walk(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
     """Yields all files in a folder, in the folders below, and behind links; no loops."""
     for entry in _entries(folder):

@@ -1,16 +1,18 @@
 """A folder of pictures as a data set: PATH/SPLIT/CLASS/PICTURE, or PATH/CLASS/PICTURE.
 
 Every file is decoded once before the data set is used, so that a broken file is reported at the
-start and not hours later. The results are cached by the size and modification time of each file.
+start and not hours later. The results are cached by the size and modification time of each file. A
+large folder is checked first only if broken pictures are to be skipped: it would take an hour.
 """
 
 import dataclasses
 import difflib
 import hashlib
+import itertools
 import os
 import unicodedata
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,26 +22,19 @@ import tensorflow as tf
 from mnv2.data import decoding
 from mnv2.data.broken import cache_name, raise_or_warn
 from mnv2.data.folder_tree import Pictures, find_pictures
-from mnv2.data.splits import TEST_SHARE, Part, bounds_of, check_split, divide
+from mnv2.data.splits import TEST_SHARE, Part, bounds_of, check_split, divide, shuffled
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import read_cache, write_cache
 from mnv2.runtime.terminal import StatusLine, note
 
-DECODER = 2  # a new number discards the cached results of an older decoder
-
-
-class Check(NamedTuple):
-    """The result of decoding a file."""
-
-    orientation: int = 1  # as decoding.decode needs it
-    error: str | None = None  # why the file cannot be decoded
+DECODER = 3  # a new number discards the cached results of an older decoder
+CHECKED_FIRST = 20_000  # files, up to which all are checked although broken ones stop a run
 
 
 class Picture(NamedTuple):
-    """A readable picture."""
+    """A picture, readable as far as it was checked."""
 
     file: Path
-    orientation: int
     label: int
 
 
@@ -57,6 +52,8 @@ class ImageFolder:
     pictures: dict[str, list[Picture]]
     parts: dict[str, Part]
     validation: int
+    broken: Sequence[Path] = ()  # files that are left out
+    _tables: dict[str, dict[str, tf.Tensor]] = dataclasses.field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -90,29 +87,38 @@ class ImageFolder:
 
         No file is read before `decode`.
         """
-        pictures = self._pictures(split)
-        order = np.arange(len(pictures))
-        if shuffle_seed is not None:
-            order = np.random.default_rng(shuffle_seed).permutation(order)
-        chosen = [pictures[i] for i in order[slice(*bounds_of(part, len(order)))]]
+        count = self.num_examples(split)
+        order = shuffled(count, shuffle_seed)[slice(*bounds_of(part, count))]
+        every = self.table(split)
         return tf.data.Dataset.from_tensor_slices(
-            {
-                "path": [os.fsencode(picture.file) for picture in chosen],
-                "label": np.array([picture.label for picture in chosen], np.int64),
-                "orientation": np.array([picture.orientation for picture in chosen], np.int32),
-            }
+            {name: tf.gather(values, order) for name, values in every.items()}
         )
+
+    def table(self, split: str) -> dict[str, tf.Tensor]:
+        """Returns all encoded examples, as `encoded` has them without a seed."""
+        if split not in self._tables:
+            pictures = self._pictures(split)
+            self._tables[split] = {
+                "path": tf.constant([os.fsencode(picture.file) for picture in pictures]),
+                "label": tf.constant([picture.label for picture in pictures], tf.int64),
+            }
+        return self._tables[split]
 
     def decode(self, example: dict[str, tf.Tensor]) -> tf.Tensor:
         """Reads and decodes the picture of an example, upright: h w 3, uint8."""
-        return decoding.decode(tf.io.read_file(example["path"]), example["orientation"])
+        return decoding.decode(tf.io.read_file(example["path"]))
 
-    def explain(self, error: Exception) -> str:
-        """Explains in one line why reading failed."""
-        files = [picture.file for pictures in self.pictures.values() for picture in pictures]
-        for file, check in zip(files, _check_all(files), strict=True):
-            if check.error:
-                return f"broken picture {file} ({check.error}): repair or remove it"
+    def explain(self, error: Exception, split: str, latest: Iterable[int] = ()) -> str:
+        """Explains in one line why reading failed, probably at one of the `latest` examples."""
+        pictures = self._pictures(split)
+        of_split = (pictures[number].file for number in latest)
+        every = (picture.file for of_split in self.pictures.values() for picture in of_split)
+        for file in itertools.chain(of_split, every):
+            if broken := check_file(file):
+                return (
+                    f"broken picture {file} ({broken}): repair or remove it, or set "
+                    "data.on_broken to skip"
+                )
         return decoding.short_message(str(error))
 
     def _pictures(self, split: str) -> list[Picture]:
@@ -122,27 +128,26 @@ class ImageFolder:
 
 
 def open_image_folder(name: str, root: Path, validation: int, on_broken: str) -> ImageFolder:
-    """Checks all pictures in `root` and returns them as a data set.
+    """Checks the pictures in `root` and returns them as a data set.
 
     Raises UserError if there are no pictures, or if training could not learn every class. If a
     picture cannot be read, raises UserError with `on_broken` stop; with `on_broken` skip, prints a
-    warning and leaves the picture out.
+    warning and leaves the picture out. With stop, more than CHECKED_FIRST pictures are not checked
+    here, after a note, but when they are read.
     """
     found = find_pictures(root)
-    files = [
-        file for classes in found.values() for of_class in classes.values() for file in of_class
-    ]
-    checks = _check_changed(root, files)
-    broken = {
-        file.relative_to(root).as_posix(): check.error
-        for file, check in checks.items()
-        if check.error
-    }
+    count = sum(len(of_class) for classes in found.values() for of_class in classes.values())
+    if on_broken == "stop" and count > CHECKED_FIRST:
+        note(f"the {count:,} pictures of {name} are checked as they are read, and not before")
+        broken: dict[Path, str] = {}
+    else:
+        broken = _find_broken(root, found, count)
     if broken:
-        raise_or_warn(f"{len(files)} files in {root}", broken, on_broken)
+        named = {file.relative_to(root).as_posix(): error for file, error in broken.items()}
+        raise_or_warn(f"{count} files in {root}", named, on_broken)
     readable = {
         split: {
-            label: [file for file in of_class if not checks[file].error]
+            label: [file for file in of_class if file not in broken]
             for label, of_class in classes.items()
         }
         for split, classes in found.items()
@@ -151,9 +156,10 @@ def open_image_folder(name: str, root: Path, validation: int, on_broken: str) ->
     if list(readable) == ["train"]:
         readable = _hold_out(name, root, readable["train"])
     pictures = {}
+    numbers = {label: number for number, label in enumerate(class_names)}
     for split, classes in readable.items():
         pictures[split] = [
-            Picture(file, checks[file].orientation, class_names.index(label))
+            Picture(file, numbers[label])
             for label, of_class in sorted(classes.items())
             for file in of_class
         ]
@@ -167,7 +173,7 @@ def open_image_folder(name: str, root: Path, validation: int, on_broken: str) ->
                 f"data.validation {validation} holds out every training picture of {_quoted(lost)} "
                 f"in {root}: lower it, or add pictures"
             )
-    return ImageFolder(name, root, class_names, pictures, parts, validation)
+    return ImageFolder(name, root, class_names, pictures, parts, validation, tuple(broken))
 
 
 def _class_names(root: Path, readable: Pictures) -> list[str]:
@@ -236,24 +242,41 @@ def _hold_out(name: str, root: Path, train: Mapping[str, list[Path]]) -> Picture
     return {"train": kept, "test": held}
 
 
-def _check_changed(root: Path, files: Sequence[Path]) -> dict[Path, Check]:
-    """Returns the check of each file; decodes only files that are new or changed."""
-    cache = cache_name(f"{os.fspath(root.resolve())} {DECODER}")
-    # path under root -> size and modification time when the file was checked, and its check
+def _find_broken(root: Path, found: Pictures, count: int) -> dict[Path, str]:
+    """Decodes the files that are new or changed; returns the broken ones, and why each is.
+
+    What is found of a class is cached when the class is done: an interruption costs one class.
+    """
+    status = StatusLine("checking pictures")
+    broken: dict[Path, str] = {}
+    done = 0
+    with ThreadPoolExecutor() as pool:
+        for split, classes in found.items():
+            for label, files in classes.items():
+                cache = cache_name(f"{os.fspath(root.resolve())}\n{split}\n{label}\n{DECODER}")
+                errors = _errors(root, files, cache, pool)
+                broken |= {file: e for file, e in zip(files, errors, strict=True) if e}
+                done += len(files)
+                status.say(f"{done}/{count}, {len(broken)} broken")
+    status.clear()
+    return broken
+
+
+def _errors(root: Path, files: Sequence[Path], cache: str, pool: Executor) -> list[str | None]:
+    """Returns why each file cannot be decoded, or None, from a cache as far as possible."""
+    # path under root -> size and time of change when the file was checked, and the error
     cached = read_cache(cache)
-    stamps = {file: _stamp(file) for file in files}
-    paths = {file: file.relative_to(root).as_posix() for file in files}
-    changed = [file for file in files if cached.get(paths[file], [None, None])[:2] != stamps[file]]
+    stamps = {file.relative_to(root).as_posix(): _stamp(file) for file in files}
+    changed = {
+        path: file
+        for file, (path, stamp) in zip(files, stamps.items(), strict=True)
+        if cached.get(path, [])[:2] != stamp
+    }
     if changed:
-        status = StatusLine("checking pictures")
-        for number, (file, check) in enumerate(zip(changed, _check_all(changed), strict=True), 1):
-            cached[paths[file]] = [*stamps[file], *check]
-            if number % 100 == 0:
-                status.say(f"{number}/{len(changed)}")
-        status.clear()
-        cached = {paths[file]: cached[paths[file]] for file in files}
-        write_cache(cache, cached)
-    return {file: Check(*cached[paths[file]][2:]) for file in files}
+        found = zip(changed, pool.map(check_file, changed.values()), strict=True)
+        cached |= {path: [*stamps[path], error] for path, error in found}
+        write_cache(cache, {path: cached[path] for path in stamps})
+    return [cached[path][2] for path in stamps]
 
 
 def _stamp(file: Path) -> list[int]:
@@ -265,19 +288,12 @@ def _stamp(file: Path) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns]
 
 
-def _check_all(files: Sequence[Path]) -> Iterator[Check]:
-    """Checks files on all cores."""
-    with ThreadPoolExecutor() as pool:
-        yield from pool.map(check_file, files)
-
-
-def check_file(path: Path) -> Check:
-    """Decodes a file as training does."""
+def check_file(path: Path) -> str | None:
+    """Decodes a file as training does; returns why it cannot be decoded, or None."""
     try:
-        content = path.read_bytes()
-        decoding.decode_picture(content)
+        decoding.decode_picture(path.read_bytes())
     except OSError as error:
-        return Check(error=error.strerror)
+        return error.strerror or type(error).__name__
     except UserError as error:
-        return Check(error=str(error))
-    return Check(decoding.orientation(content))
+        return str(error)
+    return None

@@ -8,16 +8,20 @@ Together the shards are the batches that a single process would read. For a data
 holds while the number of processes divides `number_of_parts`.
 """
 
+import collections
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import tensorflow as tf
+from jaxtyping import Int
 
 from mnv2.data.datasets import Dataset
 from mnv2.data.preprocess import View, train_image
+from mnv2.data.splits import bounds_of, shuffled
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.terminal import first_few, note_once
 
@@ -25,6 +29,7 @@ from mnv2.runtime.terminal import first_few, note_once
 # processes that read the same batches as one. A part reads up to two files at a time.
 PARTS = 16
 
+Numbers = collections.deque[np.ndarray]  # of the examples in each of some batches
 Augment = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]  # (images, seeds) -> images
 
 
@@ -73,13 +78,16 @@ def train_batches(
     check_batch_size(batch_size, dataset)
     steps_per_epoch = dataset.num_examples("train") // batch_size
     augment = functools.partial(train_image, view=view) if isinstance(view, View) else view
-    if dataset.fits_in_memory():
-        batches = _epochs_in_memory(dataset, augment, batch_size, seed, first_step, repeats, shard)
-        yield from _to_numpy(dataset, "train", batches.prefetch(tf.data.AUTOTUNE))
-        return
+    epochs = _Epochs(dataset, batch_size, seed, repeats, shard)
     epoch, step = divmod(first_step, steps_per_epoch)
+    if dataset.fits_in_memory() or dataset.table("train") is not None:
+        # One endless pipeline: to build one takes seconds, and memory that is not given back.
+        numbers: Numbers = collections.deque()
+        batches = _by_number(epochs, augment, epoch, step, numbers)
+        yield from _to_numpy(dataset, "train", batches.prefetch(tf.data.AUTOTUNE), numbers)
+        return
     while True:
-        batches = _epoch_from_disk(dataset, augment, batch_size, seed, epoch, step, repeats, shard)
+        batches = _epoch_from_disk(epochs, augment, epoch, step)
         yield from _to_numpy(dataset, "train", batches.prefetch(tf.data.AUTOTUNE))
         epoch, step = epoch + 1, 0
 
@@ -127,79 +135,139 @@ def eval_batches(
     else:
         batches = examples.map(decode, tf.data.AUTOTUNE).batch(rows)
     named = batches.map(lambda image, label, mask: {**_to_batch(image, label), "mask": mask})
-    yield from _to_numpy(dataset, split, named.prefetch(tf.data.AUTOTUNE))
+    numbers = np.arange(dataset.num_examples(split))
+    read = collections.deque(np.split(numbers, range(batch_size, len(numbers), batch_size)))
+    yield from _to_numpy(dataset, split, named.prefetch(tf.data.AUTOTUNE), read)
 
 
-def _epochs_in_memory(
-    dataset: Dataset,
+class _Epochs(NamedTuple):
+    """What decides the order of a run's training examples, and which of them this shard reads."""
+
+    dataset: Dataset
+    batch_size: int
+    seed: int
+    repeats: int
+    shard: tuple[int, int]
+
+    @property
+    def rows(self) -> int:
+        """The rows of each batch that this shard reads."""
+        return self.batch_size // self.shard[1]
+
+    @property
+    def steps(self) -> int:
+        return self.dataset.num_examples("train") // self.batch_size
+
+    def numbers(self, epoch: int) -> Int[np.ndarray, "steps rows"]:
+        """Returns the number of the example in each row of an epoch.
+
+        Only for a data set of which any example can be read at any time.
+        """
+        count = self.dataset.num_examples("train")
+        if self.dataset.fits_in_memory():
+            order = np.random.default_rng((self.seed, epoch)).permutation(count)
+            every = order[np.arange(self.steps * self.batch_size) // self.repeats]
+            return every.reshape(self.steps, self.shard[1], self.rows)[:, self.shard[0]]
+        # The order of a data set that is read from disk in parts: see `_epoch_from_disk`.
+        order = shuffled(count, _epoch_seed(self.seed, epoch))
+        of_parts = [
+            np.concatenate(
+                [
+                    np.repeat(order[slice(*bounds_of(part, count))], self.repeats)
+                    for part in self.parts_read(number, epoch)
+                ]
+            )
+            for number in self.own_parts
+        ]
+        each = self.rows // len(of_parts)  # rows of a batch from each part
+        cut = [part[: self.steps * each].reshape(self.steps, each) for part in of_parts]
+        return np.concatenate(cut, axis=1)
+
+    @property
+    def own_parts(self) -> range:
+        """The parts of the data set that this shard reads."""
+        index, shards = self.shard
+        count = number_of_parts(self.batch_size, shards)
+        return range(index * count // shards, (index + 1) * count // shards)
+
+    def parts_read(self, number: int, epoch: int) -> list[tuple[int, int]]:
+        """Returns what an epoch reads of a part, as (index, number of parts): all, or two shares.
+
+        With repeats each epoch reads another share, because examples of one file are shuffled only
+        nearby: the first ones would come in every epoch, and the last ones never. The second share
+        completes the batches if the first one is too small by an example.
+        """
+        count, repeats = number_of_parts(self.batch_size, self.shard[1]), self.repeats
+        if repeats == 1 or self.dataset.num_examples("train") < 2 * count * repeats:
+            return [(number, count)]
+        shares = ((epoch + later) % repeats for later in (0, 1))
+        return [(number * repeats + share, count * repeats) for share in shares]
+
+
+def _by_number(
+    epochs: _Epochs,
     augment: Augment,
-    batch_size: int,
-    seed: int,
+    first_epoch: int,
     first_step: int,
-    repeats: int,
-    shard: tuple[int, int],
+    read: Numbers,
 ) -> tf.data.Dataset:
-    """Returns all epochs as one endless pipeline: building one takes seconds, sometimes many."""
-    images, labels = dataset.arrays("train")
-    shard_index, num_shards = shard
-    rows = batch_size // num_shards
+    """Returns all batches from a step on, of a data set of which any example can be read.
+
+    The numbers of each batch that is read are added to `read`.
+    """
+    dataset, rows, first_row = epochs.dataset, epochs.rows, epochs.shard[0] * epochs.rows
 
     def positions() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields the indices of each batch's examples and the seeds of their augmentation."""
-        steps_per_epoch = len(labels) // batch_size
-        epoch, step = divmod(first_step, steps_per_epoch)
-        while True:
-            order = np.random.default_rng((seed, epoch)).permutation(len(labels))
-            epoch_seed = np.full(rows, _epoch_seed(seed, epoch))
-            for start in range(step * batch_size, steps_per_epoch * batch_size, batch_size):
-                here = np.arange(start + shard_index * rows, start + (shard_index + 1) * rows)
-                yield order[here // repeats], np.stack([epoch_seed, here], axis=-1)
-            epoch, step = epoch + 1, 0
+        """Yields the numbers of each batch's examples and the seeds of their augmentation."""
+        for epoch in itertools.count(first_epoch):
+            epoch_seed = np.full(rows, _epoch_seed(epochs.seed, epoch))
+            for step, numbers in enumerate(epochs.numbers(epoch)):
+                if epoch > first_epoch or step >= first_step:
+                    at = step * epochs.batch_size + first_row + np.arange(rows)
+                    read.append(numbers)
+                    yield numbers, np.stack([epoch_seed, at], axis=-1)
 
-    def batch(indices: tf.Tensor, seeds: tf.Tensor) -> dict[str, tf.Tensor]:
-        return _to_batch(augment(tf.gather(images, indices), seeds), tf.gather(labels, indices))
+    signature = (tf.TensorSpec((rows,), tf.int64), tf.TensorSpec((rows, 2), tf.int64))
+    chosen = tf.data.Dataset.from_generator(positions, output_signature=signature)
+    if dataset.fits_in_memory():
+        images, labels = dataset.arrays("train")
+        return chosen.map(
+            lambda numbers, seeds: _to_batch(
+                augment(tf.gather(images, numbers), seeds), tf.gather(labels, numbers)
+            ),
+            tf.data.AUTOTUNE,
+        )
+    table = dataset.table("train") or {}
 
-    signature = (
-        tf.TensorSpec((rows,), tf.int64),
-        tf.TensorSpec((rows, 2), tf.int64),
-    )
-    indices_and_seeds = tf.data.Dataset.from_generator(positions, output_signature=signature)
-    return indices_and_seeds.map(batch, tf.data.AUTOTUNE)
+    def decode(number: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        encoded = {name: tf.gather(values, number) for name, values in table.items()}
+        return augment(dataset.decode(encoded), seeds), encoded["label"]
+
+    decoded = chosen.unbatch().map(decode, tf.data.AUTOTUNE)
+    return decoded.batch(rows, drop_remainder=True).map(_to_batch)
 
 
 def _epoch_from_disk(
-    dataset: Dataset,
-    augment: Augment,
-    batch_size: int,
-    seed: int,
-    epoch: int,
-    first_step: int,
-    repeats: int,
-    shard: tuple[int, int],
+    epochs: _Epochs, augment: Augment, epoch: int, first_step: int
 ) -> tf.data.Dataset:
     """Returns the batches of one epoch from its step `first_step` on.
 
     The rows of a batch come from as many parts of the data set, a few rows from each. A process
     reads only the parts of its own rows. The order of the examples depends on the number of parts.
     """
-    shuffle_seed = _epoch_seed(seed, epoch)
-    steps_per_epoch = dataset.num_examples("train") // batch_size
-    shard_index, num_shards = shard
-    count = number_of_parts(batch_size, num_shards)
-    rows, rows_of_part = batch_size // num_shards, batch_size // count
-    own = range(shard_index * count // num_shards, (shard_index + 1) * count // num_shards)
+    dataset, rows, shuffle_seed = epochs.dataset, epochs.rows, _epoch_seed(epochs.seed, epoch)
+    rows_of_part = rows // len(epochs.own_parts)
     # Examples before `first_step` are only read, and never decoded.
     parts = [
-        _part_of_epoch(dataset, shuffle_seed, (part, count), repeats, epoch).skip(
-            first_step * rows_of_part
-        )
-        for part in own
+        _part_of_epoch(epochs, number, epoch).skip(first_step * rows_of_part)
+        for number in epochs.own_parts
     ]
-    numbers = tf.data.Dataset.range(first_step * rows, steps_per_epoch * rows)
+    numbers = tf.data.Dataset.range(first_step * rows, epochs.steps * rows)
     examples = tf.data.Dataset.choose_from_datasets(
         parts, numbers.map(lambda n: n % rows // rows_of_part), stop_on_empty_dataset=False
     )
-    positions = numbers.map(lambda n: n // rows * batch_size + shard_index * rows + n % rows)
+    first_row = epochs.shard[0] * rows
+    positions = numbers.map(lambda n: n // rows * epochs.batch_size + first_row + n % rows)
 
     def decode(position: tf.Tensor, encoded: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         image = dataset.decode(encoded)
@@ -209,30 +277,19 @@ def _epoch_from_disk(
     return decoded.batch(rows, drop_remainder=True).map(_to_batch)
 
 
-def _part_of_epoch(
-    dataset: Dataset, shuffle_seed: int, part: tuple[int, int], repeats: int, epoch: int
-) -> tf.data.Dataset:
-    """Returns what an epoch reads of a part: with repeats, some of it, each example several times.
-
-    Each epoch then reads another share, because examples of one file are shuffled only nearby: the
-    first ones would come in every epoch, and the last ones never.
-    """
-    if repeats == 1:
-        return dataset.encoded("train", shuffle_seed, part)
-    number, count = part
-    if dataset.num_examples("train") < 2 * count * repeats:
-        examples = dataset.encoded("train", shuffle_seed, part)
-    else:  # the second share completes the batches if the first one is too small by an example
-        first, second = (
-            dataset.encoded(
-                "train",
-                shuffle_seed,
-                (number * repeats + (epoch + later) % repeats, count * repeats),
-            )
-            for later in (0, 1)
-        )
-        examples = first.concatenate(second)
-    return examples.flat_map(lambda example: tf.data.Dataset.from_tensors(example).repeat(repeats))
+def _part_of_epoch(epochs: _Epochs, number: int, epoch: int) -> tf.data.Dataset:
+    """Returns the examples that an epoch reads of a part, each as often as it comes in a row."""
+    shuffle_seed = _epoch_seed(epochs.seed, epoch)
+    first, *second = (
+        epochs.dataset.encoded("train", shuffle_seed, part)
+        for part in epochs.parts_read(number, epoch)
+    )
+    examples = first.concatenate(second[0]) if second else first
+    if epochs.repeats == 1:
+        return examples
+    return examples.flat_map(
+        lambda example: tf.data.Dataset.from_tensors(example).repeat(epochs.repeats)
+    )
 
 
 def number_of_parts(batch_size: int, processes: int) -> int:
@@ -269,17 +326,23 @@ def _to_batch(images: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
     return {"image": images, "label": tf.cast(labels, tf.int32)}
 
 
-def _to_numpy(dataset: Dataset, split: str, batches: tf.data.Dataset) -> Iterator[Batch]:
+def _to_numpy(
+    dataset: Dataset, split: str, batches: tf.data.Dataset, read: Numbers | None = None
+) -> Iterator[Batch]:
     """Yields batches as NumPy arrays.
 
+    `read` has the numbers of the examples of the next batches, as far as they are known.
     Raises UserError if TensorFlow fails to read one, or if a label is none of the classes.
     """
     try:
         for batch in batches.as_numpy_iterator():
             check_labels(dataset, split, batch["label"])
+            if read:
+                read.popleft()
             yield batch
     except tf.errors.OpError as error:
-        raise UserError(dataset.explain(error)) from error
+        latest = itertools.chain.from_iterable(read or ())
+        raise UserError(dataset.explain(error, split, map(int, latest))) from error
 
 
 def check_labels(dataset: Dataset, split: str, labels: np.ndarray) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -161,11 +161,14 @@ class TfdsDataset:
     def decode(self, example: dict[str, tf.Tensor]) -> tf.Tensor:
         if self.image_shape[2] != 3:
             return self.builder.info.features["image"].decode_example(example["image"])
-        image = decoding.decode(example["image"], held=1)  # TFDS pictures are not turned
+        image = decoding.decode(example["image"], turn=False)
         image.set_shape(self.image_shape)
         return image
 
-    def explain(self, error: Exception) -> str:
+    def table(self, split: str) -> None:
+        """Returns None: examples are read one after another."""
+
+    def explain(self, error: Exception, split: str, latest: Iterable[int] = ()) -> str:
         """Explains in one line why reading failed; raises UserError if pictures are broken."""
         try:
             self.without_broken("stop")
@@ -194,7 +197,7 @@ class TfdsDataset:
         return dataclasses.replace(self, broken=broken)
 
 
-@functools.cache  # the runs of one process share the arrays
+@functools.lru_cache(maxsize=4)  # the runs of one process share the arrays of their splits
 def _decoded_arrays(
     builder: tfds.core.DatasetBuilder, tfds_slice: str
 ) -> tuple[tf.Tensor, tf.Tensor]:

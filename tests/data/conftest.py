@@ -4,6 +4,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from mnv2.data import datasets
+
+
+@pytest.fixture(autouse=True)
+def no_folder_is_open():
+    datasets._FOLDERS.clear()
+
 
 @pytest.fixture
 def picture_folder(tmp_path):

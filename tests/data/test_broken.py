@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from mnv2.data import View, open_dataset, train_batches
+from mnv2.data import View, datasets, open_dataset, train_batches
 from mnv2.runtime.errors import UserError
 
 COUNTS = {"train": 20, "test": 6}
@@ -52,7 +52,8 @@ def prepared(tmp_path, monkeypatch):
 
 
 def reopen(prepared, on_broken="stop"):
-    return open_dataset.__wrapped__(*prepared, 5, on_broken)
+    datasets._open_tfds.cache_clear()
+    return open_dataset(*prepared, 5, on_broken)
 
 
 def test_a_broken_picture_stops_training_and_all_broken_ones_are_named(prepared):

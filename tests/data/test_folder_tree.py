@@ -33,7 +33,7 @@ def write_usual(root, splits=("train", "test"), count=2):
 
 
 def reopen(root, validation=0, **settings):
-    return open_dataset.__wrapped__(f"folder:{root}", None, validation, **settings)
+    return open_dataset(f"folder:{root}", None, validation, **settings)
 
 
 def counts(dataset):

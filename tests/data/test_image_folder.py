@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from mnv2.data import image_folder, open_dataset
+from mnv2.data import View, datasets, image_folder, open_dataset, train_batches
 from mnv2.runtime.errors import UserError
 from tests.data.pictures import encoded, gradient
 
@@ -64,7 +64,7 @@ def add_broken(root):
 
 
 def reopen(root, validation=0, **settings):
-    return open_dataset.__wrapped__(f"folder:{root}", None, validation, **settings)
+    return open_dataset(f"folder:{root}", None, validation, **settings)
 
 
 @pytest.mark.parametrize("split", ["train", ""])  # with a test split, and without one
@@ -79,7 +79,7 @@ def test_validation_that_takes_every_picture_of_a_class_is_refused(pictures, spl
 def test_a_broken_picture_is_detected(tmp_path, name):
     content, message = BROKEN[name]
     (tmp_path / name).write_bytes(content)
-    assert message in image_folder.check_file(tmp_path / name).error
+    assert message in image_folder.check_file(tmp_path / name)
 
 
 def test_a_folder_with_broken_pictures_is_rejected_and_all_are_named(pictures):
@@ -113,12 +113,61 @@ def test_only_changed_files_are_checked_again(pictures, monkeypatch):
     monkeypatch.setattr(
         image_folder, "check_file", lambda path: checked.append(path) or check_file(path)
     )
+    datasets._FOLDERS.clear()  # as in another process
     reopen(pictures)
     assert checked == []
     changed = pictures / "test" / "odd" / "plain.jpg"
     changed.write_bytes(GOOD["gray.jpg"])
+    datasets._FOLDERS.clear()
     reopen(pictures)
     assert checked == [changed]
+
+
+def test_what_was_checked_before_an_interruption_is_not_checked_again(pictures, monkeypatch):
+    checked = []
+    check_file = image_folder.check_file
+
+    def interrupted(path):
+        checked.append(path)
+        if path.parent == pictures / "train" / "plain":
+            raise KeyboardInterrupt
+        return check_file(path)
+
+    monkeypatch.setattr(image_folder, "check_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        reopen(pictures)
+    before = set(checked)
+    checked.clear()
+    monkeypatch.setattr(image_folder, "check_file", lambda path: checked.append(path))
+    reopen(pictures)
+    assert set(checked) & before == {pictures / "train" / "plain" / "plain.jpg"}
+
+
+def test_a_large_folder_is_read_at_once_and_a_broken_picture_is_named(
+    pictures, monkeypatch, capsys
+):
+    monkeypatch.setattr(image_folder, "CHECKED_FIRST", 10)
+    broken = pictures / "train" / "odd" / "truncated.jpg"
+    broken.write_bytes(BROKEN["truncated.jpg"][0])
+    dataset = reopen(pictures)
+    assert "are checked as they are read, and not before" in capsys.readouterr().err
+    count = dataset.num_examples("train")
+    read = train_batches(dataset, count, seed=0, view=View((8, 8)))
+    with pytest.raises(UserError, match=f"broken picture {broken} .*JPEG.*: repair or remove it"):
+        next(read)
+    assert reopen(pictures, on_broken="skip").num_examples("train") == count - 1
+
+
+def test_a_folder_that_changes_is_seen_by_the_next_call(pictures, capsys):
+    before = reopen(pictures)
+    assert reopen(pictures) is before
+    (pictures / "train" / "plain" / "more.jpg").write_bytes(JPEG)
+    after = reopen(pictures)
+    assert after.num_examples("train") == before.num_examples("train") + 1
+    add_broken(pictures)
+    skipped = reopen(pictures, on_broken="skip").num_examples("train")
+    (pictures / "train" / "odd" / "empty.jpg").write_bytes(JPEG)  # repaired in its place
+    assert reopen(pictures, on_broken="skip").num_examples("train") == skipped + 1
 
 
 def test_an_unknown_value_of_on_broken_is_rejected(pictures):

@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 
 from mnv2.data import (
     View,
+    datasets,
     eval_batches,
     eval_view,
     note_untrained,
@@ -45,7 +46,8 @@ def prepare(data_dir, counts, label=lambda split, i: i % 3, size=SIZE, picture=N
 
 
 def reopen(data_dir, validation=0, name="tiny_set", **settings):
-    return open_dataset.__wrapped__(name, str(data_dir), validation, **settings)
+    datasets._open_tfds.cache_clear()
+    return open_dataset(name, str(data_dir), validation, **settings)
 
 
 def pictures(dataset, split):
