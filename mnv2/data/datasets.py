@@ -23,6 +23,10 @@ from mnv2.runtime.storage import SCHEME, AnyPath, as_path
 
 FOLDER_PREFIX = "folder:"
 
+# TFDS would leave an empty folder behind for each set that is not prepared, in which it copies
+# nothing: by default it does not ask Google Cloud Storage what is known of a set.
+tfds.core.DatasetInfo.initialize_from_bucket = lambda self: None
+
 
 @runtime_checkable
 class Dataset(Protocol):

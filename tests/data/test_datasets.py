@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import tempfile
 
 import numpy as np
 import pytest
@@ -67,10 +68,13 @@ def test_a_data_set_that_another_process_has_prepared_is_not_prepared_again(
         shutil.copytree(fashion_mnist.builder.data_dir, tmp_path / "fashion_mnist" / "3.0.1")
         yield
 
+    (scratch := tmp_path / "scratch").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     monkeypatch.setattr(datasets, "locked", prepared_while_waiting)
     monkeypatch.setattr(fashion_mnist_module, "prepare", None)  # fails if called
     dataset = open_dataset("fashion_mnist", str(tmp_path), 0)
     assert dataset.num_examples("train") == 60_000
+    assert list(scratch.iterdir()) == []
 
 
 def test_a_data_dir_that_cannot_be_written_is_rejected_in_one_line(fashion_mnist, tmp_path):
