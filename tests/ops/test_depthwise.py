@@ -8,7 +8,7 @@ from jax.test_util import check_grads
 
 from mnv2.ops import depthwise, depthwise_conv, explicit_padding, shifted_products
 
-SIZES = [(6, 6), (7, 5), (1, 4), (9, 8)]
+SIZES = [(6, 6), (7, 5), (1, 4)]
 
 
 def random_inputs(size, stride, convention, batch=3, channels=4):
