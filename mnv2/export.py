@@ -6,7 +6,7 @@ more of these, with commas between them:
     litert       LiteRT (TensorFlow Lite), float32     Android, iOS, Python
     litert-int8  the same with weights and activations of 8 bits
     onnx         ONNX, float32                         ONNX Runtime, browsers, OpenVINO, TensorRT
-    onnx-int8    the same with weights and activations of 8 bits
+    onnx-int8    the same with weights and activations of 8 bits, but not for TensorRT
     stablehlo    jax.export                            JAX without this package
 
     python -m mnv2.export runs/v2_ablation/linear/0 --to litert,onnx
@@ -54,7 +54,8 @@ def main() -> None:
     parser.add_argument(
         "--calibrate",
         metavar="DATASET",
-        help="whose training pictures show int8 the ranges of values: a TFDS set or folder:PATH",
+        help="pictures that show int8 the ranges of values: a TFDS set, or folder:PATH; classes do "
+        "not matter",
     )
     parser.add_argument(
         "--calibration_pictures", type=whole_number(), default=200, help="(default: 200)"
@@ -94,7 +95,7 @@ def check_options(arguments: argparse.Namespace) -> list[str]:
         if name.endswith("int8") and not arguments.calibrate:
             raise UserError(
                 f"--to {name} needs pictures that show the ranges of values: --calibrate "
-                "fashion_mnist, or --calibrate folder:PATH for pictures in PATH/train/CLASS/"
+                "fashion_mnist, or --calibrate folder:PATH for any pictures below PATH"
             )
     return formats
 

@@ -49,10 +49,7 @@ def export(arguments: argparse.Namespace, formats: Sequence[str]) -> None:
             raise UserError(f"{path} exists: --force replaces it, --output gives another place")
         check_can_be_written(path.parent, "the folder of --output")
     loaded = load_as_asked(arguments)
-    calibration = check = None
-    if arguments.calibrate:
-        calibration = data.open_dataset(arguments.calibrate, arguments.data_dir)
-        loaded = match_classes(loaded, calibration, arguments.weights)
+    check = None
     if arguments.check:
         check = data.open_dataset(arguments.check, arguments.data_dir)
         check.num_examples("test")  # raises UserError if there are none
@@ -60,8 +57,11 @@ def export(arguments: argparse.Namespace, formats: Sequence[str]) -> None:
     inside, dynamic = arguments.preprocessing == "inside", arguments.batch == "any"
     program = program_of(loaded, pixels=inside, batch=1 if dynamic else int(arguments.batch))
     ranges: list[np.ndarray] = []
-    if calibration:
-        shown = pictures.draw(loaded, calibration, "train", arguments.calibration_pictures)
+    shown = None
+    if arguments.calibrate:
+        shown = pictures.draw_any(
+            loaded, arguments.calibrate, arguments.data_dir, arguments.calibration_pictures
+        )
         ranges = list(pictures.batches(program, program.description.input_of(shown)))
         if not ranges:
             raise UserError(
@@ -80,7 +80,7 @@ def export(arguments: argparse.Namespace, formats: Sequence[str]) -> None:
         except OSError as error:
             raise UserError(f"cannot write {path}: {reason(error)}") from error
     line.clear()
-    images = images_to_compare(loaded, check, calibration)
+    images = images_to_compare(loaded, check, arguments.calibrate, shown)
     rows = [_compare(name, path, program, images, arguments) for name, path in paths.items()]
     print(comparison.table(rows, program, images.source, arguments.threads))
     if check:
@@ -112,13 +112,15 @@ def output_paths(weights: str, formats: Sequence[str], output: Path) -> dict[str
 
 
 def images_to_compare(
-    loaded: Pretrained, check: data.Dataset | None, calibration: data.Dataset | None
+    loaded: Pretrained, check: data.Dataset | None, calibrate: str, shown: np.ndarray | None
 ) -> Images:
-    """Returns pictures of the test split, of the training split, or noise."""
-    for dataset, split in ((check, "test"), (calibration, "train")):
-        if dataset:
-            images = pictures.draw(loaded, dataset, split, COMPARED)
-            return Images(images, f"{len(images)} {split} pictures of {dataset.name}", True)
+    """Returns pictures of the test split, those that calibrated, or noise."""
+    if check:
+        images = pictures.draw(loaded, check, "test", COMPARED)
+        return Images(images, f"{len(images)} test pictures of {check.name}", True)
+    if shown is not None:
+        images = shown[:COMPARED]
+        return Images(images, f"{len(images)} pictures of {calibrate}", True)
     shape = (NOISE, *loaded.image_size, loaded.channels)
     noise = np.random.default_rng(0).integers(0, 256, shape).astype(np.float32)
     return Images(noise, f"{NOISE} images of noise (--check DATASET gives pictures)", False)

@@ -13,7 +13,7 @@ from mnv2.deployment.program import METADATA, Description
 from mnv2.pretrained import Preprocessing
 from mnv2.runtime.errors import UserError, first_line
 
-INSTALL = 'pip install "mnv2[export]"'
+INSTALL = 'pip install ".[export]" in a checkout of mnv2'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Exported:
     run          computes the output (n classes) of images (n h w c) of the type the file takes
     class_names  one per output; None if nobody told them
     operators    the names of the operations, in order; none if they cannot be told
+    step         between two outputs of a file whose outputs have 8 bits; 0 for float32
     """
 
     path: Path
@@ -30,6 +31,7 @@ class Exported:
     run: Run
     class_names: tuple[str, ...] | None
     operators: tuple[str, ...]
+    step: float = 0.0
 
     @property
     def preprocess(self) -> Preprocessing:
@@ -56,12 +58,12 @@ class Exported:
         """Computes logits of images (n h w c) in [0, 255].
 
         If the file gives probabilities, they are the logits that lead to these: with softmax,
-        logarithms. A probability that is too small for the file becomes the smallest float32.
+        logarithms. A probability of 0 becomes half of the file's step, or the smallest float32.
         """
         outputs = self.run(self.description.input_of(pixels))
         if not self.description.pixels:
             return outputs
-        smallest = np.finfo(np.float32).tiny
+        smallest = self.step / 2 or np.finfo(np.float32).tiny
         logarithms = np.log(np.maximum(outputs, smallest))
         if self.output == "softmax":
             return logarithms
@@ -165,7 +167,8 @@ def _open_litert(path: Path, threads: int | None) -> Exported:
     names = {v: k for k, v in vars(schema.BuiltinOperator).items() if isinstance(v, int)}
     codes = [model.operatorCodes[x.opcodeIndex] for x in model.subgraphs[0].operators]
     operators = tuple(names[max(x.builtinCode, x.deprecatedBuiltinCode)] for x in codes)
-    return Exported(path, about, run, about.class_names, operators)
+    step, _ = result["quantization"]
+    return Exported(path, about, run, about.class_names, operators, step)
 
 
 def quantized(images: np.ndarray, details: Any) -> np.ndarray:

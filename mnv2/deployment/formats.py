@@ -43,12 +43,13 @@ def content(
     try:
         return chosen.write(program, calibration, dynamic)
     except ImportError as error:
-        install = 'pip install "mnv2[export]"'
+        install = 'pip install ".[export]"'
         if "litert-converter" in chosen.packages:
-            install += " && pip install --no-deps litert-converter"
+            install += " && pip install --no-deps -r requirements-converter.txt"
         raise UserError(
             f"--to {to} needs {' and '.join(chosen.packages)} ({error.name} is missing): "
-            f"{install}. Where they have no wheel for your platform, --to stablehlo needs none"
+            f"{install}, in a checkout of mnv2. Where they have no wheel for your platform, "
+            "--to stablehlo needs none"
         ) from error
 
 

@@ -62,9 +62,18 @@ class Graph:
         self.nodes.append(helper.make_node(kind, names, [name], name=name, **attributes))
         return name
 
-    def forget(self, name: str) -> None:
-        """Lets nobody else have a result, because its operation is about to become another one."""
-        self.known = {key: known for key, known in self.known.items() if known != name}
+    def operation(self, name: str) -> onnx.NodeProto | None:
+        """Returns the operation that a name is the result of; None for an input or a constant."""
+        return next((node for node in self.nodes if node.output[0] == name), None)
+
+    def needed(self, last: str) -> list[onnx.NodeProto]:
+        """Returns the operations that a result depends on, in order."""
+        wanted, kept = {last}, []
+        for node in reversed(self.nodes):
+            if node.output[0] in wanted:
+                wanted.update(node.input)
+                kept.append(node)
+        return kept[::-1]
 
 
 def to_onnx(program: Program, *, dynamic: bool) -> onnx.ModelProto:
@@ -75,19 +84,24 @@ def to_onnx(program: Program, *, dynamic: bool) -> onnx.ModelProto:
     about, image = program.description, program.image
     closed = jax.make_jaxpr(program.logits)(image)
     graph = Graph()
-    start = Tensor(graph.add("Transpose", IMAGE, perm=NCHW), image.shape, image.dtype)
+    # TensorRT transposes numbers and no bytes.
+    numbers = graph.add("Cast", IMAGE, to=TensorProto.FLOAT) if about.pixels else IMAGE
+    start = Tensor(graph.add("Transpose", numbers, perm=NCHW), image.shape, np.float32)
     (logits,) = _run(graph, closed.jaxpr, closed.consts, [start])
     last = _named(graph, logits)
     if about.pixels:
         last = graph.add(about.activation.title(), last)  # over the last axis
-    graph.nodes.append(helper.make_node("Identity", [last], [about.output], name="output"))
+    nodes = graph.needed(last)
+    nodes.append(helper.make_node("Identity", [last], [about.output], name="output"))
+    used = {name for node in nodes for name in node.input}
+    constants = [one for one in graph.constants.values() if one.name in used]
     rows = "batch" if dynamic else image.shape[0]
     given = helper.make_tensor_value_info(
         IMAGE, helper.np_dtype_to_tensor_dtype(np.dtype(image.dtype)), (rows, *image.shape[1:])
     )
     result = helper.make_tensor_value_info(about.output, TensorProto.FLOAT, (rows, about.classes))
     model = helper.make_model(
-        helper.make_graph(graph.nodes, "mnv2", [given], [result], list(graph.constants.values())),
+        helper.make_graph(nodes, "mnv2", [given], [result], constants),
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
         producer_name="mnv2",
@@ -157,14 +171,15 @@ def _elementwise(kind: str) -> Callable[..., str]:
 
 
 def _add(graph: Graph, equation: Any, a: Value, b: Value) -> str:
-    """Adds an addition; that of a constant to a convolution or product becomes its bias."""
-    last = graph.nodes[-1]
-    if isinstance(a, Tensor) and isinstance(b, np.ndarray) and last.output[0] == a.name:
-        if last.op_type in WITH_BIAS and len(last.input) == 2 and b.size == a.shape[-1]:
-            graph.forget(a.name)
-            last.op_type = WITH_BIAS[last.op_type]
-            last.input.append(graph.constant(b.reshape(-1)))
-            return a.name
+    """Adds an addition; that of a constant to a convolution or product becomes its bias.
+
+    The operation without the bias is left out in the end, unless its result is used elsewhere.
+    """
+    if isinstance(a, Tensor) and isinstance(b, np.ndarray) and b.shape[-1:] == (b.size,):
+        last = graph.operation(a.name)
+        if last and last.op_type in WITH_BIAS and len(last.input) == 2 and b.size == a.shape[-1]:
+            attributes = {x.name: helper.get_attribute_value(x) for x in last.attribute}
+            return graph.add(WITH_BIAS[last.op_type], *last.input, b.reshape(-1), **attributes)
     return _elementwise("Add")(graph, equation, a, b)
 
 
@@ -177,12 +192,10 @@ def _max(graph: Graph, equation: Any, a: Value, b: Value) -> str:
 
 def _div(graph: Graph, equation: Any, a: Value, b: Value) -> str:
     """Adds a division; a sum divided by the number of its elements becomes a mean."""
-    last = graph.nodes[-1]
-    if isinstance(a, Tensor) and isinstance(b, np.ndarray) and last.output[0] == a.name:
-        if b.ndim == 0 and b == graph.summed.get(a.name):
-            graph.forget(a.name)
-            last.op_type = "ReduceMean"
-            return a.name
+    if isinstance(a, Tensor) and isinstance(b, np.ndarray) and b.ndim == 0:
+        last = graph.operation(a.name)
+        if last and b == graph.summed.get(a.name):
+            return graph.add("ReduceMean", *last.input, keepdims=0)
     return _elementwise("Div")(graph, equation, a, b)
 
 
@@ -258,8 +271,10 @@ def _max_pool(graph: Graph, equation: Any, x: Tensor) -> str:
 
 
 def _cast(graph: Graph, equation: Any, x: Tensor) -> str:
-    to = helper.np_dtype_to_tensor_dtype(np.dtype(equation.params["new_dtype"]))
-    return graph.add("Cast", x.name, to=to)
+    dtype = np.dtype(equation.params["new_dtype"])
+    if dtype == x.dtype:  # the pixels, which are numbers already
+        return x.name
+    return graph.add("Cast", x.name, to=helper.np_dtype_to_tensor_dtype(dtype))
 
 
 def _integer_pow(graph: Graph, equation: Any, x: Tensor) -> str:

@@ -1,13 +1,19 @@
-"""Pictures of a data set as an exported network takes them: to calibrate int8, and to compare."""
+"""Pictures as an exported network takes them: to calibrate int8, and to compare."""
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
 from mnv2 import data
+from mnv2.data.datasets import FOLDER_PREFIX
+from mnv2.data.decoding import decode_picture
+from mnv2.data.folder_tree import files_below
 from mnv2.deployment.program import Program
+from mnv2.runtime.errors import UserError
+from mnv2.runtime.terminal import warn
 from mnv2.training.evaluation import Network, view_of
 
 
@@ -18,6 +24,40 @@ def draw(
     view = view_of(network.preprocess, network.image_size, network.channels)
     examples = itertools.islice(dataset.encoded(split, shuffle_seed=0), count)
     return np.stack([np.asarray(view(dataset.decode(example)), np.float32) for example in examples])
+
+
+def draw_any(
+    network: Network, name: str, data_dir: str | None, count: int
+) -> Float[np.ndarray, "n h w c"]:
+    """Returns up to `count` images to calibrate with, always the same ones, in [0, 255].
+
+    `name` is a TFDS data set, of whatever classes, or `folder:PATH`: pictures in PATH/train if
+    there is such a folder, otherwise all below PATH, with or without classes. A picture that cannot
+    be read is left out, after a warning. Raises UserError if there is none.
+    """
+    if not name.startswith(FOLDER_PREFIX):
+        dataset = data.open_dataset(name, data_dir)
+        split = "train" if "train" in dataset.splits else dataset.splits[0]
+        return draw(network, dataset, split, count)
+    root = Path(name.removeprefix(FOLDER_PREFIX)).expanduser()
+    if not root.is_dir():
+        raise UserError(f"no pictures to calibrate with: there is no folder {root}")
+    place = root / "train" if (root / "train").is_dir() else root
+    files, _ = files_below(place)
+    np.random.default_rng(0).shuffle(files)
+    images = np.array(list(itertools.islice(_images(network, files), count)))
+    if not len(images):
+        raise UserError(f"no pictures to calibrate with in {place}, at any depth")
+    return images
+
+
+def _images(network: Network, files: list[Path]) -> Iterator[np.ndarray]:
+    view = view_of(network.preprocess, network.image_size, network.channels)
+    for file in files:
+        try:
+            yield np.asarray(view(decode_picture(file.read_bytes())), np.float32)
+        except (OSError, UserError) as error:
+            warn(f"cannot read picture {file}: {error}; it is left out")
 
 
 def batches(program: Program, images: np.ndarray) -> Iterator[np.ndarray]:

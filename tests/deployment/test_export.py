@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from mnv2 import evaluate, export, predict, pretrained
+from mnv2.deployment.pictures import draw_any
 from tests.deployment.networks import SHORT, network
 from tests.test_predict import call, refused
 
@@ -99,6 +100,22 @@ def test_an_exported_file_predicts_and_evaluates_as_its_weights(
             assert of_weights["probability"] == pytest.approx(other["probability"], abs=0.01)
 
 
+@pytest.mark.parametrize("layout", ["flat", "a/deep", "train/other", "test/other"])
+def test_any_pictures_calibrate(layout, tmp_path, capsys):
+    place = tmp_path / layout
+    place.mkdir(parents=True)
+    for i in range(4):
+        Image.fromarray(np.full((20, 30, 3), 60 * i, np.uint8)).save(place / f"{i}.png")
+    (place / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    (place / "notes.txt").write_text("no picture")
+    loaded = network(repeats=SHORT, width=0.1)
+    images = draw_any(loaded, f"folder:{tmp_path}", None, 10)
+    assert images.shape == (4, *loaded.image_size, 3)
+    assert sorted(np.unique(images).tolist()) == [0, 60, 120, 180]
+    np.testing.assert_array_equal(images, draw_any(loaded, f"folder:{tmp_path}", None, 10))
+    assert "broken.jpg" in capsys.readouterr().err
+
+
 def test_bad_input_is_one_line_and_nothing_is_written(
     files, pictures, tmp_path, monkeypatch, capsys
 ):
@@ -116,7 +133,9 @@ def test_bad_input_is_one_line_and_nothing_is_written(
         (tmp_path / "features.safetensors", ["--to", "litert"], "holds no classifier"),
         (tmp_path / "none.safetensors", ["--to", "litert"], "no such file"),
         (weights, ["--to", "litert-int8"], "--to litert-int8 needs pictures"),
-        (weights, ["--to", "onnx-int8", "--calibrate", "fashion_mnist"], "fashion_mnist has 10"),
+        (weights, [*int8[:3], "folder:/nowhere"], "no folder /nowhere"),
+        (weights, [*int8[:3], f"folder:{tmp_path / 'folder.tflite'}"], "no pictures to calibrate"),
+        (weights, ["--to", "onnx", "--check", "fashion_mnist"], "fashion_mnist has 10"),
         (weights, ["--to", "onnx", "--check", "folder:/nowhere"], "/nowhere"),
         (weights, ["--to", "litert", "--output", tmp_path / "old.tflite"], "exists: --force"),
         (weights, ["--to", "litert", "--output", tmp_path / "folder.tflite"], "is a folder"),

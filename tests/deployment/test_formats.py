@@ -141,6 +141,38 @@ def test_onnx_runs_the_operators_of_the_paper_and_no_others(tmp_path):
     assert collections.Counter(one.operators) == {**expected, "Transpose": 1, "Identity": 1}
 
 
+def test_in_onnx_pixels_are_cast_before_they_are_transposed(small):
+    nodes = onnx.load(small("onnx").path).graph.node
+    assert [node.op_type for node in nodes if "image" in node.input] == ["Cast"]
+
+
+def test_in_onnx_a_result_that_is_used_twice_has_its_bias_and_its_mean_once(tmp_path):
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 3, 4)).astype(np.float32)
+
+    def logits(images):
+        x = jax.lax.conv_general_dilated(
+            images, kernel, (8, 8), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        summed = jax.numpy.sum(x, (1, 2))
+        biased = jax.numpy.mean(x + np.arange(4, dtype=np.float32), (1, 2))
+        return biased + summed / np.prod(x.shape[1:3]) + summed
+
+    program = dataclasses.replace(program_of(SMALL, pixels=False), logits=logits)
+    path = tmp_path / "twice.onnx"
+    path.write_bytes(formats.content(program, "onnx"))
+    images = SMALL.preprocess(pixels(SMALL))[:1]
+    np.testing.assert_allclose(
+        open_exported(path).run(np.asarray(images)), logits(images), atol=1e-4
+    )
+
+
+def test_a_probability_of_0_is_half_a_step_of_an_8_bit_file(small):
+    exact, rounded = small("litert"), small("litert-int8")
+    assert (exact.step, rounded.step) == (0, pytest.approx(1 / 256))
+    certain = dataclasses.replace(rounded, run=lambda _: np.array([[0.0, 1.0]], np.float32))
+    assert certain.logits(pixels(SMALL))[0].tolist() == pytest.approx([np.log(1 / 512), 0])
+
+
 def test_an_onnx_file_takes_any_number_of_images_if_it_is_asked_to(tmp_path):
     one = exported(SMALL, "onnx", tmp_path, dynamic=True)
     images = pixels(SMALL)
