@@ -1,10 +1,11 @@
-# make ablation and make test need nothing but Python 3.12 or newer and a package index.
+# make ablation and make test need nothing but Python 3.12 or 3.13 and a package index.
 
-# The first of these that is new enough and can create environments.
-CANDIDATES := $(PYTHON) python3.12 python3.13 python3.14 python3 \
-	$(wildcard $(HOME)/.pyenv/versions/3.1[2-9]*/bin/python)
+# The first of these that the lock supports (TensorFlow has no wheels for newer ones) and that can
+# create environments.
+CANDIDATES := $(PYTHON) python3.12 python3.13 python3 \
+	$(wildcard $(HOME)/.pyenv/versions/3.1[23].*/bin/python)
 PYTHON_FOUND := $(shell for python in $(CANDIDATES); do \
-	if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 12))' 2>/dev/null; \
+	if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] not in ((3, 12), (3, 13)))' 2>/dev/null; \
 	then echo $$python; break; fi; done)
 
 WORKDIR ?= runs/v2_ablation
@@ -115,7 +116,7 @@ clean:
 # Exactly the locked versions, if the lock has them for this platform.
 .venv/ready: pyproject.toml requirements.txt requirements-dev.txt requirements-converter.txt \
 		requirements.lock
-	@test -n '$(PYTHON_FOUND)' || { echo 'error: no Python 3.12 or newer found; install one' \
+	@test -n '$(PYTHON_FOUND)' || { echo 'error: no Python 3.12 or 3.13 found; install one' \
 		'(apt-get install python3.12-venv, brew install python@3.12, pyenv install 3.12),' \
 		'or say where it is: make PYTHON=/path/to/python' >&2; exit 2; }
 	$(PYTHON_FOUND) -m venv .venv

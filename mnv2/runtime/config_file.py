@@ -1,6 +1,7 @@
 """The config file on a command line: found, made importable, and checked for what it returned."""
 
 import difflib
+import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import ml_collections
 
 from mnv2.runtime.errors import UserError
+from mnv2.runtime.terminal import first_few
 
 FLAGS = ("--config", "-config")
 
@@ -33,9 +35,33 @@ def prepared(argv: Sequence[str]) -> tuple[list[str], str | None]:
             words[i] = f"{flag}={path}{colon}{preset}"
         else:
             words[i + 1] = f"{path}{colon}{preset}"
-        sys.path.append(str(path.absolute().parent.parent))
+        _make_importable(path)
         config_file = str(path)
     return words, config_file
+
+
+def _make_importable(config_file: Path) -> None:
+    """Lets a config file import its neighbours, as `configs.defaults`.
+
+    Its folder's parent comes first only if another package of that name would be found otherwise:
+    there may be files that are called as other modules are. Raises UserError if another one has
+    been imported already.
+    """
+    folder = config_file.absolute().parent
+    sys.path.append(str(folder.parent))
+    if not folder.name.isidentifier():
+        return  # it cannot be imported
+    if (imported := sys.modules.get(folder.name)) is None:
+        spec = importlib.util.find_spec(folder.name)
+        if spec and str(folder) not in list(spec.submodule_search_locations or ()):
+            sys.path.insert(0, str(folder.parent))
+        return
+    places = list(getattr(imported, "__path__", ()))
+    if str(folder) not in places:
+        raise UserError(
+            f"{config_file} imports its neighbours as {folder.name}.NAME, but another package "
+            f"{folder.name} is in use, from {first_few(places) or imported}: rename one of them"
+        )
 
 
 def _existing(given: str) -> Path:
