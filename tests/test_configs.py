@@ -176,7 +176,7 @@ def test_a_recipe_decays_what_its_source_decays():
 )
 def test_no_preset_sets_a_field_that_does_nothing(config, presets, capsys):
     for preset in presets:
-        of_preset = config.get_config(preset) if preset else config.get_config()
+        of_preset = with_arms(config.get_config(preset) if preset else config.get_config())
         if "weights" in of_preset:
             of_preset.weights = "network.safetensors"
         for arm, _ in of_preset.arms:

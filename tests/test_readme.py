@@ -10,7 +10,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from mnv2.sweeps.plan import chosen, plan
+from mnv2.sweeps.plan import chosen, plan, with_arms
 from tests.training.test_finetune import weights as weights
 
 ROOT = Path(__file__).parents[1]
@@ -67,7 +67,7 @@ def test_every_run_can_start(command, tmp_path, fashion_mnist, weights, monkeypa
         config.value.data.name = "fashion_mnist"
         config.value.data.normalization = "half"  # its pictures are gray
         config.value.data.distortion = "none"
-    assert chosen(plan(config.value, tmp_path), values.only)
+    assert chosen(plan(with_arms(config.value), tmp_path), values.only)
 
 
 def test_the_python_example_prints_what_its_comments_say():

@@ -80,13 +80,13 @@ def test_all_formats_are_written_compared_and_evaluated(everything):
 
 
 def test_an_exported_file_predicts_and_evaluates_as_its_weights(
-    everything, files, pictures, tmp_path, monkeypatch
+    everything, files, pictures, tmp_path, monkeypatch, capsys
 ):
+    weights, onnx = files / "weights.safetensors", tmp_path / "weights.onnx"
+    call(export, monkeypatch, weights, "--to", "onnx", "--output", onnx)
+    assert "images of noise" in capsys.readouterr().out
     tables, summaries = [], []
-    for given in (
-        *(files / "weights.safetensors", everything[0] / "weights.tflite"),
-        everything[0] / "weights.onnx",
-    ):
+    for given in (weights, everything[0] / "weights.tflite", onnx):
         table, output = tmp_path / "table.json", tmp_path / "evaluation"
         picture = files / "pictures/test/ant"
         call(predict, monkeypatch, picture, "--weights", given, "--output", table)
