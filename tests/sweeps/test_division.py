@@ -81,18 +81,46 @@ def test_one_process_uses_all_chips_of_a_tpu(on):
 def test_a_container_has_the_cores_and_the_memory_that_it_was_given(tmp_path, monkeypatch):
     monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
-    assert machine.cores(tmp_path) == 64
+    assert machine.cores(tmp_path, tmp_path / "none") == 64
     for quota, cores in (("max 100000", 64), ("200000 100000", 2), ("150000 100000", 2)):
         (tmp_path / "cpu.max").write_text(f"{quota}\n")
-        assert machine.cores(tmp_path) == cores
+        assert machine.cores(tmp_path, tmp_path / "none") == cores
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
-    assert machine.cores(tmp_path) == 1
-    everything = machine.free_memory(tmp_path)
+    assert machine.cores(tmp_path, tmp_path / "none") == 1
+    everything = machine.free_memory(tmp_path, tmp_path / "none")
     assert everything > 2**20
     (tmp_path / "memory.max").write_text("3000\n")
     (tmp_path / "memory.current").write_text("2500\n")
     (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 400\n")
-    assert machine.free_memory(tmp_path) == 900
+    assert machine.free_memory(tmp_path, tmp_path / "none") == 900
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_smallest_limit_of_the_control_groups_around_a_process_counts(
+    tmp_path, monkeypatch, version
+):
+    """As of systemd-run and of SLURM, whose jobs have groups within that of the container."""
+    monkeypatch.delenv("SLURM_CPUS_PER_TASK", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    own = tmp_path / "own"
+    own.write_text({1: "4:memory:/a/b/c\n3:cpu,cpuacct:/a/b\n0::/\n", 2: "0::/a/b/c\n"}[version])
+    cpu, memory = (tmp_path / of if version == 1 else tmp_path for of in ("cpu", "memory"))
+    for folder in (cpu / "a/b/c", memory / "a/b/c"):
+        folder.mkdir(parents=True, exist_ok=True)
+    if version == 1:
+        (cpu / "a/cpu.cfs_quota_us").write_text("300000\n")
+        (cpu / "a/cpu.cfs_period_us").write_text("100000\n")
+        limit, used, stat = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+    else:
+        (tmp_path / "a/cpu.max").write_text("300000 100000\n")
+        (tmp_path / "a/b/c/cpu.max").write_text("max 100000\n")
+        limit, used, stat = "memory.max", "memory.current", "inactive_file"
+    for group, bytes_ in (("a", 9000), ("a/b", 3000), ("a/b/c", 5000)):
+        (memory / group / limit).write_text(f"{bytes_}\n")
+        (memory / group / used).write_text("1000\n")
+        (memory / group / "memory.stat").write_text(f"{stat} 100\n")
+    assert machine.cores(tmp_path, own) == 3
+    assert machine.free_memory(tmp_path, own) == 2100
 
 
 def test_gpus_have_the_numbers_that_cuda_gives_them(tmp_path, monkeypatch):
