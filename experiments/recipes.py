@@ -104,7 +104,7 @@ def _memory(process: psutil.Process) -> float:
 
 def train(arguments: list[str], log: Path) -> float:
     """Executes a run to its end; returns its largest memory. Raises UserError if it fails."""
-    with log.open("w") as output:
+    with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(arguments, stdout=output, stderr=subprocess.STDOUT)
         watched, most = psutil.Process(process.pid), 0.0
         while process.poll() is None:
@@ -120,7 +120,7 @@ def train(arguments: list[str], log: Path) -> float:
 
 def train_and_kill(arguments: list[str], log: Path, folder: Path) -> None:
     """Executes a run until it has logged its sixth step and saved its fourth, and kills it."""
-    with log.open("w") as output:
+    with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
             arguments, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )

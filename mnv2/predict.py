@@ -23,9 +23,9 @@ import numpy as np
 
 from mnv2.runtime.cli import command_parser, hide_gpus_from_tensorflow, run, whole_number
 from mnv2.runtime.errors import UserError
-from mnv2.runtime.files import write_json, write_text
+from mnv2.runtime.files import replacing, write_json, write_text
 from mnv2.runtime.folders import PICTURES, check_file
-from mnv2.runtime.terminal import StatusLine, first_few, note, warn
+from mnv2.runtime.terminal import StatusLine, drawn, first_few, note, warn
 from mnv2.runtime.weights_options import add_weights_options
 
 if TYPE_CHECKING:  # imports JAX, which --help does not wait for
@@ -223,17 +223,18 @@ def draw(predictions: Sequence[Prediction], labels: Sequence[str], top: int, pat
     axes = figure.subplots(count, 2, squeeze=False, width_ratios=(1, 2))
     for (left, right), (name, row) in zip(axes, predictions, strict=True):
         left.imshow(read_picture(name))
-        left.set_title(name.name, fontsize="medium")
+        left.set_title(drawn(name.name), fontsize="medium")
         left.axis("off")
         best = np.argsort(-row)[:top][::-1]
-        bars = right.barh([labels[i] for i in best], 100 * row[best], color="0.6")
+        names = [drawn(labels[i]) for i in best]  # at numbers, since two may look the same
+        bars = right.barh(range(len(best)), 100 * row[best], tick_label=names, color="0.6")
         right.bar_label(bars, fmt="%.1f %%", padding=3)
         right.set_xlim(0, 115)
         right.set_xticks((0, 25, 50, 75, 100))
         right.spines[["top", "right"]].set_visible(False)
     axes[-1][1].set_xlabel("probability, %")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, dpi=110, format=path.suffix.removeprefix("."))
 
 
 def command() -> None:

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import os
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -86,6 +88,27 @@ def test_a_table_of_the_most_probable_classes_is_printed(files, monkeypatch, cap
     assert np.asarray(Image.open(plot)).shape[1] > 500
 
 
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_pictures_of_any_name_are_predicted_written_and_drawn(files, tmp_path, monkeypatch, capsys):
+    picture = (files / "pictures/test/ant/0.png").read_bytes()
+    names = [
+        b"cost_$5_$10.png",
+        b"caf\xe9.png",
+        "猫, 犬.png".encode(),
+        b'a "b"\nc.png',
+        b"%s{}.png",
+    ]
+    for name in names:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(picture)
+    weights = files / "weights.safetensors"
+    output, plot = tmp_path / "out/table.csv", tmp_path / "out/seen.png"
+    call(predict, monkeypatch, tmp_path, "--weights", weights, "--output", output, "--plot", plot)
+    assert plot.exists()
+    with output.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        paths = {os.fsencode(Path(row["path"]).name) for row in csv.DictReader(file)}
+    assert paths == set(names)
+
+
 def test_gray_turned_and_single_logit_pictures_are_understood(files, tmp_path):
     tall = Image.fromarray(np.zeros((20, 30), np.uint8))
     exif = Image.Exif()
@@ -159,7 +182,7 @@ def test_bad_input_is_one_clear_line(files, monkeypatch, capsys, tmp_path):
             "calls class 1 'cat', ",
         ),
         (evaluate, ["--weights", weights, "--dataset", pictures, "--split", "tset"], "'test'?"),
-        (convert, [weights, tmp_path / "out.h5", "--names", "keras"], "strides = "),
+        (convert, [weights, tmp_path / "out.h5", "--names", "keras"], "repeats = "),
         (convert, [weights, tmp_path / "out.h5", "--names", "karas"], "mean 'keras'?"),
     ):
         assert message in refused(module, monkeypatch, capsys, *arguments)

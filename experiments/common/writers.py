@@ -32,7 +32,7 @@ def write_csv(
     def text(value: Any) -> Any:
         return f"{value:.{digits}g}" if digits and isinstance(value, float) else value
 
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator=line_end)
         writer.writerow([*_fields(rows[0]), *derived])
         for row, *further in zip(rows, *derived.values(), strict=True):

@@ -110,7 +110,7 @@ def measure(
         turns.pop(contender.name, None)
         contender.end()
 
-    with tempfile.TemporaryFile("w+") as log:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
         try:
             for name in names:
                 line.say(f"starting {name}")

@@ -10,6 +10,9 @@ import matplotlib.figure
 import numpy as np
 from jaxtyping import Int
 
+from mnv2.runtime.files import replacing
+from mnv2.runtime.terminal import drawn
+
 Confusion = Int[np.ndarray, "true predicted"]
 
 NUMBERED = 20  # the figure shows numbers for at most this number of classes
@@ -49,8 +52,9 @@ def draw(confusion: Confusion, labels: Sequence[str], title: str, path: Path) ->
     image = axis.imshow(shares, cmap="Greys", norm=scale, interpolation="nearest")
     figure.colorbar(image, ax=axis, label="% of the true class", shrink=0.8)
     if few:
-        axis.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
-        axis.set_yticks(range(len(labels)), labels)
+        names = list(map(drawn, labels))
+        axis.set_xticks(range(len(labels)), names, rotation=45, ha="right")
+        axis.set_yticks(range(len(labels)), names)
         for (row, column), share in np.ndenumerate(shares):
             if share >= 0.05:
                 color = "white" if share > 30 else "black"
@@ -58,8 +62,9 @@ def draw(confusion: Confusion, labels: Sequence[str], title: str, path: Path) ->
                           ha="center", va="center", color=color, fontsize="small")  # fmt: skip
     axis.set_xlabel("predicted class")
     axis.set_ylabel("true class")
-    axis.set_title(title, fontsize="medium")
-    figure.savefig(path, dpi=110)
+    axis.set_title(drawn(title), fontsize="medium")
+    with replacing(path) as unfinished:
+        figure.savefig(unfinished, dpi=110, format=path.suffix.removeprefix("."))
 
 
 def _percent(confusion: Confusion) -> np.ndarray:

@@ -112,7 +112,7 @@ def output_paths(weights: str, formats: Sequence[str], output: Path) -> dict[str
 
 
 def images_to_compare(
-    loaded: Pretrained, check: data.Dataset | None, calibrate: str, shown: np.ndarray | None
+    loaded: Pretrained, check: data.Dataset | None, calibrate: str | None, shown: np.ndarray | None
 ) -> Images:
     """Returns pictures of the test split, those that calibrated, or noise."""
     if check:

@@ -9,6 +9,7 @@ import numpy as np
 
 from mnv2.deployment import task_metadata
 from mnv2.deployment.program import IMAGE, METADATA, STABLE, Description, Program
+from mnv2.runtime.terminal import as_line
 
 SIGNATURE = "serving_default"
 LABELS = "labels.txt"
@@ -72,5 +73,5 @@ def with_description(content: bytes, about: Description) -> bytes:
     file = io.BytesIO(bytes(builder.Output()))
     with zipfile.ZipFile(file, "a") as archive:
         # The oldest time that there can be, so that the same weights give the same file.
-        archive.writestr(zipfile.ZipInfo(LABELS), "\n".join(about.class_names) + "\n")
+        archive.writestr(zipfile.ZipInfo(LABELS), "\n".join(map(as_line, about.class_names)) + "\n")
     return file.getvalue()

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mnv2.deployment.program import IMAGE, METADATA, Program
 from mnv2.runtime.errors import UserError
+from mnv2.runtime.terminal import as_line
 
 OPSET = 18
 IR_VERSION = 9  # what runtimes of 2023 and later read
@@ -106,7 +107,9 @@ def to_onnx(program: Program, *, dynamic: bool) -> onnx.ModelProto:
         ir_version=IR_VERSION,
         producer_name="mnv2",
     )
-    named = {} if about.class_names is None else {"classes": "\n".join(about.class_names)}
+    named = (
+        {} if about.class_names is None else {"classes": "\n".join(map(as_line, about.class_names))}
+    )
     helper.set_model_props(model, {METADATA: about.to_json(), **named})
     onnx.checker.check_model(model, full_check=True)
     return model

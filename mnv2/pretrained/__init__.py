@@ -19,6 +19,7 @@ from mnv2.pretrained.infer import infer_network
 from mnv2.pretrained.loaded import Pretrained as Pretrained
 from mnv2.pretrained.preprocessing import Preprocessing as Preprocessing
 from mnv2.runtime.errors import UserError, check_choice
+from mnv2.runtime.files import replacing
 from mnv2.runtime.folders import given_folder
 from mnv2.runtime.layout import NETWORK
 from mnv2.runtime.storage import SCHEME
@@ -108,17 +109,17 @@ def save(pretrained: Pretrained, path: str | Path, *, names: str = "mnv2") -> No
         raise UserError(
             f"{names} weights are written to {' or '.join(suffixes)} files, not {path.name!r}"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if names == "mnv2":
-        native.write(path, pretrained)
-        return
-    _check_buildable(pretrained.model, names)
+    if names != "mnv2":
+        _check_buildable(pretrained, names)
     arrays = flatten_dict(pretrained.variables, sep="/")
-    if names == "torchvision":
-        torch.write(path, arrays)
-    else:
-        is_v1 = type(pretrained.model) is mobilenet_v1.MobileNetV1
-        keras.write(path, arrays, "mobilenet_v1" if is_v1 else "mobilenet_v2")
+    with replacing(path) as unfinished:  # an interrupted conversion leaves the old file
+        if names == "mnv2":
+            native.write(unfinished, pretrained)
+        elif names == "torchvision":
+            torch.write(unfinished, arrays, path.suffix)
+        else:
+            is_v1 = type(pretrained.model) is mobilenet_v1.MobileNetV1
+            keras.write(unfinished, arrays, "mobilenet_v1" if is_v1 else "mobilenet_v2")
 
 
 def _read(source: Path, prefix: Path | None, format: str | None, need_head: bool) -> Pretrained:
@@ -165,33 +166,53 @@ def _file_in(folder: Path) -> Path:
     return found
 
 
-def _check_buildable(model: Any, names: str) -> None:
-    """Raises UserError unless the other framework would build the same network."""
-    keras_v1 = names == "keras" and isinstance(model, mobilenet_v1.MobileNetV1)
-    if not keras_v1 and not isinstance(model, mobilenet_v2.MobileNetV2):
+# Fields that change nothing of what a network computes in evaluation: what training alone uses, the
+# type of numbers, and in how many parts a block is computed.
+SAME_RESULTS = ("bn_momentum", "bn_frozen", "dropout", "axis_name", "dtype", "splits")
+
+
+def _check_buildable(pretrained: Pretrained, names: str) -> None:
+    """Raises UserError unless the other framework would build the same network.
+
+    It builds one with the same number of classes and width, which its users give.
+    """
+    model: Any = pretrained.model
+    is_v1 = isinstance(model, mobilenet_v1.MobileNetV1)
+    if not isinstance(model, mobilenet_v2.MobileNetV2) and not (names == "keras" and is_v1):
         raise UserError(f"{names} names exist for MobileNetV2, not for {type(model).__name__}")
-    needed: dict[str, Any] = (
-        {"padding": "same", "bn_epsilon": 1e-3}
-        if names == "keras"
-        else {"padding": "symmetric", "bn_epsilon": 1e-5}
-    )
-    if keras_v1:
-        needed |= {"strides": mobilenet_v1.IMAGENET_STRIDES, "xception": False}
-    else:
-        needed |= {
-            "strides": mobilenet_v2.IMAGENET_STRIDES,
-            "repeats": mobilenet_v2.REPEATS,
-            "rounding": "nearest",
-            "expansion": 6,
-            "bottleneck": "linear",
-            "shortcut": "bottleneck",
-            "block": "inverted_residual",
-        }
-    for field, value in needed.items():
-        if getattr(model, field) != value:
+    if model.quantized != "none":
+        raise UserError(
+            f"this network is trained for 8 bits, which {names} names cannot tell: export it, as "
+            "mnv2.export --to litert-int8, or keep the names of mnv2"
+        )
+    conventions = {
+        "keras": {"padding": "same", "bn_epsilon": 1e-3},
+        "torchvision": {"padding": "symmetric", "bn_epsilon": 1e-5},
+    }[names]
+    theirs = type(model)(num_classes=model.num_classes, width=model.width, **conventions)
+    for field in dataclasses.fields(model):
+        ours, other = getattr(model, field.name), getattr(theirs, field.name)
+        if field.name not in ("parent", "name", *SAME_RESULTS) and ours != other:
             raise UserError(
-                f"the {names} network has {field} = {value!r} but this one has "
-                f"{getattr(model, field)!r}: the results would differ"
+                f"the {names} network has {field.name} = {other!r} but this one has {ours!r}: the "
+                "results would differ"
             )
+    if names == "keras" and keras.channels(model.width, is_v1) != _channels(model):
+        raise UserError(
+            f"keras rounds the channels of width {model.width:g} in another way: the results would "
+            "differ"
+        )
+    if pretrained.output != "softmax":
+        raise UserError(f"the {names} network ends in a softmax but this one in a sigmoid")
     if names == "torchvision" and not model.num_classes:
         raise UserError("the torchvision network has a classifier but this one has none")
+    if names == "torchvision" and pretrained.channels != 3:
+        raise UserError("the torchvision network takes colour pictures but this one gray ones")
+
+
+def _channels(model: Any) -> tuple[int, ...]:
+    """Returns the output channels of the stem, of the blocks or rows, and of the last layer."""
+    if isinstance(model, mobilenet_v1.MobileNetV1):
+        return mobilenet_v1.scaled_channels(model.width)
+    scaled = mobilenet_v2.scaled_channels(model.width)
+    return (scaled.stem, *scaled.rows, scaled.last)

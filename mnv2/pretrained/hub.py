@@ -1,9 +1,13 @@
-"""Weights from the Hugging Face hub, by a name such as timm/mobilenetv2_100.ra_in1k."""
+"""Weights from the Hugging Face hub, by a name such as timm/mobilenetv2_100.ra_in1k.
 
-import re
+OWNER/NAME@REVISION pins a branch, a tag or a commit.
+"""
+
+import errno
+from collections.abc import Iterator
 from pathlib import Path
 
-from mnv2.runtime.errors import UserError
+from mnv2.runtime.errors import UserError, first_line
 from mnv2.runtime.terminal import note
 
 # The preferred files come first. PyTorch's are downloaded only if there are no others.
@@ -14,33 +18,85 @@ KNOWN = ", ".join((*PATTERNS, *TORCH_PATTERNS))
 
 
 def is_repository_name(text: str) -> bool:
-    """Returns whether `text` has the form OWNER/NAME and does not look like a path."""
-    return re.fullmatch(r"[\w.-]+/[\w.-]+", text) is not None and not text.startswith(".")
+    """Returns whether `text` can be OWNER/NAME or OWNER/NAME@REVISION and is no path."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    name, at, revision = text.partition("@")
+    if name.startswith(".") or name.count("/") != 1 or (at and not revision):
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def download(name: str) -> Path:
     """Downloads the weights of a repository, unless they are in the local cache of the hub.
 
-    Returns the path of the file of weights; its configs are next to it if the repository has them.
-    Raises UserError if there is no such repository, if the hub cannot be reached, or if the
-    repository holds no weights in a known format.
+    `name` is OWNER/NAME, or OWNER/NAME@REVISION for a branch, a tag or a commit. Returns the path
+    of the file of weights; its configs are next to it if the repository has them.
+
+    Raises UserError, with the reason, if the weights cannot be had, or if the repository holds none
+    in a known format.
     """
     import huggingface_hub
-    from huggingface_hub import errors
 
+    repository, _, revision = name.partition("@")
     try:
         for patterns in (PATTERNS, TORCH_PATTERNS):
-            folder = huggingface_hub.snapshot_download(name, allow_patterns=[*patterns, *CONFIGS])
+            folder = huggingface_hub.snapshot_download(
+                repository, revision=revision or None, allow_patterns=[*patterns, *CONFIGS]
+            )
             if found := find_weights(Path(folder)):
                 return found
-    except errors.RepositoryNotFoundError:
-        raise UserError(f"no file {name}, and no such repository on the hub") from None
-    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, OSError):
-        raise UserError(
-            f"no file {name}, and the hub ({huggingface_hub.constants.ENDPOINT}) cannot be "
-            "reached: check the Internet connection, or give the path of a local file"
-        ) from None
+    except Exception as error:  # of many types: of the hub, of HTTP and of the file system
+        raise UserError(f"no file {name}, and from the hub: {_reason(error)}") from error
     raise UserError(f"{name} on the hub holds no weights in {KNOWN}")
+
+
+def _reason(error: Exception) -> str:
+    """Says in one line why nothing comes from the hub, and what to do."""
+    from huggingface_hub import constants, errors
+
+    token = "log in with 'hf auth login', or set HF_TOKEN"
+    causes = list(_causes(error))
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.GatedRepoError):
+        return f"the repository is gated: accept its conditions on its page, then {token}"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return "the repository has no such revision: give a branch, a tag or a commit"
+    if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403):
+        return f"no such repository, or it is private: check the name, or {token}"
+    if any("Proxy" in type(one).__name__ or "407" in str(one) for one in causes):
+        return f"the proxy refuses the connection ({first_line(causes[-1])}): see HTTPS_PROXY"
+    for one in causes:
+        if isinstance(one, ImportError | ValueError) and "prox" in str(one).lower():
+            return f"the proxy cannot be used ({first_line(one)}): see HTTPS_PROXY and ALL_PROXY"
+        if isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"its cache {constants.HF_HUB_CACHE} has no space; HF_HOME chooses another"
+        if isinstance(one, PermissionError) or getattr(one, "errno", None) == errno.EROFS:
+            return f"its cache {constants.HF_HUB_CACHE} cannot be written; HF_HOME chooses another"
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set, and the repository is not in the local cache"
+    if status is not None:
+        return f"it answers with the status {status}: try again later"
+    if any(isinstance(one, ConnectionError | TimeoutError) for one in causes) or isinstance(
+        error, errors.LocalEntryNotFoundError
+    ):
+        return (
+            f"it ({constants.ENDPOINT}) cannot be reached: check the Internet connection, or give "
+            "the path of a local file"
+        )
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yields an error and those that led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def find_weights(folder: Path) -> Path | None:

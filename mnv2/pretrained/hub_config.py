@@ -16,7 +16,7 @@ from mnv2.runtime.terminal import note
 def read(path: Path) -> dict[str, Any]:
     """Returns the object in a JSON file; an empty one, after a note, if it cannot be read."""
     try:
-        loaded = json.loads(path.read_text())
+        loaded = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:

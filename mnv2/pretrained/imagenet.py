@@ -35,4 +35,5 @@ def class_names(count: int) -> tuple[str, ...] | None:
 
 
 def _lines() -> list[str]:
-    return Path(__file__).with_name("imagenet_classes.txt").read_text().splitlines()
+    file = Path(__file__).with_name("imagenet_classes.txt")
+    return file.read_text(encoding="utf-8").splitlines()

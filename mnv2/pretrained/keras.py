@@ -17,6 +17,9 @@ import h5py
 import numpy as np
 from jax.typing import ArrayLike
 
+from mnv2.models import make_divisible
+from mnv2.models.mobilenet_v1 import CHANNELS as V1_CHANNELS
+from mnv2.models.mobilenet_v2 import CHANNELS
 from mnv2.pretrained import keras_graph, keras_model, tfjs
 from mnv2.pretrained.infer import DenseWeights, FileContents
 from mnv2.pretrained.keras_model import KERAS_VIEW, TOP_LAYERS
@@ -39,6 +42,8 @@ FIELDS = {
 VARIABLE_SUFFIXES = VariableSuffixes(
     "/kernel", "/bias", "/gamma", "/beta", "/moving_mean", "/moving_variance"
 )
+
+IMAGENET_CLASSES = 1000  # with as many a classifier is taken as that of keras.applications
 
 # The variables of each class of numbered layers, in the order of their numbers.
 NUMBERED_VARIABLES = {
@@ -88,6 +93,11 @@ def _contents(
         note(f"{error}; not needed: only the network before its head is used")
     if not {"conv1/kernel", "Conv1/kernel"} & tensors.keys():
         raise UserError(f"{path} holds no MobileNet or MobileNetV2 of keras.applications")
+    if model is None and top and tensors[f"{top}/kernel"].shape[-1] != IMAGENET_CLASSES:
+        # A user's own classes, whatever Keras calls the layer: seen as in a file with the model.
+        if tensors[f"{top}/kernel"].ndim == 4:  # V1's classifier is a 1x1 convolution
+            tensors[f"{top}/kernel"] = tensors[f"{top}/kernel"][0, 0]
+        top = None
     names = _tensor_names(network, top)
     if model is None:
         head: Sequence[DenseWeights] = _pop_head(tensors, names, path, need_head)
@@ -131,6 +141,18 @@ def write(path: Path, arrays: Mapping[str, ArrayLike], network: str) -> None:
         file.attrs["layer_names"] = [layer.encode() for layer in layers]
         file.attrs["backend"] = b"tensorflow"
         file.attrs["keras_version"] = b"2.15.0"  # a version that writes this layout
+
+
+def channels(width: float, is_v1: bool) -> tuple[int, ...]:
+    """Returns the output channels that keras.applications gives MobileNet or MobileNetV2.
+
+    Those of the stem, of the blocks or of the rows, and of V2's last convolution.
+    """
+    if is_v1:
+        return tuple(int(channels * width) for channels in (32, *V1_CHANNELS))
+    rows = (make_divisible(int(channels * width)) for channels in CHANNELS)
+    last = make_divisible(1280 * width) if width > 1 else 1280
+    return (make_divisible(32 * width), *rows, last)
 
 
 def _tensor_names(network: str, top: str | None) -> dict[str, str]:
@@ -270,7 +292,9 @@ def _numbered_tensors(file: h5py.File) -> dict[str, np.ndarray]:
             # An unexpected layer keeps its numbered name, which `check_tensors` then rejects.
             layer_name = known[number] if number < len(known) else f"{kind}_{number}"
             for index, array in variables.items():
-                tensors[f"{layer_name}/{NUMBERED_VARIABLES[kind][index]}"] = array
+                names = NUMBERED_VARIABLES[kind]  # an unexpected variable keeps its number, too
+                variable = names[index] if index < len(names) else f"vars/{index}"
+                tensors[f"{layer_name}/{variable}"] = array
     return tensors
 
 

@@ -128,7 +128,7 @@ def _affine(layer: Layer, tensors: dict[str, np.ndarray], source: str) -> Affine
             return _normalization(layer, tensors)
         if layer.kind == "BatchNormalization":
             return batch_norm(layer, tensors)
-        if layer.kind == "Lambda" and _function_name(config) == "preprocess_input":
+        if layer.kind == "Lambda" and _is_mobilenets(config):
             return np.full(1, 1 / 127.5), np.full(1, -1.0)
         if layer.kind.lower() in ("negative", "neg"):
             return np.full(1, -1.0), np.zeros(1)
@@ -199,6 +199,14 @@ def _function_name(config: Mapping[str, Any]) -> str:
     if isinstance(function, dict):
         function = function["config"]
     return function if isinstance(function, str) and not config.get("arguments") else ""
+
+
+def _is_mobilenets(config: Mapping[str, Any]) -> bool:
+    """Tells whether a Lambda is preprocess_input, and not known to be that of another network."""
+    function = config["function"]
+    told = [config.get("module"), function.get("module") if isinstance(function, dict) else None]
+    known = [name for name in told if name and "applications" in name]
+    return _function_name(config) == "preprocess_input" and all("mobilenet" in x for x in known)
 
 
 def _does_nothing(layer: Layer) -> bool:

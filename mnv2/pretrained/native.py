@@ -72,7 +72,7 @@ def read_run(folder: AnyPath) -> Pretrained:
     Raises UserError if it cannot be read, or if a tensor is missing, unexpected or misshapen.
     """
     try:
-        description = json.loads((folder / NETWORK).read_text())
+        description = json.loads((folder / NETWORK).read_text(encoding="utf-8"))
         arrays = _eval_variables(packed_arrays.read_newest(folder / CHECKPOINTS))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {folder}: {first_line(error)}") from error

@@ -16,7 +16,7 @@ def read(path: Path) -> tuple[str, dict[str, np.ndarray]]:
     Raises UserError if a file is missing or damaged, or holds a graph instead of layers.
     """
     try:
-        model = json.loads(path.read_text())
+        model = json.loads(path.read_text(encoding="utf-8"))
         topology = model["modelTopology"]
         topology = topology.get("model_config", topology)
         if "class_name" not in topology:

@@ -102,10 +102,10 @@ def read(path: Path, need_head: bool = True) -> FileContents:
     )
 
 
-def write(path: Path, arrays: Mapping[str, ArrayLike]) -> None:
+def write(path: Path, arrays: Mapping[str, ArrayLike], suffix: str) -> None:
     """Writes the arrays of a MobileNetV2 by path as torchvision's state dict.
 
-    The suffix of `path` is .safetensors, .pth or .pt; the last two need PyTorch.
+    The suffix of the file is .safetensors, .pth or .pt; the last two need PyTorch.
     """
     names = tensor_names("mobilenet_v2", sum(REPEATS), torchvision_names, VARIABLE_SUFFIXES)
     state = {
@@ -114,14 +114,14 @@ def write(path: Path, arrays: Mapping[str, ArrayLike]) -> None:
     }
     for name in [name for name in state if name.endswith("running_mean")]:
         state[name.replace("running_mean", "num_batches_tracked")] = np.array(0, np.int64)
-    if path.suffix == ".safetensors":
+    if suffix == ".safetensors":
         path.write_bytes(save(state))  # not by save_file, whose files only their owner can read
         return
     try:
         import torch
     except ImportError:
         raise UserError(
-            f"writing {path} needs PyTorch: pip install torch, or use .safetensors"
+            f"writing {suffix} files needs PyTorch: pip install torch, or use .safetensors"
         ) from None
     torch.save({name: torch.from_numpy(array) for name, array in state.items()}, path)
 

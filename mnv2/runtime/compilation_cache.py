@@ -52,7 +52,7 @@ def _processor() -> str:
     """
     flags = platform.machine()
     try:
-        lines = CPU_INFO.read_text(errors="replace").splitlines()
+        lines = CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:  # not Linux, or not permitted
         lines = []
         flags += platform.processor()

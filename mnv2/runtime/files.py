@@ -116,9 +116,16 @@ def _sync(file: IO[bytes]) -> None:
 
 
 def write_text(path: AnyPath, text: str) -> None:
-    """Replaces a file, whole or not at all."""
+    """Replaces a file, whole or not at all.
+
+    Names of files that are no UTF-8 are written with the bytes that they have.
+    """
+    try:
+        content = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half of a pair, which no file's name has
+        content = text.encode("utf-8", "replace")
     with replacing(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
+        unfinished.write_bytes(content)
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
@@ -250,7 +257,7 @@ def locked(path: AnyPath) -> Iterator[None]:
         yield
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         _lock(file, wait=True)
         yield
 
@@ -267,7 +274,7 @@ def sole_writer(folder: AnyPath) -> Iterator[None]:
             yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a+") as file:
+    with (folder / LOCK).open("a+", encoding="utf-8") as file:
         if not _lock(file):
             time.sleep(GLANCE)  # it may only be `holder`, which looks for an instant
             if not _lock(file):
@@ -287,7 +294,7 @@ def holder(folder: AnyPath) -> str | None:
         return lease.holder(folder)
     path = folder / LOCK
     try:
-        with path.open() as file:
+        with path.open(encoding="utf-8") as file:
             if _lock(file, shared=True):
                 return None
             return file.read().strip() or "another process"

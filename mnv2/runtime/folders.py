@@ -8,6 +8,7 @@ from mnv2.runtime import storage
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import check_writable
 from mnv2.runtime.storage import AnyPath
+from mnv2.runtime.terminal import printable
 
 PICTURES = (".png", ".jpg", ".pdf", ".svg")  # endings of the files that commands draw to
 
@@ -29,6 +30,11 @@ def given_folder(text: str, what: str) -> AnyPath:
         raise UserError(f"{what} is empty: give a folder, such as runs/first")
     if text.startswith(storage.SCHEME):
         return _in_bucket(text, what)
+    if printable(text) != text:
+        raise UserError(
+            f"{what} {text} has a name that is no UTF-8, with which the libraries that write there "
+            "cannot work: rename it"
+        )
     if URL.match(text):
         raise UserError(
             f"{what} {text} is an address: give gs://BUCKET/FOLDER, or a folder of this machine's "

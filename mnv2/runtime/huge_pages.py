@@ -87,6 +87,6 @@ def _helps() -> bool:
     if platform.libc_ver()[0] != "glibc" or accelerator:
         return False
     try:
-        return "[never]" not in HUGE_PAGES.read_text()
+        return "[never]" not in HUGE_PAGES.read_text(encoding="utf-8")
     except OSError:  # no such setting, or not permitted to read it
         return False

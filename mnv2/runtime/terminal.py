@@ -37,6 +37,21 @@ def first_few(names: Iterable[object], count: int = 3) -> str:
     return ", ".join(every[:count]) + more
 
 
+def printable(name: object) -> str:
+    """Returns a name as every file can hold it: bytes that are no UTF-8 become question marks."""
+    return str(name).encode("utf-8", "replace").decode("utf-8")
+
+
+def drawn(name: object) -> str:
+    """Returns a name as Matplotlib draws it: as it is, and not as a formula between dollars."""
+    return printable(name).replace("$", r"\$")
+
+
+def as_line(name: str) -> str:
+    """Returns a name for a file with one name per line."""
+    return " ".join(printable(name).splitlines())
+
+
 def note(text: str) -> None:
     """Says in one line, on stderr, what was assumed or left out."""
     print(f"note: {' '.join(text.split())}", file=sys.stderr, flush=True)

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 
 from mnv2.runtime.files import replacing
 from mnv2.runtime.storage import AnyPath, Mirror
+from mnv2.runtime.terminal import drawn
 from mnv2.sweeps.statistics import Row, prediction_interval
 from mnv2.sweeps.workdir import Sweep
 
@@ -47,12 +48,13 @@ def draw(sweep: Sweep, rows: Sequence[Row], path: AnyPath) -> None:
     two = " Dots: two seeds." if any(row.accuracy.count == 2 for row in rows) else ""
     band = ""
     if prediction_interval(list(sweep.accuracies(sweep.baseline).values())):
-        band = f" Grey: where one more run of the baseline, {sweep.baseline}, would fall (95 %)"
+        band = (
+            f" Grey: where one more run of the baseline, {drawn(sweep.baseline)}, would fall (95 %)"
+        )
     figure.suptitle(
-        f"{sweep.config['data']['name']}, {sweep.config['duration']}. Bars: 95 % intervals, from "
-        f"three seeds on.{two}{band}",
+        f"{drawn(sweep.config['data']['name'])}, {sweep.config['duration']}. Bars: 95 % intervals, "
+        f"from three seeds on.{two}{band}",
         fontsize="medium",
-        parse_math=False,
     )
     with replacing(path) as unfinished:
         figure.savefig(unfinished, dpi=110, format=path.suffix.removeprefix("."))
@@ -85,8 +87,8 @@ def _draw_panel(
         axis.set_xticks(places, [f"{value:g}" for value in values])
     else:
         size = min(10.0, max(5.0, 10 * inches / (0.85 * len(rows))))  # names do not overlap
-        names = [str(value).replace("_", "\n").replace("@", "\n@ ") for value in values]
-        axis.set_xticks(places, names, parse_math=False, fontsize=size)
+        names = [drawn(value).replace("_", "\n").replace("@", "\n@ ") for value in values]
+        axis.set_xticks(places, names, fontsize=size)
         axis.set_xlim(-0.6, len(rows) - 0.4)
     for place, row in zip(places, rows, strict=True):
         _draw_point(axis, place, row, row.arm == sweep.baseline)
@@ -94,8 +96,8 @@ def _draw_panel(
             seeds = list(sweep.accuracies(row.arm).values())
             axis.scatter([place] * len(seeds), seeds, s=10, color=ARM_COLOR, zorder=3)
     _draw_band(axis, sweep)
-    axis.set_title(title, parse_math=False)
-    axis.set_xlabel(field)
+    axis.set_title(drawn(title))
+    axis.set_xlabel(drawn(field))
 
 
 def _costs(sweep: Sweep, rows: Mapping[str, Row]) -> dict[str, list[Row]]:
@@ -114,7 +116,9 @@ def _draw_costs(axis: Axes, sweep: Sweep, curves: Mapping[str, Sequence[Row]]) -
     for (title, rows), style in zip(curves.items(), cycle(CURVES), strict=False):
         costs = [row.multiply_adds / 1e6 for row in rows]
         means = [row.accuracy.mean for row in rows]
-        axis.plot(costs, means, **style, color=ARM_COLOR, markerfacecolor="white", label=title)
+        axis.plot(
+            costs, means, **style, color=ARM_COLOR, markerfacecolor="white", label=drawn(title)
+        )
     _draw_band(axis, sweep)
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter("{x:g}")

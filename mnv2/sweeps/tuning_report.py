@@ -11,6 +11,7 @@ from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import replacing, write_text
 from mnv2.runtime.layout import TUNING
 from mnv2.runtime.storage import AnyPath, reason
+from mnv2.runtime.terminal import drawn
 from mnv2.sweeps.tables import markdown_lines
 from mnv2.sweeps.tuning import Choice
 
@@ -91,7 +92,7 @@ def _draw(field: str, choices: Mapping[str, Choice], path: AnyPath) -> None:
         assert best is not None
         axis.plot(choice.value, best.mean, "s", color="black", markersize=8)
         end = f", the {choice.end} tried" if choice.end else ""
-        axis.set_title(f"{arm}: {choice.value:g}{end}", fontsize="medium", parse_math=False)
+        axis.set_title(f"{drawn(arm)}: {choice.value:g}{end}", fontsize="medium")
     for axis in axes.flatten()[len(choices) :]:
         axis.set_visible(False)
     values = list(next(iter(choices.values())).found)
@@ -101,7 +102,7 @@ def _draw(field: str, choices: Mapping[str, Choice], path: AnyPath) -> None:
     axes[0, 0].minorticks_off()
     for column in range(columns):
         lowest = max(i for i in range(lines) if axes[i, column].get_visible())
-        axes[lowest, column].set_xlabel(field)
+        axes[lowest, column].set_xlabel(drawn(field))
         axes[lowest, column].tick_params(labelbottom=True)
     for row in axes:
         row[0].set_ylabel("validation top-1 accuracy, %")

@@ -24,7 +24,9 @@ GLANCE = 0.2  # seconds between looks at whether the parent still lives
 
 def work(parent: Connection, parent_id: int) -> None:
     """Executes the runs that come over a connection, until None comes or the parent ends."""
-    sys.stdout = sys.stderr = io.TextIOWrapper(_Pipe(1, "w"), errors="replace", write_through=True)
+    sys.stdout = sys.stderr = io.TextIOWrapper(
+        _Pipe(1, "w"), encoding="utf-8", errors="replace", write_through=True
+    )
     _stop_with(parent_id)
     # Until the first run a signal ends the process: there is nothing to save, and an exception
     # would get lost while TensorFlow is imported.

@@ -15,6 +15,7 @@ from mnv2.runtime.files import append_line, keep_lines, read_lines, to_json
 from mnv2.runtime.layout import METRICS
 from mnv2.runtime.processes import is_writer
 from mnv2.runtime.storage import AnyPath, Mirror, is_object
+from mnv2.runtime.terminal import printable
 from mnv2.training.settings import Settings
 
 TIME = "time"  # of a line of metrics.jsonl, in seconds since 1970
@@ -113,6 +114,6 @@ def _scalars(values: dict[str, float]) -> dict[str, float]:
 def _hyperparameters(settings: Settings) -> dict[str, Any]:
     """Returns all fields of a run, as numbers, truth values and strings, for TensorBoard."""
     return {
-        name: value if isinstance(value, int | float | str) else str(value)
+        name: value if isinstance(value, int | float) else printable(value)
         for name, value in settings.flat().items()
     }

@@ -14,6 +14,7 @@ from mnv2.data.preprocess import View, train_image
 from mnv2.pretrained import imagenet
 from mnv2.runtime.files import replacing
 from mnv2.runtime.storage import AnyPath
+from mnv2.runtime.terminal import drawn
 from mnv2.training.mixing import Mixing, mix
 from mnv2.training.settings import Settings
 from mnv2.training.setup import set_up
@@ -82,7 +83,7 @@ def draw_grid(rows: Mapping[str, Sequence[Picture]], columns: Sequence[str], pat
             axis.imshow(shown[..., 0] if gray else shown, cmap="gray", vmin=0, vmax=255)
             axis.set_xticks([], [])
             axis.set_yticks([], [])
-        line[0].set_ylabel(name.strip(), rotation=0, ha="right", va="center", fontsize=8)
+        line[0].set_ylabel(drawn(name.strip()), rotation=0, ha="right", va="center", fontsize=8)
     for axis, title in zip(axes[0], columns, strict=True):
         axis.set_title(title, fontsize=8)
     with replacing(path) as unfinished:

@@ -189,6 +189,17 @@ def test_stablehlo_is_run_by_jax_alone(tmp_path):
     np.testing.assert_allclose(outputs, jax.jit(program.output)(images), atol=1e-6)
 
 
+@pytest.mark.parametrize("to", EXPORTED)
+def test_names_of_any_kind_are_in_a_file(to, tmp_path):
+    names = ("caf\udce9", "two\nlines", "猫", "$5")
+    loaded = dataclasses.replace(network(repeats=SHORT, width=0.1), class_names=names)
+    one = exported(loaded, to, tmp_path)
+    assert one.class_names == names
+    if to == "onnx":
+        (classes,) = [x.value for x in onnx.load(one.path).metadata_props if x.key == "classes"]
+        assert classes.split("\n") == ["caf?", "two lines", "猫", "$5"]
+
+
 def test_the_names_of_classes_are_where_others_look_for_them(small, tmp_path):
     path = small("litert").path
     with zipfile.ZipFile(path) as archive:

@@ -11,7 +11,7 @@ from tests.variables import random_variables
 
 @pytest.mark.parametrize("name", models.NETWORKS)
 def test_logits_equal_those_of_the_network_even_if_the_last_chunk_is_smaller(name):
-    short = {"repeats": SHORT} if name == "mobilenet_v2" else {}  # compiles in a quarter of the time
+    short = {"repeats": SHORT} if name == "mobilenet_v2" else {}  # a quarter of the time
     model = models.create_model(name, width=0.1, num_classes=7, **short)
     shape = (2 * inference.IMAGES_PER_CHUNK + 1, 37, 32, 3)
     images = jax.random.normal(jax.random.key(1), shape)

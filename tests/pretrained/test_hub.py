@@ -1,0 +1,96 @@
+"""Weights from the hub: names, revisions, and a reason of its own for each way to fail."""
+
+import errno
+import types
+
+import huggingface_hub
+import pytest
+from huggingface_hub import errors
+
+from mnv2 import pretrained
+from mnv2.pretrained import hub
+from mnv2.runtime.errors import UserError
+
+
+def of_status(kind, status):
+    error = kind.__new__(kind)  # the libraries want responses of their own, which differ
+    error.response = types.SimpleNamespace(status_code=status)
+    return error
+
+
+def offline(cause):
+    error = errors.LocalEntryNotFoundError("not in the cache")
+    error.__cause__ = cause
+    return error
+
+
+class ProxyError(ConnectionError):
+    """As the HTTP libraries call it, each in a module of its own."""
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (of_status(errors.GatedRepoError, 403), "is gated: accept its conditions"),
+        (of_status(errors.RepositoryNotFoundError, 401), "or it is private: .*HF_TOKEN"),
+        (of_status(errors.RevisionNotFoundError, 404), "no such revision"),
+        (of_status(errors.HfHubHTTPError, 403), "HF_TOKEN"),
+        (of_status(errors.HfHubHTTPError, 503), "status 503: try again"),
+        (ProxyError("403 Forbidden"), "the proxy refuses .*403 Forbidden.*HTTPS_PROXY"),
+        (offline(ProxyError("407 Authentication")), "the proxy refuses .*407"),
+        (ImportError("SOCKS proxy, but no socksio"), "the proxy cannot be used .*ALL_PROXY"),
+        (ValueError("Unknown scheme for proxy URL"), "the proxy cannot be used"),
+        (OSError(errno.ENOSPC, "No space left"), "has no space; HF_HOME"),
+        (PermissionError(errno.EACCES, "denied"), "cannot be written; HF_HOME"),
+        (OSError(errno.EROFS, "read-only"), "cannot be written"),
+        (offline(None), "cannot be reached: check the Internet connection"),
+        (ConnectionError(), "cannot be reached"),
+        (RuntimeError("something else"), "RuntimeError: something else"),
+    ],
+)
+def test_each_cause_has_its_own_line(error, reason, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(UserError, match=f"no file a/b, and from the hub: .*{reason}") as raised:
+        hub.download("a/b")
+    assert "\n" not in str(raised.value)
+
+
+def test_offline_mode_is_named(monkeypatch):
+    def fail(*_, **__):
+        raise offline(None)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
+        hub.download("a/b")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("runs/v2--final", "runs/net.", "exports/a..b", "runs/net.git", f"a/{'b' * 97}"),
+        *("./net", "a/b/c", "runs/a b", "a/b@", "net.h5", "runs/-x"),
+    ],
+)
+def test_what_cannot_be_a_repository_is_a_file_that_is_missing(name):
+    assert not hub.is_repository_name(name)
+    with pytest.raises(UserError, match="no such file"):
+        pretrained.load(name)
+
+
+def test_a_revision_is_downloaded(tmp_path, monkeypatch):
+    asked = []
+
+    def download(repository, revision, **_):
+        asked.append((repository, revision))
+        return str(tmp_path)
+
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    for name in ("a/b", "a/b@v1.0", "a/b@refs/pr/1"):
+        assert hub.is_repository_name(name)
+        hub.download(name)
+    assert asked == [("a/b", None), ("a/b", "v1.0"), ("a/b", "refs/pr/1")]
