@@ -17,8 +17,3 @@ def test_every_room_is_described():
     assert folders
     for room in folders:
         assert f"| `{room}/` |" in CONTRIBUTING.read_text()
-
-
-def test_no_module_is_longer_than_one_can_read_in_one_sitting():
-    lengths = {path: len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
-    assert max(lengths.values()) <= 350, max(lengths, key=lambda path: lengths[path])
