@@ -4,7 +4,9 @@ OWNER/NAME@REVISION pins a branch, a tag or a commit.
 """
 
 import errno
-from collections.abc import Iterator
+import ssl
+import urllib.request
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mnv2.runtime.errors import UserError, first_line
@@ -15,6 +17,7 @@ PATTERNS = ("model.safetensors", "*.safetensors", "*.keras", "*.weights.h5", "*.
 TORCH_PATTERNS = ("pytorch_model.bin", "*.bin", "*.pth", "*.pt")
 CONFIGS = ("config.json", "preprocessor_config.json")
 KNOWN = ", ".join((*PATTERNS, *TORCH_PATTERNS))
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
 def is_repository_name(text: str) -> bool:
@@ -62,34 +65,59 @@ def _reason(error: Exception) -> str:
 
     token = "log in with 'hf auth login', or set HF_TOKEN"
     causes = list(_causes(error))
-    status = getattr(getattr(error, "response", None), "status_code", None)
+    responses = [getattr(one, "response", None) for one in causes]
+    status = next((one.status_code for one in responses if one is not None), None)
     if isinstance(error, errors.GatedRepoError):
         return f"the repository is gated: accept its conditions on its page, then {token}"
     if isinstance(error, errors.RevisionNotFoundError):
         return "the repository has no such revision: give a branch, a tag or a commit"
-    if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403):
+    if isinstance(error, errors.RepositoryNotFoundError):
         return f"no such repository, or it is private: check the name, or {token}"
-    if any("Proxy" in type(one).__name__ or "407" in str(one) for one in causes):
+    if reason := _on_the_way(causes, status):
+        return reason
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set, and the repository is not in the local cache"
+    if status in (401, 403):
+        return f"it denies access with the status {status}: {token}"
+    if status is not None:
+        later = ": try again later" if status == 429 or status >= 500 else ""
+        return f"it ({constants.ENDPOINT}) answers with the status {status}{later}"
+    if any(isinstance(one, ConnectionError | TimeoutError) for one in causes) or isinstance(
+        error, errors.LocalEntryNotFoundError
+    ):
+        proxies = urllib.request.getproxies().keys() & {"https", "all"}
+        through = " through the proxy of HTTPS_PROXY or ALL_PROXY" if proxies else ""
+        return (
+            f"it ({constants.ENDPOINT}) cannot be reached{through}: check the Internet "
+            "connection, or give the path of a local file"
+        )
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def _on_the_way(causes: Sequence[BaseException], status: int | None) -> str | None:
+    """Says what is wrong between the hub and the local cache; None if it is nothing there."""
+    from huggingface_hub import constants
+
+    if status == 407 or any("Proxy" in type(one).__name__ for one in causes):
         return f"the proxy refuses the connection ({first_line(causes[-1])}): see HTTPS_PROXY"
     for one in causes:
         if isinstance(one, ImportError | ValueError) and "prox" in str(one).lower():
             return f"the proxy cannot be used ({first_line(one)}): see HTTPS_PROXY and ALL_PROXY"
+        if type(one).__name__ in ("InvalidURL", "UnsupportedProtocol"):  # of the HTTP library
+            return (
+                f"its address or that of a proxy is wrong ({first_line(one)}): see HF_ENDPOINT, "
+                "HTTPS_PROXY and ALL_PROXY"
+            )
+        if isinstance(one, ssl.SSLCertVerificationError):
+            return (
+                f"the certificate of {constants.ENDPOINT} or of a proxy is not trusted: "
+                "SSL_CERT_FILE names a file of those to trust"
+            )
         if isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT):
             return f"its cache {constants.HF_HUB_CACHE} has no space; HF_HOME chooses another"
-        if isinstance(one, PermissionError) or getattr(one, "errno", None) == errno.EROFS:
+        if isinstance(one, OSError) and one.errno in NOT_WRITABLE:
             return f"its cache {constants.HF_HUB_CACHE} cannot be written; HF_HOME chooses another"
-    if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set, and the repository is not in the local cache"
-    if status is not None:
-        return f"it answers with the status {status}: try again later"
-    if any(isinstance(one, ConnectionError | TimeoutError) for one in causes) or isinstance(
-        error, errors.LocalEntryNotFoundError
-    ):
-        return (
-            f"it ({constants.ENDPOINT}) cannot be reached: check the Internet connection, or give "
-            "the path of a local file"
-        )
-    return f"{type(error).__name__}: {first_line(error)}"
+    return None
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
