@@ -1,7 +1,9 @@
 """The config file on a command line: found, made importable, and checked for what it returned."""
 
+import ast
 import difflib
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +12,6 @@ from typing import Any
 import ml_collections
 
 from mnv2.runtime.errors import UserError
-from mnv2.runtime.terminal import first_few
 
 FLAGS = ("--config", "-config")
 
@@ -44,24 +45,46 @@ def _make_importable(config_file: Path) -> None:
     """Lets a config file import its neighbours, as `configs.defaults`.
 
     Its folder's parent comes first only if another package of that name would be found otherwise:
-    there may be files that are called as other modules are. Raises UserError if another one has
-    been imported already.
+    there may be files that are called as other modules are. Raises UserError if another one is
+    found even then, because it was imported already or is the only one with an __init__.py.
     """
-    folder = config_file.absolute().parent
+    folder = config_file.parent.resolve()
     sys.path.append(str(folder.parent))
-    if not folder.name.isidentifier():
-        return  # it cannot be imported
-    if (imported := sys.modules.get(folder.name)) is None:
-        spec = importlib.util.find_spec(folder.name)
-        if spec and str(folder) not in list(spec.submodule_search_locations or ()):
-            sys.path.insert(0, str(folder.parent))
+    if not _imports_neighbours(config_file, folder):
         return
-    places = list(getattr(imported, "__path__", ()))
-    if str(folder) not in places:
+    if folder.name not in sys.modules and _places(folder.name)[0] != str(folder):
+        sys.path.insert(0, str(folder.parent))
+    if (found := _places(folder.name)[0]) != str(folder):
         raise UserError(
-            f"{config_file} imports its neighbours as {folder.name}.NAME, but another package "
-            f"{folder.name} is in use, from {first_few(places) or imported}: rename one of them"
+            f"{config_file} imports its neighbours as {folder.name}.NAME, but another "
+            f"{folder.name} is found first, in {found}: rename one of them"
         )
+
+
+def _imports_neighbours(config_file: Path, folder: Path) -> bool:
+    """Tells whether a config file imports files of its folder by the folder's name."""
+    try:
+        tree = ast.parse(config_file.read_bytes())
+    except (SyntaxError, ValueError):  # it is reported when the file is run
+        return False
+    modules = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            modules += [f"{node.module}.{alias.name}" for alias in node.names]
+    names = [name.split(".")[1] for name in modules if name.startswith(f"{folder.name}.")]
+    return any((folder / name).is_dir() or (folder / f"{name}.py").exists() for name in names)
+
+
+def _places(package: str) -> list[str]:
+    """Returns the folders in which modules of a package are looked for, or the file of a module."""
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        return [""]
+    return [
+        os.path.realpath(place) for place in spec.submodule_search_locations or [spec.origin or ""]
+    ]
 
 
 def _existing(given: str) -> Path:

@@ -20,19 +20,39 @@ def folders(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-def test_a_config_file_imports_its_own_neighbours_and_not_those_of_a_stranger(folders):
+NEIGHBOUR = "from some_configs import neighbour\n"
+
+
+@pytest.mark.parametrize("lacking", [[], ["stranger"], ["own", "stranger"]])
+def test_a_config_file_imports_its_own_neighbours_and_not_those_of_a_stranger(lacking, folders):
+    for place in lacking:
+        (folders / place / "some_configs/__init__.py").unlink()
     config = folders / "own/some_configs/own.py"
-    config.write_text("")
+    config.write_text(NEIGHBOUR)
     prepared(["main", f"--config={config}"])
     from some_configs import neighbour
 
     assert neighbour.place == "own"
 
 
-def test_a_stranger_that_is_in_use_already_is_named(folders):
-    import some_configs  # noqa: F401
-
+@pytest.mark.parametrize("why", ["imported", "only one with an __init__.py"])
+def test_a_stranger_that_is_found_even_so_is_named(why, folders):
+    if why == "imported":
+        import some_configs  # noqa: F401
+    else:
+        (folders / "own/some_configs/__init__.py").unlink()
     config = folders / "own/some_configs/own.py"
-    config.write_text("")
-    with pytest.raises(UserError, match=r"another package some_configs is in use, from .*stranger"):
+    config.write_text(NEIGHBOUR)
+    with pytest.raises(UserError, match=r"another some_configs is found first, in .*stranger"):
         prepared(["main", "--config", str(config)])
+
+
+@pytest.mark.parametrize("name", ["code", "json", "v1.0"])
+def test_a_folder_of_any_name_holds_a_config_file_without_neighbours(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", before := [*sys.path])
+    (tmp_path / name).mkdir()
+    config = tmp_path / name / "own.py"
+    config.write_text(f"import {name.partition('.')[0]}\nimport ml_collections\n")
+    prepared(["main", "--config", str(config)])
+    assert before[-1] == str(tmp_path)
+    assert str(tmp_path) not in before[:-1]
