@@ -54,7 +54,9 @@ def decoding_error(content: bytes, decode: Decode) -> str | None:
 
 def cache_name(key: str) -> str:
     """Returns the name of the file in which the results for a data set are cached."""
-    return f"pictures/{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    return (
+        f"pictures/{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.json"
+    )
 
 
 def find_broken(

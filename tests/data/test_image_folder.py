@@ -1,5 +1,7 @@
 """Unusual pictures in a folder are read; broken ones are named."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
@@ -156,6 +158,12 @@ def test_a_large_folder_is_read_at_once_and_a_broken_picture_is_named(
     with pytest.raises(UserError, match=f"broken picture {broken} .*JPEG.*: repair or remove it"):
         next(read)
     assert reopen(pictures, on_broken="skip").num_examples("train") == count - 1
+
+
+def test_a_class_whose_name_is_no_utf_8_is_checked(pictures):
+    for split in ("train", "test"):
+        (pictures / split / "plain").rename(pictures / split / os.fsdecode(b"caf\xe9"))
+    assert reopen(pictures).class_names == [os.fsdecode(b"caf\xe9"), "odd"]
 
 
 def test_a_folder_that_changes_is_seen_by_the_next_call(pictures, capsys):
