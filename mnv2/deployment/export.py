@@ -54,6 +54,8 @@ def export(arguments: argparse.Namespace, formats: Sequence[str]) -> None:
         check = data.open_dataset(arguments.check, arguments.data_dir)
         check.num_examples("test")  # raises UserError if there are none
         loaded = match_classes(loaded, check, arguments.weights)
+    elif arguments.calibrate and loaded.class_names is None:
+        loaded = _named_by_calibration(loaded, arguments)
     inside, dynamic = arguments.preprocessing == "inside", arguments.batch == "any"
     program = program_of(loaded, pixels=inside, batch=1 if dynamic else int(arguments.batch))
     ranges: list[np.ndarray] = []
@@ -69,6 +71,7 @@ def export(arguments: argparse.Namespace, formats: Sequence[str]) -> None:
                 f"{arguments.batch}: raise --calibration_pictures or lower --batch"
             )
     describe_input(loaded.preprocess, loaded.image_size, arguments.mean is not None)
+    images = images_to_compare(loaded, check, arguments.calibrate, shown)
     line = StatusLine("exporting")
     for name, path in paths.items():
         line.say(name)
@@ -80,12 +83,19 @@ def export(arguments: argparse.Namespace, formats: Sequence[str]) -> None:
         except OSError as error:
             raise UserError(f"cannot write {path}: {reason(error)}") from error
     line.clear()
-    images = images_to_compare(loaded, check, arguments.calibrate, shown)
     rows = [_compare(name, path, program, images, arguments) for name, path in paths.items()]
     print(comparison.table(rows, program, images.source, arguments.threads))
     if check:
         files = [path for name, path in paths.items() if is_exported(path)]
         print(evaluations(loaded, files, check))
+
+
+def _named_by_calibration(loaded: Pretrained, arguments: argparse.Namespace) -> Pretrained:
+    """Returns weights with the names of the calibration set, if it has as many classes."""
+    dataset = pictures.with_classes(arguments.calibrate, arguments.data_dir)
+    if dataset is None or dataset.num_classes != loaded.num_classes:
+        return loaded
+    return match_classes(loaded, dataset, arguments.weights)
 
 
 def output_paths(weights: str, formats: Sequence[str], output: Path) -> dict[str, Path]:

@@ -7,10 +7,13 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
-from mnv2 import evaluate, export, predict, pretrained
-from mnv2.deployment.pictures import draw_any
+from mnv2 import data, evaluate, export, predict, pretrained
+from mnv2.deployment.exported import open_exported
+from mnv2.deployment.pictures import draw, draw_any
+from mnv2.runtime.errors import UserError
 from tests.deployment.networks import SHORT, network
 from tests.test_predict import call, refused
 
@@ -116,6 +119,68 @@ def test_any_pictures_calibrate(layout, tmp_path, capsys):
     assert "broken.jpg" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("folders", "drawn"),
+    [
+        (["train/a", "train/b", "test/a", "test/b"], 2),
+        (["Train/a", "Train/b", "val/a", "val/b"], 2),
+        (["bus", "car", "train"], 3),
+        (["2019/may", "2019/june", "loose"], 3),
+    ],
+)
+def test_only_training_pictures_calibrate_if_the_folder_has_splits(
+    folders, drawn, tmp_path, capsys
+):
+    (tmp_path / "empty/train").mkdir(parents=True)
+    for folder in folders:
+        (tmp_path / folder).mkdir(parents=True)
+        Image.new("RGB", (30, 20)).save(tmp_path / folder / "0.png")
+    images = draw_any(network(repeats=SHORT, width=0.1), f"folder:{tmp_path}", None, 10)
+    assert (len(images), capsys.readouterr().err) == (drawn, "")
+
+
+def test_broken_pictures_of_a_prepared_set_are_left_out_of_calibration(monkeypatch):
+    class Prepared(data.Dataset):
+        splits = ("test",)
+
+        def __init__(self, on_broken):
+            self.contents = [tf.io.encode_png(np.zeros((20, 30, 3), np.uint8)), b"cut short"]
+            self.contents = self.contents[: 1 if on_broken == "skip" else 2]
+
+        def encoded(self, split, shuffle_seed):
+            return self.contents
+
+        def decode(self, example):
+            return tf.io.decode_png(example)
+
+        def explain(self, error, split):
+            raise UserError("1 of the 2 examples cannot be read")
+
+    monkeypatch.setattr(
+        data, "open_dataset", lambda *_, on_broken="stop": Prepared(on_broken=on_broken)
+    )
+    loaded = network(repeats=SHORT, width=0.1)
+    assert len(draw_any(loaded, "a_set", None, 10)) == 1
+    with pytest.raises(UserError, match="1 of the 2"):
+        draw(loaded, Prepared("stop"), "test", 10)
+
+
+@pytest.mark.parametrize(("classes", "names"), [(2, ("ant", "bee")), (3, None)])
+def test_classes_without_names_are_named_by_a_calibration_set_with_as_many(
+    classes, names, pictures, tmp_path, monkeypatch, capsys
+):
+    unnamed = network(repeats=SHORT, width=0.1, classes=classes)
+    unnamed = dataclasses.replace(unnamed, class_names=None)
+    pretrained.save(unnamed, tmp_path / "unnamed.safetensors")
+    output = tmp_path / "named.onnx"
+    call(
+        export, monkeypatch, tmp_path / "unnamed.safetensors", "--to", "onnx",
+        "--calibrate", pictures, "--output", output,
+    )  # fmt: skip
+    assert open_exported(output).class_names == names
+    assert ("does not name its classes" in capsys.readouterr().err) == (names is not None)
+
+
 def test_bad_input_is_one_line_and_nothing_is_written(
     files, pictures, tmp_path, monkeypatch, capsys
 ):
@@ -133,7 +198,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(
         (tmp_path / "features.safetensors", ["--to", "litert"], "holds no classifier"),
         (tmp_path / "none.safetensors", ["--to", "litert"], "no such file"),
         (weights, ["--to", "litert-int8"], "--to litert-int8 needs pictures"),
-        (weights, [*int8[:3], "folder:/nowhere"], "no folder /nowhere"),
+        (weights, [*int8[:3], "folder:/nowhere"], "no local folder /nowhere"),
         (weights, [*int8[:3], f"folder:{tmp_path / 'folder.tflite'}"], "no pictures to calibrate"),
         (weights, ["--to", "onnx", "--check", "fashion_mnist"], "fashion_mnist has 10"),
         (weights, ["--to", "onnx", "--check", "folder:/nowhere"], "/nowhere"),
