@@ -100,7 +100,8 @@ class Exported:
             kept = self.run(images)[:, 1:]
             if not self.description.pixels or self.output == "sigmoid":
                 return kept
-            return kept / kept.sum(-1, keepdims=True)
+            rest = kept.sum(-1, keepdims=True)  # in 8 bits, the background can leave nothing
+            return kept / np.maximum(rest, np.finfo(np.float32).tiny)
 
         return dataclasses.replace(
             self,

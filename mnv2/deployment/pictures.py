@@ -1,16 +1,19 @@
 """Pictures as an exported network takes them: to calibrate int8, and to compare."""
 
+import contextlib
+import io
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 from jaxtyping import Float
 
 from mnv2 import data
 from mnv2.data.datasets import FOLDER_PREFIX
 from mnv2.data.decoding import decode_picture
-from mnv2.data.folder_tree import files_below
+from mnv2.data.folder_tree import files_below, find_pictures
 from mnv2.deployment.program import Program
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.terminal import warn
@@ -20,10 +23,16 @@ from mnv2.training.evaluation import Network, view_of
 def draw(
     network: Network, dataset: data.Dataset, split: str, count: int
 ) -> Float[np.ndarray, "n h w c"]:
-    """Returns up to `count` images of a split, always the same ones, in [0, 255]."""
+    """Returns up to `count` images of a split, always the same ones, in [0, 255].
+
+    Raises UserError, which names them, if pictures cannot be read.
+    """
     view = view_of(network.preprocess, network.image_size, network.channels)
     examples = itertools.islice(dataset.encoded(split, shuffle_seed=0), count)
-    return np.stack([np.asarray(view(dataset.decode(example)), np.float32) for example in examples])
+    try:
+        return np.stack([np.asarray(view(dataset.decode(x)), np.float32) for x in examples])
+    except tf.errors.OpError as error:
+        raise UserError(dataset.explain(error, split)) from error
 
 
 def draw_any(
@@ -31,24 +40,54 @@ def draw_any(
 ) -> Float[np.ndarray, "n h w c"]:
     """Returns up to `count` images to calibrate with, always the same ones, in [0, 255].
 
-    `name` is a TFDS data set, of whatever classes, or `folder:PATH`: pictures in PATH/train if
-    there is such a folder, otherwise all below PATH, with or without classes. A picture that cannot
+    `name` is a TFDS data set, of whatever classes, or `folder:PATH`: the training pictures if it
+    has splits of classes, otherwise all below PATH, with or without classes. A picture that cannot
     be read is left out, after a warning. Raises UserError if there is none.
     """
     if not name.startswith(FOLDER_PREFIX):
         dataset = data.open_dataset(name, data_dir)
         split = "train" if "train" in dataset.splits else dataset.splits[0]
-        return draw(network, dataset, split, count)
+        try:
+            return draw(network, dataset, split, count)
+        except UserError:
+            dataset = data.open_dataset(name, data_dir, on_broken="skip")
+            return draw(network, dataset, split, count)
     root = Path(name.removeprefix(FOLDER_PREFIX)).expanduser()
     if not root.is_dir():
-        raise UserError(f"no pictures to calibrate with: there is no folder {root}")
-    place = root / "train" if (root / "train").is_dir() else root
-    files, _ = files_below(place)
+        raise UserError(f"no pictures to calibrate with: there is no local folder {root}")
+    files = _files(root)
     np.random.default_rng(0).shuffle(files)
     images = np.array(list(itertools.islice(_images(network, files), count)))
     if not len(images):
-        raise UserError(f"no pictures to calibrate with in {place}, at any depth")
+        raise UserError(f"no pictures to calibrate with in {root}, at any depth")
     return images
+
+
+def with_classes(name: str, data_dir: str | None) -> data.Dataset | None:
+    """Opens what `draw_any` draws from as a data set; None if its pictures are not in classes."""
+    if not name.startswith(FOLDER_PREFIX):
+        return data.open_dataset(name, data_dir)
+    try:
+        with _without_notes():
+            return data.open_dataset(name, on_broken="skip")
+    except UserError:
+        return None
+
+
+def _files(root: Path) -> list[Path]:
+    try:
+        with _without_notes():
+            splits = find_pictures(root)
+    except UserError:  # it is not in splits and classes
+        splits = {}
+    if len(splits) > 1 and "train" in splits:
+        return list(itertools.chain.from_iterable(splits["train"].values()))
+    return files_below(root)[0]
+
+
+def _without_notes() -> contextlib.AbstractContextManager[object]:
+    """Keeps a folder's data set from saying what it leaves out: all pictures calibrate."""
+    return contextlib.redirect_stderr(io.StringIO())
 
 
 def _images(network: Network, files: list[Path]) -> Iterator[np.ndarray]:

@@ -173,6 +173,16 @@ def test_a_probability_of_0_is_half_a_step_of_an_8_bit_file(small):
     assert certain.logits(pixels(SMALL))[0].tolist() == pytest.approx([np.log(1 / 512), 0])
 
 
+def test_without_the_background_a_file_that_saw_nothing_else_has_no_favourite(small):
+    certain = np.zeros((1, 1001), np.float32)
+    certain[0, 0] = 1
+    rounded = small("litert-int8")
+    about = dataclasses.replace(rounded.description, classes=1001)
+    imagenet = dataclasses.replace(rounded, description=about, run=lambda _: certain)
+    logits = imagenet.without_background().logits(pixels(SMALL))
+    np.testing.assert_allclose(logits, np.full((1, 1000), np.log(1 / 512)), rtol=1e-6)
+
+
 def test_an_onnx_file_takes_any_number_of_images_if_it_is_asked_to(tmp_path):
     one = exported(SMALL, "onnx", tmp_path, dynamic=True)
     images = pixels(SMALL)
