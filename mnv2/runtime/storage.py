@@ -53,7 +53,9 @@ def connect() -> None:
     in this process. Raises UserError if the package that GCS needs is not installed.
     """
     if importlib.util.find_spec("gcsfs") is None:
-        raise UserError('Google Cloud Storage needs another package: pip install ".[gcs]"')
+        raise UserError(
+            'Google Cloud Storage needs another package: pip install ".[gcs]" in a checkout of mnv2'
+        )
     import fsspec
     from gcsfs.core import GCSFileSystem
 

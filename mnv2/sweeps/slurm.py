@@ -60,7 +60,12 @@ def submit(
     Short runs share a job. A job that is preempted or reaches its time limit saves its runs, is
     queued again and resumes. Raises UserError if there is no SLURM or if it refuses the jobs.
     """
-    import submitit
+    try:
+        import submitit
+    except ImportError:
+        raise UserError(
+            'SLURM needs another package: pip install ".[slurm]" in a checkout of mnv2'
+        ) from None
 
     check_positive(wanted.hours, "--hours")
     if not math.isfinite(wanted.hours):

@@ -1,4 +1,5 @@
 import signal
+import sys
 
 import pytest
 import submitit
@@ -25,6 +26,9 @@ def test_without_slurm_it_says_so(three_runs, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     wanted = slurm.Resources(None, cores=1, gpus=0, hours=1)
     with pytest.raises(UserError, match=r'SLURM takes no jobs here: .*"srun"'):
+        slurm.submit(three_runs, tmp_path, (), wanted)
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(UserError, match=r'pip install "\.\[slurm\]" in a checkout'):
         slurm.submit(three_runs, tmp_path, (), wanted)
 
 
