@@ -202,7 +202,7 @@ def _check_buildable(pretrained: Pretrained, names: str) -> None:
             f"keras rounds the channels of width {model.width:g} in another way: the results would "
             "differ"
         )
-    if pretrained.output != "softmax":
+    if pretrained.output != "softmax" or (names == "keras" and model.num_classes == 1):
         raise UserError(f"the {names} network ends in a softmax but this one in a sigmoid")
     if names == "torchvision" and not model.num_classes:
         raise UserError("the torchvision network has a classifier but this one has none")

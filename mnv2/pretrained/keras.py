@@ -22,7 +22,7 @@ from mnv2.models.mobilenet_v1 import CHANNELS as V1_CHANNELS
 from mnv2.models.mobilenet_v2 import CHANNELS
 from mnv2.pretrained import keras_graph, keras_model, tfjs
 from mnv2.pretrained.infer import DenseWeights, FileContents
-from mnv2.pretrained.keras_model import KERAS_VIEW, TOP_LAYERS
+from mnv2.pretrained.keras_model import IMAGENET_CLASSES, KERAS_VIEW, TOP_LAYERS
 from mnv2.pretrained.names import (
     NUM_BLOCKS,
     VariableSuffixes,
@@ -42,8 +42,6 @@ FIELDS = {
 VARIABLE_SUFFIXES = VariableSuffixes(
     "/kernel", "/bias", "/gamma", "/beta", "/moving_mean", "/moving_variance"
 )
-
-IMAGENET_CLASSES = 1000  # with as many a classifier is taken as that of keras.applications
 
 # The variables of each class of numbered layers, in the order of their numbers.
 NUMBERED_VARIABLES = {
@@ -93,7 +91,7 @@ def _contents(
         note(f"{error}; not needed: only the network before its head is used")
     if not {"conv1/kernel", "Conv1/kernel"} & tensors.keys():
         raise UserError(f"{path} holds no MobileNet or MobileNetV2 of keras.applications")
-    if model is None and top and tensors[f"{top}/kernel"].shape[-1] != IMAGENET_CLASSES:
+    if model is None and top and tensors[f"{top}/kernel"].shape[-1] not in IMAGENET_CLASSES:
         # A user's own classes, whatever Keras calls the layer: seen as in a file with the model.
         if tensors[f"{top}/kernel"].ndim == 4:  # V1's classifier is a 1x1 convolution
             tensors[f"{top}/kernel"] = tensors[f"{top}/kernel"][0, 0]
@@ -212,7 +210,7 @@ def _read_graph(path: Path, file: h5py.File) -> keras_graph.Graph | None:
 def _tensors(file: h5py.File, graph: keras_graph.Graph | None, path: Path) -> dict[str, np.ndarray]:
     """Reads all tensors except those of the optimiser, by LAYER/VARIABLE."""
     if graph is None:
-        return _numbered_tensors(file) or _named_tensors(file, path)
+        return _numbered_tensors(file, path) or _named_tensors(file, path)
     return _tensors_in_folders(file, graph, path) or _named_tensors(file, path)
 
 
@@ -268,7 +266,7 @@ def _add(
     tensors[name] = np.asarray(dataset[()])
 
 
-def _numbered_tensors(file: h5py.File) -> dict[str, np.ndarray]:
+def _numbered_tensors(file: h5py.File, path: Path) -> dict[str, np.ndarray]:
     """Reads the tensors of a `.weights.h5` file without its model, by the names of `.h5` files.
 
     The file names them .../layers/CLASS_N/vars/I, with N counting a model's layers of one class.
@@ -295,6 +293,9 @@ def _numbered_tensors(file: h5py.File) -> dict[str, np.ndarray]:
                 names = NUMBERED_VARIABLES[kind]  # an unexpected variable keeps its number, too
                 variable = names[index] if index < len(names) else f"vars/{index}"
                 tensors[f"{layer_name}/{variable}"] = array
+    top = tensors.get("predictions/kernel")
+    if top is not None and top.shape[-1] in IMAGENET_CLASSES:
+        note(f"{path} does not name its layers: assumed that its classes are those of ImageNet")
     return tensors
 
 
@@ -303,9 +304,8 @@ def _layers_by_class(network: str) -> dict[str, list[str]]:
     order: dict[str, list[str]] = defaultdict(list)
     for module in module_paths(network, NUM_BLOCKS[network]):
         if module == "classifier":
-            order["dense"] = ["predictions"]
-            if network == "mobilenet_v1":
-                order["conv2d"].append("conv_preds")
+            is_v1 = network == "mobilenet_v1"
+            order["conv2d" if is_v1 else "dense"].append("conv_preds" if is_v1 else "predictions")
             continue
         layer, batch_norm = _layer_names(network, module)
         kind = "depthwise_conv2d" if module.endswith("depthwise") else "conv2d"

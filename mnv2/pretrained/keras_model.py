@@ -47,6 +47,7 @@ STRIDES = {
 }
 # The layers that classify in the models of keras.applications.
 TOP_LAYERS = ("predictions", "Logits", "conv_preds")
+IMAGENET_CLASSES = (1000, 1001)  # with another number, such a layer has a user's own classes
 # The activations that may end a model -> the function from logits to probabilities.
 OUTPUTS = {"softmax": "softmax", "sigmoid": "sigmoid", "linear": "softmax"}
 # How pictures are cropped and resized for a user's own model.
@@ -61,7 +62,7 @@ class KerasModel:
     preprocess   the preprocessing, with the scaling that the model does itself
     image_size   (height, width) of the network's input; None if the file does not tell
     head         the dense layers of a user's head, in order; the last activation is `linear`.
-                 Empty without a head, and for the 1000 classes of ImageNet
+                 Empty without a head, and for the classes of ImageNet
     output       the function from logits to probabilities
     """
 
@@ -90,7 +91,7 @@ def read(
     pixels = keras_pixels.read(before, stem, tensors, source)
     rest = dict(tensors)
     head, output, names = _read_head(after, rest, pixels.size, source)
-    own_top = len(head) == 1 and names[0] in TOP_LAYERS and head[0].bias.size == 1000
+    own_top = len(head) == 1 and names[0] in TOP_LAYERS and head[0].bias.size in IMAGENET_CLASSES
     if head and not own_top:  # a user's own pictures are used without a crop
         default = dataclasses.replace(default, **KERAS_VIEW)
     if own_top:

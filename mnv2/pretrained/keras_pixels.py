@@ -14,6 +14,7 @@ import numpy as np
 from mnv2.pretrained.keras_graph import TENSOR, Layer
 from mnv2.pretrained.preprocessing import Preprocessing
 from mnv2.runtime.errors import UserError
+from mnv2.runtime.terminal import note
 
 # The classes of layers that do nothing in evaluation.
 IDENTITY_LAYERS = frozenset(
@@ -29,6 +30,11 @@ IDENTITY_LAYERS = frozenset(
 )
 # The interpolations of Resizing and UpSampling2D -> the method of Preprocessing.
 METHODS = {"bilinear": "tensorflow", "nearest": "nearest"}
+# The modules of keras.applications whose preprocess_input maps [0, 255] to [-1, 1], as MobileNet's.
+MINUS_ONE_TO_ONE = (
+    *("mobilenet", "mobilenet_v2", "inception_v3", "inception_resnet_v2", "nasnet", "resnet_v2"),
+    "xception",
+)
 
 Affine = tuple[np.ndarray, np.ndarray]  # scale and offset, of one or all channels
 
@@ -86,7 +92,12 @@ def read(
             continue
         a, b = _affine(layer, tensors, source)
         scale, offset, found = scale * a, offset * a + b, True
-        assumed |= layer.kind == "Lambda"
+        if layer.kind == "Lambda" and not _application(layer.config):
+            note(
+                f"{source}: took {layer} for MobileNet's preprocess_input, since the file tells "
+                "only its name"
+            )
+            assumed = True
     if not (np.isfinite(scale) & np.isfinite(offset)).all() or not scale.all():
         raise UserError(
             f"{source}: the layers before the network multiply pixels by {scale.tolist()} and add "
@@ -128,7 +139,7 @@ def _affine(layer: Layer, tensors: dict[str, np.ndarray], source: str) -> Affine
             return _normalization(layer, tensors)
         if layer.kind == "BatchNormalization":
             return batch_norm(layer, tensors)
-        if layer.kind == "Lambda" and _is_mobilenets(config):
+        if layer.kind == "Lambda" and _is_preprocess_input(config):
             return np.full(1, 1 / 127.5), np.full(1, -1.0)
         if layer.kind.lower() in ("negative", "neg"):
             return np.full(1, -1.0), np.zeros(1)
@@ -201,12 +212,18 @@ def _function_name(config: Mapping[str, Any]) -> str:
     return function if isinstance(function, str) and not config.get("arguments") else ""
 
 
-def _is_mobilenets(config: Mapping[str, Any]) -> bool:
-    """Tells whether a Lambda is preprocess_input, and not known to be that of another network."""
+def _is_preprocess_input(config: Mapping[str, Any]) -> bool:
+    """Tells whether a Lambda is MobileNet's preprocess_input, as far as the file tells."""
+    known = _application(config)
+    return _function_name(config) == "preprocess_input" and known in ("", *MINUS_ONE_TO_ONE)
+
+
+def _application(config: Mapping[str, Any]) -> str:
+    """Returns the module of keras.applications that a Lambda's function is from; empty for none."""
     function = config["function"]
-    told = [config.get("module"), function.get("module") if isinstance(function, dict) else None]
-    known = [name for name in told if name and "applications" in name]
-    return _function_name(config) == "preprocess_input" and all("mobilenet" in x for x in known)
+    module = function.get("module") if isinstance(function, dict) else config.get("module")
+    parent, _, name = str(module).rpartition(".")
+    return name if parent.endswith("applications") else ""
 
 
 def _does_nothing(layer: Layer) -> bool:

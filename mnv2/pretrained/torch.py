@@ -123,7 +123,8 @@ def write(path: Path, arrays: Mapping[str, ArrayLike], suffix: str) -> None:
         raise UserError(
             f"writing {suffix} files needs PyTorch: pip install torch, or use .safetensors"
         ) from None
-    torch.save({name: torch.from_numpy(array) for name, array in state.items()}, path)
+    with path.open("wb") as file:  # by a path, torch.save would write its name into the file
+        torch.save({name: torch.from_numpy(array) for name, array in state.items()}, file)
 
 
 def _layout(path: Path, weights: state_dicts.Weights) -> _Layout:

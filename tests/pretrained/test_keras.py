@@ -90,6 +90,9 @@ def test_mobilenet_v1_gives_keras_logits(tmp_path):
     assert_same(outputs.of_loaded(loaded, images()), output_of(theirs, images() / 127.5 - 1))
     theirs.save(tmp_path / "model.h5")
     assert_same_network(pretrained.load(tmp_path / "model.h5"), loaded)
+    theirs.save_weights(tmp_path / "model.weights.h5")
+    numbered = pretrained.load(tmp_path / "model.weights.h5")
+    assert (numbered.model, numbered.preprocess) == (loaded.model, loaded.preprocess)
 
 
 def test_without_a_top_images_of_odd_size_give_keras_features(tmp_path):
@@ -126,6 +129,28 @@ def test_a_users_model_predicts_the_same(tmp_path, rescale):
     assert_same(outputs.of_loaded(loaded, x), expected)
     theirs.save(tmp_path / "model.h5")
     assert_same_network(pretrained.load(tmp_path / "model.h5"), loaded)
+
+
+def test_weights_without_their_model_have_its_view_and_variables_are_known(tmp_path, capsys):
+    theirs, path = users_model([keras.layers.Dense(3)]), tmp_path / "model.weights.h5"
+    theirs.save(tmp_path / "model.keras")
+    view = pretrained.load(tmp_path / "model.keras").preprocess
+    theirs.save_weights(path)
+    assert pretrained.load(path).preprocess == view
+    assert "holds only weights: assumed that its classes" in capsys.readouterr().err
+    for variable, named in (  # as with use_bias, and as in 8 bits
+        ("depthwise_conv2d/vars/1", "expanded_conv_depthwise/vars/1"),
+        ("dense/vars/2", "dense_0/vars/2"),
+    ):
+        with h5py.File(path, "r+") as file:
+            before = f"{variable[:-1]}0"
+            (first,) = (x for x, _ in keras_reader._datasets(file) if x.endswith(f"/{before}"))
+            added = first.removesuffix(before) + variable
+            file[added] = np.zeros(3, np.float32)
+        with pytest.raises(UserError, match=rf"model.weights.h5 has unexpected tensors: {named}$"):
+            pretrained.load(path)
+        with h5py.File(path, "r+") as file:
+            del file[added]
 
 
 def test_a_head_of_several_dense_layers_predicts_the_same(tmp_path):
@@ -200,12 +225,12 @@ def test_the_gradients_of_a_training_step_are_those_of_keras(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("network", "classes"), [("MobileNetV2", 0), ("MobileNetV2", 1000), ("MobileNet", 1000)]
+    ("network", "classes"), [("MobileNetV2", 0), ("MobileNetV2", 1001), ("MobileNet", 7)]
 )
 def test_keras_computes_the_same_with_weights_saved_under_its_names(tmp_path, network, classes):
     build = getattr(keras.applications, network)
     fields = {"alpha": 0.5, "weights": None, "input_shape": (SIZE, SIZE, 3)}
-    fields |= {} if classes else {"include_top": False, "pooling": "avg"}
+    fields |= {"classes": classes} if classes else {"include_top": False, "pooling": "avg"}
     theirs = randomized(build(**fields))
     expected = output_of(theirs, images() / 127.5 - 1)
     theirs.save(tmp_path / "model.keras")
@@ -217,7 +242,8 @@ def test_keras_computes_the_same_with_weights_saved_under_its_names(tmp_path, ne
         output_of(again, images() / 127.5 - 1), expected, rtol=1e-5, atol=1e-6
     )
     ours = pretrained.load(tmp_path / "w.h5")
-    assert ours.model == loaded.model
+    assert (ours.model, ours.preprocess) == (loaded.model, loaded.preprocess)
+    assert ours.class_names == loaded.class_names
     jax.tree.map(np.testing.assert_array_equal, ours.variables, loaded.variables)
 
 

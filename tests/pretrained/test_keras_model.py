@@ -94,6 +94,37 @@ def test_a_lambda_of_preprocess_input_is_assumed_to_be_mobilenets():
     assert (preprocess.mean, preprocess.std, preprocess.assumed) == ((0.5,), (0.5,), True)
 
 
+@pytest.mark.parametrize(
+    ("module", "assumed"),
+    [
+        (None, True),
+        ("builtins", True),  # which Keras 3 writes for any function
+        ("__main__", True),
+        ("keras.src.applications.mobilenet_v2", False),
+        ("tensorflow.python.keras.applications.xception", False),  # computes the same
+        ("keras.src.applications.vgg16", None),
+        ("keras.src.applications.mobilenet_v3", None),
+        ("keras_applications.imagenet_utils", None),
+    ],
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_only_a_preprocess_input_that_can_be_mobilenets_is_taken(module, assumed, nested, capsys):
+    config = {"function": "preprocess_input", "module": module}
+    if nested:
+        config = {"function": {"config": "preprocess_input", "module": module}}
+    prepare, stem = (
+        keras_graph.Layer(kind, "a", fields, [], [], 1, "")
+        for kind, fields in (("Lambda", config), ("Conv2D", {}))
+    )
+    if assumed is None:
+        with pytest.raises(UserError, match=r"layer 'a' \(Lambda\) before the network is not"):
+            keras_pixels.read([prepare], stem, {}, "FILE")
+        return
+    pixels = keras_pixels.read([prepare], stem, {}, "FILE")
+    assert (pixels.offset, pixels.assumed) == (-1, assumed)
+    assert ("took layer 'a' (Lambda) for MobileNet's" in capsys.readouterr().err) == assumed
+
+
 NOT_UNDERSTOOD = {
     "Lambda": lambda x: LAYERS.Lambda(lambda t: t * 2)(x),
     "TrueDivide": lambda x: 1 / (x + 1),

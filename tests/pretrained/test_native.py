@@ -139,13 +139,17 @@ def test_every_field_is_what_the_other_framework_builds_or_changes_no_result(nam
         ("keras", {"width": 0.745}, "keras rounds the channels of width 0.745"),
         ("torchvision", {"width": 0.745}, None),
         ("keras", {"output": "sigmoid"}, "ends in a softmax but this one in a sigmoid"),
+        ("keras", {"num_classes": 1}, "ends in a softmax but this one in a sigmoid"),
+        ("torchvision", {"num_classes": 1}, None),
+        ("torchvision", {"num_classes": 0}, "has a classifier but this one has none"),
         ("torchvision", {"channels": 1}, "takes colour pictures"),
         ("keras", {"channels": 1}, None),
     ],
 )
 def test_what_is_around_a_network_is_what_the_other_framework_has(names, changes, message):
     width, channels = changes.get("width", 1.0), changes.get("channels", 3)
-    model = create_model("mobilenet_v2", num_classes=3, width=width, **CONVENTIONS[names])
+    classes = changes.get("num_classes", 3)
+    model = create_model("mobilenet_v2", num_classes=classes, width=width, **CONVENTIONS[names])
     params = {"stem": {"kernel": np.zeros((3, 3, channels, 32))}}
     output = changes.get("output", "softmax")
     preprocess = pretrained.Preprocessing()
