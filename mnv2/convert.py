@@ -8,6 +8,7 @@ FILE is anything that mnv2.pretrained.load reads, such as the folder of a run.
 """
 
 from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.terminal import note
 
 
 def main() -> None:
@@ -29,6 +30,9 @@ def main() -> None:
     pretrained.save(loaded, arguments.out, names=arguments.names)
     classes = f"{loaded.num_classes} classes" if loaded.num_classes else "no classifier"
     print(f"{type(loaded.model).__name__}, {classes}, in {arguments.out}")
+    if arguments.names != "mnv2":
+        note(loaded.preprocess.describe_view(loaded.image_size))
+        note(loaded.preprocess.describe_pixels("which the file does not tell"))
 
 
 def command() -> None:

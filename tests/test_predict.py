@@ -197,6 +197,15 @@ def test_weights_are_converted(files, monkeypatch, capsys, tmp_path):
         for path in (files / "weights.safetensors", tmp_path / "new/again.safetensors")
     )
     jax.tree.map(np.testing.assert_array_equal, before.variables, after.variables)
+    model = create_model("mobilenet_v1", width=0.25, num_classes=3)
+    preprocess = pretrained.Preprocessing(mean=(0.1,), std=(0.2,))
+    whole = pretrained.Pretrained(model, random_variables(model), preprocess, (96, 96))
+    pretrained.save(whole, tmp_path / "whole.safetensors")
+    out = tmp_path / "whole.h5"
+    call(convert, monkeypatch, tmp_path / "whole.safetensors", out, "--names", "keras")
+    view, pixels = capsys.readouterr().err.splitlines()
+    assert view.endswith("the central 87.5 % stretched to 96 x 96, bilinear, without antialiasing")
+    assert pixels.endswith("mean 0.1, std 0.2 (which the file does not tell)")
 
 
 @pytest.fixture(scope="module")
