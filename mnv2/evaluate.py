@@ -21,7 +21,7 @@ from mnv2.runtime.cli import command_parser, hide_gpus_from_tensorflow, run, who
 from mnv2.runtime.errors import check_choice
 from mnv2.runtime.files import write_json, write_text
 from mnv2.runtime.huge_pages import restart_with_huge_pages
-from mnv2.runtime.terminal import note
+from mnv2.runtime.terminal import as_line, note
 from mnv2.runtime.weights_options import add_weights_options
 
 if TYPE_CHECKING:  # these import JAX and TensorFlow, which --help does not wait for
@@ -79,7 +79,7 @@ def report(evaluation: "Evaluation", labels: Sequence[str], title: str, folder: 
     if mistakes := confusion.commonest_mistakes(matrix):
         print("  commonest mistakes, in % of the class:")
     for true, predicted, share in mistakes:
-        print(f"    {share:5.1f}  {labels[true]} taken for {labels[predicted]}")
+        print(f"    {share:5.1f}  {as_line(labels[true])} taken for {as_line(labels[predicted])}")
     write_json(folder / "result.json", summary)
     write_text(folder / "confusion.csv", confusion.to_csv(matrix, labels))
     top1 = f"top-1 {100 * summary['accuracy']:.2f} %"

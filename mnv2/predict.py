@@ -25,7 +25,7 @@ from mnv2.runtime.cli import command_parser, hide_gpus_from_tensorflow, run, who
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import replacing, write_json, write_text
 from mnv2.runtime.folders import PICTURES, check_file
-from mnv2.runtime.terminal import StatusLine, drawn, first_few, note, warn
+from mnv2.runtime.terminal import StatusLine, as_line, drawn, first_few, note, warn
 from mnv2.runtime.weights_options import add_weights_options
 
 if TYPE_CHECKING:  # imports JAX, which --help does not wait for
@@ -81,7 +81,8 @@ def main() -> None:
             predictions.extend(new)
             line.clear()
             for path, row in () if arguments.output else new:
-                print(f"{path}\n{format_classes(row, loaded.display_names, arguments.top)}")
+                print(as_line(path))
+                print(format_classes(row, loaded.display_names, arguments.top))
             if len(paths) > BATCH_SIZE:
                 line.say(f"{len(predictions) + len(unreadable)} of {len(paths)} pictures")
         line.clear()
@@ -206,11 +207,12 @@ def write(predictions: Sequence[Prediction], labels: Sequence[str], top: int, pa
 def format_classes(probabilities: np.ndarray, labels: Sequence[str], top: int) -> str:
     """Formats the most probable classes with bars, one per line."""
     best = np.argsort(-probabilities)[:top]
-    width = min(40, max(len(labels[i]) for i in best))
+    names = [as_line(labels[i])[:40] for i in best]
+    width = max(map(len, names))
     return "\n".join(
-        f"  {rank:2}  {labels[i][:40]:{width}}  {100 * probabilities[i]:6.2f} %  "
+        f"  {rank:2}  {name:{width}}  {100 * probabilities[i]:6.2f} %  "
         f"{'#' * round(BAR * float(probabilities[i]))}".rstrip()
-        for rank, i in enumerate(best, start=1)
+        for rank, (i, name) in enumerate(zip(best, names, strict=True), start=1)
     )
 
 

@@ -88,8 +88,9 @@ def test_a_table_of_the_most_probable_classes_is_printed(files, monkeypatch, cap
     assert np.asarray(Image.open(plot)).shape[1] > 500
 
 
-@pytest.mark.filterwarnings("ignore:Glyph")
-def test_pictures_of_any_name_are_predicted_written_and_drawn(files, tmp_path, monkeypatch, capsys):
+def test_pictures_of_any_name_are_predicted_written_and_drawn(
+    files, tmp_path, monkeypatch, capsys, recwarn
+):
     picture = (files / "pictures/test/ant/0.png").read_bytes()
     names = [
         b"cost_$5_$10.png",
@@ -104,6 +105,9 @@ def test_pictures_of_any_name_are_predicted_written_and_drawn(files, tmp_path, m
     output, plot = tmp_path / "out/table.csv", tmp_path / "out/seen.png"
     call(predict, monkeypatch, tmp_path, "--weights", weights, "--output", output, "--plot", plot)
     assert plot.exists()
+    assert not [x for x in recwarn if "Glyph" in str(x.message)]
+    (line,) = predict.format_classes(np.ones(1), ["two\nlines\x1b[31m"], 1).splitlines()
+    assert line.startswith("   1  two lines [31m  100.00 %")
     with output.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         paths = {os.fsencode(Path(row["path"]).name) for row in csv.DictReader(file)}
     assert paths == set(names)

@@ -149,12 +149,17 @@ def _classes(folder: Path, others: list[Path]) -> dict[str, list[Path]]:
         pictures, no_pictures = files_below(path)
         others.extend(no_pictures)
         if pictures:
-            classes[entry.name] = sorted(pictures)
+            classes[_in_utf8(entry.name)] = sorted(pictures)
         else:
             empty.append(path)
     _leave_out_loose(folder, loose)
     _left_out(folder, "folders without pictures, which are no classes", empty)
     return classes
+
+
+def _in_utf8(name: str) -> str:
+    """Returns the name of a file as it is under a locale of UTF-8: so a class has one name."""
+    return os.fsencode(name).decode("utf-8", "surrogateescape")
 
 
 def files_below(folder: Path) -> tuple[list[Path], list[Path]]:

@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -89,13 +90,15 @@ def run(main: Callable[[], None], *, resumes: bool = False) -> None:
 
 
 def silence_libraries() -> None:
-    """Keeps TensorFlow, which must not be imported yet, and Orbax from printing what is no error.
+    """Keeps TensorFlow, which must not be imported yet, and others from printing what is no error.
 
     This changes the process's environment, so it is for commands and never for an import.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     logging.set_verbosity(logging.ERROR)
+    # Matplotlib's font lacks the letters of some scripts and draws boxes.
+    warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)
 
 
 def let_libraries_cache() -> None:

@@ -1,11 +1,13 @@
 """What a person reads while a command works: one line that is rewritten, and readable durations."""
 
 import functools
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 NOTICEABLE = 0.05  # the share of the time spent waiting for input above which it is mentioned
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 WIDTH = 79  # characters, so that the line fits a terminal of 80 columns
 
 
@@ -47,9 +49,9 @@ def drawn(name: object) -> str:
     return printable(name).replace("$", r"\$")
 
 
-def as_line(name: str) -> str:
-    """Returns a name for a file with one name per line."""
-    return " ".join(printable(name).splitlines())
+def as_line(name: object) -> str:
+    """Returns a name without ends of lines and control characters, which a terminal would obey."""
+    return CONTROL.sub(" ", printable(name))
 
 
 def note(text: str) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mnv2 import prepare
-from mnv2.data import open_dataset
+from mnv2.data import folder_tree, open_dataset
 from mnv2.runtime.errors import UserError
 from tests.data.test_decoding import PICTURE, encoded
 
@@ -211,6 +211,7 @@ def test_names_may_have_spaces_and_any_letters(tmp_path, capsys):
     assert counts(reopen(root)) == counts(dataset)  # now from the cache
     for example in dataset.encoded("train"):
         np.testing.assert_array_equal(dataset.decode(example), np.asarray(PICTURE))
+    assert folder_tree._in_utf8("k\udcc3\udca4se") == "käse"  # as Python reads it in ASCII
 
 
 @pytest.mark.parametrize(
