@@ -44,7 +44,7 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
     config.optimization.schedule = "cosine"
     config.optimization.rate_every = "1 epochs"  # scheduler.step() once per epoch
     config.optimization.warmup = "0 steps"
-    config.optimization.momentum, config.optimization.nesterov = 0.9, False
+    config.optimization.optimizer = "sgd(momentum=0.9, nesterov=False)"
     config.optimization.weight_decay = 5e-4
     config.optimization.weight_decay_on = "."  # PyTorch decays norms and biases too
     config.arms = (("mobilenet_v2", {}),)

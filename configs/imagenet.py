@@ -61,9 +61,8 @@ def _slim(config: ml_collections.ConfigDict) -> None:
     config.data.distortion = "fast"  # brightness and saturation
     config.data.eval_method, config.data.eval_crop = "slim", 0.875
     config.batch_size = 768  # 96 on each of 8; 115 MB per batch of bytes
-    config.optimization.optimizer = "rmsprop"
-    config.optimization.rmsprop_decay = config.optimization.momentum = 0.9
-    config.optimization.epsilon = 1.0  # train_image_classifier.py, opt_epsilon
+    # train_image_classifier.py: rmsprop_decay, momentum and opt_epsilon, which is 1.0 indeed
+    config.optimization.optimizer = "rmsprop_tf(decay=0.9, momentum=0.9, eps=1.0)"
     config.optimization.schedule = "exponential"
     config.optimization.decay_rate = 0.98
     config.optimization.learning_rate = 0.36  # 0.045 times 8, slim's README
@@ -102,7 +101,7 @@ def _torch(config: ml_collections.ConfigDict) -> None:
     config.data.normalization = "imagenet"
     config.data.eval_method, config.data.eval_crop = "bilinear", 224 / 256
     config.model.padding, config.model.bn_epsilon = "symmetric", 1e-5
-    config.optimization.momentum, config.optimization.nesterov = 0.9, False
+    config.optimization.optimizer = "sgd(momentum=0.9, nesterov=False)"
     config.optimization.weight_decay_on = EVERYTHING
 
 
@@ -173,9 +172,8 @@ def _timm(config: ml_collections.ConfigDict) -> None:
     config.label_smoothing = 0.1  # not said; the script's default
     config.ema_decay = 0.9999  # --model-ema-decay 0.9999
     config.model.dropout = 0.2  # --drop 0.2
-    config.optimization.optimizer = "rmsprop"  # --opt rmsproptf
-    config.optimization.nesterov = True  # the default again: it acts only with sgd
-    config.optimization.epsilon = 1e-3  # --opt-eps .001
+    # --opt rmsproptf --opt-eps .001
+    config.optimization.optimizer = "rmsprop_tf(decay=0.9, momentum=0.9, eps=1e-3)"
     config.optimization.learning_rate = 0.048  # --lr .048
     config.optimization.schedule = "exponential"  # --sched step
     config.optimization.decay_rate = 0.97  # --decay-rate .97

@@ -145,7 +145,7 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
         config.ema_decay = 0.9999
         config.eval_every = config.checkpoint_every = "1 epochs"
         config.log_every = 100
-        config.optimization.optimizer = "rmsprop"
+        config.optimization.optimizer = "rmsprop_tf(decay=0.9, momentum=0.9, eps=1.0)"
         config.optimization.schedule = "exponential"
         config.optimization.learning_rate = 0.36  # 0.045 per device, as in slim
         config.optimization.warmup = "5 epochs"
@@ -216,7 +216,7 @@ def _width_of_equal_cost(config: ml_collections.ConfigDict, arm: str, start: flo
     from mnv2.analysis import complexity
     from mnv2.runtime.terminal import note
     from mnv2.sweeps.plan import changed
-    from mnv2.training.settings import from_config
+    from mnv2.training.config import from_config
     from mnv2.training.setup import network_of
 
     changes, cost = EQUAL_COST[arm]

@@ -32,7 +32,7 @@ from mnv2.analysis.activations import activity, before_activation, effective_ran
 from mnv2.ops import relu6
 from mnv2.pretrained import Preprocessing
 from mnv2.runtime.cli import command_parser, run
-from mnv2.runtime.huge_pages import restart_with_huge_pages
+from mnv2.runtime.machine import keep_freed_memory
 from mnv2.sweeps.statistics import Estimate
 from mnv2.sweeps.tables import with_half_width
 
@@ -270,5 +270,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()
+    keep_freed_memory()
     run(main)

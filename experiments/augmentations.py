@@ -15,8 +15,8 @@ from experiments.frameworks.photographs import PHOTOGRAPH
 from mnv2.data import View
 from mnv2.data.augment import Policy
 from mnv2.runtime.cli import command_parser, run
-from mnv2.training.mixing import Mixing
 from mnv2.training.seen import VERSIONS, draw_grid, trained
+from mnv2.training.step import Mixing
 
 SIZE = (160, 160)
 KINDS: dict[str, View] = {

@@ -21,8 +21,7 @@ from configs import v2_ablation
 from experiments.common.writers import write_markdown
 from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.runtime.errors import UserError
-from mnv2.runtime.huge_pages import restart_with_huge_pages
-from mnv2.sweeps.local import run_here
+from mnv2.sweeps.launch import run_sweep
 from mnv2.sweeps.plan import with_arms
 from mnv2.sweeps.statistics import Row, rows
 from mnv2.sweeps.tables import plus_minus
@@ -142,7 +141,7 @@ def main() -> None:
         raise UserError(f"--also has {twice[0]} steps already: leave that out of --budgets")
     folders = [arguments.out / str(steps) for steps in arguments.budgets]
     for steps, folder in zip(arguments.budgets, folders, strict=True):
-        run_here(config_of(steps, arguments.seeds), folder)
+        run_sweep(config_of(steps, arguments.seeds), folder)
     sweeps = sweeps_of([*folders, *arguments.also])
     header = ("steps", f"{BASELINE}, %", *ARMS[1:], "order")
     write_markdown(arguments.out, "budget", header, lines_of(sweeps))
@@ -152,5 +151,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()
     run(main)

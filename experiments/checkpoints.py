@@ -20,13 +20,13 @@ from experiments.common.writers import write_csv, write_markdown
 from mnv2 import data
 from mnv2.runtime import compilation_cache
 from mnv2.runtime.cli import command_parser, run, whole_number
-from mnv2.runtime.huge_pages import restart_with_huge_pages
+from mnv2.runtime.machine import keep_freed_memory
 from mnv2.runtime.terminal import StatusLine
 from mnv2.sweeps.plan import with_arms
-from mnv2.training import settings
 from mnv2.training.checkpoint import Checkpoints, Timing
-from mnv2.training.setup import set_up
-from mnv2.training.start import initial_state
+from mnv2.training.config import from_config
+from mnv2.training.setup import initial_state, set_up
+from mnv2.training.step import shard
 
 STEPS = 10
 EVERY = 100  # steps between two checkpoints, for the relative cost
@@ -49,9 +49,9 @@ def blocks(config: Any, pairs: int, folder: Path) -> Iterator[Block]:
         pairs: The number of pairs of blocks.
         folder: The folder for checkpoints.
     """
-    of_run = settings.from_config(config)
-    setup = set_up(of_run)
-    steps, state = setup.steps, initial_state(setup, of_run)
+    settings = from_config(config)
+    setup = set_up(settings)
+    steps, state = setup.steps, initial_state(setup, settings)
     size = setup.image_shape[:2]
     batches = data.train_batches(setup.dataset, config.batch_size, seed=0, view=data.View(size))
     key = jax.random.key(0)
@@ -62,7 +62,7 @@ def blocks(config: Any, pairs: int, folder: Path) -> Iterator[Block]:
         if saves:
             checkpoints.save(block * STEPS, state, Timing())
         for _ in range(STEPS):
-            state, _ = steps.train(state, steps.shard(next(batches)), key)
+            state, _ = steps.train(state, shard(next(batches)), key, None)
         jax.block_until_ready(state)
         checkpoints.wait()
         if block >= 2:
@@ -125,5 +125,5 @@ def row(measured: list[Block], batch_size: int) -> tuple[str, ...]:
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()
+    keep_freed_memory()
     run(main)

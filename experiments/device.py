@@ -33,7 +33,7 @@ from experiments.common.writers import write_csv, write_markdown
 from experiments.frameworks.steps import CONTENDERS, installed
 from experiments.frameworks.tasks import NETWORKS, Task
 from mnv2.runtime import machine
-from mnv2.runtime.accelerators import describe, find_devices
+from mnv2.runtime.machine import describe_devices, find_devices
 from mnv2.runtime.cli import command_parser, real_number, run, whole_number
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.terminal import StatusLine, warn
@@ -84,7 +84,7 @@ def measure(framework: str, task: Task, seconds: float) -> Row:
     speeds = task.batch / np.array(list(times(step, seconds)))
     peak = _peak_memory()
     return Row(
-        device=describe(device.device_kind for device in jax.devices()),
+        device=describe_devices(device.device_kind for device in jax.devices()),
         mode=task.mode,
         network=task.network,
         dtype=task.dtype,

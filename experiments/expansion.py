@@ -13,8 +13,7 @@ from typing import Any
 from configs import v2_ablation
 from experiments.common.writers import write_markdown
 from mnv2.runtime.cli import command_parser, run, whole_number
-from mnv2.runtime.huge_pages import restart_with_huge_pages
-from mnv2.sweeps.local import run_here
+from mnv2.sweeps.launch import run_sweep
 from mnv2.sweeps.plan import with_arms
 from mnv2.sweeps.statistics import Estimate, rows
 from mnv2.sweeps.tables import plus_minus
@@ -68,7 +67,7 @@ def main() -> None:
     config.seeds = arguments.seeds
     config.duration = f"{arguments.steps} steps"
     config.eval_every = config.checkpoint_every = "0 steps"
-    run_here(config, arguments.workdir)
+    run_sweep(config, arguments.workdir)
     write_table(load(arguments.workdir))
 
 
@@ -97,5 +96,4 @@ def write_table(results: Sweep) -> None:
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()
     run(main)

@@ -46,7 +46,7 @@ from experiments.roofline.machines import (
 from experiments.roofline.networks import NETWORKS, TITLES, Timed
 from mnv2.analysis.roofline import Machine
 from mnv2.runtime.cli import command_parser, real_number, run, whole_number
-from mnv2.runtime.huge_pages import restart_with_huge_pages
+from mnv2.runtime.machine import keep_freed_memory
 from mnv2.runtime.terminal import StatusLine
 
 
@@ -159,5 +159,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()
+    keep_freed_memory()
     run(main)

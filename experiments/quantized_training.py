@@ -30,8 +30,7 @@ from mnv2.runtime import compilation_cache
 from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.runtime.errors import UserError, check_choice
 from mnv2.runtime.files import read_json, write_json
-from mnv2.runtime.huge_pages import restart_with_huge_pages
-from mnv2.sweeps.local import run_here
+from mnv2.sweeps.launch import run_sweep
 from mnv2.sweeps.statistics import Estimate
 from mnv2.sweeps.tables import plus_minus
 
@@ -63,7 +62,7 @@ def train(weights: Path, seed: int, steps: int, workdir: Path) -> None:
     config.weights = str(weights)
     config.seed = seed
     config.duration = config.eval_every = config.checkpoint_every = f"{steps} steps"
-    run_here(config, workdir)
+    run_sweep(config, workdir)
 
 
 def evaluate(workdir: Path, seed: int, dataset: data.Dataset) -> dict[str, float]:
@@ -184,5 +183,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()
     run(main)

@@ -36,7 +36,8 @@ from mnv2.runtime.layout import CHECKPOINTS, METRICS, RESULT
 from mnv2.runtime.terminal import StatusLine
 from mnv2.sweeps.plan import resolve
 from mnv2.sweeps.workdir import read_result
-from mnv2.training import settings
+from mnv2.training.config import from_config
+from mnv2.training.setup import train_view
 
 STEPS = 10
 HOST_BATCHES = 6  # that are timed, after one that is not
@@ -165,10 +166,10 @@ def measure(preset: str, dataset: data.Dataset, data_dir: Path, out: Path, batch
 def time_host(preset: str, dataset: data.Dataset, batch: int = 64) -> Host:
     """Measures how many pictures per second are read, decoded and augmented."""
     config = resolve(imagenet.get_config(preset), preset)
-    of_data = settings.from_config(config).data
-    size = (of_data.image_size or 0,) * 2
-    view = of_data.view(size, 3, NORMALIZATIONS[of_data.normalization][0])
-    batches = data.train_batches(dataset, batch, seed=0, view=view, repeats=of_data.repeats)
+    settings = from_config(config)
+    side, mean = settings.data.image_size or 0, NORMALIZATIONS[settings.data.normalization][0]
+    view = train_view(settings, (side, side, 3), mean)
+    batches = data.train_batches(dataset, batch, seed=0, view=view, repeats=settings.data.repeats)
     next(batches)
     began = time.perf_counter()
     for _ in range(HOST_BATCHES):

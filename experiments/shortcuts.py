@@ -15,8 +15,7 @@ from typing import Any
 from configs import v2_ablation
 from experiments.common.writers import write_markdown
 from mnv2.runtime.cli import command_parser, run, whole_number
-from mnv2.runtime.huge_pages import restart_with_huge_pages
-from mnv2.sweeps.local import run_here
+from mnv2.sweeps.launch import run_sweep
 from mnv2.sweeps.plan import with_arms
 from mnv2.sweeps.statistics import Estimate, rows
 from mnv2.sweeps.tables import plus_minus
@@ -73,7 +72,7 @@ def train(workdir: Path, steps: int, seeds: int) -> Sweep:
     config.seeds = seeds
     config.duration = f"{steps} steps"
     config.eval_every = config.checkpoint_every = "0 steps"
-    run_here(config, workdir)
+    run_sweep(config, workdir)
     return load(workdir)
 
 
@@ -104,5 +103,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()
     run(main)

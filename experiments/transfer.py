@@ -15,8 +15,7 @@ import numpy as np
 from configs import finetune, v2_ablation
 from mnv2 import data
 from mnv2.runtime.cli import command_parser, run, whole_number
-from mnv2.runtime.huge_pages import restart_with_huge_pages
-from mnv2.sweeps.local import run_here
+from mnv2.sweeps.launch import run_sweep
 from mnv2.sweeps.plan import with_arms
 
 # Both halves have tops, shoes and other things.
@@ -51,7 +50,7 @@ def main() -> None:
     source.arms = (("linear", {}),)
     source.seeds = 1
     source.panels = ()
-    run_here(source, workdir / "source")
+    run_sweep(source, workdir / "source")
 
     print(f"\n{PICTURES} pictures of each of {', '.join(TARGET)}", flush=True)
     config = finetune.get_config("compare")
@@ -64,7 +63,7 @@ def main() -> None:
     config.duration = f"{arguments.steps} steps"
     config.optimization.backbone_rate = 0.5  # high, since these weights come from few pictures
     config.eval_every = config.checkpoint_every = "0 steps"
-    run_here(config, workdir / "target")
+    run_sweep(config, workdir / "target")
 
 
 def write_pictures(folder: Path, classes: tuple[str, ...], pictures: int | None) -> None:
@@ -93,5 +92,4 @@ def write_pictures(folder: Path, classes: tuple[str, ...], pictures: int | None)
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()
     run(main)

@@ -8,6 +8,7 @@ from mnv2.runtime.errors import UserError, check_choice
 
 COMMANDS = {
     "train": ("mnv2.main", "train the arms of a config and report on them"),
+    "submit": ("mnv2.submit", "submit the runs of a config as jobs of SLURM"),
     "status": ("mnv2.status", "show how far every run is"),
     "report": ("mnv2.report", "write the report of the finished runs"),
     "predict": ("mnv2.predict", "classify pictures"),

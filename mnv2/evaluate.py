@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from mnv2.runtime.cli import command_parser, hide_gpus_from_tensorflow, run, whole_number
 from mnv2.runtime.errors import check_choice
 from mnv2.runtime.files import write_json, write_text
-from mnv2.runtime.huge_pages import restart_with_huge_pages
+from mnv2.runtime.machine import keep_freed_memory
 from mnv2.runtime.terminal import as_line, note
 from mnv2.runtime.weights_options import add_weights_options
 
@@ -88,7 +88,7 @@ def report(evaluation: "Evaluation", labels: Sequence[str], title: str, folder: 
 
 
 def command() -> None:
-    restart_with_huge_pages()
+    keep_freed_memory()
     run(main)
 
 

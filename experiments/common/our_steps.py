@@ -14,10 +14,10 @@ from experiments.common.timing import Step
 from mnv2 import data, models
 from mnv2.pretrained import Preprocessing
 from mnv2.sweeps.plan import with_arms
-from mnv2.training import settings
-from mnv2.training.devices import AXIS
+from mnv2.training.config import from_config
+from mnv2.training.setup import steps_of
 from mnv2.training.state import create_state
-from mnv2.training.steps import create_steps
+from mnv2.training.step import AXIS, replicate, shard
 
 
 def training(
@@ -33,18 +33,18 @@ def training(
     config = with_arms(v2_ablation.get_config())
     config.batch_size, config.ema_decay = len(batch["label"]), 0.0
     model = models.create_model(**model_fields, axis_name=AXIS)
-    of_run = settings.from_config(config)
-    steps = create_steps(model, of_run, Preprocessing(), total_steps=10_000, examples=1_000_000)
+    settings = from_config(config)
+    steps = steps_of(settings, model, Preprocessing(), total_steps=10_000, examples=1_000_000)
     shape: Any = batch["image"].shape[1:]
-    state = steps.place(create_state(model, steps.optimizer, shape, seed=0, ema=False))
+    state = replicate(create_state(model, steps.optimizer, shape, seed=0, ema=False))
     mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
-    constant = jax.device_put(steps.shard(batch), NamedSharding(mesh, PartitionSpec(AXIS)))
+    constant = jax.device_put(shard(batch), NamedSharding(mesh, PartitionSpec(AXIS)))
     key = jax.random.key(0)
 
     def step() -> None:
         nonlocal state
-        now = constant if batches is None else steps.shard(next(batches))
-        state, sums = steps.train(state, now, key)
+        now = constant if batches is None else shard(next(batches))
+        state, sums = steps.train(state, now, key, None)
         jax.block_until_ready((state, sums))
 
     return step

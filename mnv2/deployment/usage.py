@@ -15,8 +15,8 @@ from mnv2.pretrained import Pretrained
 from mnv2.pretrained.usage import load_as_asked
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.weights_options import read_class_names
-from mnv2.training import metrics
 from mnv2.training.evaluation import Evaluation, evaluate_network, evaluate_weights
+from mnv2.training.step import StepMetrics, cross_entropy, measure
 
 FIXED = ("image_size", "mean", "std")  # options that an exported file leaves no choice about
 
@@ -51,15 +51,11 @@ def evaluate_any(
         return evaluate_weights(network, dataset, split, batch_size)
 
     @jax.jit
-    def count(logits: Array, label: Array, mask: Array) -> metrics.Sums:
-        return metrics.count(logits, label, metrics.cross_entropy(logits, label), mask)
+    def metrics(logits: Array, label: Array, mask: Array) -> StepMetrics:
+        return measure(logits, label, cross_entropy(logits, label), mask)
 
-    def step(batch: Any) -> tuple[metrics.Sums, Int[Array, " b"]]:
-        images, label, mask = (
-            np.asarray(batch[name]).reshape(-1, *batch[name].shape[2:])
-            for name in ("image", "label", "mask")
-        )
-        logits = jnp.asarray(network.logits(images))
-        return count(logits, label, mask), jnp.argmax(logits, axis=-1)
+    def step(batch: Any) -> tuple[StepMetrics, Int[Array, " b"]]:
+        logits = jnp.asarray(network.logits(np.asarray(batch["image"])))
+        return metrics(logits, batch["label"], batch["mask"]), jnp.argmax(logits, axis=-1)
 
     return evaluate_network(step, network, dataset, split, batch_size)

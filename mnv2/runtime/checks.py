@@ -3,6 +3,7 @@
 Each raises UserError that says what the field may be. Numbers of NumPy and JAX become Python's.
 """
 
+import ast
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -86,6 +87,27 @@ def pattern(field: str, value: Any) -> str:
     except (re.error, TypeError) as error:
         raise UserError(f"{field} is not a regular expression: {error}, got {value!r}") from None
     return value
+
+
+def text(field: str, value: Any) -> str:
+    """Checks a text that is not empty, such as a name or a path."""
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{field} must be a text that is not empty, got {value!r}")
+    return value
+
+
+def call(field: str, value: Any) -> tuple[str, dict[str, Any]]:
+    """Checks a name with named arguments, as `adamw(b2=0.95)`; returns both."""
+    try:
+        tree = ast.parse(value.strip(), mode="eval").body
+        if isinstance(tree, ast.Name):
+            return tree.id, {}
+        if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and not tree.args:
+            return tree.func.id, {one.arg or "**": ast.literal_eval(one.value)
+                                  for one in tree.keywords}  # fmt: skip
+    except (SyntaxError, ValueError, TypeError, AttributeError):
+        pass
+    raise UserError(f"{field} must be like adamw(b2=0.95), got {value!r}")
 
 
 def plain(value: Any) -> Any:

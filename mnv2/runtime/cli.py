@@ -2,6 +2,7 @@
 
 import argparse
 import atexit
+import contextlib
 import io
 import os
 import re
@@ -9,7 +10,7 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 from absl import logging
@@ -17,7 +18,8 @@ from absl import logging
 from mnv2.runtime.checks import Check, number, whole
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import caches
-from mnv2.runtime.interruption import EXIT_CODE, Stopped, abandoned
+from mnv2.runtime.interruption import EXIT_CODE, Stopped
+from mnv2.runtime.machine import threads
 from mnv2.runtime.storage import is_store_error, reason
 
 
@@ -60,8 +62,15 @@ def _option(convert: Callable[[str], Any], check: Check, wanted: str) -> Callabl
 INTERRUPTED = 130  # the exit code of a process that SIGINT ended
 
 
-def run(main: Callable[[], None], *, resumes: bool = False) -> None:
-    """Runs a command's main function: a UserError becomes one line and exit code 2.
+def run(main: Callable[[], None]) -> None:
+    """Runs a command's main function within `one_line_errors`."""
+    with one_line_errors():
+        main()
+
+
+@contextlib.contextmanager
+def one_line_errors(*, resumes: bool = False) -> Iterator[None]:
+    """Prepares a command's process; a UserError becomes one line and exit code 2.
 
     `resumes` says that the same command goes on where it was interrupted.
     """
@@ -69,7 +78,7 @@ def run(main: Callable[[], None], *, resumes: bool = False) -> None:
     let_libraries_cache()
     print_everything()
     try:
-        main()
+        yield
         sys.stdout.flush()
     except UserError as error:
         fail(str(error))
@@ -82,11 +91,11 @@ def run(main: Callable[[], None], *, resumes: bool = False) -> None:
         fail(f"cannot use Google Cloud Storage: {reason(error)}")
     except Stopped as stopped:
         print(f"\nstopped by {stopped}: the same command resumes there", file=sys.stderr)
-        leave(EXIT_CODE) if abandoned() else sys.exit(EXIT_CODE)
+        sys.exit(EXIT_CODE)
     except KeyboardInterrupt:
         remedy = ": the same command resumes where it stopped" if resumes else ""
         print(f"\ninterrupted{remedy}", file=sys.stderr)
-        leave(INTERRUPTED) if abandoned() else sys.exit(INTERRUPTED)
+        sys.exit(INTERRUPTED)
 
 
 def silence_libraries() -> None:
@@ -121,10 +130,13 @@ def print_everything() -> None:
 
 
 def hide_gpus_from_tensorflow() -> None:
-    """Keeps TensorFlow, which only reads data here, from taking the GPU memory that JAX needs."""
+    """Keeps TensorFlow, which only reads data here, from taking what JAX needs: GPUs and cores."""
     import tensorflow as tf  # takes seconds, which `--help` does not wait for
 
     tf.config.set_visible_devices([], "GPU")
+    with contextlib.suppress(RuntimeError):  # it computes already
+        tf.config.threading.set_intra_op_parallelism_threads(threads())
+        tf.config.threading.set_inter_op_parallelism_threads(threads())
 
 
 def leave(code: int) -> NoReturn:

@@ -1,22 +1,89 @@
-"""The config file on a command line: found, made importable, and checked for what it returned."""
+"""The command line of a command with --config and --workdir: parsed, or refused in one line."""
 
 import ast
 import difflib
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import ml_collections
+from absl import flags
+from ml_collections import config_flags
 
-from mnv2.runtime.errors import UserError
+from mnv2.runtime.cli import fail, silence_libraries
+from mnv2.runtime.errors import UserError, first_line
+from mnv2.runtime.folders import check_can_be_written, given_folder
+from mnv2.runtime.storage import AnyPath
 
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file, with a preset after a colon.", lock_config=True
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "Folder of the runs and the report, or gs://BUCKET/FOLDER (default: runs/NAME-PRESET).",
+)
 FLAGS = ("--config", "-config")
 
 
-def prepared(argv: Sequence[str]) -> tuple[list[str], str | None]:
+def workdir_flag() -> AnyPath:
+    """Returns the folder of the runs. Raises UserError if it can be none."""
+    if WORKDIR.value is None:  # configs/v2_ablation.py:full -> runs/v2_ablation-full
+        path, _, preset = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+        folder: AnyPath = Path("runs") / "-".join(filter(None, (Path(path).stem, preset)))
+    else:
+        folder = given_folder(WORKDIR.value, "--workdir")
+    check_can_be_written(folder, "--workdir")
+    return folder
+
+
+def parse_flags(argv: Sequence[str], gone: Mapping[str, str] | None = None) -> list[str]:
+    """Parses a command line, for `absl.app.run`; ends with one line if it cannot be used.
+
+    `gone` has the flags of earlier versions, and what to write now.
+    """
+    silence_libraries()
+    config_file = None
+    try:
+        for word in argv:
+            if (name := word.lstrip("-").partition("=")[0]) in (gone or {}):
+                raise UserError(f"--{name} is gone: {(gone or {})[name]}")
+        argv, config_file = _prepared(argv)
+        rest = flags.FLAGS(argv)
+        if len(rest) > 1:
+            raise UserError(f"unexpected argument {rest[1]!r}: see --help")
+        if CONFIG.value is None:
+            raise UserError("no --config given: try --config configs/v2_ablation.py, or --help")
+        if not isinstance(CONFIG.value, ml_collections.ConfigDict):
+            kind = type(CONFIG.value).__name__
+            raise UserError(f"get_config must return an ml_collections.ConfigDict, not a {kind}")
+        _ = CONFIG.value.get("arms")  # a config that failed to load raises when it is used
+    except Exception as error:  # a config file is a program, which may raise anything
+        fail(_explained(error, config_file))
+    return rest
+
+
+def _explained(error: BaseException, config_file: str | None) -> str:
+    """Returns the message of an error, with its line if it was raised in the config file."""
+    if isinstance(error, UserError | flags.Error):
+        return str(error)
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, SyntaxError):
+            return f"{cause.filename}, line {cause.lineno}: {cause.msg}"
+        frames = traceback.extract_tb(cause.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == config_file]
+        if lines:
+            kind = "" if isinstance(cause, ValueError) else f"{type(cause).__name__}: "
+            return f"{config_file}, line {lines[-1]}: {kind}{first_line(cause)}"
+        cause = cause.__cause__ or cause.__context__
+    return str(error)
+
+
+def _prepared(argv: Sequence[str]) -> tuple[list[str], str | None]:
     """Returns the command line with ~ in the name of the config file replaced, and that file.
 
     Also lets the file import its neighbours, as `configs.defaults`, from any folder. Raises
@@ -105,14 +172,3 @@ def _existing(given: str) -> Path:
         raise UserError(f"no config file {given}: there is no such home folder") from None
     except OSError as error:
         raise UserError(f"cannot read the config file {given}: {error.strerror}") from error
-
-
-def check_config(config: Any, config_file: str) -> None:
-    """Raises UserError unless a config file returned a config, or the error with which it ended."""
-    if config is not None:
-        getattr(config, "arms", None)  # a config that failed to load raises when it is used
-    if not isinstance(config, ml_collections.ConfigDict):
-        raise UserError(
-            f"get_config in {config_file} must return an ml_collections.ConfigDict, "
-            f"and returned {'None' if config is None else f'a {type(config).__name__}'}"
-        )

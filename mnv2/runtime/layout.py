@@ -10,6 +10,7 @@ WORKDIR/ARM/SEED/                 the folder of one run
     config.json                   the resolved config
     environment.json              versions, commit and devices
     network.json                  what others need to use the network
+    parameters.txt                a table of its parameters
     checkpoints/STEP/             the newest two checkpoints
     damaged/                      checkpoints that could not be read
     metrics.jsonl                 one line of JSON per report
@@ -26,6 +27,7 @@ SLURM = "slurm"
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
 NETWORK = "network.json"
+PARAMETERS = "parameters.txt"
 CHECKPOINTS = "checkpoints"
 DAMAGED = "damaged"
 METRICS = "metrics.jsonl"

@@ -70,22 +70,15 @@ def any_of(value: bool) -> bool:
     return bool(np.any(multihost_utils.process_allgather(np.asarray(value))))
 
 
-def of_first(value: bool) -> bool:
-    """Returns the first process's `value`. All processes must call it."""
+def broadcast_from_primary[Value: (bool, int)](value: Value) -> Value:
+    """Returns the `value` of process 0. All processes must call it."""
     if jax.process_count() == 1:
         return value
-    return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
-
-
-def number_of_first(value: int) -> int:
-    """Returns the first process's `value`. All processes must call it."""
-    if jax.process_count() == 1:
-        return value
-    return int(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+    return type(value)(multihost_utils.broadcast_one_to_all(np.asarray(value)))
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def ending_together() -> Iterator[None]:
     """Ends this process immediately if it fails or loses another one; the others notice.
 
     A normal exit would wait until all processes are ready to exit.

@@ -10,7 +10,7 @@ import ml_collections
 from mnv2.runtime.errors import UserError, check_choice
 from mnv2.runtime.layout import REPORT, SLURM, SWEEP, TUNING
 from mnv2.runtime.storage import AnyPath
-from mnv2.training.checks import FINAL_SPLITS
+from mnv2.training.config import FINAL_SPLITS, OF_SWEEP
 
 CHANGES = (Mapping, ml_collections.ConfigDict)  # the types of what an arm changes
 # The name of an arm: also that of a folder, a cell of Markdown tables and an argument of --only.
@@ -21,6 +21,7 @@ RESERVED = (  # other names in a workdir
     *(name + suffix for name in (REPORT, TUNING) for suffix in ("", ".md", ".csv", ".png")),
 )
 
+BETWEEN_ARMS = tuple(name for name in OF_SWEEP if name != "seeds")  # of no single run
 SHARED = ("seed", "seeds", "data", "model", "optimization")  # fields that plans are made of
 FIELDS = {  # of a sweep: what each must be
     "arms": "pairs of a name and its changes, such as (('wide', {'model.width': 1.0}),)",

@@ -1,69 +1,110 @@
-"""How the cores and GPUs of this machine are divided among the runs of a sweep."""
+"""How the cores, GPUs or chips of this machine are divided among the runs of a sweep."""
 
 import os
 from typing import NamedTuple
 
 from mnv2.runtime import machine
 
-# The part of a GPU's memory that JAX takes by default; several workers on one GPU share it.
+# The part of a GPU's memory that JAX takes by default; several copies on one GPU share it.
 GPU_MEMORY = 0.75
 FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+# What a copy on the CPU certainly does not exceed: bytes, and bytes per multiply-add of a batch in
+# training. The ablation's widest network takes 3.6 GiB; by this it would take 4.0.
+COPY_BYTES, BYTES_PER_MULTIPLY_ADD = 2 * 2**30, 1.0
+# The chips that one process may have, and how they lie together.
+CHIP_BOUNDS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1"}
 
 
 class Division(NamedTuple):
-    """How many worker processes execute runs at the same time, and what each of them may use.
+    """How many copies execute runs at the same time, and what each of them may use.
 
-    workers  1 if the runs are executed in this process
     threads  with which each computes on the CPU; None: XLA chooses, for accelerators
-    gpus     names of GPUs; each worker has some of them
-    chosen   the user chose the number of workers
+    devices  names of the GPUs or chips of each copy; () if it uses all
     reason   why there are so many, for people
     """
 
-    workers: int
+    copies: int
+    platform: str
     threads: int | None
-    gpus: tuple[str, ...] = ()
+    devices: tuple[tuple[str, ...], ...] = ()
     chosen: bool = False
     reason: str = ""
 
-    @property
-    def measures_memory(self) -> bool:
-        """Tells whether only so many workers may work as the memory has room for."""
-        return not self.chosen and not self.gpus
-
-    def environment(self, worker: int) -> dict[str, str]:
-        """Returns the environment variables of one worker."""
-        variables = {machine.WORKERS: str(self.workers)} if self.workers > 1 else {}
+    def environment(self, copy: int) -> dict[str, str]:
+        """Returns the environment variables of one copy."""
+        variables = {machine.WORKERS: str(self.copies)} if self.copies > 1 else {}
         if self.threads is not None:
             variables[machine.THREADS] = str(self.threads)
-        if self.gpus:
-            ours = self.gpus[worker % len(self.gpus) :: self.workers]
-            variables["CUDA_VISIBLE_DEVICES"] = ",".join(ours)
-            sharing = -(-self.workers // len(self.gpus))
-            if sharing > 1 and FRACTION not in os.environ:
-                variables[FRACTION] = f"{GPU_MEMORY / sharing:.3f}"
-        return variables
+        if not self.devices:
+            return variables
+        names = ",".join(self.devices[copy])
+        if self.platform == "tpu":
+            bounds = CHIP_BOUNDS[len(self.devices[copy])]
+            return {
+                **variables,
+                "TPU_VISIBLE_CHIPS": names,
+                "TPU_CHIPS_PER_PROCESS_BOUNDS": bounds,
+                "TPU_PROCESS_BOUNDS": "1,1,1",
+            }
+        sharing = max(self.devices.count(one) for one in self.devices)
+        if sharing > 1 and FRACTION not in os.environ:
+            variables[FRACTION] = f"{GPU_MEMORY / sharing:.3f}"
+        return {**variables, "CUDA_VISIBLE_DEVICES": names}
+
+    def within_memory(self, multiply_adds: float) -> "Division":
+        """Returns a division of as few copies as have room, unless the user chose their number.
+
+        `multiply_adds` are those of the largest batch in training, forward only.
+        """
+        if self.chosen or self.devices or self.platform != "cpu":
+            return self
+        needed = COPY_BYTES + BYTES_PER_MULTIPLY_ADD * multiply_adds
+        copies = max(1, min(self.copies, int(machine.free_memory() / needed)))
+        if copies == self.copies:
+            return self
+        reason = (
+            f"{self.reason}; memory has room for {copies} of {self.copies}, which take up to "
+            f"{needed / 2**30:.1f} GiB each: --parallel {self.copies} starts all"
+        )
+        return self._replace(copies=copies, reason=reason)
 
 
 def divide(runs: int, parallel: int | None = None, threads: int | None = None) -> Division:
     """Divides this machine among the runs of a sweep, all of them, with the finished ones.
 
-    So a run's number of threads, on which the last digits of its result depend, does not change
-    when the sweep is resumed. `parallel` and `threads` are what the user chose, if anything.
+    So a run's number of threads and devices, on which the last digits of its result depend, does
+    not change when the sweep is resumed. `parallel` and `threads` are what the user chose, if
+    anything.
 
-    On CPUs there is a worker per core: a training step with two threads is only 1.4 times as fast
-    as with one. On NVIDIA GPUs there is one per GPU. On TPUs one process uses all chips.
+    On CPUs there is a copy per core: a training step with two threads is only 1.4 times as fast
+    as with one. On accelerators there is one per GPU or chip, and each has as many as the others.
     """
     platform, cores = machine.platform(), machine.cores()
     chosen = parallel is not None
-    if platform == "cuda":
-        gpus = tuple(machine.gpus())
-        workers = parallel or max(1, min(len(gpus), runs))
-        return Division(workers, threads, gpus if workers > 1 else (), chosen, f"{len(gpus)} GPUs")
+    if platform in ("cuda", "tpu"):
+        names = tuple(machine.gpus() if platform == "cuda" else machine.chips())
+        copies = parallel or max(1, min(len(names), runs))
+        devices = _shares(names, copies, platform) if copies > 1 else ()
+        what = "GPU" if platform == "cuda" else "chip"
+        reason = f"{len(names)} {what}{'s' * (len(names) != 1)}"
+        used = len({name for one in devices for name in one})
+        if devices and used < len(names):
+            reason += f", {len(names) - used} of which stay idle: each run has as many"
+        return Division(copies, platform, threads, devices, chosen, reason)
     if platform != "cpu":
-        return Division(parallel or 1, threads, chosen=chosen, reason=f"on {platform}")
+        return Division(parallel or 1, platform, threads, chosen=chosen, reason=f"on {platform}")
     if threads is None:
         threads = max(1, cores // (parallel or min(cores, runs)))
-    workers = parallel or max(1, min(cores // threads, runs))
+    copies = parallel or max(1, min(cores // threads, runs))
     each = f"{threads} thread{'s' * (threads > 1)} each, of {cores} core{'s' * (cores > 1)}"
-    return Division(workers, threads, chosen=chosen, reason=each)
+    return Division(copies, platform, threads, chosen=chosen, reason=each)
+
+
+def _shares(names: tuple[str, ...], copies: int, platform: str) -> tuple[tuple[str, ...], ...]:
+    """Deals devices to copies, as many to each; a device is shared if there are not enough."""
+    each = max(1, len(names) // copies)
+    if platform == "tpu":
+        each = max(count for count in CHIP_BOUNDS if count <= each)
+    return tuple(
+        tuple(names[(copy * each + i) % len(names)] for i in range(each)) for copy in range(copies)
+    )

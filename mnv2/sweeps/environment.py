@@ -8,27 +8,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-
-from mnv2.runtime.accelerators import describe
-from mnv2.runtime.machine import threads
-from mnv2.training.devices import Devices
+from mnv2.runtime.machine import describe_devices, threads
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 NOT_RECORDED = "not recorded"
 
 
-def environment(devices: Devices = None, together: int = 1) -> dict[str, Any]:
-    """Returns the environment of this process, for a run on `devices`.
+def environment() -> dict[str, Any]:
+    """Returns the environment of this process."""
+    import jax  # which reports do not need
 
-    `together` is the number of runs that compute in one program.
-    """
     return {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "commit": COMMIT,
-        "devices": [device.device_kind for device in devices or jax.devices()],
-        **({"together": together} if together > 1 else {}),
+        "devices": [device.device_kind for device in jax.devices()],
         "threads": threads() if jax.default_backend() == "cpu" else None,
         "machine": f"{platform.system()} {platform.machine()}",
     }
@@ -78,7 +72,7 @@ def _describe(env: dict[str, Any] | None, versions: list[str]) -> str:
     """Describes an environment: cpu with 2 threads (Linux x86_64), JAX 0.12.0, commit 1a2b3c."""
     if not env:
         return NOT_RECORDED
-    kinds = describe(env.get("devices") or ["unknown device"])
+    kinds = describe_devices(env.get("devices") or ["unknown device"])
     if isinstance(count := env.get("threads"), int):
         kinds += f" with {count} thread{'s' * (count > 1)}"
     if isinstance(together := env.get("together"), int):

@@ -1,44 +1,57 @@
 """From a config to runs: every arm with every seed, each with its own resolved settings."""
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_collections
-from flax.traverse_util import flatten_dict
 
 from mnv2.runtime.checks import whole
 from mnv2.runtime.errors import UserError, check_choice
-from mnv2.runtime.files import read_json
-from mnv2.runtime.layout import RESULT
-from mnv2.runtime.storage import AnyPath
+from mnv2.runtime.files import read_json, to_json, write_json
+from mnv2.runtime.layout import CONFIG, RESULT, SWEEP
+from mnv2.runtime.storage import AnyPath, reason
 from mnv2.runtime.terminal import note
-from mnv2.sweeps.checks import has_field
-from mnv2.training import settings
-from mnv2.training.checks import LARGEST_SEED
-from mnv2.training.devices import Devices
-from mnv2.training.setup import set_up
+from mnv2.sweeps.checks import BETWEEN_ARMS, check_comparison, has_field
+from mnv2.sweeps.environment import environment
+from mnv2.sweeps.workdir import read_description
+from mnv2.training.config import LARGEST_SEED, Settings, flat, from_config, of_old_fields
+
+# These fields may change while a run is not finished, or to train it longer.
+MAY_CHANGE = ("log_every", "eval_every", "checkpoint_every", "eval_batch_size", "on_nan")
+CONFIG_REMEDY = (
+    "delete it to resume the run with the config given now, or the folder to start from the "
+    "beginning"
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
     """One arm with one seed, in its own folder.
 
-    config    the resolved config, as it is recorded
-    settings  the same, typed
-    steps     the number of training steps
+    config         the resolved config, as it is recorded
+    settings       the same, typed
+    steps          the number of training steps
+    multiply_adds  of an image in training, forward only
     """
 
     arm: str
     seed: int
     folder: AnyPath
     config: dict[str, Any]
-    settings: settings.Settings
+    settings: Settings
     steps: int
+    multiply_adds: int
 
     @property
     def name(self) -> str:
         return f"{self.arm}/{self.seed}"
+
+    @property
+    def work(self) -> float:
+        """The multiply-adds of all images of the training, forward only."""
+        return float(self.multiply_adds) * self.settings.batch_size * self.steps
 
     @property
     def trained(self) -> int | None:
@@ -58,20 +71,6 @@ class Run:
     def finished(self) -> bool:
         trained = self.trained  # reads the result
         return trained is not None and trained >= self.steps
-
-
-class Outcome(NamedTuple):
-    """How an attempt at a run ended: with one of the three, or none if it was finished before.
-
-    failure  in one line
-    holder   the process that executes the run
-    seconds  of the attempt
-    """
-
-    result: dict[str, Any] | None = None
-    failure: str | None = None
-    holder: str | None = None
-    seconds: float = 0.0
 
 
 def with_arms(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
@@ -102,7 +101,7 @@ def with_arms(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 def _is_baseline(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) -> bool:
     """Tells whether what an arm changes is what the config has."""
-    fields = flatten_dict(config.to_dict(), sep=".")
+    fields = flat(config.to_dict())
     return all(fields.get(name) == value for name, value in changes.items() if name != "seeds")
 
 
@@ -122,25 +121,26 @@ def _seeds(config: ml_collections.ConfigDict, arm: str, changes: Mapping[str, An
 
 
 def plan(
-    config: ml_collections.ConfigDict,
-    workdir: AnyPath,
-    only: Sequence[str] = (),
-    devices: Devices = None,
+    config: ml_collections.ConfigDict, workdir: AnyPath, only: Sequence[str] = ()
 ) -> list[Run]:
     """Lists the runs of `config`: all arms with the first seed, then with the second, and so on.
 
-    `only` names arms, or runs as arm/seed; the other arms are left out. Each run will compute on as
-    many devices as `devices` has. Raises UserError if any of
+    `only` names arms, or runs as arm/seed; the other arms are left out. Raises UserError if any of
     the runs cannot start, and for a name that does not exist.
     """
+    from mnv2.analysis import complexity  # these import JAX
+    from mnv2.training.setup import set_up
+
     wanted = _wanted(config, only)
     runs = []
     for arm, changes in dict(config.arms).items():
         if arm not in wanted:
             continue
         resolved = resolve(config, arm)
-        of_arm = settings.from_config(resolved)
-        steps = set_up(of_arm, devices).durations.total
+        settings = from_config(resolved)
+        setup = set_up(settings)
+        shape = (*setup.view.size, setup.image_shape[2])  # of training
+        multiply_adds = complexity.multiply_adds(setup.model, shape)
         for seed in _seeds(config, arm, changes):
             runs.append(
                 Run(
@@ -148,17 +148,18 @@ def plan(
                     seed,
                     workdir / arm / str(seed),
                     {**resolved.to_dict(), "seed": seed},
-                    dataclasses.replace(of_arm, seed=seed),
-                    steps,
+                    dataclasses.replace(settings, seed=seed),
+                    setup.durations.total,
+                    multiply_adds,
                 )
             )
     return sorted(runs, key=lambda run: run.seed)
 
 
-def first_settings(config: ml_collections.ConfigDict, only: Sequence[str]) -> settings.Settings:
+def first_settings(config: ml_collections.ConfigDict, only: Sequence[str]) -> Settings:
     """Returns the settings of the first arm that `only` names, or of the first of all."""
     names = _wanted(config, only)
-    return settings.from_config(resolve(config, names[0]))
+    return from_config(resolve(config, names[0]))
 
 
 def _wanted(config: ml_collections.ConfigDict, only: Sequence[str]) -> list[str]:
@@ -175,7 +176,7 @@ def _wanted(config: ml_collections.ConfigDict, only: Sequence[str]) -> list[str]
     return names or list(arms)
 
 
-def chosen(runs: Sequence[Run], only: Sequence[str]) -> list[Run]:
+def named(runs: Sequence[Run], only: Sequence[str]) -> list[Run]:
     """Returns the runs that `only` names, by arm or as arm/seed; all of them if it is empty.
 
     Raises UserError for a name that does not exist.
@@ -196,7 +197,7 @@ def changed(
 ) -> ml_collections.ConfigDict:
     """Returns the shared config with the changes of an arm. Raises UserError for unknown ones."""
     resolved = ml_collections.ConfigDict(
-        {name: value for name, value in config.items() if name not in settings.BETWEEN_ARMS}
+        {name: value for name, value in config.items() if name not in BETWEEN_ARMS}
     ).copy_and_resolve_references()
     for field in changes:
         if not has_field(resolved, field):
@@ -206,3 +207,110 @@ def changed(
     except TypeError as error:
         raise UserError(f"arm {arm}: {error}") from error
     return resolved
+
+
+def claim(
+    config: ml_collections.ConfigDict,
+    workdir: AnyPath,
+    only: Sequence[str],
+) -> list[Run]:
+    """Records the config in `workdir`, and returns the runs that `only` names.
+
+    The config may be that of the workdir with a longer duration: its runs are then trained longer,
+    all arms alike.
+
+    Raises UserError if the workdir belongs to another config, cannot be written to, or if a run
+    cannot start.
+    """
+    from mnv2.runtime.processes import is_writer  # these import JAX
+    from mnv2.training.classes import check_classes_of_run
+    from mnv2.training.setup import open_data
+
+    check_comparison(config)
+    old = read_description(workdir)
+    lasts_longer = old is not None and old["config"]["duration"] != config.duration
+    everything = plan(config, workdir, () if lasts_longer else only)
+    runs = named(everything, only)
+    before = (old or {}).get("steps", {})
+    may_change = list(MAY_CHANGE)
+    # What a recalibrated run would be trained on with is not what it was trained with.
+    recalibrated = any(one.settings.recalibrate for one in everything)
+    if not recalibrated and all(one.steps >= before.get(one.arm, 0) for one in everything):
+        may_change.append("duration")
+    remedy = "choose another --workdir"
+    if recalibrated and lasts_longer:
+        remedy += ", because a run that was recalibrated cannot be trained longer"
+    _check_same(workdir, old, config, runs, may_change, remedy)
+    if not all(one.finished for one in runs):
+        for one in everything:
+            check_classes_of_run(one.folder, open_data(one.settings))
+    if is_writer():
+        # The environment is that of the last command that had something to do.
+        idle = old is not None and all(one.finished for one in runs)
+        description = {
+            "config": config.to_dict(),
+            "environment": old.get("environment", {}) if old and idle else environment(),
+            "steps": {**before, **{one.arm: one.steps for one in everything}},
+            "multiply_adds": {
+                **(old or {}).get("multiply_adds", {}),
+                **{one.arm: one.multiply_adds for one in everything},
+            },
+        }
+        try:
+            if json.loads(to_json(description)) != old:
+                write_json(workdir / SWEEP, description)
+        except OSError as error:
+            raise UserError(f"cannot write to --workdir {workdir}: {reason(error)}") from error
+    return runs
+
+
+def _check_same(
+    workdir: AnyPath,
+    old: dict[str, Any] | None,
+    config: ml_collections.ConfigDict,
+    runs: Sequence[Run],
+    may_change: Sequence[str],
+    remedy: str,
+) -> None:
+    """Raises UserError, with a remedy, if `workdir` belongs to another config."""
+    if old is not None:
+        ignored = ("seeds", *BETWEEN_ARMS, *may_change)
+        if difference := _difference(old["config"], config.to_dict(), ignored):
+            raise UserError(f"{workdir} holds runs with {difference}; {remedy}")
+        if not dict(old["config"]["arms"]).keys() & dict(config.arms).keys():
+            raise UserError(f"{workdir} holds the runs of other arms; choose another --workdir")
+    for one in runs:
+        path = one.folder / CONFIG
+        if path.exists():
+            recorded = read_json(path, CONFIG_REMEDY)
+            if difference := _difference(recorded, one.config, ("seeds", *may_change)):
+                raise UserError(f"{path.parent} holds a run with {difference}; {remedy}")
+    if old is not None:  # runs that are not chosen now would be reported as something else
+        _check_arms(workdir, dict(old["config"]["arms"]), dict(config.arms))
+
+
+def _check_arms(workdir: AnyPath, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raises UserError if an arm that has runs is described in another way than they were."""
+    for arm in old.keys() & new.keys():
+        before, now = (
+            {k: v for k, v in json.loads(to_json(dict(changes))).items() if k != "seeds"}
+            for changes in (old[arm], new[arm])
+        )
+        if before != now and any((workdir / arm).glob(f"*/{CONFIG}")):
+            raise UserError(
+                f"{workdir} holds runs of arm {arm} with the changes {before}, and not {now}: "
+                "give the new arm another name"
+            )
+
+
+def _difference(old: dict[str, Any], new: dict[str, Any], ignored: Sequence[str]) -> str:
+    """Names the first field in which two configs differ, and both values; '' if none differs."""
+    old_flat = of_old_fields(flat(old))
+    new_flat = of_old_fields(flat(json.loads(to_json(new))))
+    old_flat = json.loads(to_json(old_flat))  # the defaults of fields that it lacks, too
+    new_flat = json.loads(to_json(new_flat))
+    for field in sorted(old_flat.keys() | new_flat.keys()):
+        before, now = old_flat.get(field), new_flat.get(field)
+        if before != now and field not in ignored:
+            return f"{field} = {before!r} instead of {now!r}"
+    return ""

@@ -1,43 +1,46 @@
-"""Submits runs as jobs of a SLURM cluster."""
+"""Jobs of a SLURM cluster, each of which executes a fixed list of runs: see `mnv2.submit`."""
 
 import math
 import os
+import pickle
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_collections
 
-from mnv2.runtime.cli import hide_gpus_from_tensorflow, silence_libraries
+from mnv2.runtime.cli import one_line_errors
 from mnv2.runtime.errors import UserError, check_positive
-from mnv2.runtime.interruption import Stopped
+from mnv2.runtime.interruption import EXIT_CODE
 from mnv2.runtime.layout import SLURM
-from mnv2.sweeps.local import run_here
-from mnv2.sweeps.plan import Run, chosen, plan
-from mnv2.sweeps.schedule import longest_first, multiply_adds
-from mnv2.sweeps.workdir import claim
+from mnv2.sweeps.launch import run_sweep
+from mnv2.sweeps.plan import Run, claim, named, plan
 
-SAVING = 90  # seconds before its time limit at which a job stops by itself
+SAVING_SECONDS = 90  # before its time limit at which a job stops by itself
 # A job gets short runs until they have this many multiply-adds: ten minutes on four cores.
 WORK = 5e12
 MOST_JOBS = 1000  # of an array; SLURM's MaxArraySize is 1001 unless it was set
 
 
 class Resources(NamedTuple):
-    """What each job asks SLURM for.
+    """What each job asks SLURM for; None: what the site gives by default.
 
-    parallel      jobs at the same time; None: all of them
+    jobs          at the same time; None: all of them
     threads       with which a run computes on a CPU; None: as the cores of a job allow
     runs_per_job  None: several if they are short
     """
 
-    partition: str | None
     cores: int
     gpus: int
     hours: float
-    parallel: int | None = None
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    memory: str | None = None
+    jobs: int | None = None
     threads: int | None = None
     runs_per_job: int | None = None
 
@@ -48,11 +51,10 @@ class Resources(NamedTuple):
 
 
 def submit(
+    resources: Resources,
     config: ml_collections.ConfigDict,
     workdir: Path,
-    only: Sequence[str],
-    wanted: Resources,
-    *,
+    *only: str,
     reports: bool = True,
 ) -> None:
     """Submits the runs that are not finished as jobs of one array. Does not wait for the jobs.
@@ -67,22 +69,22 @@ def submit(
             'SLURM needs another package: pip install ".[slurm]" in a checkout of mnv2'
         ) from None
 
-    check_positive(wanted.hours, "--hours")
-    if not math.isfinite(wanted.hours):
-        raise UserError(f"--hours must be a finite number, got {wanted.hours}")
+    check_positive(resources.hours, "--hours")
+    if not math.isfinite(resources.hours):
+        raise UserError(f"--hours must be a finite number, got {resources.hours}")
     runs = claim(config, workdir, only)
     waiting = [one for one in runs if not one.finished]
     if not waiting:
         print(f"all {len(runs)} runs in {workdir} are finished already")
         return
-    groups = share_out(waiting, multiply_adds(waiting), wanted.runs_per_job)
+    groups = share_out(waiting, resources.runs_per_job)
     names = [[one.name for one in group] for group in groups]
     try:
         executor = submitit.SlurmExecutor(folder=workdir / SLURM)
-        executor.update_parameters(**_parameters(wanted, len(groups)))
+        executor.update_parameters(**_parameters(resources, len(groups)))
         with executor.batch():
             jobs = [
-                executor.submit(_Job(config, workdir.absolute(), these, only, wanted, reports))
+                executor.submit(_Job(config, workdir.absolute(), these, only, resources, reports))
                 for these in names
             ]
     except (RuntimeError, submitit.core.utils.FailedJobError) as error:
@@ -95,13 +97,10 @@ def submit(
     )
 
 
-def share_out(
-    runs: Sequence[Run], work: Mapping[str, float], runs_per_job: int | None
-) -> list[list[Run]]:
+def share_out(runs: Sequence[Run], runs_per_job: int | None) -> list[list[Run]]:
     """Divides runs among at most MOST_JOBS jobs; the longest runs come first.
 
-    `work` has the multiply-adds of each run by its name. Without `runs_per_job`, a job gets runs
-    until they have WORK multiply-adds.
+    Without `runs_per_job`, a job gets runs until they have WORK multiply-adds.
     """
     fewest = math.ceil(len(runs) / MOST_JOBS)  # runs per job
     if runs_per_job is not None and runs_per_job < fewest:
@@ -111,33 +110,33 @@ def share_out(
         )
     groups: list[list[Run]] = []
     left = 0.0  # how much more the last job takes: multiply-adds, or runs
-    for one in longest_first(runs, work):
+    for one in sorted(runs, key=lambda one: -one.work):
         if not groups or (left <= 0 and len(groups[-1]) >= fewest):
             groups.append([])
             left = WORK if runs_per_job is None else runs_per_job
         groups[-1].append(one)
-        left -= work[one.name] if runs_per_job is None else 1
+        left -= one.work if runs_per_job is None else 1
     return groups
 
 
-def _parameters(wanted: Resources, jobs: int) -> dict[str, Any]:
-    parameters: dict[str, Any] = {
+def _parameters(resources: Resources, jobs: int) -> dict[str, Any]:
+    additional = {"requeue": True, "account": resources.account, "mem": resources.memory}
+    parameters = {
         "job_name": "mnv2",
-        "time": wanted.minutes,
-        "cpus_per_task": wanted.cores,
-        "array_parallelism": wanted.parallel or jobs,
+        "time": resources.minutes,
+        "cpus_per_task": resources.cores,
+        "array_parallelism": resources.jobs or jobs,
         "use_srun": False,  # one process per job, which gets its signals directly
-        "additional_parameters": {"requeue": True},
+        "additional_parameters": {name: x for name, x in additional.items() if x is not None},
+        "partition": resources.partition,
+        "qos": resources.qos,
+        "gpus_per_node": resources.gpus or None,
     }
-    if wanted.partition:
-        parameters["partition"] = wanted.partition
-    if wanted.gpus:
-        parameters["gpus_per_node"] = wanted.gpus
-    return parameters
+    return {name: value for name, value in parameters.items() if value is not None}
 
 
 class _Job:
-    """Some runs, as they are sent to a node. The last of `only` to finish writes the report."""
+    """Some runs, as they are sent to a node. The last job that finishes one writes the report."""
 
     def __init__(
         self,
@@ -145,41 +144,40 @@ class _Job:
         workdir: Path,
         names: Sequence[str],
         only: Sequence[str],
-        wanted: Resources,
-        reports: bool = True,
+        resources: Resources,
+        reports: bool,
     ):
         self.config, self.workdir, self.names, self.only = config, workdir, names, only
-        self.wanted, self.reports = wanted, reports
+        self.resources, self.reports = resources, reports
 
     def __call__(self) -> None:
-        silence_libraries()
-        hide_gpus_from_tensorflow()
+        request = self.workdir / SLURM / f"{_job_id()}.pickle"
+        request.write_bytes(
+            pickle.dumps((self.config, self.workdir, self.names, self.resources.threads))
+        )
+        process = subprocess.Popen([sys.executable, "-m", "mnv2.sweeps.slurm", str(request)])
         # The job keeps its own clock. submitit lets SLURM send SIGUSR2 before the time limit, which
         # reaches only what srun started. SIGTERM means preemption or scancel.
         timed_out = []
 
         def near_the_limit(*_: Any) -> None:
             timed_out.append(True)
-            os.kill(os.getpid(), signal.SIGTERM)
+            process.send_signal(signal.SIGTERM)
 
         for number in (signal.SIGALRM, signal.SIGUSR2):
             signal.signal(number, near_the_limit)
-        signal.alarm(max(SAVING // 3, 60 * self.wanted.minutes - SAVING))
-        try:
-            run_here(
-                self.config,
-                self.workdir,
-                self.names,
-                threads=self.wanted.threads,
-                reports=False,
-            )
-        except Stopped as stopped:
-            print(f"stopped by {stopped}", flush=True)
+        signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))
+        signal.alarm(max(SAVING_SECONDS // 3, 60 * self.resources.minutes - SAVING_SECONDS))
+        code = process.wait()
+        signal.alarm(0)
+        if code == EXIT_CODE:  # after a signal
             if timed_out:
                 subprocess.run(["scontrol", "requeue", _job_id()], check=True)
             # SLURM queues a preempted job again only if SLURM itself ends it.
             signal.pause()
-        runs = chosen(plan(self.config, self.workdir), self.only)
+        if code:
+            sys.exit(code)
+        runs = named(plan(self.config, self.workdir), self.only)
         if self.reports and all(one.finished for one in runs):
             from mnv2.sweeps.report import write_report
 
@@ -189,3 +187,14 @@ class _Job:
 def _job_id() -> str:
     array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
     return f"{array}_{task}" if array else os.environ["SLURM_JOB_ID"]
+
+
+def main(request: str) -> None:
+    """Executes the runs of a job: python -m mnv2.sweeps.slurm REQUEST"""
+    with one_line_errors(resumes=True):
+        config, workdir, names, threads = pickle.loads(Path(request).read_bytes())
+        run_sweep(config, workdir, *names, threads=threads, reports=False)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -9,18 +9,24 @@ split. Then the arms are compared in WORKDIR, with new seeds: each at the value 
 baseline, and at its own best value, if that is another one. That arm is named ARM@VALUE.
 """
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ml_collections
 
 from mnv2.runtime.checks import whole
-from mnv2.runtime.errors import UserError
-from mnv2.sweeps.checks import check_comparison, has_field
+from mnv2.runtime.errors import RunsFailed, UserError
+from mnv2.runtime.files import read_json, write_text
+from mnv2.runtime.layout import CONFIG, SWEEP, TUNING
+from mnv2.runtime.storage import AnyPath
+from mnv2.runtime.terminal import first_few, note
+from mnv2.sweeps.checks import BETWEEN_ARMS, check_comparison, has_field
+from mnv2.sweeps.launch import run_sweep
 from mnv2.sweeps.plan import number_of_runs
-from mnv2.sweeps.statistics import Estimate
-from mnv2.sweeps.workdir import Sweep
-from mnv2.training.settings import BETWEEN_ARMS
+from mnv2.sweeps.workdir import Sweep, diverged, load
+
+if TYPE_CHECKING:
+    from mnv2.sweeps.statistics import Estimate
 
 FIRST_SEED = 1000  # of tuning, after the first seed of the comparison; later if it has more seeds
 SEEDS = 2  # if the config does not say how many
@@ -36,7 +42,7 @@ class Choice(NamedTuple):
     """
 
     value: float
-    found: dict[float, Estimate | None]
+    found: dict[float, "Estimate | None"]
 
     @property
     def end(self) -> str:
@@ -84,7 +90,10 @@ def tuning_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
     tuning = config.copy_and_resolve_references()
     with tuning.unlocked():
         tuning.arms = tuple(arms.items())
-        tuning.baseline, tuning.panels = at(config.baseline, values[0]), ()
+        tuning.baseline = at(config.baseline, values[0])
+        tuning.panels = tuple(
+            (arm, field, tuple(at(arm, value) for value in values)) for arm in dict(config.arms)
+        )
         most = max(changes.get("seeds", config.seeds) for changes in dict(config.arms).values())
         tuning.seed, tuning.seeds = config.seed + max(FIRST_SEED, most), seeds
         tuning.final_split = "validation"
@@ -126,6 +135,8 @@ def choose(sweep: Sweep) -> dict[str, Choice]:
 
     Of equal values, the smallest is chosen. Raises UserError if no value of an arm stayed finite.
     """
+    from mnv2.sweeps.statistics import Estimate  # imports SciPy
+
     field, values = tuned_field(sweep.config)
     seeds = range(sweep.config["seed"], sweep.config["seed"] + sweep.config["seeds"])
     choices = {}
@@ -143,3 +154,84 @@ def choose(sweep: Sweep) -> dict[str, Choice]:
             )
         choices[arm] = Choice(max(finite, key=lambda value: finite[value]), found)
     return choices
+
+
+def sentences(field: str, choices: Mapping[str, Choice]) -> str:
+    """Says what was chosen, and for which arms a better value may lie beyond those tried."""
+    seeds = max(one.count for choice in choices.values() for one in choice.found.values() if one)
+    said = [
+        f"For each arm, {field} was chosen on validation, by the mean of {seeds} "
+        f"seed{'s' * (seeds > 1)} which the comparison does not use: "
+        + ", ".join(f"{arm} {choice.value:g}" for arm, choice in choices.items())
+        + "."
+    ]
+    for end, direction in (("smallest", "below"), ("largest", "above")):
+        if arms := [arm for arm, choice in choices.items() if choice.end == end]:
+            said.append(
+                f"The value of {', '.join(arms)} is the {end} that was tried: a better one may lie "
+                f"{direction} it."
+            )
+    return " ".join(said)
+
+
+def run_tuned(
+    config: ml_collections.ConfigDict,
+    workdir: AnyPath,
+    *,
+    reports: bool = True,
+    execute: Callable[..., None] = run_sweep,
+    **more: Any,
+) -> None:
+    """Tunes the arms of a config, then compares them.
+
+    `execute`, to which `more` is passed, executes the runs of a sweep or gives them to jobs. As
+    long as runs that tune are not finished, nothing is compared. The same command goes on. Raises
+    UserError for a config that cannot be tuned or is not that of the workdir, and RunsFailed if a
+    run failed for another reason than numbers that are not finite.
+    """
+    candidates, folder = tuning_config(config), workdir / TUNING
+    wanted = [name for name in _names(candidates) if not _gave_up(candidates, folder, name)]
+    if wanted:  # no names would mean all of them
+        try:
+            execute(candidates, folder, *wanted, reports=reports, **more)
+        except RunsFailed:
+            if _left(candidates, folder):
+                raise
+    if left := _left(candidates, folder):
+        note(
+            f"tuning is not finished: {first_few(left)}. When it is, the same command compares the "
+            f"arms with the values that it finds (python -m mnv2.status {folder})"
+        )
+        return
+    choices = choose(load(folder))
+    if reports:
+        said = sentences(tuned_field(config)[0], choices)
+        print(f"\n{said}\n", flush=True)
+        write_text(workdir / f"{TUNING}.md", f"{said}\n")
+    execute(compared_config(config, choices), workdir, reports=reports, **more)
+
+
+def _names(config: ml_collections.ConfigDict) -> list[str]:
+    """Lists the runs of a sweep whose arms have equally many seeds."""
+    seeds = range(config.seed, config.seed + config.seeds)
+    return [f"{arm}/{seed}" for arm in dict(config.arms) for seed in seeds]
+
+
+def _gave_up(config: ml_collections.ConfigDict, folder: AnyPath, name: str) -> bool:
+    """Tells whether a run did not stay finite, with what the config says about such steps."""
+    if not diverged(folder / name):
+        return False
+    changes = dict(config.arms)[name.rpartition("/")[0]]
+    recorded = read_json(folder / name / CONFIG, "delete it")
+    return recorded.get("on_nan") == changes.get("on_nan", config.on_nan)
+
+
+def _left(config: ml_collections.ConfigDict, folder: AnyPath) -> list[str]:
+    """Names the runs that have no result, except for those that did not stay finite."""
+    if not (folder / SWEEP).exists():
+        return _names(config)
+    sweep = load(folder)
+    done = {f"{arm}/{seed}" for arm, runs in sweep.results.items() for seed in runs}
+    return [
+        name for name in _names(config) if name not in done and not _gave_up(config, folder, name)
+    ]

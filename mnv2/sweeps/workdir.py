@@ -2,40 +2,28 @@
 
 import contextlib
 import dataclasses
-import json
 import math
 import re
+import traceback
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import ml_collections
-from flax.traverse_util import flatten_dict
+from typing import TYPE_CHECKING, Any
 
 from mnv2.runtime.errors import NotFinite, UserError
-from mnv2.runtime.files import read_json, to_json, warn_once, write_json
+from mnv2.runtime.files import read_json, warn_once, write_json, write_text
 from mnv2.runtime.layout import CHECKPOINTS, CONFIG, ENVIRONMENT, FAILURE, RESULT, SWEEP, TUNING
-from mnv2.runtime.processes import is_writer
-from mnv2.runtime.storage import AnyPath, read, reason
-from mnv2.sweeps.checks import accuracy, check_comparison, check_description, check_result
+from mnv2.runtime.storage import AnyPath, read
+from mnv2.sweeps.checks import accuracy, check_description, check_result
 from mnv2.sweeps.environment import environment, is_environment
-from mnv2.sweeps.plan import Run, chosen, plan
-from mnv2.training.checks import FINAL_SPLITS
-from mnv2.training.classes import check_classes_of_run
-from mnv2.training.devices import Devices
-from mnv2.training.settings import BETWEEN_ARMS, defaults
-from mnv2.training.setup import open_data
+from mnv2.training.config import FINAL_SPLITS
 
-# These fields may change while a run is not finished, or to train it longer.
-MAY_CHANGE = ("log_every", "eval_every", "checkpoint_every", "eval_batch_size", "on_nan")
+if TYPE_CHECKING:
+    from mnv2.sweeps.plan import Run
+
 SEED = re.compile(r"0|[1-9][0-9]*")  # the name of a run's folder
 
 # What to do about a damaged file.
 SWEEP_REMEDY = "delete it, and repeat the command that began the runs: it writes the file again"
 RESULT_REMEDY = "delete it, and repeat the command that began the run: it writes it again"
-CONFIG_REMEDY = (
-    "delete it to resume the run with the config given now, or the folder to start from the "
-    "beginning"
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +85,7 @@ class Sweep:
 
 def load(workdir: AnyPath) -> Sweep:
     """Reads what is finished in `workdir`. Raises UserError if it is not the workdir of a sweep."""
-    description = _read_description(workdir)
+    description = read_description(workdir)
     if description is None:
         if (workdir / TUNING / SWEEP).exists():
             raise UserError(f"the arms of {workdir} are still tuned: see {workdir / TUNING}")
@@ -147,7 +135,7 @@ def _result_paths(workdir: AnyPath, arms: Sequence[str]) -> list[tuple[str, int,
     return sorted(found, key=lambda one: one[1])
 
 
-def _read_description(workdir: AnyPath) -> dict[str, Any] | None:
+def read_description(workdir: AnyPath) -> dict[str, Any] | None:
     """Reads sweep.json; None if there is none."""
     path = workdir / SWEEP
     if not path.exists():
@@ -160,68 +148,14 @@ def read_result(path: AnyPath) -> dict[str, Any]:
     return check_result(read_json(path, RESULT_REMEDY), path, RESULT_REMEDY)
 
 
-def claim(
-    config: ml_collections.ConfigDict,
-    workdir: AnyPath,
-    only: Sequence[str],
-    devices: Devices = None,
-) -> list[Run]:
-    """Records the config in `workdir`, and returns the runs that `only` chooses.
-
-    Each run will compute on as many devices as `devices` has.
-
-    The config may be that of the workdir with a longer duration: its runs are then trained longer,
-    all arms alike.
-
-    Raises UserError if the workdir belongs to another config, cannot be written to, or if a run
-    cannot start.
-    """
-    check_comparison(config)
-    old = _read_description(workdir)
-    lasts_longer = old is not None and old["config"]["duration"] != config.duration
-    everything = plan(config, workdir, () if lasts_longer else only, devices)
-    runs = chosen(everything, only)
-    before = (old or {}).get("steps", {})
-    may_change = list(MAY_CHANGE)
-    # What a recalibrated run would be trained on with is not what it was trained with.
-    recalibrated = any(one.settings.recalibrate for one in everything)
-    if not recalibrated and all(one.steps >= before.get(one.arm, 0) for one in everything):
-        may_change.append("duration")
-    remedy = "choose another --workdir"
-    if recalibrated and lasts_longer:
-        remedy += ", because a run that was recalibrated cannot be trained longer"
-    _check_same(workdir, old, config, runs, may_change, remedy)
-    if not all(one.finished for one in runs):
-        for one in everything:
-            check_classes_of_run(one.folder, open_data(one.settings, devices))
-    if is_writer():
-        # The environment is that of the last command that had something to do.
-        idle = old is not None and all(one.finished for one in runs)
-        description = {
-            "config": config.to_dict(),
-            "environment": old.get("environment", {}) if old and idle else environment(),
-            "steps": {
-                **before,
-                **{one.arm: one.steps for one in everything},
-            },
-        }
-        try:
-            if json.loads(to_json(description)) != old:
-                write_json(workdir / SWEEP, description)
-        except OSError as error:
-            raise UserError(f"cannot write to --workdir {workdir}: {reason(error)}") from error
-    return runs
-
-
-def record(one: Run, devices: Devices = None, together: int = 1) -> None:
+def record(one: "Run") -> None:
     """Writes the config and the environment of a run that starts, and forgets its last failure.
 
-    The run computes on `devices`, in one program with the other ones of `together` runs. If it is
-    resumed in another environment, those before stay recorded, as `earlier`.
+    If it is resumed in another environment, those before stay recorded, as `earlier`.
     """
     (one.folder / FAILURE).unlink(missing_ok=True)
     write_json(one.folder / CONFIG, one.config)
-    now, before = environment(devices, together), _environments_before(one.folder)
+    now, before = environment(), _environments_before(one.folder)
     if before and before[-1] == now:
         before.pop()
     write_json(one.folder / ENVIRONMENT, {**now, **({"earlier": before} if before else {})})
@@ -235,11 +169,6 @@ def _environments_before(folder: AnyPath) -> list[dict[str, Any]]:
         if is_environment(last := read_json(folder / ENVIRONMENT, "")):
             return [*last.pop("earlier", []), last]
     return []
-
-
-def result_of(one: Run) -> dict[str, Any]:
-    """Reads the result of a finished run. Raises UserError if it is damaged."""
-    return read_result(one.folder / RESULT)
 
 
 def failure_of(folder: AnyPath) -> str | None:
@@ -262,53 +191,19 @@ def _failure_lines(folder: AnyPath) -> list[str] | None:
     return read(path).decode("utf-8", errors="replace").split("\n")
 
 
-def _check_same(
-    workdir: AnyPath,
-    old: dict[str, Any] | None,
-    config: ml_collections.ConfigDict,
-    runs: Sequence[Run],
-    may_change: Sequence[str],
-    remedy: str,
-) -> None:
-    """Raises UserError, with a remedy, if `workdir` belongs to another config."""
-    if old is not None:
-        ignored = ("seeds", *BETWEEN_ARMS, *may_change)
-        if difference := _difference(old["config"], config.to_dict(), ignored):
-            raise UserError(f"{workdir} holds runs with {difference}; {remedy}")
-        if not dict(old["config"]["arms"]).keys() & dict(config.arms).keys():
-            raise UserError(f"{workdir} holds the runs of other arms; choose another --workdir")
-    for one in runs:
-        path = one.folder / CONFIG
-        if path.exists():
-            theirs = read_json(path, CONFIG_REMEDY)
-            if difference := _difference(theirs, one.config, ("seeds", *may_change)):
-                raise UserError(f"{path.parent} holds a run with {difference}; {remedy}")
-    if old is not None:  # runs that are not chosen now would be reported as something else
-        _check_arms(workdir, dict(old["config"]["arms"]), dict(config.arms))
+def explanation(error: Exception) -> str:
+    """Returns one line: a UserError's message, or the type and message of any other error."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
 
 
-def _check_arms(workdir: AnyPath, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Raises UserError if an arm that has runs is described in another way than they were."""
-    for arm in old.keys() & new.keys():
-        before, now = (
-            {k: v for k, v in json.loads(to_json(dict(changes))).items() if k != "seeds"}
-            for changes in (old[arm], new[arm])
-        )
-        if before != now and any((workdir / arm).glob(f"*/{CONFIG}")):
-            raise UserError(
-                f"{workdir} holds runs of arm {arm} with the changes {before}, and not {now}: "
-                "give the new arm another name"
-            )
+def record_failure(folder: AnyPath, error: Exception) -> None:
+    """Writes the traceback, with the message as its last line, to the run's folder if possible.
 
-
-def _difference(old: dict[str, Any], new: dict[str, Any], ignored: Sequence[str]) -> str:
-    """Names the first field in which two configs differ, and both values; '' if none differs."""
-    # A run that began before there was a field has its default value.
-    absent = json.loads(to_json(defaults()))
-    old_flat = {**absent, **flatten_dict(old, sep=".")}
-    new_flat = {**absent, **flatten_dict(json.loads(to_json(new)), sep=".")}
-    for field in sorted(old_flat.keys() | new_flat.keys()):
-        before, now = old_flat.get(field), new_flat.get(field)
-        if before != now and field not in ignored:
-            return f"{field} = {before!r} instead of {now!r}"
-    return ""
+    An error in what a user gave has no traceback. NotFinite has its name as the first line.
+    """
+    lines = [] if isinstance(error, UserError) else traceback.format_exception(error)
+    if isinstance(error, NotFinite):
+        lines = [f"{NotFinite.__name__}\n"]
+    with contextlib.suppress(OSError):  # a full disk may be what failed
+        write_text(folder / FAILURE, "".join([*lines, explanation(error), "\n"]))

@@ -5,7 +5,6 @@ import errno
 import os
 import shutil
 import sys
-import threading
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,7 +17,7 @@ from mnv2.runtime import packed_arrays
 from mnv2.runtime.errors import NotFinite, UserError, first_line
 from mnv2.runtime.layout import DAMAGED
 from mnv2.runtime.machine import WORKERS
-from mnv2.runtime.processes import is_writer, number_of_first
+from mnv2.runtime.processes import broadcast_from_primary, is_writer
 from mnv2.runtime.storage import AnyPath, absolute, is_object, is_store_error, move
 from mnv2.training.state import TrainState
 
@@ -30,9 +29,6 @@ PASSING = (
     *(errno.EIO, errno.ETIMEDOUT, errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.EACCES),
     *(errno.EPERM, errno.ENOTCONN, errno.EHOSTDOWN, errno.EMFILE, errno.ENFILE, errno.ENOMEM),
 )
-
-
-_SAVING = threading.Lock()
 
 
 class Timing(NamedTuple):
@@ -48,13 +44,11 @@ class Timing(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run in `folder`. The newest two are kept.
 
-    Each holds the state and the timing of the training until then. `shares_process` says that other
-    threads of this process save other runs, which Orbax does not expect: each then waits until its
-    checkpoint is on disk.
+    Each holds the state and the timing of the training until then.
     """
 
-    def __init__(self, folder: AnyPath, *, shares_process: bool = False):
-        self._folder, self._shares_process = absolute(folder), shares_process
+    def __init__(self, folder: AnyPath):
+        self._folder = absolute(folder)
         self._damaged = self._folder.with_name(DAMAGED)
         self._manager = ocp.CheckpointManager(
             self._folder, options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
@@ -78,10 +72,7 @@ class Checkpoints:
             state=ocp.args.StandardSave(vectors),
             index=ocp.args.JsonSave({"timing": timing, **index}),
         )
-        with _SAVING:
-            self._write(lambda: self._manager.save(step, args=arguments))
-            if self._shares_process:
-                self.wait()
+        self._write(lambda: self._manager.save(step, args=arguments))
 
     def _check_space(self, step: int, needed: int) -> None:
         """Raises UserError if a checkpoint of `needed` bytes cannot be written.
@@ -143,7 +134,7 @@ class Checkpoints:
                 f"no checkpoint in {self._folder} can be read ({damaged[0][1]}): "
                 "move that folder away to start from the beginning"
             )
-        agreed = number_of_first(-1 if trouble else found[0] if found else 0)
+        agreed = broadcast_from_primary(-1 if trouble else found[0] if found else 0)
         if agreed < 0:
             raise UserError(trouble or "the first process cannot read a checkpoint")
         if not agreed:
@@ -155,7 +146,7 @@ class Checkpoints:
                 f"{self._damaged}; the run resumes from step {agreed} ({reason})",
                 file=sys.stderr,
             )
-        if number_of_first(len(damaged)):  # they are moved now: every process must see it
+        if broadcast_from_primary(len(damaged)):  # they are moved now: every process must see it
             self._manager.reload()
         return found[1] if found else self._restore(agreed, template)
 

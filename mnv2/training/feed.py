@@ -1,88 +1,92 @@
 """How training batches reach the devices: one at a time from the host, or looked up on the devices.
 
-A data set that fits lies in the memory of every device. Then several steps are one dispatch: for a
+A data set that fits lies in the memory of every device. Then several steps are one call: for a
 small network, calling the devices for each step takes longer than the step.
 """
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
-from jaxtyping import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mnv2 import data
-from mnv2.runtime.processes import number_of_first, process_shard
-from mnv2.training.look_up import look_up
-from mnv2.training.metrics import Sums
-from mnv2.training.settings import Settings
+from mnv2.runtime.processes import broadcast_from_primary, process_shard
+from mnv2.training.config import Settings
 from mnv2.training.setup import Setup
-from mnv2.training.state import TrainState
-from mnv2.training.steps import MOST_STEPS
-from mnv2.training.together import Member
+from mnv2.training.step import AXIS, MOST_STEPS, look_up, replicate, shard
 
-SECONDS = 1.0  # that a dispatch may take, because a signal waits for it
+CALL_SECONDS = 1.0  # that a call of several steps may take, because a signal waits for it
+SHOWN = 8  # pictures of a batch for TensorBoard
 
 
-class Dispatch(NamedTuple):
+class Call(NamedTuple):
     """Some training steps that the devices compute after one call.
 
-    steps   their number
-    update  computes them; the sums have an axis of steps, or none if there is one step
-    images  returns the images of the first rows of its first batch
-    shape   of the images, for which the step is compiled
+    program    `Steps.train` or `Steps.train_many`
+    arguments  of the program, after the state
+    steps      their number
     """
 
+    program: Callable[..., Any]
+    arguments: tuple[Any, ...]
     steps: int
-    update: Callable[[TrainState], tuple[TrainState, Sums]]
-    images: Callable[[], np.ndarray]
-    shape: tuple[int, ...] = ()
 
 
-def feed(
-    setup: Setup, settings: Settings, first_step: int, key: Array, member: Member | None = None
-) -> "FromHost | FromDevice | Together":
-    """Returns the feed of a run from `first_step` on. Raises UserError as `train_batches` does.
-
-    `member` is the run's place among runs that compute together, which needs data that `fits`.
-    """
+def create_feed(setup: Setup, settings: Settings, first_step: int) -> "HostFeed | DeviceFeed":
+    """Returns the feed of a run from `first_step` on. Raises UserError as `train_batches` does."""
     data.check_batch_size(settings.batch_size, setup.dataset)
-    if member is not None:
-        return Together(setup, settings, first_step, key, member)
-    if fits(setup, settings):
-        return FromDevice(setup, settings, first_step, key)
-    return FromHost(setup, settings, first_step, key)
+    on_device = not settings.data.progressive and data.fits_on_device(setup.dataset, setup.view)
+    return (DeviceFeed if on_device else HostFeed)(setup, settings, first_step)
 
 
-def fits(setup: Setup, settings: Settings) -> bool:
-    """Tells whether the training set of a run lies on the devices."""
-    return not settings.data.progressive and data.fits_on_device(setup.dataset, setup.view)
+class HostFeed:
+    """Each batch is prepared on the host. The next one is copied while the devices compute."""
 
-
-class FromHost:
-    """Each batch is prepared on the host, and is a dispatch."""
-
-    def __init__(self, setup: Setup, settings: Settings, first_step: int, key: Array):
-        self._steps, self._key = setup.steps, key
-        self._taught = setup.steps.place(setup.taught)
+    def __init__(self, setup: Setup, settings: Settings, first_step: int):
+        self._train, self._key = setup.steps.train, jax.random.key(settings.seed)
+        self._teacher = replicate(setup.teacher_variables)
         self._batches = _batches(setup, settings, first_step)
+        self._batch: Any = None
+        self._on_devices: Any = None
 
-    def count(self, most: int, rate: float) -> int:
-        """Returns the number of steps of the next dispatch: one."""
-        return 1
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the images of the next step, for which it is compiled."""
+        self.prepare()
+        return self._batch["image"].shape
 
-    def next(self, count: int) -> Dispatch:
+    def images(self) -> np.ndarray:
+        """Returns the first images of the next step."""
+        self.prepare()
+        return self._batch["image"][:SHOWN]
+
+    def prepare(self) -> None:
+        """Fetches the next batch, if there is one, and begins to copy it to the devices."""
+        if self._batch is None:
+            self._batch = next(self._batches, None)
+            if self._batch is not None:
+                self._on_devices = _put(shard(self._batch))
+
+    def next(self, most: int, rate: float) -> Call:
         """Returns the next step."""
-        batch = next(self._batches)
-        return Dispatch(
-            1,
-            lambda state: self._steps.train(
-                state, self._steps.shard(batch), self._key, self._taught
-            ),
-            lambda: batch["image"][:8],
-            batch["image"].shape,
-        )
+        self.prepare()
+        batch, self._batch = self._on_devices, None
+        return Call(self._train, (batch, self._key, self._teacher), 1)
+
+
+def _put(batch: Any) -> Any:
+    """Begins to copy a batch, split over this process's devices, to them.
+
+    With several processes `jax.pmap` does it, which makes one array of the parts of all.
+    """
+    if jax.process_count() > 1:
+        return batch
+    mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
+    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(AXIS)))
 
 
 def _batches(setup: Setup, settings: Settings, first_step: int) -> Iterator[data.Batch]:
@@ -105,14 +109,20 @@ def _batches(setup: Setup, settings: Settings, first_step: int) -> Iterator[data
         first_step = stop
 
 
-class FromDevice:
-    """The images lie on the devices. A dispatch has the numbers of the rows of several batches."""
+class DeviceFeed:
+    """The images lie on the devices. A call has the numbers of the rows of several batches."""
 
-    def __init__(self, setup: Setup, settings: Settings, first_step: int, key: Array):
-        self._steps, self._key, self._pad = setup.steps, key, settings.data.pad
-        self._images, self._labels, self._taught = self._place(setup)
-        self._before, self._asked = 0, time.perf_counter()  # of the last dispatch
-        self._rows = data.train_rows(
+    def __init__(self, setup: Setup, settings: Settings, first_step: int):
+        self._train, self._key = setup.steps.train_many, jax.random.key(settings.seed)
+        self._teacher = replicate(setup.teacher_variables)
+        self._pad = settings.data.pad
+        images, labels = setup.dataset.arrays("train")
+        data.check_labels(setup.dataset, "train", labels.numpy())
+        data.note_untrained(setup.dataset, labels.numpy())
+        self._images = replicate(images.numpy())
+        self._labels = replicate(labels.numpy().astype(np.int32))
+        self._before, self._asked = 0, time.perf_counter()  # of the last call
+        rows = data.train_rows(
             setup.dataset.num_examples("train"),
             settings.batch_size,
             seed=settings.seed,
@@ -122,74 +132,40 @@ class FromDevice:
             repeats=settings.data.repeats,
             shard=process_shard(),
         )
+        self._first = next(rows)
+        self._rows = itertools.chain([self._first], rows)
 
-    def _place(self, setup: Setup) -> tuple[Array, Array, Any]:
-        images, labels = setup.dataset.arrays("train")
-        data.check_labels(setup.dataset, "train", labels.numpy())
-        data.note_untrained(setup.dataset, labels.numpy())
-        place = self._steps.place
-        return place(images.numpy()), place(labels.numpy().astype(np.int32)), place(setup.taught)
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the images of the next step, for which it is compiled."""
+        return (len(self._first["index"]), *self._images.shape[1:])
 
-    def count(self, most: int, rate: float) -> int:
-        """Returns the number of steps of the next dispatch, at most `most`.
+    def images(self) -> np.ndarray:
+        """Returns the first images of the first step."""
+        first = {name: values[:SHOWN] for name, values in self._first.items()}
+        return np.asarray(look_up(self._images, first, self._pad))
+
+    def prepare(self) -> None:
+        """Does nothing: there are only numbers to copy."""
+
+    def next(self, most: int, rate: float) -> Call:
+        """Returns the next steps, at most `most` and as many as take a second.
 
         `rate` is in steps per second, 0 if it is not known.
         """
-        took = time.perf_counter() - self._asked  # as long as a dispatch: two are on their way
+        took = time.perf_counter() - self._asked  # as long as a call: two are on their way
         self._asked += took
-        grown = min(2 * self._before, int(SECONDS * self._before / took))
-        possible = int(SECONDS * rate) if rate else grown
-        wanted = max(1, min(most, MOST_STEPS, possible))
-        return number_of_first(wanted)  # the rate differs between processes
-
-    def next(self, count: int) -> Dispatch:
-        """Returns the next `count` steps."""
+        grown = min(2 * self._before, int(CALL_SECONDS * self._before / took))
+        possible = int(CALL_SECONDS * rate) if rate else grown
+        # The rate differs between processes.
+        count = broadcast_from_primary(max(1, min(most, MOST_STEPS, possible)))
         self._before = count
-        rows = [next(self._rows) for _ in range(count)]
-        return Dispatch(count, lambda state: self._update(state, rows), lambda: self._look(rows[0]))
-
-    def _update(self, state: TrainState, rows: list[data.Rows]) -> tuple[TrainState, Sums]:
-        stacked = stack(rows, self._steps.shard)
-        return self._steps.train_many(
-            state, self._images, self._labels, stacked, len(rows), self._key, self._taught
-        )
-
-    def _look(self, rows: data.Rows) -> np.ndarray:
-        first = {name: values[:8] for name, values in rows.items()}
-        return np.asarray(look_up(self._images, first, self._pad))
+        rows = stack([next(self._rows) for _ in range(count)])
+        arguments = (self._images, self._labels, rows, count, self._key, self._teacher)
+        return Call(self._train, arguments, count)
 
 
-class Together(FromDevice):
-    """As `FromDevice`, in step with the other members of a group: see `training.together`."""
-
-    def __init__(
-        self, setup: Setup, settings: Settings, first_step: int, key: Array, member: Member
-    ):
-        self._member, self._rate = member, np.float32(settings.optimization.learning_rate)
-        super().__init__(setup, settings, first_step, key)
-
-    def _place(self, setup: Setup) -> tuple[Array, Array, Any]:
-        return self._member.share("data", lambda: super(Together, self)._place(setup))
-
-    def count(self, most: int, rate: float) -> int:
-        """Returns the number of steps of the next dispatch, for all members; 0 after a signal."""
-        return self._member.agree(super().count(most, rate))
-
-    def _update(self, state: TrainState, rows: list[data.Rows]) -> tuple[TrainState, Sums]:
-        # All members call the program of one, so that it is compiled once.
-        program = self._member.share("program", lambda: self._steps.train_together)
-        part = (state, stack(rows, self._steps.shard), self._key, self._rate)
-
-        def together(parts: list[Any]) -> Sequence[tuple[TrainState, Sums]]:
-            states, stacked, keys, rates = zip(*parts, strict=True)
-            return program(
-                states, self._images, self._labels, stacked, len(rows), keys, rates, self._taught
-            )
-
-        return self._member.compute(part, together)
-
-
-def stack(rows: list[data.Rows], shard: Callable[[Any], Any]) -> data.Rows:
+def stack(rows: list[data.Rows]) -> data.Rows:
     """Stacks the rows of several steps to (devices, MOST_STEPS, rows of a device)."""
     sharded = [shard(one) for one in rows]
     sharded += [sharded[0]] * (MOST_STEPS - len(rows))  # never looked at

@@ -16,7 +16,7 @@ from mnv2.runtime.layout import METRICS
 from mnv2.runtime.processes import is_writer
 from mnv2.runtime.storage import AnyPath, Mirror, is_object
 from mnv2.runtime.terminal import printable
-from mnv2.training.settings import Settings
+from mnv2.training.config import Settings
 
 TIME = "time"  # of a line of metrics.jsonl, in seconds since 1970
 
@@ -25,7 +25,7 @@ class MetricsLog:
     """Writes the metrics of one run. With several processes, only one of them writes."""
 
     def __init__(self, folder: AnyPath):
-        self._folder = folder
+        self.folder = folder
         self._mirror = Mirror(folder)
         self._path = self._mirror.here / METRICS
         self._tensorboard: metric_writers.MetricWriter = metric_writers.MultiWriter(())
@@ -39,7 +39,7 @@ class MetricsLog:
         if is_writer():
             self._mirror.fetch(METRICS)
             keep_lines(self._path, lambda values: values["step"] <= step)
-            for old in self._folder.glob("events.out.tfevents.*"):
+            for old in self.folder.glob("events.out.tfevents.*"):
                 old.unlink()
             self._write_again()
             self._tensorboard = metric_writers.SummaryWriter(str(self._path.parent))
@@ -98,7 +98,7 @@ class MetricsLog:
 
         Must be called before a checkpoint is saved, so that none is ahead of its lines.
         """
-        if is_object(self._folder):
+        if is_object(self.folder):
             self.flush()
 
     def close(self) -> None:

@@ -2,44 +2,113 @@
 
 import contextlib
 import functools
+import itertools
 import math
-import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
+from clu import parameter_overview
 
+from mnv2 import data
 from mnv2.analysis import complexity
 from mnv2.pretrained import native
 from mnv2.runtime.errors import NotFinite, UserError
-from mnv2.runtime.files import write_json
+from mnv2.runtime.files import write_json, write_text
 from mnv2.runtime.interruption import Stopped, Stopper
-from mnv2.runtime.layout import CHECKPOINTS, RESULT
-from mnv2.runtime.processes import is_writer, of_first
+from mnv2.runtime.layout import CHECKPOINTS, PARAMETERS, RESULT
+from mnv2.runtime.processes import broadcast_from_primary, is_writer, process_shard, say
 from mnv2.runtime.storage import AnyPath, is_store_error, reason
 from mnv2.runtime.terminal import StatusLine
-from mnv2.runtime.throughput import Stopwatch
-from mnv2.training import metrics
 from mnv2.training.checkpoint import Checkpoints, Timing
 from mnv2.training.classes import EXAMPLES, check_classes_of_run
-from mnv2.training.devices import Devices
+from mnv2.training.config import Settings
 from mnv2.training.evaluation import evaluate
-from mnv2.training.feed import feed
+from mnv2.training.feed import create_feed
 from mnv2.training.log import MetricsLog
-from mnv2.training.progress import Progress, Show, progress
-from mnv2.training.recalibrate import recalibrated
-from mnv2.training.settings import Settings
-from mnv2.training.setup import Setup, set_up
-from mnv2.training.start import initial_state
+from mnv2.training.progress import Show, Stopwatch, progress
+from mnv2.training.setup import Setup, initial_state, set_up
 from mnv2.training.state import TrainState
-from mnv2.training.together import Member
-from mnv2.training.tracing import Trace
+from mnv2.training.step import (
+    StepMetrics,
+    first_not_finite,
+    joined,
+    parameter_norms,
+    replicate,
+    shard,
+    summarize,
+    unstack,
+)
 
-TRAINING = "training"  # what a run does after its first step
-_STARTING = threading.Lock()
 MOST_SKIPPED = 10  # steps in a row, with on_nan = skip, after which a run stops
+RESUMES = "the same command resumes from the newest checkpoint"
+
+
+class Due(NamedTuple):
+    """What is to be done after a step, and the number of steps until something is due again."""
+
+    reports: bool
+    validates: bool
+    saves: bool
+    steps_left: int
+
+    @classmethod
+    def at(cls, step: int, setup: Setup, settings: Settings) -> "Due":
+        """Returns what is due after `step` steps.
+
+        At the end, validation is the final evaluation if it is the final split.
+        """
+        total, eval_every, checkpoint_every = setup.durations
+        if not setup.dataset.validation:
+            eval_every = 0
+        intervals = [every for every in (settings.log_every, eval_every, checkpoint_every) if every]
+        steps_left = min(total - step, *(every - step % every for every in intervals))
+        if step == total:
+            validates = bool(eval_every) and settings.final_split != "validation"
+            return cls(True, validates, True, 0)
+        validates, saves = (bool(n) and not step % n for n in (eval_every, checkpoint_every))
+        reports = validates or saves or not step % settings.log_every
+        return cls(reports, validates, saves, steps_left)
+
+
+class Trace:
+    """Writes a trace of ten steps of this process to `folder`, to see what the devices do.
+
+    The first step compiles and the second one warms up. Without a folder it does nothing. A run
+    with fewer steps is traced to its end.
+    """
+
+    FIRST, STEPS = 3, 10
+
+    def __init__(self, folder: AnyPath | None):
+        self._folder, self._steps, self._traces = folder, 0, False
+
+    @property
+    def waits(self) -> bool:
+        """Tells whether steps must come one by one, because some are still to be traced."""
+        return self._folder is not None and self._steps < self.FIRST - 1 + self.STEPS
+
+    def after_step(self, state: Any) -> None:
+        """Counts a step, and starts or ends the trace once the devices have computed `state`."""
+        if self._folder is None:
+            return
+        self._steps += 1
+        if self._steps == self.FIRST - 1:
+            jax.block_until_ready(state)
+            jax.profiler.start_trace(str(self._folder))
+            self._traces = True
+        elif self._steps == self.FIRST - 1 + self.STEPS:
+            jax.block_until_ready(state)
+            self.close()
+
+    def close(self) -> None:
+        """Ends the trace if it has begun."""
+        if self._traces:
+            jax.profiler.stop_trace()
+            self._traces = False
+            say(f"trace of {self._steps - self.FIRST + 1} steps: xprof --logdir {self._folder}")
 
 
 @contextlib.contextmanager
@@ -49,20 +118,12 @@ def _explained_os_errors() -> Iterator[None]:
         yield
     except UserError:
         raise
-    except OSError as error:
-        if error.errno is None and not is_store_error(error):
-            raise  # not about a file: the connection to another process is lost
-        raise UserError(
-            f"cannot read or write {error.filename or 'a file'}: {reason(error)}; "
-            "the same command resumes from the newest checkpoint"
-        ) from error
     except Exception as error:
-        if not is_store_error(error):
-            raise
-        raise UserError(
-            f"cannot read or write on Google Cloud Storage: {reason(error)}; "
-            "the same command resumes from the newest checkpoint"
-        ) from error
+        of_file = isinstance(error, OSError) and error.errno is not None
+        if not (of_file or is_store_error(error)):
+            raise  # not about a file, such as a lost connection to another process
+        name = getattr(error, "filename", None) or "a file"
+        raise UserError(f"cannot read or write {name}: {reason(error)}; {RESUMES}") from error
 
 
 @_explained_os_errors()
@@ -74,189 +135,284 @@ def train(
     show: Show | None = None,
     stopper: Stopper | None = None,
     profile: AnyPath | None = None,
-    devices: Devices = None,
-    member: Member | None = None,
+    overview: bool = False,
 ) -> dict[str, Any]:
     """Trains one run in `folder`, from the newest checkpoint there or from the beginning.
 
     Evaluates on the validation split during training, and once, at the end, on the split that the
-    settings name: test, or validation.
-    Writes metrics.jsonl and the same for TensorBoard, checkpoints, and at the end result.json,
-    which it also returns. Writes a trace of some steps to the folder `profile`, if it is given.
-    `show` gets what the run does now; by default it is a line in the terminal. The run computes on
-    `devices`, and together with others if it is the `member` of a group, in its own thread.
+    settings name. Writes metrics.jsonl and the same for TensorBoard, checkpoints, and at the end
+    result.json, which it also returns. Writes a trace of some steps to the folder `profile`, if it
+    is given, and prints a table of the parameters with `overview`. `show` gets what the run does
+    now; by default it is a line in the terminal.
 
     Raises Stopped soon after `stopper` has noted a signal; the last step is then saved. Raises
     UserError for settings that describe no run, a loss that is not finite, and a full disk.
     """
-    stopper = stopper or Stopper()
-    with _STARTING:  # what several runs share is made once
-        setup = set_up(settings, devices)
-        state = initial_state(setup, settings)
-    steps = setup.steps
-    total_steps, eval_every, checkpoint_every = setup.durations
-    key = jax.random.key(settings.seed)
-    if is_writer():
-        check_classes_of_run(folder, setup.dataset)
-        _write_description(folder, setup)
-    shared = devices is not None or member is not None
+    stopper, line = stopper or Stopper(), StatusLine(label)
+    show = show or (lambda now: line.say(str(now)))
+    setup = set_up(settings)
+    state, total = initial_state(setup, settings), setup.durations.total
+    _describe(folder, setup, state, prints=overview)
     with (  # closed in any case, so that a checkpoint on its way to the disk arrives
-        contextlib.closing(Checkpoints(folder / CHECKPOINTS, shares_process=shared)) as checkpoints,
+        contextlib.closing(Checkpoints(folder / CHECKPOINTS)) as checkpoints,
         contextlib.closing(MetricsLog(folder)) as log,
         contextlib.closing(Trace(profile)) as trace,
     ):
         state, timing = checkpoints.restore(state)
         step = int(state.step)  # the number of steps done; the last may still run on the devices
         log.resume(step, settings)
-        stopwatch, line = Stopwatch(settings.batch_size, *timing), StatusLine(label)
-
-        def say(now: Progress | str) -> None:
-            show(now) if show else line.say(str(now))
-
-        def validation_is_due() -> bool:
-            if not (eval_every and setup.dataset.validation):
-                return False
-            if step == total_steps:
-                return settings.final_split != "validation"  # otherwise it comes last
-            return step % eval_every == 0
-
-        def summary_of(evaluated: TrainState, split: str) -> dict[str, float]:
-            return evaluate(
-                functools.partial(steps.evaluate, evaluated),
-                setup.dataset,
-                split,
-                settings.eval_batch_size,
-                setup.eval_view(),
-                before_batch=lambda _: stopper.check(),
-                devices=devices,
-            )
-
-        def evaluate_on(split: str) -> dict[str, float]:
-            """Evaluates the current state, and writes the result to the log.
-
-            Validation also evaluates the parameters that are averaged, beside their averages.
-            """
-            say("evaluating")
-            summary = summary_of(state, split)
-            values = {f"{split}/{name}": value for name, value in summary.items()}
-            if split == "validation" and state.ema is not None:
-                raw = summary_of(state.without_averages(), split)
-                values |= {f"{split}/raw_{name}": raw[name] for name in ("loss", "accuracy")}
-            log.write(step, values)
-            log.flush()
-            return summary
-
-        window: list[tuple[metrics.Sums, int]] = []  # the steps since the last report
-        first_step_seconds, compiled_for = 0.0, None
+        stopwatch = Stopwatch(settings.batch_size, *timing)
+        run = _Run(settings, setup, checkpoints, log, stopwatch, stopper, show)
+        window: list[tuple[StepMetrics, int]] = []  # the steps since the last report
+        shape, first_step_seconds = None, 0.0
         try:
             with stopper.deferred():
-                if (
-                    step
-                    and validation_is_due()
-                    and not of_first(bool(log.evaluation(step, "validation")))
-                ):
-                    evaluate_on("validation")  # the run was stopped during this evaluation
-                say("compiling")
-                began = time.perf_counter()
-                batches = feed(setup, settings, step, key, member)
-                while step < total_steps:
-                    left = _until_due(step, setup, settings)
-                    # The last step before a report comes alone: its update is measured.
-                    most = 1 if trace.waits or not first_step_seconds else max(1, left - 1)
-                    count = batches.count(most, stopwatch.images_per_second / settings.batch_size)
-                    if not count:
-                        stopper.check()
-                    with stopwatch.fetching(idle=lambda: _finished(window)):
-                        call = batches.next(count)
-                    if left == 1:
-                        before = metrics.joined(state.params)
-                    compiles = call.shape != compiled_for  # also when pictures begin to grow
-                    if compiles:
-                        jax.block_until_ready(state)
-                        stopwatch.stop(step)
-                        log.write_images(step + 1, "train/input", call.images() / 255)
-                        # A step overwrites the arrays of its state. After a signal it may still do
-                        # so while they are saved: it gets a copy, one more state in memory.
-                        copied = jax.tree.map(jnp.copy, state)
-                        state, sums = stopper.compile(functools.partial(call.update, copied))
-                        del copied
-                    else:
-                        state, sums = call.update(state)
-                    step += call.steps
-                    window.append((sums, call.steps))
-                    if len(window) > 1:  # a signal waits for two dispatches at most
-                        jax.block_until_ready(window[-2][0])
-                    if compiles:
-                        # Compiled, the copy too: later steps are timed.
-                        jax.block_until_ready((state, metrics.joined(state.params)))
+                run.repeat_validation(state, step)
+                began, due = time.perf_counter(), Due.at(step, setup, settings)
+                show("compiling")
+                feed = create_feed(setup, settings, step)
+                while step < total:
+                    if compiles := feed.shape != shape:  # also when pictures begin to grow
+                        shape = feed.shape
+                        run.prepare_compilation(state, step, feed.images(), trained=bool(window))
+                    if due.steps_left == 1:  # before a report: its update is measured
+                        before = joined(state.params)
+                    alone = compiles or trace.waits or due.steps_left == 1
+                    rate = stopwatch.images_per_second / settings.batch_size
+                    call = feed.next(1 if alone else due.steps_left - 1, rate)
+                    with stopper.may_die() if compiles else contextlib.nullcontext():
+                        state, metrics = call.program(state, *call.arguments)
+                        if compiles:
+                            jax.block_until_ready((state, joined(state.params)))
+                    step, due = step + call.steps, Due.at(step + call.steps, setup, settings)
+                    window.append((metrics, call.steps))
+                    if compiles:  # later steps are timed
                         first_step_seconds = first_step_seconds or time.perf_counter() - began
-                        compiled_for = call.shape
                         stopwatch.start(step)
-                        say(TRAINING)
+                        show("training")
+                    with stopwatch.fetching(functools.partial(_ready, metrics)):
+                        feed.prepare()
+                    if len(window) > 1:  # a signal waits for two calls at most
+                        jax.block_until_ready(window[-2][0])
                     trace.after_step(state)
-
-                    saves = step == total_steps or (
-                        checkpoint_every and step % checkpoint_every == 0
-                    )
-                    if saves or validation_is_due() or step % settings.log_every == 0:
-                        done = metrics.unstack(window)
-                        _check_finite(done, step, setup, checkpoints)
-                        summary, values = metrics.summarize(done), {}
-                        if summary["examples"]:  # none if all steps were skipped
-                            for name in ("loss", "accuracy"):
-                                values[f"train/{name}"] = summary[name]
-                            values["train/gradient_norm"] = metrics.gradient_norm(done)
-                        values["train/learning_rate"] = float(steps.schedule(step - 1))
-                        if settings.on_nan == "skip":
-                            values["train/skipped_steps"] = metrics.skipped(done)
+                    if due.reports:
+                        state = run.report(state, step, due, window, before)
                         window.clear()
-                        stopwatch.stop(step)
-                        norms = map(float, metrics.parameter_norms(state.params, before))
-                        for name, norm in zip(("parameter", "update"), norms, strict=True):
-                            if math.isfinite(norm):  # else the next step or checkpoint says why
-                                values[f"train/{name}_norm"] = norm
-                        if step == total_steps and settings.recalibrate:
-                            say("recalibrating")
-                            state = recalibrated(state, setup, settings)
-                        values["train/images_per_second"] = stopwatch.latest_images_per_second
-                        values["train/waiting_for_input"] = stopwatch.waiting
-                        log.write(step, values)
-                        loss = summary["loss"] if summary["examples"] else None
-                        say(progress(step, total_steps, loss, stopwatch))
-                        if saves:
-                            log.store()
-                            checkpoints.save(step, state, _timing(stopwatch))
-                        if validation_is_due():
-                            evaluate_on("validation")
-                        stopwatch.start(step)
                     stopper.check()
-                if member is not None:
-                    member.leave()
-                split = settings.final_split
-                # It is there if the process died before it wrote the result.
-                if of_first(bool(log.evaluation(step, split))):
-                    summary_at_end = log.evaluation(step, split)
-                else:
-                    summary_at_end = evaluate_on(split)
+                summary = run.evaluate_once(state, step, settings.final_split)
         except Stopped as stopped:
             line.clear()
-            stopwatch.stop(step)
-            if step == 0:
-                raise
-            try:
-                log.store()
-                checkpoints.save(step, state, _timing(stopwatch))
-            except NotFinite as error:
-                raise Stopped(f"{stopped}; {label}: {error}") from None
-            raise Stopped(f"{stopped}; step {step} of {label} is saved in {folder}") from None
-
+            raise run.saved(state, step, stopped, label) from None
     line.clear()
+    return _write_result(folder, setup, settings, state, stopwatch, summary, first_step_seconds)
+
+
+class _Run(NamedTuple):
+    """What `train` does between steps: it measures, evaluates and saves."""
+
+    settings: Settings
+    setup: Setup
+    checkpoints: Checkpoints
+    log: MetricsLog
+    stopwatch: Stopwatch
+    stopper: Stopper
+    show: Show
+
+    def prepare_compilation(
+        self, state: TrainState, step: int, images: np.ndarray, trained: bool
+    ) -> None:
+        """Shows the images for which a step is compiled, and saves what was trained until now.
+
+        A signal ends the process while it compiles, so that it needs not wait for minutes.
+        """
+        jax.block_until_ready(state)
+        self.stopwatch.stop(step)
+        self.log.write_images(step + 1, "train/input", images / 255)
+        if trained:
+            self.save(state, step)
+            self.checkpoints.wait()
+
+    def report(
+        self,
+        state: TrainState,
+        step: int,
+        due: Due,
+        window: Sequence[tuple[StepMetrics, int]],
+        before: Any,
+    ) -> TrainState:
+        """Writes what the steps of `window` measured, and saves and evaluates what is due.
+
+        `before` are the parameters before the last step, joined. Returns the state, of which the
+        last report may replace batch norm's statistics.
+        """
+        done = unstack(window)
+        self._check_finite(done, step)
+        values = {f"train/{name}": value for name, value in summarize(done).items()}
+        loss = values.get("train/loss")
+        values["train/learning_rate"] = float(self.setup.steps.schedule(step - 1))
+        self.stopwatch.stop(step)
+        norms = map(float, parameter_norms(state.params, before))
+        for name, norm in zip(("parameter", "update"), norms, strict=True):
+            if math.isfinite(norm):  # else the next step or checkpoint says why
+                values[f"train/{name}_norm"] = norm
+        if step == self.setup.durations.total and self.settings.recalibrate:
+            self.show("recalibrating")
+            state = recalibrated(state, self.setup, self.settings)
+        values["train/images_per_second"] = self.stopwatch.latest_images_per_second
+        values["train/waiting_for_input"] = self.stopwatch.waiting
+        self.log.write(step, values)
+        self.show(progress(step, self.setup.durations.total, loss, self.stopwatch))
+        if due.saves:
+            self.save(state, step)
+        if due.validates:
+            self.evaluate(state, step, "validation")
+        self.stopwatch.start(step)
+        return state
+
+    def save(self, state: TrainState, step: int) -> None:
+        """Saves a state, after all lines of the log until then."""
+        self.log.store()
+        timing = Timing(self.stopwatch.seconds, self.stopwatch.steps)
+        self.checkpoints.save(step, state, timing)
+
+    def saved(self, state: TrainState, step: int, stopped: Stopped, label: str) -> Stopped:
+        """Saves the state after a signal; returns the exception that says so."""
+        self.stopwatch.stop(step)
+        if step == 0:
+            return stopped
+        try:
+            self.save(state, step)
+        except NotFinite as error:
+            return Stopped(f"{stopped}; {label}: {error}")
+        return Stopped(f"{stopped}; step {step} of {label} is saved in {self.log.folder}")
+
+    def repeat_validation(self, state: TrainState, step: int) -> None:
+        """Evaluates on validation if the run was stopped while it did."""
+        if step and Due.at(step, self.setup, self.settings).validates:
+            self.evaluate_once(state, step, "validation")
+
+    def evaluate_once(self, state: TrainState, step: int, split: str) -> dict[str, float]:
+        """Evaluates, unless the log has the result: the process died before it wrote more."""
+        if broadcast_from_primary(bool(self.log.evaluation(step, split))):
+            return self.log.evaluation(step, split)
+        return self.evaluate(state, step, split)
+
+    def evaluate(self, state: TrainState, step: int, split: str) -> dict[str, float]:
+        """Evaluates a state, and writes the result to the log.
+
+        Validation also evaluates the parameters that are averaged, beside their averages.
+        """
+        self.show("evaluating")
+        summary = self._summary(state, split)
+        values = {f"{split}/{name}": value for name, value in summary.items()}
+        if split == "validation" and state.ema is not None:
+            raw = self._summary(state.without_averages(), split)
+            values |= {f"{split}/raw_{name}": raw[name] for name in ("loss", "accuracy")}
+        self.log.write(step, values)
+        self.log.flush()
+        return summary
+
+    def _summary(self, state: TrainState, split: str) -> dict[str, float]:
+        return evaluate(
+            lambda batch: self.setup.steps.evaluate(state, shard(batch)),
+            self.setup.dataset,
+            split,
+            self.settings.eval_batch_size,
+            self.setup.eval_view(),
+            before_batch=lambda _: self.stopper.check(),
+        )
+
+    def _check_finite(self, done: Sequence[StepMetrics], step: int) -> None:
+        """Raises NotFinite if a metric is not finite, or if too many steps were skipped."""
+        bad = first_not_finite(done)
+        skipped = max((int(one.skipped_in_a_row or 0) for one in done), default=0)
+        if bad is None and skipped < MOST_SKIPPED:
+            return
+        if bad is not None:
+            bad_step = step - len(done) + 1 + bad
+            where = f"at step {bad_step}"
+        else:
+            bad_step = step
+            where = f"in {skipped} steps in a row up to step {step}"
+        raise NotFinite(
+            f"the loss or its gradient is not finite {where} "
+            f"(learning rate {float(self.setup.steps.schedule(bad_step - 1)):.4g}): lower "
+            "optimization.learning_rate or lengthen optimization.warmup, in another --workdir"
+            f"{'' if bad is None else ', or leave such steps out with --config.on_nan skip'}; "
+            f"{self.checkpoints.newest()}"
+        )
+
+
+def _ready(metrics: StepMetrics) -> bool:
+    """Tells whether the devices have computed the metrics of a step."""
+    return all(array.is_ready() for array in jax.tree.leaves(metrics))
+
+
+def recalibrated(state: TrainState, setup: Setup, settings: Settings) -> TrainState:
+    """Returns a state whose statistics are means over `settings.recalibrate` training batches.
+
+    Batch norm's running statistics lag behind the parameters, do not belong to averaged ones, and
+    are of another size of pictures if the test has a larger one (Touvron et al., arXiv 1906.06423).
+    The pictures are seen as in evaluation. The parameters are those that evaluation uses.
+    """
+    view = setup.eval_view()
+    batches = data.train_batches(
+        setup.dataset,
+        settings.batch_size,
+        seed=settings.seed,
+        view=lambda images, _: view(images),
+        shard=process_shard(),
+    )
+    total = None
+    for number, batch in enumerate(itertools.islice(batches, settings.recalibrate)):
+        found = setup.steps.statistics(state, shard(batch), jax.random.key(number))
+        total = found if total is None else jax.tree.map(np.add, total, found)
+    mean = jax.tree.map(lambda x: np.asarray(x / settings.recalibrate, x.dtype), total)
+    batch_stats = replicate(mean)
+    if state.ema is None:
+        return state.replace(batch_stats=batch_stats)  # type: ignore[attr-defined]
+    return state.replace(ema={**state.ema, "batch_stats": batch_stats})  # type: ignore[attr-defined]
+
+
+def _describe(folder: AnyPath, setup: Setup, state: TrainState, *, prints: bool) -> None:
+    """Writes what others need to use the network (pixels, sizes, names), and its parameters.
+
+    Also prints the table of the parameters, if that is wanted.
+
+    Raises UserError if the run was trained on other classes.
+    """
+    if not is_writer():
+        return
+    check_classes_of_run(folder, setup.dataset)
+    height, width, channels = setup.image_shape
+    description = native.description_of(
+        setup.model, channels, setup.preprocess, (height, width), setup.dataset.class_names
+    )
+    examples = {EXAMPLES: setup.dataset.num_examples("train")}
+    native.write_description(folder, {**description, **examples})
+    table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
+    write_text(folder / PARAMETERS, table + "\n")
+    if prints:
+        say(table)
+
+
+def _write_result(
+    folder: AnyPath,
+    setup: Setup,
+    settings: Settings,
+    state: TrainState,
+    stopwatch: Stopwatch,
+    summary: dict[str, float],
+    first_step_seconds: float,
+) -> dict[str, Any]:
+    """Writes result.json, which says that the run is finished, and returns its content."""
+    images = stopwatch.steps * stopwatch.batch_size
     result = {
-        settings.final_split: summary_at_end,
+        settings.final_split: summary,
         "parameters": complexity.parameters(setup.model, setup.image_shape),
         "multiply_adds": complexity.multiply_adds(setup.model, setup.image_shape),
-        "steps": total_steps,
-        "images_per_second": _rate(stopwatch),
+        "steps": setup.durations.total,
+        "images_per_second": images / stopwatch.seconds if stopwatch.seconds else 0.0,
         "train_seconds": stopwatch.seconds,
         "waiting_for_input": stopwatch.waiting,
         "skipped_steps": int(state.skipped),
@@ -265,61 +421,3 @@ def train(
     if is_writer():
         write_json(folder / RESULT, result)
     return result
-
-
-def _until_due(step: int, setup: Setup, settings: Settings) -> int:
-    """Returns the number of steps until the next report, evaluation, checkpoint or the end."""
-    total, *intervals = setup.durations
-    return min(
-        total - step, *(every - step % every for every in (*intervals, settings.log_every) if every)
-    )
-
-
-def _check_finite(
-    window: list[metrics.Sums], step: int, setup: Setup, checkpoints: Checkpoints
-) -> None:
-    """Raises NotFinite if a loss or gradient is not finite, or if too many steps were skipped."""
-    bad = metrics.first_not_finite(window)
-    skipped = metrics.skipped_in_a_row(window)
-    if bad is None and skipped < MOST_SKIPPED:
-        return
-    if bad is not None:
-        bad_step = step - len(window) + 1 + bad
-        where = f"at step {bad_step}"
-    else:
-        bad_step = step
-        where = f"in {skipped} steps in a row up to step {step}"
-    raise NotFinite(
-        f"the loss or its gradient is not finite {where} "
-        f"(learning rate {float(setup.steps.schedule(bad_step - 1)):.4g}): lower "
-        "optimization.learning_rate or lengthen optimization.warmup, in another --workdir"
-        f"{'' if bad is None else ', or leave such steps out with --config.on_nan skip'}; "
-        f"{checkpoints.newest()}"
-    )
-
-
-def _timing(stopwatch: Stopwatch) -> Timing:
-    """Returns what a checkpoint keeps of a stopwatch."""
-    return Timing(stopwatch.seconds, stopwatch.steps)
-
-
-def _rate(stopwatch: Stopwatch) -> float:
-    """Returns images per second over all timed steps of the run; 0 if none was timed."""
-    images = stopwatch.steps * stopwatch.batch_size
-    return images / stopwatch.seconds if stopwatch.seconds else 0.0
-
-
-def _write_description(folder: AnyPath, setup: Setup) -> None:
-    """Writes what others need to use the network: pixels, sizes, names of classes."""
-    height, width, channels = setup.image_shape
-    dataset = setup.dataset
-    description = native.description_of(
-        setup.model, channels, setup.preprocess, (height, width), dataset.class_names
-    )
-    examples = {EXAMPLES: dataset.num_examples("train")}
-    native.write_description(folder, {**description, **examples})
-
-
-def _finished(window: list[tuple[metrics.Sums, int]]) -> bool:
-    """Tells whether the devices have finished the last steps of `window`."""
-    return all(x.is_ready() for sums, _ in window[-1:] for x in jax.tree.leaves(sums))

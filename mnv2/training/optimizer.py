@@ -1,31 +1,26 @@
 """The optimiser and its learning rate schedule, as optax objects."""
 
+import inspect
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
-from jaxtyping import Array
 
-from mnv2.runtime.errors import check_choice
-from mnv2.training.checks import OPTIMIZERS, SCHEDULES
-from mnv2.training.durations import to_steps
-from mnv2.training.settings import Optimization
+from mnv2.runtime.checks import call
+from mnv2.runtime.errors import UserError, check_choice, first_line
+from mnv2.training.config import SCHEDULES, Optimization, to_steps
 
 BATCH_NORM = "bn"  # the name of this layer in all networks
+FIELD = "optimization.optimizer"
 
 
 def create_schedule(
-    config: Optimization,
-    *,
-    total_steps: int,
-    examples: int,
-    batch_size: int,
-    peak: Array | None = None,
+    config: Optimization, *, total_steps: int, examples: int, batch_size: int
 ) -> optax.Schedule:
     """Creates the learning rate as a function of the step: linear warm-up, then `config.schedule`.
-
-    `peak` is the rate after the warm-up, if it is not that of the config.
 
     cosine       decreases to 0 at the last step
     exponential  multiplied by `decay_rate` every `decay_every` (the papers: 0.98 every epoch)
@@ -41,8 +36,7 @@ def create_schedule(
             getattr(config, field), examples=examples, batch_size=batch_size, what=field
         )
 
-    warmup = steps("warmup")
-    rate: Any = config.learning_rate if peak is None else peak
+    warmup, rate = steps("warmup"), config.learning_rate
     if config.schedule == "cosine":
         main = optax.cosine_decay_schedule(rate, max(1, total_steps - warmup))
     elif config.schedule == "exponential":
@@ -57,27 +51,110 @@ def create_schedule(
     return smooth if every == 1 else lambda step: smooth(step // every * every)
 
 
+def rmsprop_tf(
+    learning_rate: optax.ScalarOrSchedule,
+    decay: float = 0.9,
+    momentum: float = 0.9,
+    eps: float = 1.0,
+) -> optax.GradientTransformation:
+    """Creates the papers' RMSProp, which is TensorFlow's.
+
+    Epsilon is inside the square root, the mean square starts from 1, and the learning rate is
+    inside the momentum buffer. With epsilon = 1, as the authors trained, all three matter.
+    """
+    return optax.rmsprop(
+        learning_rate, decay, eps, initial_scale=1.0, eps_in_sqrt=True, momentum=momentum
+    )
+
+
 def create_optimizer(
     config: Optimization, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    """Creates SGD with momentum (Nesterov's or the plain one), the papers' RMSProp, or AdamW.
+    """Creates the optimiser that `config.optimizer` names, with decay, clipping and rates.
 
-    `weight_decays` says how much each parameter decays. For sgd and rmsprop it is an L2 term of
-    the loss, which passes through momentum and scaling as in TensorFlow and PyTorch. For adamw it
-    is decoupled; the momentum is adamw's first beta.
-
-    rmsprop is TensorFlow's: epsilon is inside the square root, the mean square starts from 1, and
-    the learning rate is inside the momentum buffer. With epsilon = 1, as the authors trained, all
-    three matter.
+    `weight_decays` says how much each parameter decays. An optimiser with a weight decay of its
+    own, as adamw, gets it. For others it is an L2 term of the loss, which passes through momentum
+    and scaling as in TensorFlow and PyTorch.
 
     Gradients whose norm, over all parameters, is larger than `config.clip` are scaled down to it
-    first, before weight decay.
+    first, before weight decay. The learning rate of the backbone is `config.backbone_rate` times
+    that of the classifier; 0 freezes the backbone.
 
-    The learning rate of the backbone is `config.backbone_rate` times that of the classifier; 0
-    freezes the backbone.
+    Raises UserError for an optimiser that optax has not, or that needs more than gradients and
+    parameters, and for arguments that it has not.
     """
-    update = _with_backbone_rate(config.backbone_rate, _update(config, schedule))
+    update = _with_weight_decay(config, _named(config.optimizer, schedule))
+    update = _with_backbone_rate(config.backbone_rate, update)
     return optax.chain(optax.clip_by_global_norm(config.clip), update) if config.clip else update
+
+
+def _named(text: str, schedule: optax.Schedule) -> Callable[..., optax.GradientTransformation]:
+    """Returns the function that makes an optimiser; it takes what the text does not give."""
+    name, arguments = call(FIELD, text)
+    factories = {one: f for one in dir(optax) if (f := getattr(optax, one)) and _is_factory(f)}
+    factories["rmsprop_tf"] = rmsprop_tf
+    check_choice(name, factories, FIELD)
+    known = inspect.signature(factories[name]).parameters
+    for argument in arguments:
+        check_choice(argument, [one for one in known if one != "learning_rate"],
+                     f"argument of {name} in {FIELD}")  # fmt: skip
+        if argument in ("weight_decay", "mask"):
+            raise UserError(f"{FIELD} {text}: set optimization.weight_decay instead of {argument}")
+
+    def make(**more: Any) -> optax.GradientTransformation:
+        return factories[name](schedule, **arguments, **more)
+
+    make.decays = {"weight_decay", "mask"} <= known.keys()  # type: ignore[attr-defined]
+    _check_usable(make, text)
+    return make
+
+
+def _is_factory(function: Any) -> bool:
+    """Tells whether a function of optax makes an optimiser with a learning rate."""
+    return (
+        inspect.isfunction(function)
+        and next(iter(inspect.signature(function).parameters), "") == "learning_rate"
+    )
+
+
+def _check_usable(make: Callable[..., optax.GradientTransformation], text: str) -> None:
+    """Raises UserError unless an optimiser updates a parameter from its gradient alone."""
+
+    def one_step(params: Any) -> Any:
+        optimizer = make()
+        return optimizer.update(params, optimizer.init(params), params)
+
+    try:
+        jax.eval_shape(one_step, {"kernel": jnp.ones((2, 2))})
+    except Exception as error:  # of many types: a missing argument, a value that cannot be
+        raise UserError(
+            f"{FIELD} {text} cannot be used: training gives an optimiser gradients and parameters "
+            f"({type(error).__name__}: {first_line(error)[:120]})"
+        ) from error
+
+
+def _with_weight_decay(
+    config: Optimization, make: Callable[..., optax.GradientTransformation]
+) -> optax.GradientTransformation:
+    # The general one even if it is 0: checkpoints have its place in the optimiser's state.
+    special = filter(None, (config.norm_weight_decay, config.bias_weight_decay))
+    values = list(dict.fromkeys((config.weight_decay, *special)))
+    if not make.decays:  # type: ignore[attr-defined]
+        return optax.chain(*(_l2(config, value) for value in values), make())
+    if len(values) == 1:
+        return make(weight_decay=values[0], mask=_decaying(config, values[0]))
+    of_values = {value: make(weight_decay=value, mask=None) for value in (*values, 0.0)}
+    return optax.multi_transform(of_values, lambda params: weight_decays(params, config))
+
+
+def _l2(config: Optimization, value: float) -> optax.GradientTransformation:
+    """Adds the gradient of an L2 term for the parameters whose weight decay is `value`."""
+    return optax.add_decayed_weights(value, _decaying(config, value))
+
+
+def _decaying(config: Optimization, value: float) -> Callable[[Any], Any]:
+    """Returns the function that tells which parameters have the weight decay `value`."""
+    return lambda params: jax.tree.map(lambda decay: decay == value, weight_decays(params, config))
 
 
 def _with_backbone_rate(
@@ -92,38 +169,6 @@ def _with_backbone_rate(
             name: "classifier" if name == "classifier" else "backbone" for name in params
         },
     )
-
-
-def _update(config: Optimization, schedule: optax.Schedule) -> optax.GradientTransformation:
-    check_choice(config.optimizer, OPTIMIZERS, "optimizer")
-    # The general one even if it is 0: checkpoints have its place in the optimiser's state.
-    special = filter(None, (config.norm_weight_decay, config.bias_weight_decay))
-    decay = [_decay_by(config, value) for value in dict.fromkeys((config.weight_decay, *special))]
-    if config.optimizer == "adamw":
-        return optax.chain(
-            optax.scale_by_adam(b1=config.momentum), *decay, optax.scale_by_learning_rate(schedule)
-        )
-    if config.optimizer == "rmsprop":
-        update = optax.rmsprop(
-            schedule,
-            decay=config.rmsprop_decay,
-            eps=config.epsilon,
-            initial_scale=1.0,
-            eps_in_sqrt=True,
-            momentum=config.momentum,
-        )
-    else:
-        update = optax.sgd(schedule, momentum=config.momentum, nesterov=config.nesterov)
-    return optax.chain(*decay, update)
-
-
-def _decay_by(config: Optimization, value: float) -> optax.GradientTransformation:
-    """Decays the parameters whose weight decay is `value`."""
-
-    def chosen(params: Any) -> Any:
-        return jax.tree.map(lambda decay: decay == value, weight_decays(params, config))
-
-    return optax.add_decayed_weights(value, chosen)
 
 
 def weight_decays(params: Any, config: Optimization) -> Any:

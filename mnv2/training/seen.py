@@ -15,10 +15,9 @@ from mnv2.pretrained import imagenet
 from mnv2.runtime.files import replacing
 from mnv2.runtime.storage import AnyPath
 from mnv2.runtime.terminal import drawn
-from mnv2.training.mixing import Mixing, mix
-from mnv2.training.settings import Settings
-from mnv2.training.setup import set_up
-from mnv2.training.steps import mixing_of
+from mnv2.training.config import Settings
+from mnv2.training.setup import mixing_of, set_up
+from mnv2.training.step import Mixing, mix
 
 VERSIONS = 8  # of each picture in training
 PICTURES = 4

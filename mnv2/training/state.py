@@ -1,4 +1,4 @@
-"""Everything that training changes."""
+"""Everything that training changes, and what a run starts from: fresh, or a file of weights."""
 
 import functools
 from collections.abc import Callable
@@ -9,10 +9,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
 from mnv2.ops import PLAIN, traced_for
 from mnv2.ops.precision import accumulator
+from mnv2.pretrained import Pretrained
 
 
 @flax.struct.dataclass
@@ -61,16 +63,11 @@ def create_state(
 
     They are float32, and float64 if the network computes in float64.
     """
-    return _initializer(model, optimizer, image_shape, ema)(jax.random.key(seed))
-
-
-def forget() -> None:
-    """Drops the programs that draw initial values, which later runs would share."""
-    _initializer.cache_clear()
+    return initializer(model, optimizer, image_shape, ema)(jax.random.key(seed))
 
 
 @functools.cache  # runs that differ only in their seed share the compiled program
-def _initializer(
+def initializer(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     image_shape: tuple[int, int, int],
@@ -96,3 +93,23 @@ def _initializer(
         )
 
     return initial
+
+
+def with_weights(state: TrainState, loaded: Pretrained) -> TrainState:
+    """Replaces the parameters and statistics of a fresh state by those that `loaded` has.
+
+    The classifier stays new if `loaded` has none.
+    """
+
+    def replaced(fresh: Any, given: Any) -> Any:
+        # What the file does not have stays, such as the ranges of a network that is quantized now.
+        # The rest is copied, because a step overwrites the arrays of its state.
+        copied = {path: jnp.copy(array) for path, array in flatten_dict(given).items()}
+        return unflatten_dict({**flatten_dict(fresh), **copied})
+
+    variables = {
+        "params": replaced(state.params, loaded.variables["params"]),
+        "batch_stats": replaced(state.batch_stats, loaded.variables["batch_stats"]),
+    }
+    ema = None if state.ema is None else jax.tree.map(jnp.copy, variables)
+    return state.replace(**variables, ema=ema)  # type: ignore[attr-defined]

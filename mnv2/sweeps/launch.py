@@ -1,0 +1,324 @@
+"""Executes the runs of a sweep in K copies of this command, each with cores or devices of its own.
+
+The command that a user starts, the parent, trains nothing and imports no JAX. It starts the first
+copy of itself, which checks the config, prepares the data and writes the plan; then the others,
+which read it. A copy takes one run after another: the lock of a run's folder says which are free.
+The parent shows how far they are, passes signals on, and starts a copy that dies once more.
+
+The processes speak through a local folder, LAUNCH:
+
+    plan.json, runs.pickle   what the first copy has planned
+    copy-N.json              what copy N does, once a second
+    ended-N.jsonl            how each of its runs ended
+    failed/ARM/SEED          the runs that no copy takes again
+"""
+
+import contextlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from mnv2.runtime import machine
+from mnv2.runtime.errors import UserError
+from mnv2.runtime.files import holder, read_json, read_lines, write_text
+from mnv2.runtime.interruption import EXIT_CODE, Stopped, Stopper
+from mnv2.runtime.storage import AnyPath
+from mnv2.sweeps import workdir as workdirs
+from mnv2.sweeps.display import Display
+
+COPY, LAUNCH = "MNV2_COPY", "MNV2_LAUNCH"  # environment variables of a copy
+PLAN, RUNS = "plan.json", "runs.pickle"
+GLANCE_SECONDS = 0.2  # between looks at the copies
+HANGING_SECONDS = 60.0  # without a sign of life, after which a copy is ended
+STOPPING_SECONDS = 60.0  # that copies may take to save their runs after a signal
+
+
+class Request(NamedTuple):
+    """What a command asks for.
+
+    parallel, threads  runs at the same time, and threads of each on a CPU; None: chosen
+    meet               joins this process to others; for one run after another
+    reports            whether the report is written at the end
+    profile            the folder for a trace of some steps of the first run
+    """
+
+    config: ml_collections.ConfigDict
+    workdir: AnyPath
+    only: Sequence[str] = ()
+    parallel: int | None = None
+    threads: int | None = None
+    meet: Callable[[], None] | None = None
+    reports: bool = True
+    profile: AnyPath | None = None
+
+
+def run_sweep(config: ml_collections.ConfigDict, workdir: AnyPath, *only: str, **more: Any) -> None:
+    """Executes every run that is not finished, and writes the report: see `Request`.
+
+    Must be called by a command, of which copies can be started. In a copy it does the copy's part
+    and ends the process; a copy that comes to another workdir first returns, because that is done.
+
+    Raises RunsFailed at the end if any run failed, Stopped if a signal came, and UserError if the
+    config describes no runs.
+    """
+    request = Request(config, workdir, only, **more)
+    if COPY not in os.environ:
+        with tempfile.TemporaryDirectory(prefix="mnv2-") as folder:
+            _Launch(request, Path(folder)).execute()
+        return
+    here = Path(os.environ[LAUNCH])
+    if (here / "workdir").read_text(encoding="utf-8") != str(workdir):
+        return
+    from mnv2.sweeps.run import work  # imports JAX
+
+    work(request, here, int(os.environ[COPY]))
+    sys.exit(0)
+
+
+def finish(workdir: AnyPath, failed: dict[str, str], *, reports: bool) -> None:
+    """Writes the report, if it is wanted and any run is finished.
+
+    Raises RunsFailed if any run failed, with the names of these runs and the reasons.
+    """
+    from mnv2.runtime.errors import RunsFailed
+
+    if reports and any(workdirs.load(workdir).results.values()):
+        from mnv2.sweeps.report import write_report  # Matplotlib and SciPy take a second
+
+        write_report(workdir)
+    if failed:
+        raise RunsFailed(
+            f"{len(failed)} of the runs failed: "
+            + "; ".join(f"{name}: {message}" for name, message in failed.items())
+        )
+
+
+class _Copy:
+    """A copy of the command, and what is known of it."""
+
+    def __init__(
+        self, number: int, folder: Path, environment: dict[str, str], say: Callable[..., None]
+    ):
+        self.number, self.ended_path = number, folder / f"ended-{number}.jsonl"
+        self.path = folder / f"copy-{number}.json"
+        self.path.unlink(missing_ok=True)
+        self.reported = len(read_lines(self.ended_path))  # of its runs that ended
+        self.seen = time.monotonic()
+        self.process = subprocess.Popen(
+            [sys.executable, *sys.orig_argv[1:]],
+            env={**os.environ, **environment, COPY: str(number), LAUNCH: str(folder)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,  # otherwise Ctrl-C would reach it in addition to our signal
+        )
+        self._readers = [
+            threading.Thread(target=_print_all, args=(stream, say, is_error), daemon=True)
+            for stream, is_error in ((self.process.stdout, False), (self.process.stderr, True))
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def now(self) -> dict[str, Any]:
+        """Returns what the copy does; {} before it has said so."""
+        with contextlib.suppress(UserError, OSError):
+            self.seen = time.monotonic() - (time.time() - self.path.stat().st_mtime)
+            return read_json(self.path, "")
+        return {}
+
+    def hangs(self) -> bool:
+        """Tells whether the copy has given no sign of life for long, though it had begun to."""
+        return self.path.exists() and time.monotonic() - self.seen > HANGING_SECONDS
+
+    def signal(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(number)
+
+    def ended(self) -> int | None:
+        """Returns the exit code, after all that was printed is shown; None while it runs."""
+        if self.process.poll() is not None:
+            for reader in self._readers:
+                reader.join(1.0)
+        return self.process.returncode
+
+
+def _print_all(lines: Any, say: Callable[..., None], is_error: bool) -> None:
+    for line in lines:
+        if text := line.decode(errors="replace").rstrip().rpartition("\r")[2]:
+            say(text, once=True, is_error=is_error)  # several copies print the same warnings
+
+
+class _Launch:
+    """The parent's part: copies that are started, watched, started again and ended."""
+
+    def __init__(self, request: Request, folder: Path):
+        self._request, self._folder = request, folder
+        write_text(folder / "workdir", str(request.workdir))
+        self._copies: list[_Copy] = []
+        self._restarted: set[int] = set()
+        self._deaths: Counter[str] = Counter()
+        self._failed: dict[str, str] = {}
+        self._plan: dict[str, Any] = {}
+        self._stopper = Stopper()
+
+    def execute(self) -> None:
+        """Executes the runs, and writes the report. Raises as `run_sweep` does."""
+        with self._stopper.listening(), self._stopper.deferred(), Display() as display:
+            self._display = display
+            with self._ending():
+                self._copies = [self._start(0)]
+                self._await_plan()
+                display.show(self._plan, self._request.workdir)
+                for number in range(1, self._plan["copies"]):
+                    self._copies.append(self._start(number))
+                while self._copies:
+                    self._watch()
+        if self._plan["writes"]:
+            finish(self._request.workdir, self._failed, reports=self._request.reports)
+
+    def _start(self, number: int) -> _Copy:
+        environments = self._plan.get("environments")
+        environment = environments[number] if environments else {}
+        variables = {**machine.huge_pages(), **environment}
+        return _Copy(number, self._folder, variables, self._display.say)
+
+    def _await_plan(self) -> None:
+        """Waits for the plan of the first copy. Ends as that copy does if it ends before."""
+        (first,) = self._copies
+        while not (self._folder / PLAN).exists():
+            self._stopper.check()
+            if (code := first.ended()) is not None:
+                self._copies = []
+                if code < 0:
+                    raise UserError(f"the process {_describe(code)} before it had planned its runs")
+                sys.exit(code)
+            time.sleep(GLANCE_SECONDS / 4)
+        self._plan = read_json(self._folder / PLAN, "")
+
+    def _watch(self) -> None:
+        """Looks at every copy once."""
+        self._stopper.check()
+        time.sleep(GLANCE_SECONDS)
+        for copy in list(self._copies):
+            if copy.hangs():
+                copy.signal(signal.SIGKILL)
+                copy.process.wait()
+            code, now = copy.ended(), copy.now()
+            self._display.now(copy.number, now if code is None else {})
+            self._note_ended(copy)
+            if code is not None:
+                self._copies.remove(copy)
+                if code:
+                    self._died(copy, code, now.get("run"))
+        if not self._copies:
+            self._name_others()
+
+    def _note_ended(self, copy: _Copy) -> None:
+        for outcome in read_lines(copy.ended_path)[copy.reported :]:
+            copy.reported += 1
+            self._display.ended(outcome)
+            if "failure" in outcome:
+                self._failed[outcome["run"]] = outcome["failure"]
+
+    def _died(self, copy: _Copy, code: int, name: str | None) -> None:
+        """Starts a copy that died once more, unless the system ended it for lack of memory."""
+        if code == EXIT_CODE:
+            raise Stopped("a signal to a process that trains")
+        how = "does not answer" if copy.hangs() else _describe(code)
+        done = {x["run"] for x in read_lines(copy.ended_path)}
+        if name and name not in done:
+            self._deaths[name] += 1
+            if self._deaths[name] > 1:
+                self._give_up(name, f"its process {how}, for the second time")
+            else:
+                self._display.say(f"the process of {name} {how}; the run is resumed")
+        else:
+            self._display.say(f"a process {how}")
+        if code == -signal.SIGKILL and not copy.hangs() and self._copies:
+            count = len(self._copies)
+            self._display.say(f"{count} at the same time from now on, for lack of memory")
+        elif copy.number not in self._restarted:
+            self._restarted.add(copy.number)
+            self._copies.append(self._start(copy.number))
+        elif not self._copies:
+            raise UserError(
+                "all processes died: see the lines above; the same command resumes, and "
+                "--parallel 1 executes one run at a time"
+            )
+
+    def _give_up(self, name: str, message: str) -> None:
+        self._failed[name] = message
+        write_text(self._folder / "failed" / name, message)
+        workdirs.record_failure(self._request.workdir / name, UserError(message))
+        self._display.say(f"{name} failed: {message}")
+
+    def _name_others(self) -> None:
+        """Names the runs that processes of another command execute."""
+        results = workdirs.load(self._request.workdir).results
+        for one in self._plan["runs"]:
+            name, (arm, _, seed) = one["name"], one["name"].rpartition("/")
+            if int(seed) not in results.get(arm, {}) and name not in self._failed:
+                if process := holder(self._request.workdir / name):
+                    self._display.say(f"{name} is being done by {process}")
+
+    @contextlib.contextmanager
+    def _ending(self) -> Iterator[None]:
+        """Ends the copies, however the context ends: they save their runs, except if killed."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self._end_all(signal.SIGKILL)
+            raise
+        except BaseException as error:
+            if self._copies and isinstance(error, Stopped):
+                self._display.say("stopping: each process saves its run")
+            try:
+                self._end_all(signal.SIGTERM)
+            except KeyboardInterrupt:  # a second Ctrl-C
+                self._end_all(signal.SIGKILL)
+                raise
+            raise
+
+    def _end_all(self, number: int) -> None:
+        for copy in self._copies:
+            copy.signal(number)
+        deadline = time.monotonic() + STOPPING_SECONDS
+        for copy in self._copies:
+            while copy.ended() is None:
+                if time.monotonic() > deadline:
+                    self._display.say(f"process {copy.process.pid} does not answer, and is killed")
+                    copy.signal(signal.SIGKILL)
+                time.sleep(GLANCE_SECONDS / 4)
+
+
+def _describe(code: int) -> str:
+    """Says how a process ended: was killed (SIGKILL), or ended with exit code 1."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    memory = ", perhaps for lack of memory" if -code == signal.SIGKILL else ""
+    return f"was killed ({signal.Signals(-code).name}{memory})"
+
+
+def write_plan(folder: Path, plan: dict[str, Any], runs: Sequence[Any]) -> None:
+    """Writes what the first copy has planned for the parent, and the runs for the other copies."""
+    from mnv2.runtime.files import write_json
+
+    (folder / RUNS).write_bytes(pickle.dumps(list(runs)))
+    write_json(folder / PLAN, plan)
+
+
+def planned_runs(folder: Path) -> list[Any]:
+    """Returns the runs that the first copy has planned."""
+    runs: list[Any] = pickle.loads((folder / RUNS).read_bytes())
+    return runs

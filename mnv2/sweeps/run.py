@@ -1,0 +1,387 @@
+"""What a copy of the command does: plans the runs of a sweep, and executes one after another."""
+
+import contextlib
+import ctypes
+import dataclasses
+import gc
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+import psutil
+
+from mnv2.runtime import compilation_cache
+from mnv2.runtime.cli import hide_gpus_from_tensorflow, leave
+from mnv2.runtime.errors import Held, UserError
+from mnv2.runtime.files import append_line, read_json, sole_writer, to_json
+from mnv2.runtime.interruption import EXIT_CODE, Stopped, Stopper
+from mnv2.runtime.machine import find_devices, free_memory
+from mnv2.runtime.processes import any_of, broadcast_from_primary, ending_together, is_writer, say
+from mnv2.runtime.storage import AnyPath, reason
+from mnv2.sweeps.checks import check_comparison
+from mnv2.sweeps.division import Division, divide
+from mnv2.sweeps.launch import Request, finish, planned_runs, write_plan
+from mnv2.sweeps.plan import Run, claim, number_of_runs, with_arms
+from mnv2.sweeps.workdir import explanation, record, record_failure
+from mnv2.training import state, step
+from mnv2.training.loop import train
+from mnv2.training.progress import Progress
+
+LATER_SECONDS = 5.0  # until a run that another command held is tried once more
+COMPILING = ("starting", "compiling")  # phases of a run during which its arm may be compiled
+GLANCE_SECONDS = 0.2  # between looks at whether the parent still lives
+
+
+def work(request: Request, folder: Path, number: int) -> None:
+    """Executes runs until none is free. The first copy plans them before, and writes the plan.
+
+    `folder` is the one through which this copy speaks to its parent and the other copies: see
+    `sweeps.launch`.
+    """
+    _stop_with_parent()
+    with ending_together():
+        if number == 0:
+            runs = _plan(request, folder)
+        else:
+            _start_jax()
+            runs = planned_runs(folder)
+        stopper = Stopper(any_of if jax.process_count() > 1 else None)
+        reporter, profile = _Reporter(folder, number), request.profile
+        try:
+            with stopper.listening(), reporter.reporting():
+                for one in _free_runs(runs, reporter):
+                    with one.lock:
+                        reporter.begins(one.run)
+                        outcome = execute(
+                            one.run, stopper, reporter.now, profile, overview=len(runs) == 1
+                        )
+                    profile = None  # the first run is enough
+                    reporter.ended(one.run, outcome)
+                    drop_programs_if_large()
+        except Stopped as stopped:
+            if saved := str(stopped).partition("; ")[2]:
+                print(saved, flush=True)
+            leave(EXIT_CODE)
+
+
+def train_here(
+    config: ml_collections.ConfigDict,
+    workdir: AnyPath,
+    only: Sequence[str] = (),
+    *,
+    reports: bool = True,
+) -> None:
+    """Executes every run of a config that is not finished in this process, one after another.
+
+    For notebooks and tests: `sweeps.launch` does it in processes of their own. Raises RunsFailed at
+    the end if any run failed, Stopped if a signal came, and UserError if the config describes no
+    runs.
+    """
+    config = with_arms(config)
+    check_comparison(config)
+    say(f"JAX computes on {find_devices()}")
+    compilation_cache.enable()
+    runs, failed = claim(config, workdir, only), {}
+    stopper = Stopper(any_of if jax.process_count() > 1 else None)
+    with stopper.listening():
+        for number, one in enumerate(_not_finished(runs, workdir), start=1):
+            with contextlib.ExitStack() as until:
+                if process := _lock(one, until):
+                    say(f"{one.name} is being done by {process}")
+                    continue
+                outcome = execute(one, stopper)
+            if "failure" in outcome:
+                failed[one.name] = outcome["failure"]
+            accuracy = outcome.get("result", {}).get(one.settings.final_split, {}).get("accuracy")
+            said = f"{100 * accuracy:.2f} %" if accuracy is not None else "failed"
+            say(f"[{number}/{len(runs)}] {one.name}  {said}")
+            drop_programs_if_large()
+    if is_writer():
+        finish(workdir, failed, reports=reports)
+
+
+def _plan(request: Request, folder: Path) -> list[Run]:
+    """Checks the config, prepares the data, and writes the plan; returns the runs.
+
+    Raises UserError if any of the runs cannot start.
+    """
+    config = with_arms(request.config)
+    check_comparison(config)
+    alone = request.meet is not None or request.profile is not None
+    division = divide(number_of_runs(config), 1 if alone else request.parallel, request.threads)
+    os.environ.update(division.environment(0))
+    if request.meet is not None:
+        request.meet()
+    devices = _start_jax()
+    runs = claim(config, request.workdir, request.only)
+    waiting = _not_finished(runs, request.workdir)
+    largest = max((one.multiply_adds * one.settings.batch_size for one in waiting), default=0)
+    division = division.within_memory(largest)
+    copies = max(1, min(division.copies, len(waiting)))
+    if waiting:
+        _say_division(division, copies, devices)
+    if copies > 1:  # no copy is then left with a long run at the end
+        runs = sorted(runs, key=lambda one: -one.work)
+    unfinished = {one.name for one in waiting}
+    plan = {
+        "copies": copies,
+        "environments": [division.environment(copy) for copy in range(division.copies)],
+        "writes": is_writer(),
+        "split": runs[0].settings.final_split,
+        "runs": [
+            {
+                "name": one.name,
+                "arm": one.arm,
+                "steps": one.steps,
+                "done": one.trained or 0,
+                "multiply_adds": one.multiply_adds,
+                "finished": one.name not in unfinished,
+            }
+            for one in runs
+        ],
+    }
+    write_plan(folder, plan, runs)
+    return runs
+
+
+def _say_division(division: Division, copies: int, devices: str) -> None:
+    """Says on what the runs are executed, and the parameters of a command with one run."""
+    if copies > 1:
+        say(f"{copies} runs at the same time, {division.reason}, on {devices}")
+    else:
+        say(f"JAX computes on {devices}")
+
+
+def _start_jax() -> str:
+    """Prepares libraries that a run needs; returns what JAX computes on."""
+    hide_gpus_from_tensorflow()
+    devices = find_devices()
+    compilation_cache.enable()
+    return devices
+
+
+def _not_finished(runs: Sequence[Run], workdir: AnyPath) -> list[Run]:
+    """Returns the runs that are left to do; says how many are not."""
+    waiting = [one for one in runs if not broadcast_from_primary(one.finished)]
+    if done := len(runs) - len(waiting):
+        say(f"{done} of {len(runs)} runs in {workdir} are finished already")
+    return waiting
+
+
+@dataclasses.dataclass(frozen=True)
+class _Taken:
+    """A run that this process has locked."""
+
+    run: Run
+    lock: contextlib.ExitStack
+
+
+def _free_runs(runs: Sequence[Run], reporter: "_Reporter") -> Iterator[_Taken]:
+    """Yields runs that are free, each locked, until none is.
+
+    A run of an arm that another copy compiles comes later: its program is then in the cache. A run
+    that another command holds is tried once more, after LATER_SECONDS: the copies of a command that
+    was killed take that long to end.
+    """
+    tried_again = False
+    while True:
+        taken = None
+        if is_writer():
+            taken = _take(runs, reporter, reporter.compiled_arms()) or _take(runs, reporter, set())
+        index = broadcast_from_primary(-1 if taken is None else runs.index(taken.run))
+        if index >= 0:
+            tried_again = False
+            yield taken or _Taken(runs[index], contextlib.ExitStack())
+        elif tried_again or broadcast_from_primary(all(one.finished for one in runs)):
+            return
+        else:
+            tried_again = True
+            time.sleep(LATER_SECONDS)
+
+
+def _take(runs: Sequence[Run], reporter: "_Reporter", avoided: set[str]) -> _Taken | None:
+    """Locks the first run that is free and not of an avoided arm; None if there is none."""
+    for one in runs:
+        if one.arm in avoided or reporter.has_failed(one) or one.finished:
+            continue
+        until = contextlib.ExitStack()
+        try:
+            held = _lock(one, until)
+        except UserError as error:  # a folder that cannot be written to
+            reporter.ended(one, {"failure": str(error), "seconds": 0.0})
+            continue
+        if held is None and not one.finished:  # by another process, in the meantime
+            return _Taken(one, until)
+        until.close()
+    return None
+
+
+def _lock(one: Run, until: contextlib.ExitStack) -> str | None:
+    """Locks a run's folder; returns which process holds the lock if another one does."""
+    if not is_writer():
+        return None
+    try:
+        until.enter_context(sole_writer(one.folder))
+    except Held as held:
+        return str(held)
+    except OSError as error:
+        raise UserError(f"cannot write to {one.folder}: {reason(error)}") from error
+    return None
+
+
+def execute(
+    one: Run,
+    stopper: Stopper,
+    show: Callable[[Progress | str], None] | None = None,
+    profile: AnyPath | None = None,
+    overview: bool = False,
+) -> dict[str, Any]:
+    """Executes a run, whose folder is locked; returns its `result` or `failure`, and `seconds`.
+
+    With `overview`, a table of the network's parameters is printed.
+    """
+    began = time.perf_counter()
+    try:
+        if before := broadcast_from_primary(one.trained or 0):
+            say(
+                f"{one.name} was finished after {before} steps, and is trained to step "
+                f"{one.steps} with the learning rates of a run of that length"
+            )
+        if is_writer():
+            record(one)
+        result = train(
+            one.settings,
+            one.folder,
+            label=one.name,
+            show=show,
+            stopper=stopper,
+            profile=profile,
+            overview=overview,
+        )
+    except Exception as error:
+        if is_writer():
+            record_failure(one.folder, error)
+        if jax.process_count() > 1:
+            raise  # the other processes would wait for this one
+        return {"failure": explanation(error), "seconds": time.perf_counter() - began}
+    return {"result": result, "seconds": time.perf_counter() - began}
+
+
+class _Reporter:
+    """Says what this copy does, once a second, and how its runs ended: see `sweeps.launch`."""
+
+    def __init__(self, folder: Path, number: int):
+        self._folder, self._number = folder, number
+        self._run: Run | None = None
+        self._now: Progress | str = ""
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Writes what this copy does once a second within the context: its sign of life."""
+        ended = threading.Event()
+
+        def write() -> None:
+            while not ended.wait(1.0):
+                self._write()
+
+        thread = threading.Thread(target=write, name="reporter", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def begins(self, one: Run) -> None:
+        """Says that a run starts."""
+        self._run, self._now = one, "starting"
+        self._write()
+
+    def now(self, now: Progress | str) -> None:
+        """Notes what the run does now: its progress, or a phase such as compiling."""
+        self._now = now
+        if isinstance(now, str):
+            self._write()
+
+    def ended(self, one: Run, outcome: dict[str, Any]) -> None:
+        """Says how a run ended. A run that failed is taken by no copy of this command again."""
+        if "failure" in outcome:
+            failed = self._folder / "failed" / one.name
+            failed.parent.mkdir(parents=True, exist_ok=True)
+            failed.touch()
+        line = to_json({"run": one.name, **outcome})
+        append_line(self._folder / f"ended-{self._number}.jsonl", line)
+        self._run = None
+
+    def has_failed(self, one: Run) -> bool:
+        """Tells whether a run failed in any copy of this command."""
+        return (self._folder / "failed" / one.name).exists()
+
+    def compiled_arms(self) -> set[str]:
+        """Returns the arms that other copies may be compiling."""
+        arms = set()
+        for path in self._folder.glob("copy-*.json"):
+            with contextlib.suppress(UserError):
+                now = read_json(path, "")
+                if path.stem != f"copy-{self._number}" and now.get("phase") in COMPILING:
+                    arms.add(now["run"].rpartition("/")[0])
+        return arms
+
+    def _write(self) -> None:
+        one, now = self._run, self._now
+        values: dict[str, Any] = {}
+        if one is not None and isinstance(now, str):
+            values = {"run": one.name, "phase": now}
+        elif one is not None and isinstance(now, Progress):
+            rate = now.images_per_second
+            seconds = {"seconds_per_step": one.settings.batch_size / rate} if rate else {}
+            values = {"run": one.name, "phase": "training", **now._asdict(), **seconds}
+        with self._lock, contextlib.suppress(OSError):  # the parent may have ended
+            path = self._folder / f"copy-{self._number}.json"
+            unfinished = path.with_suffix(".unfinished")
+            unfinished.write_text(json.dumps(values), encoding="utf-8")
+            unfinished.replace(path)
+
+
+def drop_programs_if_large() -> bool:
+    """Drops all compiled programs if this process has grown to half of the memory that is free.
+
+    They stay in memory for the other seeds of an arm: each arm has programs of its own, 200 MB or
+    more. After 26 arms a process had 9 GB, and the compiler died. Programs that are needed again
+    are read from the cache on the disk. Returns whether they were dropped.
+    """
+    _return_memory()
+    if psutil.Process().memory_info().rss <= free_memory() / 2:
+        return False
+    step.create_steps.cache_clear()
+    state.initializer.cache_clear()
+    jax.clear_caches()
+    gc.collect()
+    _return_memory()
+    return True
+
+
+def _return_memory() -> None:
+    """Returns what was freed to the system: after a run 350 MB, which glibc would keep."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _stop_with_parent() -> None:
+    """Sends this process SIGTERM when its parent has ended, however it ended."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(GLANCE_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="watch", daemon=True).start()
