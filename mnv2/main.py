@@ -37,9 +37,16 @@ from mnv2.runtime.bad_flags import explanation
 from mnv2.runtime.cli import fail, hide_gpus_from_tensorflow, run, silence_libraries
 from mnv2.runtime.config_file import check_config, prepared
 from mnv2.runtime.errors import UserError
-from mnv2.runtime.folders import PICTURES, check_can_be_written, check_file, given_folder
+from mnv2.runtime.files import (
+    PICTURES,
+    AnyPath,
+    as_path,
+    check_can_be_written,
+    check_file,
+    given_folder,
+    in_bucket,
+)
 from mnv2.runtime.huge_pages import restart_with_huge_pages
-from mnv2.runtime.storage import AnyPath, is_object
 
 if TYPE_CHECKING:
     from mnv2.sweeps.tuned import Execute  # imports JAX
@@ -140,10 +147,10 @@ def _train() -> None:
                 fail(f"--{name} is for SLURM: add --launcher slurm")
     if _PROFILE.value is not None and _LAUNCHER.value != "none":
         raise UserError("--profile is for runs in this process: leave out --launcher")
-    if is_object(workdir) and _LAUNCHER.value != "none":
+    if in_bucket(workdir) and _LAUNCHER.value != "none":
         raise UserError(
             f"--launcher {_LAUNCHER.value} needs a folder that its processes can append to: give a "
-            "local --workdir, or start the same command without a launcher on several machines"
+            "local --workdir, or leave out --launcher"
         )
     _check_lanes()
     tuned = bool(config.get("tuned"))
@@ -267,7 +274,7 @@ def _check_lanes() -> None:
 def _workdir() -> AnyPath:
     """Returns the folder of the runs. Raises UserError if it can be none."""
     if _WORKDIR.value is None:
-        folder = _default_workdir(config_flags.get_config_filename(flags.FLAGS["config"]))
+        folder = as_path(_default_workdir(config_flags.get_config_filename(flags.FLAGS["config"])))
     else:
         folder = given_folder(_WORKDIR.value, "--workdir")
     check_can_be_written(folder, "--workdir")
@@ -279,7 +286,7 @@ def _profile() -> AnyPath | None:
     if _PROFILE.value is None:
         return None
     folder = given_folder(_PROFILE.value, "--profile")
-    if is_object(folder):
+    if in_bucket(folder):
         raise UserError("--profile must be a local folder")
     check_can_be_written(folder, "--profile")
     return folder

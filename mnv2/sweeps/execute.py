@@ -11,12 +11,11 @@ import ml_collections
 
 from mnv2.runtime import compilation_cache
 from mnv2.runtime.accelerators import find_devices
-from mnv2.runtime.errors import Held, NotFinite, RunsFailed, UserError
-from mnv2.runtime.files import sole_writer, write_text
+from mnv2.runtime.errors import Held, NotFinite, RunsFailed, UserError, reason
+from mnv2.runtime.files import AnyPath, sole_writer, write_text
 from mnv2.runtime.interruption import Stopper
 from mnv2.runtime.layout import FAILURE
 from mnv2.runtime.processes import any_of, is_writer, number_of_first, of_first, say
-from mnv2.runtime.storage import AnyPath, reason
 from mnv2.runtime.terminal import format_seconds, short_path
 from mnv2.sweeps import workdir as workdirs
 from mnv2.sweeps.display import Display

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import ml_collections
 
-from mnv2.runtime.storage import AnyPath
+from mnv2.runtime.files import AnyPath
 from mnv2.sweeps.checks import check_comparison
 from mnv2.sweeps.division import divide
 from mnv2.sweeps.lanes import Lanes

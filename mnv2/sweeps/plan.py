@@ -9,9 +9,8 @@ from flax.traverse_util import flatten_dict
 
 from mnv2.runtime.checks import whole
 from mnv2.runtime.errors import UserError, check_choice
-from mnv2.runtime.files import read_json
+from mnv2.runtime.files import AnyPath, read_json
 from mnv2.runtime.layout import RESULT
-from mnv2.runtime.storage import AnyPath
 from mnv2.runtime.terminal import note
 from mnv2.sweeps.checks import has_field
 from mnv2.training import settings

@@ -5,13 +5,13 @@ import os
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_collections
 
 from mnv2.runtime.cli import hide_gpus_from_tensorflow, silence_libraries
 from mnv2.runtime.errors import UserError, check_positive
+from mnv2.runtime.files import AnyPath
 from mnv2.runtime.interruption import Stopped
 from mnv2.runtime.layout import SLURM
 from mnv2.sweeps.local import run_here
@@ -49,7 +49,7 @@ class Resources(NamedTuple):
 
 def submit(
     config: ml_collections.ConfigDict,
-    workdir: Path,
+    workdir: AnyPath,
     only: Sequence[str],
     wanted: Resources,
     *,
@@ -142,7 +142,7 @@ class _Job:
     def __init__(
         self,
         config: ml_collections.ConfigDict,
-        workdir: Path,
+        workdir: AnyPath,
         names: Sequence[str],
         only: Sequence[str],
         wanted: Resources,

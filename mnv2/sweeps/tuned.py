@@ -5,9 +5,8 @@ from collections.abc import Callable, Sequence
 import ml_collections
 
 from mnv2.runtime.errors import RunsFailed
-from mnv2.runtime.files import read_json
+from mnv2.runtime.files import AnyPath, read_json
 from mnv2.runtime.layout import CONFIG, SWEEP, TUNING
-from mnv2.runtime.storage import AnyPath
 from mnv2.runtime.terminal import first_few, note
 from mnv2.sweeps.tuning import choose, compared_config, tuned_field, tuning_config
 from mnv2.sweeps.tuning_report import write_tuning

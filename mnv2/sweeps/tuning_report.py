@@ -7,10 +7,9 @@ from typing import Any
 import matplotlib.figure
 from matplotlib.axes import Axes
 
-from mnv2.runtime.errors import UserError
-from mnv2.runtime.files import replacing, write_text
+from mnv2.runtime.errors import UserError, reason
+from mnv2.runtime.files import AnyPath, replacing, write_text
 from mnv2.runtime.layout import TUNING
-from mnv2.runtime.storage import AnyPath, reason
 from mnv2.runtime.terminal import drawn
 from mnv2.sweeps.tables import markdown_lines
 from mnv2.sweeps.tuning import Choice

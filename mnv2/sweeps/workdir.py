@@ -11,11 +11,10 @@ from typing import Any
 import ml_collections
 from flax.traverse_util import flatten_dict
 
-from mnv2.runtime.errors import NotFinite, UserError
-from mnv2.runtime.files import read_json, to_json, warn_once, write_json
+from mnv2.runtime.errors import NotFinite, UserError, reason
+from mnv2.runtime.files import AnyPath, matches, read_json, to_json, warn_once, write_json
 from mnv2.runtime.layout import CHECKPOINTS, CONFIG, ENVIRONMENT, FAILURE, RESULT, SWEEP, TUNING
 from mnv2.runtime.processes import is_writer
-from mnv2.runtime.storage import AnyPath, read, reason
 from mnv2.sweeps.checks import accuracy, check_comparison, check_description, check_result
 from mnv2.sweeps.environment import environment, is_environment
 from mnv2.sweeps.plan import Run, chosen, plan
@@ -139,7 +138,7 @@ def _result_paths(workdir: AnyPath, arms: Sequence[str]) -> list[tuple[str, int,
     """Lists the results of the arms in the order of their seeds; names those of other folders."""
     found = []
     for arm in arms:
-        for path in sorted((workdir / arm).glob(f"*/{RESULT}")):
+        for path in matches(workdir / arm, f"*/{RESULT}"):
             if SEED.fullmatch(path.parent.name):
                 found.append((arm, int(path.parent.name), path))
             else:
@@ -229,7 +228,7 @@ def record(one: Run, devices: Devices = None, together: int = 1) -> None:
 
 def _environments_before(folder: AnyPath) -> list[dict[str, Any]]:
     """Returns the environments in which the checkpoint of a run was trained; [] without one."""
-    if not any((folder / CHECKPOINTS).glob("[0-9]*")):
+    if not matches(folder / CHECKPOINTS, "[0-9]*"):
         return []
     with contextlib.suppress(UserError):
         if is_environment(last := read_json(folder / ENVIRONMENT, "")):
@@ -259,7 +258,7 @@ def _failure_lines(folder: AnyPath) -> list[str] | None:
     path = folder / FAILURE
     if not path.exists():
         return None
-    return read(path).decode("utf-8", errors="replace").split("\n")
+    return path.read_bytes().decode("utf-8", errors="replace").split("\n")
 
 
 def _check_same(
@@ -294,7 +293,7 @@ def _check_arms(workdir: AnyPath, old: Mapping[str, Any], new: Mapping[str, Any]
             {k: v for k, v in json.loads(to_json(dict(changes))).items() if k != "seeds"}
             for changes in (old[arm], new[arm])
         )
-        if before != now and any((workdir / arm).glob(f"*/{CONFIG}")):
+        if before != now and matches(workdir / arm, f"*/{CONFIG}"):
             raise UserError(
                 f"{workdir} holds runs of arm {arm} with the changes {before}, and not {now}: "
                 "give the new arm another name"

@@ -17,8 +17,8 @@ import ml_collections
 
 from mnv2.runtime import machine
 from mnv2.runtime.errors import UserError
+from mnv2.runtime.files import AnyPath
 from mnv2.runtime.interruption import Stopper
-from mnv2.runtime.storage import AnyPath
 from mnv2.sweeps import workdir as workdirs
 from mnv2.sweeps.display import Display
 from mnv2.sweeps.division import Division

@@ -13,12 +13,11 @@ import jax.numpy as jnp
 
 from mnv2.analysis import complexity
 from mnv2.pretrained import native
-from mnv2.runtime.errors import NotFinite, UserError
-from mnv2.runtime.files import write_json
+from mnv2.runtime.errors import NotFinite, UserError, is_store_error, reason
+from mnv2.runtime.files import AnyPath, write_json
 from mnv2.runtime.interruption import Stopped, Stopper
 from mnv2.runtime.layout import CHECKPOINTS, RESULT
 from mnv2.runtime.processes import is_writer, of_first
-from mnv2.runtime.storage import AnyPath, is_store_error, reason
 from mnv2.runtime.terminal import StatusLine
 from mnv2.runtime.throughput import Stopwatch
 from mnv2.training import metrics
@@ -143,7 +142,7 @@ def train(
                 raw = summary_of(state.without_averages(), split)
                 values |= {f"{split}/raw_{name}": raw[name] for name in ("loss", "accuracy")}
             log.write(step, values)
-            log.flush()
+            log.store()
             return summary
 
         window: list[tuple[metrics.Sums, int]] = []  # the steps since the last report

@@ -4,8 +4,8 @@ from typing import Any
 
 import jax
 
+from mnv2.runtime.files import AnyPath
 from mnv2.runtime.processes import say
-from mnv2.runtime.storage import AnyPath
 
 FIRST = 3  # the first step that is traced: the first one compiles, the second one warms up
 STEPS = 10
