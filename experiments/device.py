@@ -33,9 +33,9 @@ from experiments.common.writers import write_csv, write_markdown
 from experiments.frameworks.steps import CONTENDERS, installed
 from experiments.frameworks.tasks import NETWORKS, Task
 from mnv2.runtime import machine
-from mnv2.runtime.machine import describe_devices, find_devices
 from mnv2.runtime.cli import command_parser, real_number, run, whole_number
 from mnv2.runtime.errors import UserError
+from mnv2.runtime.machine import describe_devices, find_devices
 from mnv2.runtime.terminal import StatusLine, warn
 from mnv2.sweeps.environment import commit
 

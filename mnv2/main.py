@@ -30,8 +30,14 @@ from absl import app, flags
 from mnv2.runtime.cli import one_line_errors
 from mnv2.runtime.config_file import CONFIG, parse_flags, workdir_flag
 from mnv2.runtime.errors import UserError
-from mnv2.runtime.folders import PICTURES, check_can_be_written, check_file, given_folder
-from mnv2.runtime.storage import AnyPath, is_object
+from mnv2.runtime.files import (
+    PICTURES,
+    AnyPath,
+    check_can_be_written,
+    check_file,
+    given_folder,
+    in_bucket,
+)
 from mnv2.sweeps.launch import run_sweep
 from mnv2.sweeps.plan import first_settings, with_arms
 from mnv2.sweeps.tuning import run_tuned
@@ -129,7 +135,7 @@ def _profile() -> AnyPath | None:
     if _PROFILE.value is None:
         return None
     folder = given_folder(_PROFILE.value, "--profile")
-    if is_object(folder):
+    if in_bucket(folder):
         raise UserError("--profile must be a local folder")
     check_can_be_written(folder, "--profile")
     return folder

@@ -23,8 +23,7 @@ import numpy as np
 
 from mnv2.runtime.cli import command_parser, hide_gpus_from_tensorflow, run, whole_number
 from mnv2.runtime.errors import UserError
-from mnv2.runtime.files import replacing, write_json, write_text
-from mnv2.runtime.folders import PICTURES, check_file
+from mnv2.runtime.files import PICTURES, check_file, replacing, write_json, write_text
 from mnv2.runtime.terminal import StatusLine, as_line, drawn, first_few, note, warn
 from mnv2.runtime.weights_options import add_weights_options
 

@@ -6,7 +6,7 @@ are not finished are named and left out.
 """
 
 from mnv2.runtime.cli import command_parser, run
-from mnv2.runtime.folders import given_folder
+from mnv2.runtime.files import given_folder
 
 
 def main() -> None:

@@ -13,8 +13,7 @@ python -m mnv2.status runs/v2_ablation --every 10     shows it every ten seconds
 import time
 
 from mnv2.runtime.cli import command_parser, real_number, run
-from mnv2.runtime.folders import given_folder
-from mnv2.runtime.storage import AnyPath
+from mnv2.runtime.files import AnyPath, given_folder
 
 CLEAR = "\033[H\033[2J"  # clears the terminal before the table is shown again
 

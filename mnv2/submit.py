@@ -16,7 +16,7 @@ from absl import app, flags
 from mnv2.runtime.cli import one_line_errors
 from mnv2.runtime.config_file import CONFIG, parse_flags, workdir_flag
 from mnv2.runtime.errors import UserError
-from mnv2.runtime.storage import is_object
+from mnv2.runtime.files import in_bucket
 
 _ONLY = flags.DEFINE_list("only", [], "Arms or runs (arm/seed), separated by commas.")
 _REPORT = flags.DEFINE_bool("report", True, "Write the report after the last job.")
@@ -39,7 +39,7 @@ _RUNS_PER_JOB = flags.DEFINE_integer(
 def main(argv: Sequence[str]) -> None:
     with one_line_errors():
         workdir = workdir_flag()
-        if is_object(workdir):
+        if in_bucket(workdir):
             raise UserError("jobs need a --workdir in a file system that all nodes share")
         import jax
 

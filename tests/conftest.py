@@ -31,7 +31,7 @@ import tensorflow_datasets  # noqa: F401
 from configs import v2_ablation
 from mnv2 import data
 from mnv2.data.datasets import TfdsDataset
-from mnv2.runtime import storage
+from mnv2.runtime import files
 from mnv2.sweeps.plan import with_arms
 from tests import decoded as decoded  # from here on, Fashion-MNIST is decoded once
 from tests import emulator
@@ -56,8 +56,7 @@ def bucket(emulated_storage, monkeypatch):
     for name, value in emulator.environment(emulated_storage).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("EPATH_USE_TF", "false")  # restored afterwards
-    storage.connect.cache_clear()
-    storage.connect()
+    files._prepare_for_buckets.cache_clear()
     return f"gs://{emulator.BUCKET}"
 
 

@@ -18,8 +18,7 @@ from mnv2.data.image_folder import open_image_folder
 from mnv2.data.splits import Part
 from mnv2.data.tfds_dataset import TfdsDataset
 from mnv2.runtime.errors import UserError, check_choice, first_line
-from mnv2.runtime.files import locked
-from mnv2.runtime.storage import SCHEME, AnyPath, as_path
+from mnv2.runtime.files import SCHEME, AnyPath, as_path, locked, matches
 
 FOLDER_PREFIX = "folder:"
 
@@ -193,11 +192,12 @@ def _create_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder
     # Without those of the community, whose names TFDS reads from the network.
     known = tfds.list_builders(with_community_datasets=False)
     base = name.split(":")[0].split("/")[0]
+    place = as_path(data_dir) if data_dir else None
     try:
         if base in known:
-            return tfds.builder(name, data_dir=data_dir)
+            return tfds.builder(name, data_dir=place)
         with contextlib.suppress(tfds.core.DatasetNotFoundError, ValueError):
-            return tfds.builder(name, data_dir=data_dir)
+            return tfds.builder(name, data_dir=place)
         if (folder := as_path(name).expanduser()).is_dir():
             return tfds.builder_from_directory(_prepared_in(folder))
     except UserError:
@@ -206,8 +206,8 @@ def _create_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder
         raise UserError(f"cannot open data set {name!r}: {first_line(error)}") from error
     if name.startswith(("/", ".", "~", SCHEME)):
         raise UserError(f"no data set in {name}: there is no such folder")
-    here = as_path(data_dir or str(tfds.core.constants.DATA_DIR)).expanduser()
-    prepared = {path.parents[1].name for path in here.glob("*/*/dataset_info.json")}
+    here = (place or as_path(tfds.core.constants.DATA_DIR)).expanduser()
+    prepared = {path.parents[1].name for path in matches(here, "*/*/dataset_info.json")}
     check_choice(base, {*known, *prepared}, "data set")
     raise UserError(
         f"cannot open data set {name!r}: {here / base} has no such version or configuration"
@@ -219,7 +219,7 @@ def _prepared_in(folder: AnyPath) -> AnyPath:
     found = [
         path.parent
         for pattern in ("", "*/", "*/*/")
-        for path in sorted(folder.glob(f"{pattern}dataset_info.json"))
+        for path in matches(folder, f"{pattern}dataset_info.json")
     ]
     if not found:
         raise UserError(

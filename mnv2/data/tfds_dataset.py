@@ -11,7 +11,7 @@ from mnv2.data import decoding
 from mnv2.data.broken import BrokenExample, find_broken, raise_or_warn
 from mnv2.data.splits import SPLITS, Part, bounds_of, check_split, divide
 from mnv2.runtime.errors import UserError, first_line
-from mnv2.runtime.storage import AnyPath, as_path
+from mnv2.runtime.files import AnyPath, as_path
 from mnv2.runtime.terminal import note
 
 # A data set is kept in memory as one array if its decoded images are smaller than this.

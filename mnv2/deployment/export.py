@@ -16,10 +16,8 @@ from mnv2.deployment.program import Program, program_of
 from mnv2.deployment.usage import evaluate_any
 from mnv2.pretrained import Pretrained
 from mnv2.pretrained.usage import describe_input, load_as_asked
-from mnv2.runtime.errors import UserError
-from mnv2.runtime.files import replacing
-from mnv2.runtime.folders import check_can_be_written
-from mnv2.runtime.storage import reason
+from mnv2.runtime.errors import UserError, reason
+from mnv2.runtime.files import check_can_be_written, replacing
 from mnv2.runtime.terminal import StatusLine
 from mnv2.training.classes import match_classes
 

@@ -19,10 +19,8 @@ from mnv2.pretrained.infer import infer_network
 from mnv2.pretrained.loaded import Pretrained as Pretrained
 from mnv2.pretrained.preprocessing import Preprocessing as Preprocessing
 from mnv2.runtime.errors import UserError, check_choice
-from mnv2.runtime.files import replacing
-from mnv2.runtime.folders import given_folder
+from mnv2.runtime.files import given_folder, in_bucket, replacing
 from mnv2.runtime.layout import NETWORK
-from mnv2.runtime.storage import SCHEME
 
 FORMATS = ("mnv2", "keras", "torch", "slim")
 NAMING_SCHEMES = ("mnv2", "keras", "torchvision")
@@ -56,7 +54,7 @@ def load(
     """
     if format is not None:
         check_choice(format, FORMATS, "format")
-    if str(path).startswith(SCHEME):
+    if in_bucket(path):
         loaded = _read_run_on_gcs(str(path), format)
         return loaded.without_background() if drop_background else loaded
     source = Path(path).expanduser()

@@ -22,9 +22,8 @@ from mnv2.pretrained.loaded import DenseHead, Pretrained
 from mnv2.pretrained.preprocessing import METHODS, Preprocessing
 from mnv2.runtime import packed_arrays
 from mnv2.runtime.errors import UserError, check_choice, first_line
-from mnv2.runtime.files import write_json
+from mnv2.runtime.files import AnyPath, write_json
 from mnv2.runtime.layout import CHECKPOINTS, NETWORK
-from mnv2.runtime.storage import AnyPath
 
 METADATA_KEY = "mnv2"  # of the description in a .safetensors file
 

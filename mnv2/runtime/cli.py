@@ -11,16 +11,16 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from logging import CRITICAL, getLogger
 from typing import Any, NoReturn
 
 from absl import logging
 
 from mnv2.runtime.checks import Check, number, whole
-from mnv2.runtime.errors import UserError
+from mnv2.runtime.errors import UserError, is_store_error, reason
 from mnv2.runtime.files import caches
 from mnv2.runtime.interruption import EXIT_CODE, Stopped
 from mnv2.runtime.machine import threads
-from mnv2.runtime.storage import is_store_error, reason
 
 
 class _Parser(argparse.ArgumentParser):
@@ -106,6 +106,7 @@ def silence_libraries() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     logging.set_verbosity(logging.ERROR)
+    getLogger("gcsfs").setLevel(CRITICAL)  # it prints what it also raises
     # Matplotlib's font lacks the letters of some scripts and draws boxes.
     warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)
 

@@ -15,8 +15,7 @@ from ml_collections import config_flags
 
 from mnv2.runtime.cli import fail, silence_libraries
 from mnv2.runtime.errors import UserError, first_line
-from mnv2.runtime.folders import check_can_be_written, given_folder
-from mnv2.runtime.storage import AnyPath
+from mnv2.runtime.files import AnyPath, as_path, check_can_be_written, given_folder
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, with a preset after a colon.", lock_config=True
@@ -33,7 +32,7 @@ def workdir_flag() -> AnyPath:
     """Returns the folder of the runs. Raises UserError if it can be none."""
     if WORKDIR.value is None:  # configs/v2_ablation.py:full -> runs/v2_ablation-full
         path, _, preset = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
-        folder: AnyPath = Path("runs") / "-".join(filter(None, (Path(path).stem, preset)))
+        folder = as_path(Path("runs") / "-".join(filter(None, (Path(path).stem, preset))))
     else:
         folder = given_folder(WORKDIR.value, "--workdir")
     check_can_be_written(folder, "--workdir")

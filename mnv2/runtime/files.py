@@ -1,30 +1,52 @@
-"""Small files, written so that a kill at any moment leaves the old file or the new file, whole."""
+"""Paths, the folders that a user names, and small files.
+
+A kill at any moment leaves the old file or the new file, whole. The paths are those of etils.epath,
+which have the methods of pathlib, on this machine as on Google Cloud Storage.
+"""
 
 import contextlib
 import errno
 import functools
+import glob
+import hashlib
+import importlib.util
 import json
 import math
 import os
 import platform
+import re
 import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from mnv2.runtime import lease, storage
-from mnv2.runtime.errors import Held, UserError
+from etils import epath
+
+from mnv2.runtime.errors import Held, UserError, reason
 from mnv2.runtime.layout import LOCK
-from mnv2.runtime.storage import AnyPath
+from mnv2.runtime.terminal import note_once, printable
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+type AnyPath = Path | epath.Path  # commands make an epath.Path of what they are given
+
+SCHEME = "gs://"
+# s3://bucket, and s3:/bucket, which Path makes of it; but no drive of Windows.
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+# gs://BUCKET/FOLDER, without the signs that gcsfs reads as patterns or versions.
+ADDRESS = re.compile(
+    r"gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/(?!\.{1,2}(/|$))[^/*?\[\]#\r\n]+)+/?"
+)
+# How epath's library speaks to the bucket, if FSSPEC_GCS does not say otherwise: its listings would
+# miss what Orbax writes, and without credentials it would go on without a name.
+REQUESTS = {"token": "google_default", "use_listings_cache": False, "requests_timeout": 30}
+PICTURES = (".png", ".jpg", ".pdf", ".svg")  # endings of the files that commands draw to
 GLANCE = 0.1  # seconds that `holder` may keep a lock for
 UNFINISHED = ".unfinished"  # the end of the name of a file that is being written
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
@@ -34,6 +56,118 @@ NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
 def warn_once(message: str) -> None:
     """Prints a warning to stderr, the first time that this process has this one."""
     print(f"warning: {message}", file=sys.stderr, flush=True)
+
+
+def as_path(text: str | AnyPath) -> epath.Path:
+    """Returns the path of a local file or folder, or of an address `gs://...`.
+
+    Wherever a path is made from text, this function makes it: it also prepares this process, and
+    those that it starts, for Google Cloud Storage. Raises UserError if a package is missing.
+    """
+    if in_bucket(text):
+        _prepare_for_buckets()
+    return epath.Path(text if in_bucket(text) else Path(text))
+
+
+def in_bucket(path: str | AnyPath) -> bool:
+    """Tells whether a path is in a bucket: there are no renames, appends, locks and disks."""
+    return str(path).startswith(SCHEME)
+
+
+@functools.cache
+def _prepare_for_buckets() -> None:
+    """Lets epath use gcsfs, by environment variables, which processes inherit.
+
+    Raises UserError if gcsfs is not installed.
+    """
+    if importlib.util.find_spec("gcsfs") is None:
+        raise UserError(
+            'Google Cloud Storage needs another package: pip install ".[gcs]" in a checkout of mnv2'
+        )
+    os.environ["EPATH_USE_TF"] = "false"  # TensorFlow's client knows no emulator
+    # Asking for the kind of the bucket needs gRPC and one more permission.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    os.environ.setdefault("FSSPEC_GCS", json.dumps(REQUESTS))
+    import fsspec
+    from etils.epath import gpath
+
+    fsspec.config.set_conf_env(fsspec.config.conf)  # both may have looked before
+    gpath._is_tf_installed.cache_clear()
+
+
+def absolute(path: AnyPath) -> AnyPath:
+    """Returns an absolute path. Of an address, epath would make a folder of this machine."""
+    return path if in_bucket(path) else path.absolute()
+
+
+def matches(folder: AnyPath, pattern: str) -> list[epath.Path]:
+    """Lists what matches a pattern in a folder, whose own name may have the signs of patterns."""
+    return sorted(epath.Path(glob.escape(str(folder))).glob(pattern))
+
+
+def given_folder(text: str, what: str) -> epath.Path:
+    """Returns the folder that a user gave, with ~ replaced; it need not exist.
+
+    `what` names it in messages, such as `--workdir`. Raises UserError if it can be no folder of
+    this machine, and no folder `gs://BUCKET/FOLDER` in a bucket that can be read.
+    """
+    if not text.strip():
+        raise UserError(f"{what} is empty: give a folder, such as runs/first")
+    if printable(text) != text:
+        raise UserError(
+            f"{what} {text} has a name that is no UTF-8, with which the libraries that write there "
+            "cannot work: rename it"
+        )
+    if in_bucket(text) and not ADDRESS.fullmatch(text):
+        raise UserError(
+            f"{what} {text} is no gs://BUCKET/FOLDER: a bucket has 3 or more lower-case letters, "
+            "digits, -, _ and .; a folder is without //, ., .. and the signs * ? [ ] #"
+        )
+    if URL.match(text) and not in_bucket(text):
+        raise UserError(
+            f"{what} {text} is an address: give gs://BUCKET/FOLDER, or a folder of this machine's "
+            "file system, where other storage may be mounted"
+        )
+    folder = as_path(text).expanduser()
+    if str(folder).startswith("~"):
+        raise UserError(f"{what} {text}: there is no such home folder")
+    try:
+        is_file = folder.exists() and not folder.is_dir()
+    except Exception as error:  # gcsfs raises many types
+        raise UserError(f"cannot use {what} {text}: {reason(error)}") from error
+    if is_file:
+        raise UserError(f"{what} {text} is a file: give a folder")
+    return folder
+
+
+def check_can_be_written(folder: AnyPath, what: str) -> None:
+    """Raises UserError unless files can be written in a folder, which need not exist yet.
+
+    Leaves nothing there. Notes that a folder in a bucket is for one machine, or for those that
+    one command joins.
+    """
+    try:
+        if in_bucket(folder):
+            note_once("other machines are not kept out of a folder in a bucket: use it on one only")
+            probe = folder / f".writable-{uuid.uuid4().hex}"
+            probe.write_bytes(b"")
+            probe.unlink()
+            return
+        existing = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+        if not existing.is_dir():
+            raise NotADirectoryError(0, f"{existing} is a file")
+        check_writable(existing)
+    except Exception as error:  # gcsfs raises many types
+        raise UserError(f"cannot write to {what} {folder}: {reason(error)}") from error
+
+
+def check_file(path: Path, endings: Sequence[str], what: str) -> None:
+    """Raises UserError unless a file with one of these endings can be written; `what` names it."""
+    if path.suffix.lower() not in endings:
+        raise UserError(f"{what} {path} must end in {' or '.join(endings)}")
+    if path.is_dir():
+        raise UserError(f"{what} {path} is a folder: give a file")
+    check_can_be_written(path.parent, f"the folder of {what}")
 
 
 def caches() -> Path | None:
@@ -55,7 +189,7 @@ def caches() -> Path | None:
     return None
 
 
-def check_writable(folder: Path) -> None:
+def check_writable(folder: AnyPath) -> None:
     """Raises OSError if no file can be written in a folder; leaves nothing there."""
     with tempfile.TemporaryFile(dir=folder):
         pass
@@ -84,14 +218,15 @@ def replacing(path: AnyPath) -> Iterator[Path]:
     """Yields a new path in the same folder; what was written there then becomes `path`.
 
     After an error it is removed. Each writer has a path of its own, so that several can write the
-    same file at the same time; the last one wins. On an object store the new path is a local one,
-    and an object becomes `path` without a rename.
+    same file at the same time; the last one wins. A bucket, which has no renames, gets the file in
+    one write.
     """
-    if storage.is_object(path):
+    if in_bucket(path):
         with tempfile.TemporaryDirectory() as scratch:
             yield (local := Path(scratch, path.name))
-            storage.write(path, local.read_bytes())
+            path.write_bytes(local.read_bytes())
         return
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{uuid.uuid4().hex}{UNFINISHED}")
     try:
@@ -166,14 +301,14 @@ def read_json(path: AnyPath, remedy: str) -> dict[str, Any]:
     Raises UserError if the file is damaged; the message ends with `remedy`, which says what to do.
     """
     try:
-        text = storage.read(path).decode("utf-8")
+        text = path.read_bytes().decode("utf-8")
         if not text.strip():
             raise ValueError("it is empty")
         value = json.loads(text, parse_constant=_refuse)
         if not isinstance(value, dict):
             raise ValueError(f"it holds a {type(value).__name__} and no object")
     except OSError as error:
-        raise UserError(f"cannot read {path}: {storage.reason(error)}; {remedy}") from error
+        raise UserError(f"cannot read {path}: {reason(error)}; {remedy}") from error
     except RecursionError:
         raise UserError(f"{path} is damaged (it is nested too deep): {remedy}") from None
     except UnicodeDecodeError:
@@ -197,11 +332,11 @@ def read_lines(path: AnyPath) -> list[dict[str, Any]]:
     is damaged.
     """
     try:
-        raw = storage.read(path)
+        raw = path.read_bytes()
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise UserError(f"cannot read {path}: {storage.reason(error)}") from error
+        raise UserError(f"cannot read {path}: {reason(error)}") from error
     lines = raw.split(b"\n")[:-1]
     return [_object(path, number, line) for number, line in enumerate(lines, start=1)]
 
@@ -250,16 +385,22 @@ def keep_lines(path: AnyPath, wanted: Callable[[dict[str, Any]], bool]) -> None:
 def locked(path: AnyPath) -> Iterator[None]:
     """Holds a lock file, after waiting for the process that holds it. It ends with the process.
 
-    Without a lock, after a warning, where the file system has none, and without a warning on an
-    object store.
+    Without a lock, after a warning, where the file system has none.
     """
-    if storage.is_object(path):
-        yield
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
+    place = _place_of_lock(path)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.open("a", encoding="utf-8") as file:
         _lock(file, wait=True)
         yield
+
+
+def _place_of_lock(path: AnyPath) -> Path:
+    """Returns where the lock file `path` is: one in a bucket, on this machine."""
+    if not in_bucket(path):
+        return Path(path)
+    user = os.getuid() if hasattr(os, "getuid") else "all"
+    address = hashlib.sha256(str(path.parent).encode()).hexdigest()
+    return Path(tempfile.gettempdir(), f"mnv2-locks-{user}", address, path.name)
 
 
 @contextlib.contextmanager
@@ -267,14 +408,12 @@ def sole_writer(folder: AnyPath) -> Iterator[None]:
     """Keeps other processes out of a folder. Raises Held if another process is writing there.
 
     The operating system releases the lock when its process ends, for whatever reason. Without a
-    lock, after a warning, where the file system has none. An object store has leases instead.
+    lock, after a warning, where the file system has none. In a bucket, processes of other machines
+    are not kept out.
     """
-    if storage.is_object(folder):
-        with lease.held(folder):
-            yield
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a+", encoding="utf-8") as file:
+    place = _place_of_lock(folder / LOCK)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.open("a+", encoding="utf-8") as file:
         if not _lock(file):
             time.sleep(GLANCE)  # it may only be `holder`, which looks for an instant
             if not _lock(file):
@@ -283,18 +422,15 @@ def sole_writer(folder: AnyPath) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}\n")
         file.flush()
-        for left in folder.glob(f"*{UNFINISHED}"):  # by a writer that was killed
+        for left in place.parent.glob(f"*{UNFINISHED}"):  # by a writer that was killed
             left.unlink(missing_ok=True)
         yield
 
 
 def holder(folder: AnyPath) -> str | None:
     """Returns which process is writing to a folder; None if none is."""
-    if storage.is_object(folder):
-        return lease.holder(folder)
-    path = folder / LOCK
     try:
-        with path.open(encoding="utf-8") as file:
+        with _place_of_lock(folder / LOCK).open(encoding="utf-8") as file:
             if _lock(file, shared=True):
                 return None
             return file.read().strip() or "another process"
@@ -330,3 +466,36 @@ def _warn_no_locks(reason: str) -> None:
         f"files are not locked, because {reason}: do not start a command twice at the same time; "
         "mnv2.status cannot tell which runs are running"
     )
+
+
+class Growing:
+    """Files that grow, for a folder that may be in a bucket, where nothing can be appended to.
+
+    They are written in `here`, which is the folder itself if it is on this machine, and otherwise a
+    temporary one, whose files `store` copies to the bucket.
+    """
+
+    def __init__(self, folder: AnyPath):
+        self._folder = folder
+        self._scratch = tempfile.TemporaryDirectory() if in_bucket(folder) else None
+        self.here = Path(self._scratch.name if self._scratch else folder)
+        self._sizes: dict[str, int] = {}
+
+    def fetch(self, name: str) -> None:
+        """Copies the file of this name, if there is one, to `here`."""
+        if self._scratch and (stored := self._folder / name).exists():
+            (self.here / name).write_bytes(stored.read_bytes())
+
+    def store(self) -> None:
+        """Copies the files that have grown to the folder."""
+        for file in sorted(self.here.iterdir()) if self._scratch else ():
+            content = file.read_bytes()
+            if self._sizes.get(file.name) != len(content):
+                (self._folder / file.name).write_bytes(content)
+                self._sizes[file.name] = len(content)
+
+    def close(self) -> None:
+        """Copies what has grown, and removes the temporary folder."""
+        self.store()
+        if self._scratch:
+            self._scratch.cleanup()

@@ -12,12 +12,12 @@ WORKDIR/ARM/SEED/                 the folder of one run
     network.json                  what others need to use the network
     parameters.txt                a table of its parameters
     checkpoints/STEP/             the newest two checkpoints
-    damaged/                      checkpoints that could not be read
+    damaged/                      checkpoints that could not be read, and why
     metrics.jsonl                 one line of JSON per report
     events.out.tfevents.*         the same for TensorBoard
     result.json                   the test result; the run is finished
     failure.txt                   why the last attempt failed
-    .lock                         held by the process that writes here (in a bucket: its lease)
+    .lock                         held by the process that writes here (of a bucket: elsewhere)
 """
 
 SWEEP = "sweep.json"

@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from mnv2.runtime.errors import UserError
-from mnv2.runtime.storage import AnyPath, absolute
+from mnv2.runtime.files import AnyPath, absolute
 
 
 def name_of(path: Any) -> str:

@@ -8,8 +8,8 @@ from typing import Any
 import ml_collections
 
 from mnv2.runtime.errors import UserError, check_choice
+from mnv2.runtime.files import AnyPath
 from mnv2.runtime.layout import REPORT, SLURM, SWEEP, TUNING
-from mnv2.runtime.storage import AnyPath
 from mnv2.training.config import FINAL_SPLITS, OF_SWEEP
 
 CHANGES = (Mapping, ml_collections.ConfigDict)  # the types of what an arm changes

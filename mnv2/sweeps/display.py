@@ -11,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
-from mnv2.runtime.storage import AnyPath
+from mnv2.runtime.files import AnyPath
 from mnv2.runtime.terminal import format_seconds, waiting_for_input
 from mnv2.sweeps.checks import accuracy, final_split
 from mnv2.sweeps.workdir import load

@@ -9,8 +9,7 @@ import matplotlib.figure
 import numpy as np
 from matplotlib.axes import Axes
 
-from mnv2.runtime.files import replacing
-from mnv2.runtime.storage import AnyPath, Mirror
+from mnv2.runtime.files import AnyPath, Growing, matches, replacing
 from mnv2.runtime.terminal import drawn
 from mnv2.sweeps.statistics import Row, prediction_interval
 from mnv2.sweeps.workdir import Sweep
@@ -64,15 +63,15 @@ def write_to_tensorboard(image: AnyPath, folder: AnyPath) -> None:
     """Writes the figure as an image to `folder`, in place of an earlier one."""
     from clu import metric_writers  # imports TensorFlow, which drawing does not need
 
-    for old in folder.glob("events.out.tfevents.*"):
+    for old in matches(folder, "events.out.tfevents.*"):
         old.unlink(missing_ok=True)  # another process may write a report too
     with image.open("rb") as file:
         pixels = matplotlib.image.imread(file)
-    mirror = Mirror(folder)
-    writer = metric_writers.SummaryWriter(str(mirror.here))
+    growing = Growing(folder)
+    writer = metric_writers.SummaryWriter(str(growing.here))
     writer.write_images(0, {"report": pixels[None, ..., :3]})
     writer.close()
-    mirror.close()
+    growing.close()
 
 
 def _draw_panel(

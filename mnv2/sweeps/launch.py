@@ -31,9 +31,8 @@ import ml_collections
 
 from mnv2.runtime import machine
 from mnv2.runtime.errors import UserError
-from mnv2.runtime.files import holder, read_json, read_lines, write_text
+from mnv2.runtime.files import AnyPath, holder, read_json, read_lines, write_text
 from mnv2.runtime.interruption import EXIT_CODE, Stopped, Stopper
-from mnv2.runtime.storage import AnyPath
 from mnv2.sweeps import workdir as workdirs
 from mnv2.sweeps.display import Display
 

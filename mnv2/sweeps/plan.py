@@ -8,10 +8,9 @@ from typing import Any
 import ml_collections
 
 from mnv2.runtime.checks import whole
-from mnv2.runtime.errors import UserError, check_choice
-from mnv2.runtime.files import read_json, to_json, write_json
+from mnv2.runtime.errors import UserError, check_choice, reason
+from mnv2.runtime.files import AnyPath, matches, read_json, to_json, write_json
 from mnv2.runtime.layout import CONFIG, RESULT, SWEEP
-from mnv2.runtime.storage import AnyPath, reason
 from mnv2.runtime.terminal import note
 from mnv2.sweeps.checks import BETWEEN_ARMS, check_comparison, has_field
 from mnv2.sweeps.environment import environment
@@ -296,7 +295,7 @@ def _check_arms(workdir: AnyPath, old: Mapping[str, Any], new: Mapping[str, Any]
             {k: v for k, v in json.loads(to_json(dict(changes))).items() if k != "seeds"}
             for changes in (old[arm], new[arm])
         )
-        if before != now and any((workdir / arm).glob(f"*/{CONFIG}")):
+        if before != now and matches(workdir / arm, f"*/{CONFIG}"):
             raise UserError(
                 f"{workdir} holds runs of arm {arm} with the changes {before}, and not {now}: "
                 "give the new arm another name"

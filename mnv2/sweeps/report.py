@@ -1,9 +1,8 @@
 """The report of a sweep: a table, printed and written, and a figure."""
 
-from mnv2.runtime.errors import UserError
-from mnv2.runtime.files import write_text
+from mnv2.runtime.errors import UserError, reason
+from mnv2.runtime.files import AnyPath, write_text
 from mnv2.runtime.layout import REPORT
-from mnv2.runtime.storage import AnyPath, reason
 from mnv2.runtime.terminal import first_few
 from mnv2.sweeps import figure, tables, workdir
 from mnv2.sweeps.environment import provenance

@@ -19,12 +19,11 @@ import psutil
 
 from mnv2.runtime import compilation_cache
 from mnv2.runtime.cli import hide_gpus_from_tensorflow, leave
-from mnv2.runtime.errors import Held, UserError
-from mnv2.runtime.files import append_line, read_json, sole_writer, to_json
+from mnv2.runtime.errors import Held, UserError, reason
+from mnv2.runtime.files import AnyPath, append_line, read_json, sole_writer, to_json
 from mnv2.runtime.interruption import EXIT_CODE, Stopped, Stopper
 from mnv2.runtime.machine import find_devices, free_memory
 from mnv2.runtime.processes import any_of, broadcast_from_primary, ending_together, is_writer, say
-from mnv2.runtime.storage import AnyPath, reason
 from mnv2.sweeps.checks import check_comparison
 from mnv2.sweeps.division import Division, divide
 from mnv2.sweeps.launch import Request, finish, planned_runs, write_plan

@@ -3,9 +3,8 @@
 from typing import Any, NamedTuple
 
 from mnv2.runtime.errors import UserError
-from mnv2.runtime.files import damaged_line, holder, read_lines
+from mnv2.runtime.files import AnyPath, damaged_line, holder, read_lines
 from mnv2.runtime.layout import METRICS
-from mnv2.runtime.storage import AnyPath
 from mnv2.runtime.terminal import format_seconds
 from mnv2.sweeps.workdir import Sweep, failure_of, load
 

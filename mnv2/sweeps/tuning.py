@@ -16,9 +16,8 @@ import ml_collections
 
 from mnv2.runtime.checks import whole
 from mnv2.runtime.errors import RunsFailed, UserError
-from mnv2.runtime.files import read_json, write_text
+from mnv2.runtime.files import AnyPath, read_json, write_text
 from mnv2.runtime.layout import CONFIG, SWEEP, TUNING
-from mnv2.runtime.storage import AnyPath
 from mnv2.runtime.terminal import first_few, note
 from mnv2.sweeps.checks import BETWEEN_ARMS, check_comparison, has_field
 from mnv2.sweeps.launch import run_sweep

@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mnv2.runtime.errors import NotFinite, UserError
-from mnv2.runtime.files import read_json, warn_once, write_json, write_text
+from mnv2.runtime.files import AnyPath, matches, read_json, warn_once, write_json, write_text
 from mnv2.runtime.layout import CHECKPOINTS, CONFIG, ENVIRONMENT, FAILURE, RESULT, SWEEP, TUNING
-from mnv2.runtime.storage import AnyPath, read
 from mnv2.sweeps.checks import accuracy, check_description, check_result
 from mnv2.sweeps.environment import environment, is_environment
 from mnv2.training.config import FINAL_SPLITS
@@ -127,7 +126,7 @@ def _result_paths(workdir: AnyPath, arms: Sequence[str]) -> list[tuple[str, int,
     """Lists the results of the arms in the order of their seeds; names those of other folders."""
     found = []
     for arm in arms:
-        for path in sorted((workdir / arm).glob(f"*/{RESULT}")):
+        for path in matches(workdir / arm, f"*/{RESULT}"):
             if SEED.fullmatch(path.parent.name):
                 found.append((arm, int(path.parent.name), path))
             else:
@@ -163,7 +162,7 @@ def record(one: "Run") -> None:
 
 def _environments_before(folder: AnyPath) -> list[dict[str, Any]]:
     """Returns the environments in which the checkpoint of a run was trained; [] without one."""
-    if not any((folder / CHECKPOINTS).glob("[0-9]*")):
+    if not matches(folder / CHECKPOINTS, "[0-9]*"):
         return []
     with contextlib.suppress(UserError):
         if is_environment(last := read_json(folder / ENVIRONMENT, "")):
@@ -188,7 +187,7 @@ def _failure_lines(folder: AnyPath) -> list[str] | None:
     path = folder / FAILURE
     if not path.exists():
         return None
-    return read(path).decode("utf-8", errors="replace").split("\n")
+    return path.read_bytes().decode("utf-8", errors="replace").split("\n")
 
 
 def explanation(error: Exception) -> str:

@@ -14,15 +14,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from mnv2.runtime import packed_arrays
-from mnv2.runtime.errors import NotFinite, UserError, first_line
+from mnv2.runtime.errors import NotFinite, UserError, causes, first_line, is_store_error
+from mnv2.runtime.files import AnyPath, absolute, in_bucket, write_text
 from mnv2.runtime.layout import DAMAGED
 from mnv2.runtime.machine import WORKERS
 from mnv2.runtime.processes import broadcast_from_primary, is_writer
-from mnv2.runtime.storage import AnyPath, absolute, is_object, is_store_error, move
 from mnv2.training.state import TrainState
 
 COUNTERS = ("skipped", "skipped_in_a_row")  # not in the checkpoints of mnv2 0.1.0: no step was
-COMMITTED = "commit_success.txt"  # Orbax's last object of a checkpoint on an object store
 MARGIN = 1 << 20  # bytes that a checkpoint needs besides its arrays
 # Errors of a file system that is out of reach for a moment; they say nothing about the files.
 PASSING = (
@@ -81,7 +80,7 @@ class Checkpoints:
         must be room for as many as may be written at the same time.
         """
         needed = needed * int(os.environ.get(WORKERS, "1")) + MARGIN
-        if is_object(self._folder):
+        if in_bucket(self._folder):
             return  # no disk that could be full, and no folder
         trouble = None
         if not self._folder.is_dir():
@@ -140,7 +139,7 @@ class Checkpoints:
         if not agreed:
             return template, Timing()
         for bad, reason in damaged:
-            self._set_aside(bad)
+            self._set_aside(bad, reason)
             print(
                 f"warning: the checkpoint of step {bad} is damaged and was moved to "
                 f"{self._damaged}; the run resumes from step {agreed} ({reason})",
@@ -152,11 +151,8 @@ class Checkpoints:
 
     def newest(self) -> str:
         """Says which checkpoint is the newest."""
-        # Orbax also counts what it is still writing. A local folder named by a step is complete; on
-        # an object store, which cannot rename folders, Orbax writes an object at the end.
-        end = COMMITTED if is_object(self._folder) else ""
-        found = [p for p in self._folder.glob("*") if p.name.isdigit() and (p / end).exists()]
-        step = max((int(p.name) for p in found), default=None)
+        # The manager would also count what it is still writing.
+        step = max(ocp.utils.checkpoint_steps(self._folder), default=None)
         if step is None:
             return "there is no checkpoint"
         return f"the newest checkpoint is that of step {step}, in {self._folder}"
@@ -180,9 +176,11 @@ class Checkpoints:
             restored.append(jax.device_put(array, leaf.sharding))
         return jax.tree.unflatten(structure, restored), Timing(*index["timing"])
 
-    def _set_aside(self, step: int) -> None:
-        place = self._damaged / f"{step}-{time.time_ns()}"  # the same step may be damaged again
-        move(self._folder / str(step), place)
+    def _set_aside(self, step: int, reason: str) -> None:
+        """Moves a checkpoint to the folder `damaged`, beside a file that says what is wrong."""
+        name = f"{step}-{time.time_ns()}"  # the same step may be damaged again
+        write_text(self._damaged / f"reason-{name}.txt", f"{reason}\n")
+        (self._folder / str(step)).rename(self._damaged / name)
 
     def wait(self) -> None:
         """Waits until everything that was saved is on disk."""
@@ -196,13 +194,7 @@ class Checkpoints:
 
 def passing(error: BaseException) -> bool:
     """Tells whether an error, or its cause, is a failure of the file system and no damage."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if (
-            is_store_error(seen)
-            or isinstance(seen, MemoryError)
-            or (isinstance(seen, OSError) and seen.errno in PASSING)
-        ):
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
+    return is_store_error(error) or any(
+        isinstance(one, MemoryError) or (isinstance(one, OSError) and one.errno in PASSING)
+        for one in causes(error)
+    )

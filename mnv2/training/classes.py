@@ -7,9 +7,8 @@ from typing import Any
 from mnv2 import data
 from mnv2.pretrained import imagenet
 from mnv2.runtime.errors import UserError
-from mnv2.runtime.files import read_json
+from mnv2.runtime.files import AnyPath, matches, read_json
 from mnv2.runtime.layout import CHECKPOINTS, NETWORK
-from mnv2.runtime.storage import AnyPath
 from mnv2.runtime.terminal import first_few, note_once
 from mnv2.training.evaluation import Network
 
@@ -65,7 +64,7 @@ def check_classes_of_run(folder: AnyPath, dataset: data.Dataset) -> None:
 
     Says in a note if it had another number of training examples, which changes their order.
     """
-    if not any((folder / CHECKPOINTS).glob("[0-9]*")) or not (folder / NETWORK).exists():
+    if not matches(folder / CHECKPOINTS, "[0-9]*") or not (folder / NETWORK).exists():
         return
     description = read_json(folder / NETWORK, NETWORK_REMEDY)
     before: Any = description.get("class_names")

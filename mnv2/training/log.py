@@ -11,10 +11,17 @@ from tensorboard.plugins.scalar.metadata import create_summary_metadata
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
-from mnv2.runtime.files import append_line, keep_lines, read_lines, to_json
+from mnv2.runtime.files import (
+    AnyPath,
+    Growing,
+    append_line,
+    keep_lines,
+    matches,
+    read_lines,
+    to_json,
+)
 from mnv2.runtime.layout import METRICS
 from mnv2.runtime.processes import is_writer
-from mnv2.runtime.storage import AnyPath, Mirror, is_object
 from mnv2.runtime.terminal import printable
 from mnv2.training.config import Settings
 
@@ -26,8 +33,8 @@ class MetricsLog:
 
     def __init__(self, folder: AnyPath):
         self.folder = folder
-        self._mirror = Mirror(folder)
-        self._path = self._mirror.here / METRICS
+        self._growing = Growing(folder)
+        self._path = self._growing.here / METRICS
         self._tensorboard: metric_writers.MetricWriter = metric_writers.MultiWriter(())
 
     def resume(self, step: int, settings: Settings) -> None:
@@ -37,9 +44,9 @@ class MetricsLog:
         that stay: each step is in its curves once, at the time when it was measured.
         """
         if is_writer():
-            self._mirror.fetch(METRICS)
+            self._growing.fetch(METRICS)
             keep_lines(self._path, lambda values: values["step"] <= step)
-            for old in self.folder.glob("events.out.tfevents.*"):
+            for old in matches(self.folder, "events.out.tfevents.*"):
                 old.unlink()
             self._write_again()
             self._tensorboard = metric_writers.SummaryWriter(str(self._path.parent))
@@ -55,8 +62,6 @@ class MetricsLog:
         self._tensorboard.write_scalars(step, _scalars(values))
         if is_writer():
             append_line(self._path, line)
-        if self._mirror.due():
-            self.store()
 
     def write_images(self, step: int, name: str, images: np.ndarray) -> None:
         """Shows images (n h w c, in [0, 1]) in TensorBoard."""
@@ -88,23 +93,18 @@ class MetricsLog:
                 return {name.removeprefix(prefix): value for name, value in named.items()}
         return {}
 
-    def flush(self) -> None:
-        """Lets TensorBoard see everything that was written."""
-        self._tensorboard.flush()
-        self._mirror.store()
-
     def store(self) -> None:
-        """Stores every line on an object store; in a local folder each has been since `write`.
+        """Writes everything to the run's folder, where TensorBoard sees it.
 
         Must be called before a checkpoint is saved, so that none is ahead of its lines.
         """
-        if is_object(self.folder):
-            self.flush()
+        self._tensorboard.flush()
+        self._growing.store()
 
     def close(self) -> None:
         """Stores every line, and releases TensorBoard's resources."""
         self._tensorboard.close()
-        self._mirror.close()
+        self._growing.close()
 
 
 def _scalars(values: dict[str, float]) -> dict[str, float]:

@@ -15,12 +15,11 @@ from clu import parameter_overview
 from mnv2 import data
 from mnv2.analysis import complexity
 from mnv2.pretrained import native
-from mnv2.runtime.errors import NotFinite, UserError
-from mnv2.runtime.files import write_json, write_text
+from mnv2.runtime.errors import NotFinite, UserError, is_store_error, reason
+from mnv2.runtime.files import AnyPath, write_json, write_text
 from mnv2.runtime.interruption import Stopped, Stopper
 from mnv2.runtime.layout import CHECKPOINTS, PARAMETERS, RESULT
 from mnv2.runtime.processes import broadcast_from_primary, is_writer, process_shard, say
-from mnv2.runtime.storage import AnyPath, is_store_error, reason
 from mnv2.runtime.terminal import StatusLine
 from mnv2.training.checkpoint import Checkpoints, Timing
 from mnv2.training.classes import EXAMPLES, check_classes_of_run
@@ -309,7 +308,7 @@ class _Run(NamedTuple):
             raw = self._summary(state.without_averages(), split)
             values |= {f"{split}/raw_{name}": raw[name] for name in ("loss", "accuracy")}
         self.log.write(step, values)
-        self.log.flush()
+        self.log.store()
         return summary
 
     def _summary(self, state: TrainState, split: str) -> dict[str, float]:

@@ -12,8 +12,7 @@ from jaxtyping import Shaped
 
 from mnv2.data.preprocess import View, train_image
 from mnv2.pretrained import imagenet
-from mnv2.runtime.files import replacing
-from mnv2.runtime.storage import AnyPath
+from mnv2.runtime.files import AnyPath, replacing
 from mnv2.runtime.terminal import drawn
 from mnv2.training.config import Settings
 from mnv2.training.setup import mixing_of, set_up

@@ -5,7 +5,7 @@ import pytest
 
 from mnv2.runtime import files
 from mnv2.runtime.errors import UserError
-from mnv2.runtime.folders import check_can_be_written, given_folder
+from mnv2.runtime.files import check_can_be_written, given_folder
 
 
 def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
@@ -19,14 +19,14 @@ def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
     [
         ("", "--workdir is empty: give a folder"),
         ("  ", "--workdir is empty"),
-        ("gs://", "--workdir gs:// names no bucket: give gs://BUCKET/FOLDER"),
-        ("gs:///runs", "names no bucket"),
-        ("gs://Bucket/runs", "names no bucket"),
-        ("gs://bucket", "--workdir gs://bucket names no folder in the bucket: give gs://"),
-        ("gs://bucket/", "names no folder"),
-        ("gs://bucket//runs", "names no folder"),
-        ("gs://bucket/../runs", "names no folder"),
-        ("gs://bucket/runs*", "names no folder"),
+        ("gs://", "--workdir gs:// is no gs://BUCKET/FOLDER: a bucket has"),
+        ("gs:///runs", "is no gs://BUCKET/FOLDER"),
+        ("gs://Bucket/runs", "is no gs://BUCKET/FOLDER"),
+        ("gs://bucket", "is no gs://BUCKET/FOLDER"),
+        ("gs://bucket/", "is no gs://BUCKET/FOLDER"),
+        ("gs://bucket//runs", "is no gs://BUCKET/FOLDER"),
+        ("gs://bucket/../runs", "is no gs://BUCKET/FOLDER"),
+        ("gs://bucket/runs*", "is no gs://BUCKET/FOLDER"),
         ("s3://bucket/runs", "--workdir s3://bucket/runs is an address: give gs://BUCKET/FOLDER, "),
         ("memory://runs", "is an address"),
         ("http://host/runs", "is an address"),
@@ -35,7 +35,6 @@ def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
         ("gs:/bucket/runs", "is an address"),
         ("~nobody_of_this_name/runs", "there is no such home folder"),
         (__file__, "is a file: give a folder"),
-        ("a" * 300, "File name too long"),
     ],
 )
 def test_what_can_be_no_folder_here_is_refused(text, message):
@@ -63,3 +62,10 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(files.tempfile, "TemporaryFile", read_only)
     with pytest.raises(UserError, match=r"cannot write to --workdir .*/a: Permission denied"):
         check_can_be_written(tmp_path / "a", "--workdir")
+
+
+def test_the_signs_of_patterns_in_the_name_of_a_folder_stand_for_themselves(tmp_path):
+    folder = tmp_path / "runs[1]*?"
+    (folder / "a").mkdir(parents=True)
+    assert files.matches(folder, "a*") == [folder / "a"]
+    assert files.matches(tmp_path, "none*") == []

@@ -286,7 +286,7 @@ def test_a_result_that_is_damaged_is_named_and_not_averaged(workdir, capsys, con
     assert "delete it, and repeat the command that began the run" in said.err
 
 
-@pytest.mark.parametrize("name", ["old", "0.bak", ".ipynb_checkpoints", "00", "+1", "-1", "1_0"])
+@pytest.mark.parametrize("name", ["old", "0.bak", "00", "+1", "-1", "1_0"])
 def test_what_else_lies_beside_the_seeds_is_left_out(workdir, capsys, name):
     (workdir / "linear" / name).mkdir()
     (workdir / "linear" / "notes.txt").write_text("hello")
@@ -296,6 +296,12 @@ def test_what_else_lies_beside_the_seeds_is_left_out(workdir, capsys, name):
     shutil.copy(workdir / "linear/0/result.json", workdir / "linear" / name)
     assert row(workdir, "linear").accuracy.count == 3
     assert f"linear/{name}/result.json is left out: {name!r} is no seed" in capsys.readouterr().err
+
+
+def test_hidden_folders_beside_the_seeds_are_left_out(workdir, capsys):
+    shutil.copytree(workdir / "linear/0", workdir / "linear/.ipynb_checkpoints")
+    assert row(workdir, "linear").accuracy.count == 3
+    assert not capsys.readouterr().err
 
 
 def test_a_report_that_cannot_be_written_is_printed(workdir, capsys):

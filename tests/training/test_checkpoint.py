@@ -9,7 +9,7 @@ import pytest
 
 from mnv2.runtime import packed_arrays
 from mnv2.runtime.errors import UserError
-from mnv2.runtime.storage import as_path
+from mnv2.runtime.files import as_path
 from mnv2.training.checkpoint import Checkpoints, NotFinite, Timing
 from mnv2.training.state import TrainState
 
