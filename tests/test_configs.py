@@ -6,7 +6,7 @@ from mnv2.analysis import complexity
 from mnv2.models import STRIDES, create_model, name_and_fields
 from mnv2.models.shapes import variable_shapes
 from mnv2.sweeps.plan import resolve, with_arms
-from mnv2.training import settings
+from mnv2.training.config import from_config
 from mnv2.training.combinations import note_what_does_nothing
 from mnv2.training.optimizer import create_optimizer, create_schedule, weight_decays
 from mnv2.training.setup import fields_of, network_of
@@ -81,7 +81,7 @@ def test_what_the_command_line_says_holds_for_every_arm(capsys, fashion_mnist):
     assert all("width_0.5" not in of for _, _, of in changed.panels)
     assert {arms[f"width_{w:g}"]["model.width"] for w in (0.25, 0.75, 1)} == {0.25, 0.75, 1}
     networks = {
-        arm: network_of(settings.from_config(resolve(changed, arm)))  # traced already
+        arm: network_of(from_config(resolve(changed, arm)))  # traced already
         for arm in ("linear", "separable", "hourglass")
     }
     cost = {arm: complexity.multiply_adds(*network) for arm, network in networks.items()}
@@ -127,7 +127,7 @@ def test_networks_are_trained_on_in_float32_and_rounded_in_two_ways():
 @pytest.mark.parametrize("preset", imagenet.RECIPES)
 def test_a_recipe_for_imagenet_builds_the_published_network(preset):
     config = imagenet.get_config(preset)
-    of_run = settings.from_config(resolve(config, preset))
+    of_run = from_config(resolve(config, preset))
     fields = dict(of_run.model)
     name = fields.pop("name")
     model = create_model(name, num_classes=1000, **fields_of(name, fields))
@@ -139,7 +139,7 @@ def test_a_recipe_for_imagenet_builds_the_published_network(preset):
 
 
 def test_the_recipe_for_cifar10_has_the_papers_network():
-    of_run = settings.from_config(resolve(cifar10.get_config(), "mobilenet_v2"))
+    of_run = from_config(resolve(cifar10.get_config(), "mobilenet_v2"))
     fields = {name: value for name, value in of_run.model.items() if name != "name"}
     model = create_model("mobilenet_v2", num_classes=10, **fields_of("mobilenet_v2", fields))
     # The source has 2,296,922: five more 1x1 convolutions with batch norm.
@@ -153,7 +153,7 @@ def test_a_recipe_decays_what_its_source_decays():
     names = variable_shapes(create_model("mobilenet_v2", num_classes=1000), 3)["params"]
 
     def decayed(preset):
-        optimization = settings.from_config(imagenet.get_config(preset)).optimization
+        optimization = from_config(imagenet.get_config(preset)).optimization
         decays = flatten_dict(weight_decays(names, optimization), sep="/")
         return {name for name, decay in decays.items() if decay}
 
@@ -180,7 +180,7 @@ def test_no_preset_sets_a_field_that_does_nothing(config, presets, capsys):
         if "weights" in of_preset:
             of_preset.weights = "network.safetensors"
         for arm, _ in of_preset.arms:
-            note_what_does_nothing(settings.from_config(resolve(of_preset, arm)))
+            note_what_does_nothing(from_config(resolve(of_preset, arm)))
     assert capsys.readouterr().err == ""
 
 
@@ -188,7 +188,7 @@ def test_no_preset_sets_a_field_that_does_nothing(config, presets, capsys):
 def test_every_arm_of_a_recipe_on_fashion_mnist_is_possible(preset):
     config = recipes.get_config(preset)
     for arm, _ in config.arms:
-        settings.from_config(resolve(config, arm))
+        from_config(resolve(config, arm))
 
 
 def test_configs_name_their_presets():

@@ -3,10 +3,10 @@ import pytest
 from configs import defaults
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.terminal import note_once
-from mnv2.training import settings
+from mnv2.training.config import from_config
 from mnv2.training.combinations import USUAL, _acts, check_durations, note_what_does_nothing
 from mnv2.training.setup import set_up
-from mnv2.training.start import initial_state
+from mnv2.training.setup import initial_state
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +16,7 @@ def nothing_said_yet():
 
 def changed(config, **fields):
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
-    return settings.from_config(config)
+    return from_config(config)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_a_field_that_acts_only_with_another_one_is_named(tiny_config, capsys, f
 
 
 def test_usual_values_are_those_of_the_default_config_and_say_nothing(capsys):
-    of_run = settings.from_config(defaults.defaults())
+    of_run = from_config(defaults.defaults())
     values = of_run.flat()
     assert {name: values[name] for name in USUAL} == USUAL
     assert _acts(of_run).keys() == USUAL.keys()

@@ -11,7 +11,7 @@ from mnv2 import predict
 from mnv2.deployment import pictures
 from mnv2.pretrained import Pretrained
 from mnv2.training import evaluation, seen, settings
-from mnv2.training.recalibrate import recalibrated
+from mnv2.training.loop import recalibrated
 from mnv2.training.setup import set_up
 from mnv2.training.state import TrainState
 
@@ -54,7 +54,7 @@ class Recorder(Pretrained):
 
 def all_ways(config, folder, monkeypatch):
     """Yields the name of each way to look at the test pictures, and what the network gets."""
-    setup = set_up(settings.from_config(config))
+    setup = set_up(from_config(config))
     names = ("class_0", "class_1")
     network = Recorder(setup.model, {}, setup.preprocess, (28, 28), names)
     dataset, batches, count = setup.dataset, network.batches, len(SIZES)
@@ -90,12 +90,12 @@ def all_ways(config, folder, monkeypatch):
         place=lambda x: x,
     )
     state = TrainState(0, {}, {}, (), None, 0, 0)
-    recalibrated(state, setup._replace(steps=steps), settings.from_config(config))
+    recalibrated(state, setup._replace(steps=steps), from_config(config))
     yield "recalibration", taken()
     grids = []
     monkeypatch.setattr(seen, "PICTURES", count)
     monkeypatch.setattr(seen, "draw_grid", lambda drawn, columns, path: grids.append(drawn))
-    seen.draw_seen(settings.from_config(config), folder / "seen.png")
+    seen.draw_seen(from_config(config), folder / "seen.png")
     yield "--show", rows(row[1] for row in grids[0].values())
 
 

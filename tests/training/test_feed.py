@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from mnv2.data import train_rows
-from mnv2.training import settings
+from mnv2.training.config import from_config
 from mnv2.training.feed import feed, stack
-from mnv2.training.look_up import look_up
+from mnv2.training.step import look_up
 from mnv2.training.metrics import unstack
 from mnv2.training.setup import set_up
-from mnv2.training.start import initial_state
+from mnv2.training.setup import initial_state
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def run(tiny_config, fashion_mnist):
     tiny_config.data.augmentation = "crop_flip"
     tiny_config.model.dropout = 0.3
     tiny_config.ema_decay = 0.9
-    return settings.from_config(tiny_config)
+    return from_config(tiny_config)
 
 
 def computed(run, counts):
@@ -56,7 +56,7 @@ def test_a_step_with_images_of_the_device_is_one_with_the_same_images_of_the_hos
 
 def test_pictures_grow_from_part_to_part_of_a_run(tiny_config, fashion_mnist):
     tiny_config.data.progressive = (8, 12)
-    of_run = settings.from_config(tiny_config)
+    of_run = from_config(tiny_config)
     setup, key = set_up(of_run), jax.random.key(0)
     assert setup.durations.total == 4
     batches = feed(setup, of_run, 0, key)

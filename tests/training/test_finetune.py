@@ -12,7 +12,7 @@ from mnv2.runtime.errors import UserError
 from mnv2.training import loop, settings
 from mnv2.training.evaluation import evaluate_weights
 from mnv2.training.setup import set_up
-from mnv2.training.start import initial_state
+from mnv2.training.setup import initial_state
 from tests.variables import random_variables
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
@@ -52,7 +52,7 @@ def config_for(weights, rate, start="weights"):
 
 def start(config):
     """The setup of a run, and its state before the first step."""
-    of_run = settings.from_config(config)
+    of_run = from_config(config)
     setup = set_up(of_run)
     return setup, initial_state(setup, of_run)
 
@@ -140,7 +140,7 @@ def test_a_run_on_pictures_of_ones_own_is_loaded_from_its_folder(weights, tmp_pa
     config.data.validation = 0
     config.duration = "4 steps"
     config.eval_every = config.checkpoint_every = "0 steps"
-    result = loop.train(settings.from_config(config), tmp_path / "run")
+    result = loop.train(from_config(config), tmp_path / "run")
     loaded = pretrained.load(tmp_path / "run")
     assert loaded.class_names == ("ant", "bee")
     assert (loaded.image_size, loaded.preprocess.mean) == ((28, 28), MEAN)
@@ -159,7 +159,7 @@ def test_what_is_wrong_with_the_weights_is_one_clear_line(weights, fashion_mnist
         config = config_for(weights, 0.1)
         config.update(changed)
         with pytest.raises(UserError, match=message):
-            set_up(settings.from_config(config))
+            set_up(from_config(config))
 
 
 def test_a_second_phase_keeps_the_classifier_of_the_same_classes(
@@ -179,7 +179,7 @@ def test_a_second_phase_keeps_the_classifier_of_the_same_classes(
             class_names=tuple(names),
         )
         pretrained.save(trained, path)
-        of_run = settings.from_config(config_for(str(path), 0.25))
+        of_run = from_config(config_for(str(path), 0.25))
         state = initial_state(set_up(of_run), of_run)
         assert np.array_equal(state.params["classifier"]["kernel"], classifier["kernel"]) == kept
         said = "its classifier is kept" if kept else "a new classifier for the 10 classes"

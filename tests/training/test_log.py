@@ -11,7 +11,7 @@ from mnv2.training import log, settings
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_nothing_that_is_not_finite_is_logged(tiny_config, tmp_path, value):
     curves = log.MetricsLog(tmp_path)
-    curves.resume(0, settings.from_config(tiny_config))
+    curves.resume(0, from_config(tiny_config))
     curves.write(1, {"train/loss": 0.5})
     with pytest.raises(UserError, match=f"train/loss is {value}, which is not a finite number"):
         curves.write(2, {"train/loss": value})
@@ -26,7 +26,7 @@ def test_a_resumed_run_has_each_step_once_in_tensorboard_at_its_own_time(
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util.tensor_util import make_ndarray
 
-    of_run = settings.from_config(tiny_config)
+    of_run = from_config(tiny_config)
     hours = itertools.count(1_000_000_000, 3600)
     monkeypatch.setattr(log.time, "time", lambda: float(next(hours)))
     first = log.MetricsLog(tmp_path)
@@ -54,7 +54,7 @@ def test_a_resumed_run_has_each_step_once_in_tensorboard_at_its_own_time(
 
 
 def test_tensorboard_tells_runs_apart_by_every_field(tiny_config):
-    of_run = settings.from_config(tiny_config)
+    of_run = from_config(tiny_config)
     shown = log._hyperparameters(of_run)
     assert {"ema_decay", "data.augmentation", "data.validation", "seed"} <= shown.keys()
     assert shown.keys() == of_run.flat().keys()

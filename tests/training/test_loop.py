@@ -18,7 +18,7 @@ from tests.training.test_steps import steps_and_state
 
 
 def train(config, folder, **arguments):
-    return loop.train(settings.from_config(config), folder, **arguments)
+    return loop.train(from_config(config), folder, **arguments)
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ def test_a_run_goes_on_with_another_number_of_devices(tiny_config, tmp_path, bef
 def test_a_batch_that_the_devices_do_not_divide_is_refused(tiny_config):
     tiny_config.batch_size = 12
     with pytest.raises(UserError, match="batch_size must be a multiple of the 8 devices, got 12"):
-        setup.open_data(settings.from_config(tiny_config))
+        setup.open_data(from_config(tiny_config))
 
 
 def test_images_of_any_size_need_a_size(tiny_config, fashion_mnist):
@@ -179,9 +179,9 @@ def test_images_of_any_size_need_a_size(tiny_config, fashion_mnist):
 
     pictures = Pictures("pictures", fashion_mnist.builder, 0)
     with pytest.raises(UserError, match=r"images of pictures differ in size: set data.image_size"):
-        setup.image_shape(settings.from_config(tiny_config), pictures)
+        setup.image_shape(from_config(tiny_config), pictures)
     tiny_config.data.image_size = 96
-    assert setup.image_shape(settings.from_config(tiny_config), pictures) == (96, 96, 3)
+    assert setup.image_shape(from_config(tiny_config), pictures) == (96, 96, 3)
 
 
 def test_a_signal_ends_a_run_after_its_step_and_it_goes_on_exactly(

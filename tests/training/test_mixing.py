@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnv2.training.mixing import Mixing, mix
+from mnv2.training.step import Mixing, mix
 
 
 def shares(mixing, count=300):

@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from mnv2.pretrained import Preprocessing
-from mnv2.training.mixing import Mixing, mix, partners
+from mnv2.training.step import Mixing, mix, partners
 from mnv2.training.objective import Objective, Teacher, gradients
 
 PIXELS = Preprocessing()

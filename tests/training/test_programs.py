@@ -3,13 +3,13 @@ import numpy as np
 
 from mnv2.training import programs, settings
 from mnv2.training.setup import set_up
-from mnv2.training.start import initial_state
+from mnv2.training.setup import initial_state
 
 
 def test_programs_are_dropped_only_from_a_process_that_has_grown(
     tiny_config, fashion_mnist, monkeypatch
 ):
-    run = settings.from_config(tiny_config)
+    run = from_config(tiny_config)
     before = set_up(run)
     state = initial_state(before, run)
     monkeypatch.setattr(programs, "free_memory", lambda: 1 << 50)

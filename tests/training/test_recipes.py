@@ -9,10 +9,10 @@ import pytest
 from mnv2 import data
 from mnv2.pretrained import Preprocessing, native
 from mnv2.runtime.errors import UserError
-from mnv2.training import settings
-from mnv2.training.recalibrate import recalibrated
+from mnv2.training.config import from_config
+from mnv2.training.loop import recalibrated
 from mnv2.training.setup import set_up
-from mnv2.training.start import initial_state
+from mnv2.training.setup import initial_state
 from tests.deployment.networks import SHORT, network
 from tests.training.test_loop import check_resumed
 
@@ -64,7 +64,7 @@ def test_recalibrated_statistics_are_those_of_training_pictures_as_the_test_sees
     tiny_config,
 ):
     tiny_config.recalibrate = 3
-    of_run = settings.from_config(tiny_config)
+    of_run = from_config(tiny_config)
     setup = set_up(of_run)
     state = initial_state(setup, of_run)
     found = recalibrated(state, setup, of_run)
@@ -89,7 +89,7 @@ def test_what_cannot_be_trained_or_would_do_nothing_is_refused(
     def refused(**fields):
         tiny_config.update(fields)
         with pytest.raises(UserError) as error:
-            set_up(settings.from_config(tiny_config))
+            set_up(from_config(tiny_config))
         return str(error.value)
 
     assert "accumulate must divide the 2 images" in refused(accumulate=3)

@@ -4,13 +4,13 @@ from PIL import Image
 
 from mnv2.data import View
 from mnv2.training import seen, settings
-from mnv2.training.mixing import Mixing
+from mnv2.training.step import Mixing
 
 
 def test_a_config_can_be_looked_at_before_it_trains(tiny_config, tmp_path):
     tiny_config.data.augmentation = "crop_flip"
     tiny_config.cutmix = 1.0
-    seen.draw_seen(settings.from_config(tiny_config), tmp_path / "seen.png")
+    seen.draw_seen(from_config(tiny_config), tmp_path / "seen.png")
     with Image.open(tmp_path / "seen.png") as drawn:
         assert drawn.width > 800
         assert np.asarray(drawn.convert("L")).std() > 10  # not blank

@@ -3,7 +3,7 @@ import pytest
 from configs import finetune, v2_ablation
 from mnv2.runtime.errors import UserError
 from mnv2.sweeps.plan import resolve, with_arms
-from mnv2.training import settings
+from mnv2.training.config import from_config
 from mnv2.training.checks import CHECKS
 
 
@@ -13,7 +13,7 @@ def refused(field, value):
     with resolved.unlocked():
         resolved.update_from_flattened_dict({field: value})
     with pytest.raises(UserError) as error:
-        settings.from_config(resolved)
+        from_config(resolved)
     return str(error.value)
 
 
@@ -103,7 +103,7 @@ def test_an_unknown_field_of_a_config_file_is_refused_with_the_nearest_name(grou
     config = with_arms(v2_ablation.get_config())
     (config[group] if group else config)[name] = 0.1
     with pytest.raises(UserError, match=f"unknown field .*{name}: did you mean {nearest}"):
-        settings.from_config(config)
+        from_config(config)
 
 
 def test_a_size_of_pictures_is_a_whole_number_of_pixels():
@@ -111,12 +111,12 @@ def test_a_size_of_pictures_is_a_whole_number_of_pixels():
     config.weights = "FILE"
     config.data.image_size = -8
     with pytest.raises(UserError, match=r"data.image_size must be a whole number, 1 or more"):
-        settings.from_config(resolve(config, "finetune"))
+        from_config(resolve(config, "finetune"))
 
 
 @pytest.mark.parametrize("preset", v2_ablation.PRESETS)
 def test_every_field_that_can_be_wrong_is_checked(preset):
-    resolved = settings.from_config(resolve(with_arms(v2_ablation.get_config(preset)), "linear"))
+    resolved = from_config(resolve(with_arms(v2_ablation.get_config(preset)), "linear"))
     free = {"data.name", "data.dir", "model.name", "weights", "teacher"}
     by_the_network = {
         f"model.{name}" for name in ("activation", "bottleneck", "shortcut", "block", "padding")

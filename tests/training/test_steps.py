@@ -21,7 +21,7 @@ SHAPE = (28, 28, 1)
 
 
 def steps_and_state(config, devices=None):
-    of_run = settings.from_config(config)
+    of_run = from_config(config)
     model = setup.set_up(of_run).model
     steps = create_steps(
         model, of_run, Preprocessing(), total_steps=100, examples=1000, devices=devices
