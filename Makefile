@@ -87,7 +87,7 @@ faults: .venv/ready
 	$(BIN)/python -m tests.faults.damage
 	$(BIN)/python -m tests.faults.processes
 	$(BIN)/python -m tests.faults.kills
-	$(BIN)/python -m tests.faults.workers
+	$(BIN)/python -m tests.faults.copies
 
 slurm-test: .venv/ready
 	$(BIN)/python -m tests.faults.slurm

@@ -8,9 +8,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+from mnv2.sweeps import launch
+
 SERVER = multiprocessing.get_context("forkserver")
 # With JAX and TensorFlow, which take 5 s.
-SERVER.set_forkserver_preload(["mnv2.sweeps.execute", "tests.decoded"])
+SERVER.set_forkserver_preload(["mnv2.sweeps.run", "tests.decoded"])
 
 
 def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -28,6 +30,10 @@ def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 def _run(module: str, arguments: tuple[str, ...], paths: list[Path]) -> None:
     for stream, path in enumerate(paths, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
-    os.environ["GLIBC_TUNABLES"] = ""  # no restart for huge pages
     sys.argv = [module, *arguments]
+    if module == "mnv2.main":  # the first copy, which does the work: see `sweeps.launch`
+        folder = paths[0].parent
+        workdirs = [word.partition("=")[2] for word in arguments if word.startswith("--workdir=")]
+        (folder / "workdir").write_text("".join(workdirs))
+        os.environ.update({launch.COPY: "0", launch.LAUNCH: str(folder)})
     runpy.run_module(module, run_name="__main__", alter_sys=True)

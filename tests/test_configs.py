@@ -6,8 +6,7 @@ from mnv2.analysis import complexity
 from mnv2.models import STRIDES, create_model, name_and_fields
 from mnv2.models.shapes import variable_shapes
 from mnv2.sweeps.plan import resolve, with_arms
-from mnv2.training.config import from_config
-from mnv2.training.combinations import note_what_does_nothing
+from mnv2.training.config import from_config, note_what_does_nothing
 from mnv2.training.optimizer import create_optimizer, create_schedule, weight_decays
 from mnv2.training.setup import fields_of, network_of
 from tests.deployment.networks import SHORT
@@ -33,7 +32,7 @@ def test_every_arm_of_every_preset_builds(preset):
             cost[arm] = complexity.multiply_adds(model, IMAGE[resolved.data.name])
         if arm in SAME_SIZE:
             size[arm] = complexity.parameters(model, IMAGE[resolved.data.name])
-        optimization = settings.optimization(resolved.optimization)
+        optimization = from_config(resolved).optimization
         schedule = create_schedule(optimization, total_steps=100, examples=1000, batch_size=10)
         create_optimizer(optimization, schedule)
         _check_decayed(model, optimization, preset)

@@ -17,7 +17,7 @@ from mnv2.models import create_model
 from mnv2.pretrained.loaded import DenseHead
 from mnv2.runtime import cli
 from mnv2.runtime.weights_options import read_class_names
-from mnv2.training import metrics
+from mnv2.training import step
 from mnv2.training.evaluation import view_of
 from tests.deployment.networks import SHORT
 from tests.variables import random_variables
@@ -151,8 +151,8 @@ def test_an_evaluation_counts_every_picture_once(files, monkeypatch, capsys):
             view = seen_by(loaded, np.asarray(Image.open(path)))
             logits = loaded.logits(loaded.variables, np.asarray(view)[None])
             labels = jax.numpy.array([label])
-            sums.append(metrics.count(logits, labels, metrics.cross_entropy(logits, labels)))
-    assert metrics.summarize(sums) == pytest.approx(result, rel=1e-4)
+            sums.append(step.measure(logits, labels, step.cross_entropy(logits, labels)))
+    assert step.summarize(sums) == pytest.approx(result, rel=1e-4)
 
 
 def test_the_commonest_mistakes_are_in_per_cent_of_their_class():

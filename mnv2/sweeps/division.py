@@ -4,6 +4,7 @@ import os
 from typing import NamedTuple
 
 from mnv2.runtime import machine
+from mnv2.runtime.errors import UserError
 
 # The part of a GPU's memory that JAX takes by default; several copies on one GPU share it.
 GPU_MEMORY = 0.75
@@ -84,6 +85,8 @@ def divide(runs: int, parallel: int | None = None, threads: int | None = None) -
     if platform in ("cuda", "tpu"):
         names = tuple(machine.gpus() if platform == "cuda" else machine.chips())
         copies = parallel or max(1, min(len(names), runs))
+        if platform == "tpu" and copies > max(1, len(names)):
+            raise UserError(f"--parallel must be at most the {len(names)} chips, got {copies}")
         devices = _shares(names, copies, platform) if copies > 1 else ()
         what = "GPU" if platform == "cuda" else "chip"
         reason = f"{len(names)} {what}{'s' * (len(names) != 1)}"

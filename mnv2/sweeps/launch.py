@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -220,7 +220,7 @@ class _Launch:
                 self._copies.remove(copy)
                 if code:
                     self._died(copy, code, now.get("run"))
-        if not self._copies:
+        if not self._copies and not self._resumes_left_over():
             self._name_others()
 
     def _note_ended(self, copy: _Copy) -> None:
@@ -234,6 +234,8 @@ class _Launch:
         """Starts a copy that died once more, unless the system ended it for lack of memory."""
         if code == EXIT_CODE:
             raise Stopped("a signal to a process that trains")
+        if self._request.meet is not None:  # all machines must be started again
+            sys.exit(code if code > 0 else 1)
         how = "does not answer" if copy.hangs() else _describe(code)
         done = {x["run"] for x in read_lines(copy.ended_path)}
         if name and name not in done:
@@ -262,14 +264,25 @@ class _Launch:
         workdirs.record_failure(self._request.workdir / name, UserError(message))
         self._display.say(f"{name} failed: {message}")
 
+    def _left_over(self) -> list[str]:
+        """Names the runs that have no result and did not fail."""
+        results = workdirs.load(self._request.workdir).results
+        names = [one["name"] for one in self._plan["runs"] if one["name"] not in self._failed]
+        return [name for name in names if not _has_result(results, name)]
+
+    def _resumes_left_over(self) -> bool:
+        """Starts a copy again if one died whose run no other copy was there to resume."""
+        free = [name for name in self._left_over() if not holder(self._request.workdir / name)]
+        if not free or not self._deaths.keys() & set(free):
+            return False
+        self._copies.append(self._start(0))
+        return True
+
     def _name_others(self) -> None:
         """Names the runs that processes of another command execute."""
-        results = workdirs.load(self._request.workdir).results
-        for one in self._plan["runs"]:
-            name, (arm, _, seed) = one["name"], one["name"].rpartition("/")
-            if int(seed) not in results.get(arm, {}) and name not in self._failed:
-                if process := holder(self._request.workdir / name):
-                    self._display.say(f"{name} is being done by {process}")
+        for name in self._left_over():
+            if process := holder(self._request.workdir / name):
+                self._display.say(f"{name} is being done by {process}")
 
     @contextlib.contextmanager
     def _ending(self) -> Iterator[None]:
@@ -299,6 +312,11 @@ class _Launch:
                     self._display.say(f"process {copy.process.pid} does not answer, and is killed")
                     copy.signal(signal.SIGKILL)
                 time.sleep(GLANCE_SECONDS / 4)
+
+
+def _has_result(results: Mapping[str, Mapping[int, Any]], name: str) -> bool:
+    arm, _, seed = name.rpartition("/")
+    return int(seed) in results.get(arm, {})
 
 
 def _describe(code: int) -> str:

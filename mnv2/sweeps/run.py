@@ -26,7 +26,7 @@ from mnv2.runtime.machine import find_devices, free_memory
 from mnv2.runtime.processes import any_of, broadcast_from_primary, ending_together, is_writer, say
 from mnv2.sweeps.checks import check_comparison
 from mnv2.sweeps.division import Division, divide
-from mnv2.sweeps.launch import Request, finish, planned_runs, write_plan
+from mnv2.sweeps.launch import PLAN, Request, finish, planned_runs, write_plan
 from mnv2.sweeps.plan import Run, claim, number_of_runs, with_arms
 from mnv2.sweeps.workdir import explanation, record, record_failure
 from mnv2.training import state, step
@@ -46,7 +46,7 @@ def work(request: Request, folder: Path, number: int) -> None:
     """
     _stop_with_parent()
     with ending_together():
-        if number == 0:
+        if number == 0 and not (folder / PLAN).exists():
             runs = _plan(request, folder)
         else:
             _start_jax()

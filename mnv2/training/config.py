@@ -414,6 +414,8 @@ def of_old_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     elif old and optimizer == "rmsprop":
         arguments = f"decay={old['rmsprop_decay']}, momentum={old['momentum']}"
         result["optimization.optimizer"] = f"rmsprop_tf({arguments}, eps={old['epsilon']})"
+    elif old and optimizer == "adamw":
+        result["optimization.optimizer"] = f"adamw(b1={old['momentum']})"
     return result
 
 

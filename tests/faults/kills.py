@@ -1,15 +1,13 @@
 """Kills runs at random moments and checks what is left: python -m tests.faults.kills
 
 A small network with augmentation, dropout and averaged parameters is trained once undisturbed. Then
-the run is repeated: SIGKILL ends its process after a random time, and it is started again. This is
-done until there were --kills of them. Every finished run must have the parameters, statistics and
-averages of the undisturbed run, to the last bit, and no kill may lose a finished checkpoint. The
-moments are drawn from --seed, which is printed.
+the run is repeated: SIGKILL ends its processes after a random time, and it is started again. This
+is done until there were --kills of them. Every finished run must have the parameters, statistics
+and averages of the undisturbed run, to the last bit, and no kill may lose a finished checkpoint.
+The moments are drawn from --seed, which is printed.
 """
 
-import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from mnv2.runtime.cli import command_parser, run
 from mnv2.runtime.errors import UserError
@@ -52,6 +51,15 @@ def start(workdir: Path, more: Sequence[str] = ()) -> subprocess.Popen[bytes]:
             stderr=log,
             start_new_session=True,
         )
+
+
+def kill_all(process: subprocess.Popen[Any]) -> None:
+    """Kills a command and the copies that it has started, all at once."""
+    every = [psutil.Process(process.pid)]
+    every += every[0].children(recursive=True)
+    for one in every:
+        one.kill()
+    psutil.wait_procs(every[1:], 10)
 
 
 def newest(workdir: Path, folder: str = FOLDER) -> int:
@@ -102,7 +110,7 @@ def main() -> None:
             try:
                 process.wait(moments.uniform(0, arguments.longest))
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+                kill_all(process)
                 kills += 1
                 process.wait()
                 if newest(workdir) < before:

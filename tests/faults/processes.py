@@ -35,6 +35,7 @@ from mnv2.runtime.errors import UserError
 from mnv2.runtime.interruption import EXIT_CODE
 from mnv2.runtime.layout import RESULT
 from mnv2.runtime.packed_arrays import read_newest
+from tests.faults.kills import kill_all
 
 FOLDER = "linear/0"
 COMMAND = (
@@ -193,7 +194,7 @@ def check_signal(workdir: Path, steps: int) -> None:
 def check_death(workdir: Path, victim: int, steps: int) -> None:
     """Kills one of two processes. Raises UserError unless the other ends and a restart finishes."""
     processes = start_two(workdir, steps)
-    processes[victim].send_signal(signal.SIGKILL)
+    kill_all(processes[victim])
     killed = time.perf_counter()
     other = processes[1 - victim]
     try:

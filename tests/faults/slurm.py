@@ -28,7 +28,7 @@ from tests.faults.kills import check_equal, final_state
 ARMS = ("linear", "relu6")
 STEPS = 2500
 COMMAND = (
-    *(sys.executable, "-m", "mnv2.main", "--config=configs/v2_ablation.py:quick"),
+    "--config=configs/v2_ablation.py:quick",
     f"--only={','.join(f'{arm}/0' for arm in ARMS)}",
     "--config.model.width=0.1",
     "--config.data.augmentation=crop_flip",
@@ -129,9 +129,10 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
         time.sleep(0.5)
 
 
-def sweep(workdir: Path, *arguments: str) -> None:
-    """Runs or submits the sweep, with further arguments."""
-    subprocess.run([*COMMAND, f"--workdir={workdir}", *arguments], check=True)
+def sweep(workdir: Path, *arguments: str, module: str = "mnv2.submit") -> None:
+    """Submits or runs the sweep, with further arguments."""
+    command = [sys.executable, "-m", module, *COMMAND]
+    subprocess.run([*command, f"--workdir={workdir}", *arguments], check=True)
 
 
 def states(workdir: Path) -> str:
@@ -170,13 +171,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         print("undisturbed runs, without SLURM:", flush=True)
-        sweep(folder / "undisturbed", "--noreport")
+        sweep(folder / "undisturbed", "--noreport", module="mnv2.main")
         with cluster(folder):
             print(f"\nthe cluster:\n{output('sinfo')}", flush=True)
             workdir = folder / "sweep"
             sweep(
                 workdir,
-                "--launcher=slurm",
                 "--runs_per_job=1",
                 "--partition=low",
                 "--cores=1",
@@ -201,7 +201,6 @@ def exceed_the_limit(workdir: Path, undisturbed: Path) -> None:
     """Runs one arm with a limit of two minutes, of which its job reserves 90 s for saving."""
     sweep(
         workdir,
-        "--launcher=slurm",
         "--runs_per_job=1",
         "--cores=1",
         "--hours=0.033",

@@ -1,12 +1,13 @@
 import contextlib
 import os
 import signal
-import threading
+import subprocess
+import sys
 
 import pytest
 
 from mnv2.runtime import cli
-from mnv2.runtime.interruption import Stopped, Stopper, abandoned
+from mnv2.runtime.interruption import Stopped, Stopper
 
 
 @pytest.fixture
@@ -46,23 +47,33 @@ def test_a_second_interrupt_does_not_wait(stopper):
             send(signal.SIGINT)
 
 
-def test_a_signal_does_not_wait_for_a_compilation(stopper):
-    never = threading.Event()
-    try:
-        with contextlib.suppress(Stopped), stopper.deferred():
-            threading.Timer(0.1, send, [signal.SIGTERM]).start()
-            with pytest.raises(Stopped, match="SIGTERM"):
-                stopper.compile(never.wait)
-            assert abandoned()
-    finally:
-        never.set()
+COMPILES = """
+import os, signal, sys
+from mnv2.runtime.interruption import Stopper
+stopper = Stopper()
+with stopper.listening(), stopper.deferred():
+    with stopper.may_die():
+        os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+        print("not reached", flush=True)
+"""
 
 
-def test_what_a_compilation_gives_and_raises_comes_through(stopper):
-    with stopper.deferred():
-        assert stopper.compile(lambda: 7) == 7
-        with pytest.raises(ZeroDivisionError):
-            stopper.compile(lambda: 1 / 0)
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_a_signal_during_a_compilation_ends_the_process_at_once(name):
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILES, name], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == -signal.Signals[name]
+    assert done.stdout == ""
+
+
+def test_a_signal_before_a_compilation_stops_it_and_others_wait_as_before(stopper):
+    with contextlib.suppress(Stopped), stopper.deferred():
+        with stopper.may_die():
+            pass
+        send(signal.SIGTERM)  # only noted again
+        with pytest.raises(Stopped, match="SIGTERM"), stopper.may_die():
+            raise AssertionError
 
 
 def test_several_processes_talk_less_often_where_steps_are_short(monkeypatch):
@@ -91,10 +102,7 @@ def test_stopped_is_not_taken_for_an_error():
 
 @pytest.mark.parametrize("resumes", [True, False])
 def test_only_a_command_that_resumes_says_so_when_it_is_interrupted(resumes, capsys):
-    def main():
+    with pytest.raises(SystemExit) as ended, cli.one_line_errors(resumes=resumes):
         raise KeyboardInterrupt
-
-    with pytest.raises(SystemExit) as ended:
-        cli.run(main, resumes=resumes)
     assert ended.value.code == cli.INTERRUPTED
     assert ("resumes where it stopped" in capsys.readouterr().err) == resumes

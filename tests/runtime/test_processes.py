@@ -16,17 +16,15 @@ from mnv2.runtime import processes
 print = functools.partial(print, file=sys.stderr)  # gloo writes into the other one
 processes.meet(sys.argv[1], 2, int(sys.argv[2]))
 import jax, numpy as np
-from mnv2.training import metrics
-from mnv2.training.devices import AXIS, place, shard
+from mnv2.training.step import AXIS, StepMetrics, replicate, shard, summarize
 from mnv2.runtime.interruption import Stopped, Stopper, BETWEEN_TALKS
 which, count = processes.process_shard()
-state = place({"scale": np.float32(10)})
+state = replicate({"scale": np.float32(10)})
 rows = shard({"x": np.arange(8, dtype=np.float32)[4 * which : 4 * which + 4]})
 total = jax.pmap(lambda s, b: jax.lax.psum(s["scale"] * b["x"].sum(), AXIS), AXIS,
                  in_axes=(None, 0), out_axes=None)
-print("sum", metrics.summarize([{name: total(state, rows) for name in
-                                 ("loss", "top1", "top5", "examples")}])["examples"])
-print("first", processes.of_first(which == 0), "any", processes.any_of(which == 1),
+print("sum", summarize([StepMetrics(examples=total(state, rows))])["examples"])
+print("first", processes.broadcast_from_primary(which == 0), "any", processes.any_of(which == 1),
       "none", processes.any_of(False), "writes", processes.is_writer())
 stopper = Stopper(processes.any_of)
 stopper.check()  # from here on it is known that checks follow each other at once
@@ -75,6 +73,7 @@ def test_bad_input_is_one_clear_line_in_each_process(tmp_path, fashion_mnist):
 
 def test_a_single_process_asks_nobody():
     assert processes.any_of(True)
-    assert not processes.of_first(False)
-    with pytest.raises(UserError, match=r"^no luck$"), processes.together():
+    assert not processes.broadcast_from_primary(False)
+    assert processes.broadcast_from_primary(7) == 7
+    with pytest.raises(UserError, match=r"^no luck$"), processes.ending_together():
         raise UserError("no luck")

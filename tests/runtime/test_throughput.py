@@ -1,8 +1,7 @@
 import time
 
 from mnv2.runtime.terminal import waiting_for_input
-from mnv2.training.progress import Stopwatch
-from mnv2.training.progress import progress
+from mnv2.training.progress import Stopwatch, progress
 
 
 def slow(seconds):

@@ -12,8 +12,8 @@ from mnv2.data.datasets import TfdsDataset
 from mnv2.runtime.files import as_path, check_can_be_written, given_folder, read_lines
 from mnv2.runtime.layout import CHECKPOINTS, METRICS, RESULT
 from mnv2.runtime.packed_arrays import read_newest
-from mnv2.sweeps.execute import run_sweep
 from mnv2.sweeps.report import write_report
+from mnv2.sweeps.run import train_here
 from mnv2.sweeps.status import statuses
 from mnv2.training import log
 from tests import emulator
@@ -57,7 +57,7 @@ def train(values: dict, environment: dict[str, str], workdirs: list[str]) -> Non
     for workdir in workdirs:
         folder = given_folder(workdir, "--workdir")
         check_can_be_written(folder, "--workdir")
-        run_sweep(ml_collections.ConfigDict(values), folder)
+        train_here(ml_collections.ConfigDict(values), folder)
 
 
 def without(values: dict, names: tuple[str, ...]) -> dict:

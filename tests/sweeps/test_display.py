@@ -1,57 +1,86 @@
 import io
+import json
 
 import pytest
 from rich.console import Console
 
 from mnv2.sweeps import display
 from mnv2.sweeps.display import Display
-from mnv2.sweeps.plan import Outcome, plan
-from mnv2.training.progress import Progress
 
 RESULT = {"test": {"accuracy": 0.8123}, "images_per_second": 3456.7, "waiting_for_input": 0.2}
+ARMS = ("a", "[red]b[/red]", "a_rather_long_name_of_an_arm")
 
 
 @pytest.fixture
-def runs(three_runs, tmp_path):
-    three_runs.arms = (("a", {}), ("[red]b[/red]", {}), ("a_rather_long_name_of_an_arm", {}))
-    return plan(three_runs, tmp_path)
+def plan(tmp_path):
+    """The plan of three runs, the first of which is finished."""
+    config = {
+        **{"seed": 0, "seeds": 1, "batch_size": 1, "duration": "500 steps", "baseline": "a"},
+        **{"arms": [[arm, {}] for arm in ARMS], "panels": [], "model": {}},
+        **{"data": {"name": "pictures"}, "optimization": {}},
+    }
+    (tmp_path / "sweep.json").write_text(json.dumps({"config": config, "steps": {}}))
+    result = {**RESULT, "parameters": 1, "multiply_adds": 1, "train_seconds": 1.0, "steps": 500}
+    (tmp_path / "a/0").mkdir(parents=True)
+    (tmp_path / "a/0/result.json").write_text(json.dumps(result))
+    runs = [
+        {"name": f"{arm}/0", "arm": arm, "steps": 500, "done": 0, "multiply_adds": 10,
+         "finished": arm == "a"}
+        for arm in ARMS
+    ]  # fmt: skip
+    return {"copies": 12, "split": "test", "runs": runs}
 
 
-def test_in_a_file_each_run_that_ends_is_a_line(runs, capsys):
-    with Display(runs, runs[:2], {}, workers=1) as shown:
-        shown.started(0, runs[0])
-        shown.now(0, "compiling")
-        shown.now(0, Progress(1, 2, 0.5, 100.0, 1.0))
-        shown.ended(0, Outcome(RESULT, seconds=33.0))
-        shown.started(0, runs[1])
-        shown.ended(0, Outcome(failure="no luck"))
+def test_in_a_file_each_run_that_ends_is_a_line(plan, tmp_path, capsys):
+    with Display() as shown:
+        shown.show(plan, tmp_path)
+        shown.now(0, {"run": f"{ARMS[1]}/0", "phase": "compiling"})
+        shown.ended({"run": f"{ARMS[1]}/0", "result": RESULT, "seconds": 33.0})
+        shown.ended({"run": f"{ARMS[2]}/0", "failure": "no luck", "seconds": 1.0})
         shown.say("the same", once=True)
         shown.say("the same", once=True)
-    assert capsys.readouterr().out.splitlines() == [
-        "[2/3] a/0                     test 81.23 %   3,457 images/s    33 s  20% waiting for input"
-        "  0 s left",
-        "[3/3] [red]b[/red]/0          failed: no luck",
+        shown.say("a note", is_error=True)
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == [
+        "[2/3] [red]b[/red]/0          test 81.23 %   3,457 images/s    33 s  "
+        "20% waiting for input",
+        "[3/3] a_rather_long_name_of_an_arm/0  failed: no luck",
         "the same",
     ]
+    assert printed.err == "a note\n"
+
+
+def test_the_time_left_is_that_of_all_steps_that_are_left(plan, tmp_path):
+    shown = Display()
+    shown.show(plan, tmp_path)
+    assert shown.seconds_left() == 0  # nothing is known
+    now = {"run": f"{ARMS[1]}/0", "phase": "training", "step": 100, "seconds_per_step": 0.5}
+    shown.now(0, now)
+    # 400 steps of the one, and 500 of the other, which has as many multiply-adds.
+    assert shown.seconds_left() == pytest.approx(450)
+    shown.now(1, {"run": f"{ARMS[2]}/0", "phase": "compiling"})
+    assert shown.seconds_left() == pytest.approx(225)
+    plan["runs"][2]["multiply_adds"] = 20
+    assert shown.seconds_left() == pytest.approx((400 * 0.5 + 500 * 1.0) / 2)
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40)])
-def test_in_a_terminal_every_worker_has_a_line_that_fits(runs, monkeypatch, width, height):
+def test_in_a_terminal_every_copy_has_a_line_that_fits(plan, tmp_path, monkeypatch, width, height):
     written = io.StringIO()
     options = {"width": width, "height": height, "file": written}
     monkeypatch.setattr(display, "Console", lambda **given: Console(**given, **options))
-    shown = Display(runs, runs[1:], {"a": {0: RESULT}}, workers=12)
-    shown.started(0, runs[1])
-    shown.now(0, Progress(350, 500, 0.4321, 1234.5, 75.0))
-    shown.started(1, runs[2])
-    shown.now(1, "compiling")
-    shown.left = 600.0
+    shown = Display()
+    shown.show(plan, tmp_path)
+    progress = {"step": 350, "steps": 500, "loss": 0.4321, "images_per_second": 1234.5}
+    for copy in range(12):
+        now = {"run": f"{ARMS[1 + copy % 2]}/0", "phase": "training", "seconds_left": 75.0}
+        shown.now(copy, {**now, **progress} if copy else {**now, "phase": "compiling"})
     shown._console.print(shown._render())
     lines = written.getvalue().splitlines()
     assert max(map(len, lines)) <= width
-    assert lines[0].split() == ["run", "step", "loss", "images/s", "left"]
-    assert lines[1].split() == ["[red]b[/red]/0", "350/500", "0.432", "1,234", "75", "s"]
-    assert lines[2].split() == ["a_rather_long_name_of_an_arm/0", "compiling"]
-    assert "and 4 workers more" in lines
+    assert lines[0].split() == ["run", "phase", "step", "loss", "images/s", "left"]
+    assert lines[1].split() == ["[red]b[/red]/0", "compiling"]
+    assert lines[2].split()[1:] == ["training", "350/500", "0.432", "1,234", "75", "s"]
+    assert "and 4 runs more" in lines
     assert any(line.split() == ["a", "81.23", "1", "of", "1"] for line in lines)
-    assert lines[-1].startswith("1 of 3 runs done in 0 s  10 min left")
+    assert lines[-1].startswith("1 of 3 runs done in 0 s")

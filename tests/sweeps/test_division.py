@@ -3,6 +3,7 @@ import os
 import pytest
 
 from mnv2.runtime import machine
+from mnv2.runtime.errors import UserError
 from mnv2.sweeps.division import divide
 
 
@@ -10,9 +11,10 @@ from mnv2.sweeps.division import divide
 def on(monkeypatch):
     """Pretends that this machine has so many cores, and GPUs with these names."""
 
-    def pretend(cores, gpus=(), platform="cpu"):
+    def pretend(cores, gpus=(), platform="cpu", chips=()):
         monkeypatch.setattr(machine, "cores", lambda: cores)
         monkeypatch.setattr(machine, "gpus", lambda: list(gpus))
+        monkeypatch.setattr(machine, "chips", lambda: list(chips))
         monkeypatch.setattr(machine, "platform", lambda: "cuda" if gpus else platform)
 
     monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
@@ -22,7 +24,7 @@ def on(monkeypatch):
 @pytest.mark.parametrize(
     ("cores", "runs", "parallel", "threads", "expected"),
     [
-        (2, 26, None, None, (2, 1)),  # a worker per core
+        (2, 26, None, None, (2, 1)),  # a copy per core
         (8, 26, None, None, (8, 1)),
         (1, 26, None, None, (1, 1)),
         (8, 1, None, None, (1, 8)),  # a single run gets all cores
@@ -39,32 +41,31 @@ def on(monkeypatch):
 def test_cores_are_divided_evenly(on, cores, runs, parallel, threads, expected):
     on(cores)
     division = divide(runs, parallel, threads)
-    assert (division.workers, division.threads) == expected
+    assert (division.copies, division.threads) == expected
     environment = division.environment(0)
     assert environment["NPROC"] == str(expected[1])
     assert environment.get("MNV2_WORKERS", "1") == str(expected[0])
-    assert division.measures_memory == (parallel is None)
 
 
-def test_each_worker_gets_a_gpu_of_its_own(on):
+def test_each_copy_gets_as_many_gpus_of_its_own(on):
     on(16, gpus=["0", "1", "2", "3"])
-    assert divide(26).workers == 4
-    variables = [divide(26).environment(worker) for worker in range(4)]
+    assert divide(26).copies == 4
+    variables = [divide(26).environment(copy) for copy in range(4)]
     assert [one["CUDA_VISIBLE_DEVICES"] for one in variables] == ["0", "1", "2", "3"]
     assert not any("XLA_PYTHON_CLIENT_MEM_FRACTION" in one for one in variables)
-    halves = [divide(26, 2).environment(worker) for worker in range(2)]
-    assert [one["CUDA_VISIBLE_DEVICES"] for one in halves] == ["0,2", "1,3"]
+    halves = [divide(26, 2).environment(copy) for copy in range(2)]
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in halves] == ["0,1", "2,3"]
 
 
-def test_a_single_run_gets_all_gpus_in_this_process(on):
+def test_a_single_run_gets_all_gpus(on):
     on(16, gpus=["0", "1"])
-    assert divide(1).workers == 1
+    assert divide(1).copies == 1
     assert divide(1).environment(0) == {}
 
 
-def test_workers_that_share_a_gpu_share_its_memory(on, monkeypatch):
+def test_copies_that_share_a_gpu_share_its_memory(on, monkeypatch):
     on(16, gpus=["5", "7"])
-    first, third = (divide(26, 4).environment(worker) for worker in (0, 2))
+    first, third = (divide(26, 4).environment(copy) for copy in (0, 2))
     assert first == third
     assert first["CUDA_VISIBLE_DEVICES"] == "5"
     assert first["XLA_PYTHON_CLIENT_MEM_FRACTION"] == "0.375"
@@ -72,10 +73,41 @@ def test_workers_that_share_a_gpu_share_its_memory(on, monkeypatch):
     assert divide(26, 4).environment(1) == {"CUDA_VISIBLE_DEVICES": "7", "MNV2_WORKERS": "4"}
 
 
-def test_one_process_uses_all_chips_of_a_tpu(on):
-    on(96, platform="tpu")
-    assert divide(26).workers == 1
-    assert divide(26).environment(0) == {}
+def test_every_run_of_a_sweep_has_the_same_number_of_gpus(on):
+    on(16, gpus=[str(number) for number in range(8)])
+    three = divide(3)
+    assert three.devices == (("0", "1"), ("2", "3"), ("4", "5"))
+    assert three.reason == "8 GPUs, 2 of which stay idle: each run has as many"
+    assert {len(divide(runs).devices[0]) for runs in range(5, 30)} == {1}
+
+
+def test_copies_share_the_chips_of_a_tpu(on):
+    on(96, platform="tpu", chips=["0", "1", "2", "3"])
+    assert divide(1).environment(0) == {}  # all of them
+    halves = divide(26, 2)
+    assert halves.environment(1) == {
+        "MNV2_WORKERS": "2",
+        "TPU_VISIBLE_CHIPS": "2,3",
+        "TPU_CHIPS_PER_PROCESS_BOUNDS": "1,2,1",
+        "TPU_PROCESS_BOUNDS": "1,1,1",
+    }
+    assert divide(26).copies == 4
+    with pytest.raises(UserError, match="--parallel must be at most the 4 chips"):
+        divide(26, 5)
+
+
+def test_there_are_only_as_many_copies_as_have_room(on, monkeypatch):
+    on(8)
+    monkeypatch.setattr(machine, "free_memory", lambda: 9 * 2**30)
+    assert divide(26).within_memory(2**30).copies == 3  # 3 GiB each
+    said = divide(26).within_memory(2**30).reason
+    assert said.endswith(
+        "memory has room for 3 of 8, which take up to 3.0 GiB each: --parallel 8 starts all"
+    )
+    assert divide(26, 8).within_memory(2**30).copies == 8  # the user knows better
+    assert divide(26).within_memory(2**40).copies == 1
+    assert divide(26).within_memory(0) == divide(26)._replace(copies=4, reason=divide(
+        26).within_memory(0).reason)  # fmt: skip
 
 
 def test_a_container_has_the_cores_and_the_memory_that_it_was_given(tmp_path, monkeypatch):

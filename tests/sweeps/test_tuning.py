@@ -1,16 +1,14 @@
 import json
 
-import matplotlib.image
 import pytest
 
 from mnv2.runtime.errors import NotFinite, RunsFailed, UserError
 from mnv2.runtime.files import write_json, write_text
 from mnv2.runtime.layout import CONFIG, RESULT
-from mnv2.sweeps.execute import record_failure, run_sweep
+from mnv2.sweeps.run import train_here
 from mnv2.sweeps.status import statuses
-from mnv2.sweeps.tuned import run_tuned
-from mnv2.sweeps.tuning import choose, tuning_config
-from mnv2.sweeps.workdir import load
+from mnv2.sweeps.tuning import choose, run_tuned, tuning_config
+from mnv2.sweeps.workdir import load, record_failure
 
 RATE = "optimization.learning_rate"
 
@@ -30,7 +28,7 @@ def pretend(config, workdir, accuracies):
     """Stands for the execution of runs: writes their results; returns a function that executes."""
     executed = []
 
-    def execute(config, workdir, only, reports):
+    def execute(config, workdir, *only, reports):
         arms = dict(config.arms)
         for arm, changes in arms.items():
             for seed in range(config.seed, config.seed + changes.get("seeds", config.seeds)):
@@ -58,7 +56,7 @@ def pretend(config, workdir, accuracies):
 def test_each_arm_is_compared_at_the_value_of_the_baseline_and_at_its_own(config, tmp_path):
     found = {"a@0.05": 0.6, "a@0.1": 0.8, "a@0.2": 0.7, "b@0.05": 0.5, "b@0.1": 0.6, "b@0.2": 0.7}
     execute, executed = pretend(config, tmp_path, found)
-    run_tuned(config, tmp_path, execute)
+    run_tuned(config, tmp_path, execute=execute)
     assert executed[:6] == [f"tuning/{arm}/1000" for arm in found]
     assert [name.partition("/")[2] for name in executed[6:]] == [
         *("a/0", "b/0", "b/1"),
@@ -69,10 +67,9 @@ def test_each_arm_is_compared_at_the_value_of_the_baseline_and_at_its_own(config
     assert arms["b"] == {RATE: 0.1, "model.bottleneck": "relu6", "seeds": 2}
     assert arms["b@0.2"] == {**arms["b"], RATE: 0.2}
     text = (tmp_path / "tuning.md").read_text()
-    assert "| a | 60.00 | 80.00 | 70.00 | 0.1 |" in text
+    assert "seed which the comparison does not use: a 0.1, b 0.2." in text
     assert "The value of b is the largest that was tried: a better one may lie above it." in text
-    assert matplotlib.image.imread(tmp_path / "tuning.png").std() > 0
-    run_tuned(config, tmp_path, execute)  # nothing is left
+    run_tuned(config, tmp_path, execute=execute)  # nothing is left
     assert len(executed) == 11
 
 
@@ -81,19 +78,19 @@ def test_a_value_with_which_an_arm_does_not_stay_finite_is_not_chosen(config, tm
     execute, executed = pretend(config, tmp_path, {"a@0.2": diverged, "b@0.2": 0.9, "a@0.05": 0.7})
     tuned = tuning_config(config)
     with pytest.raises(UserError, match="some runs failed"):
-        execute(tuned, tmp_path / "tuning", (), False)
+        execute(tuned, tmp_path / "tuning", reports=False)
     choices = choose(load(tmp_path / "tuning"))
     assert choices["a"].found[0.2] is None
     assert (choices["a"].value, choices["a"].end) == (0.05, "smallest")
     assert (choices["b"].value, choices["b"].end) == (0.2, "largest")
     executed.clear()
     with pytest.raises(UserError, match="some runs failed"):  # of the pretended comparison
-        run_tuned(config, tmp_path, execute)
+        run_tuned(config, tmp_path, execute=execute)
     assert not [name for name in executed if name.startswith("tuning/")]
     executed.clear()
     config.on_nan = "skip"  # such steps are left out now
     with pytest.raises(RunsFailed):
-        run_tuned(config, tmp_path, execute)
+        run_tuned(config, tmp_path, execute=execute)
     assert [name for name in executed if name.startswith("tuning/")] == ["tuning/a@0.2/1000"]
 
 
@@ -102,30 +99,30 @@ def test_an_arm_without_a_finite_value_is_an_error_and_not_trained_again(config,
     execute, executed = pretend(config, tmp_path, dict.fromkeys(diverged, NotFinite("nan")))
     for _ in range(2):
         with pytest.raises(UserError, match="a stayed finite with no value"):
-            run_tuned(config, tmp_path, execute)
+            run_tuned(config, tmp_path, execute=execute)
     assert len(executed) == 6
 
 
 def test_fewer_seeds_of_tuning_are_enough_if_there_are_more(config, tmp_path):
     config.tuning_seeds = 3
     execute, _ = pretend(config, tmp_path, {"a@0.1": 0.9})
-    execute(tuning_config(config), tmp_path / "tuning", (), False)
+    execute(tuning_config(config), tmp_path / "tuning", reports=False)
     config.tuning_seeds = 2
-    execute(tuning_config(config), tmp_path / "tuning", (), False)
+    execute(tuning_config(config), tmp_path / "tuning", reports=False)
     choice = choose(load(tmp_path / "tuning"))["a"]
     assert (choice.value, choice.found[0.1].count) == (0.1, 2)
 
 
 def test_another_config_in_the_same_workdir_is_not_compared(config, tmp_path):
     execute, executed = pretend(config, tmp_path, {})
-    run_tuned(config, tmp_path, execute)
+    run_tuned(config, tmp_path, execute=execute)
     executed.clear()
 
-    def refuse(config, workdir, only, reports):
+    def refuse(config, workdir, *only, reports):
         raise UserError("holds runs with batch_size = 16 instead of 32")
 
     with pytest.raises(UserError, match="holds runs with batch_size"):
-        run_tuned(config, tmp_path, refuse)
+        run_tuned(config, tmp_path, execute=refuse)
 
 
 def test_tuning_has_seeds_that_the_comparison_has_not(config):
@@ -134,14 +131,14 @@ def test_tuning_has_seeds_that_the_comparison_has_not(config):
 
 
 def test_as_long_as_runs_are_missing_nothing_is_compared(config, tmp_path, capsys):
-    def submit(config, workdir, only, reports):
+    def submit(config, workdir, *only, reports):
         assert workdir == tmp_path / "tuning"  # to other processes
 
-    run_tuned(config, tmp_path, submit)
+    run_tuned(config, tmp_path, execute=submit)
     assert "note: tuning is not finished: a@0.05/1000" in capsys.readouterr().err
     execute, _ = pretend(config, tmp_path, {"a@0.1": UserError("the disk is full")})
     with pytest.raises(UserError, match="some runs failed"):
-        run_tuned(config, tmp_path, execute)
+        run_tuned(config, tmp_path, execute=execute)
     with pytest.raises(UserError, match=r"the arms of .* are still tuned: see .*tuning"):
         statuses(tmp_path)
 
@@ -188,7 +185,7 @@ def test_an_arm_that_changes_the_tuned_field_is_refused(config):
 
 
 def test_tuning_never_sees_the_test_split(config, fashion_mnist, tmp_path):
-    run_sweep(tuning_config(config), tmp_path, ["a@0.05/1000"])
+    train_here(tuning_config(config), tmp_path, ["a@0.05/1000"])
     result = json.loads((tmp_path / "a@0.05/1000/result.json").read_text())
     assert result["validation"]["examples"] == 500
     assert "test" not in result

@@ -10,10 +10,12 @@ from PIL import Image
 from mnv2 import predict
 from mnv2.deployment import pictures
 from mnv2.pretrained import Pretrained
-from mnv2.training import evaluation, seen, settings
+from mnv2.training import evaluation, seen
+from mnv2.training.config import from_config
 from mnv2.training.loop import recalibrated
 from mnv2.training.setup import set_up
 from mnv2.training.state import TrainState
+from mnv2.training.step import StepMetrics
 
 # Its own size, smaller, larger, portrait, and very long ones.
 SIZES = [(28, 28), (9, 12), (64, 48), (31, 57), (3, 400), (200, 28)]
@@ -64,8 +66,7 @@ def all_ways(config, folder, monkeypatch):
         images = images.reshape(-1, *images.shape[-3:])
         batches.append(images[mask.ravel() > 0])
         zero = np.float32(0)
-        sums = {"loss": zero, "top1": zero, "top5": zero, "examples": zero}
-        return sums, np.zeros(mask.shape, np.int64)
+        return StepMetrics(zero, zero, zero, zero), np.zeros(mask.shape, np.int64)
 
     def taken():
         images = np.concatenate(batches)
@@ -85,9 +86,9 @@ def all_ways(config, folder, monkeypatch):
     yield "predict", taken()
     yield "calibration and comparison", rows(pictures.draw(network, dataset, "test", count))
     steps = types.SimpleNamespace(
-        statistics=lambda _, batch, key: batches.append(batch["image"]) or np.zeros(1),
-        shard=lambda batch: batch,
-        place=lambda x: x,
+        statistics=lambda _, batch, key: (
+            batches.append(batch["image"].reshape(-1, *batch["image"].shape[2:])) or np.zeros(1)
+        )
     )
     state = TrainState(0, {}, {}, (), None, 0, 0)
     recalibrated(state, setup._replace(steps=steps), from_config(config))

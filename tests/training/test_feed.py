@@ -5,11 +5,9 @@ import pytest
 
 from mnv2.data import train_rows
 from mnv2.training.config import from_config
-from mnv2.training.feed import feed, stack
-from mnv2.training.step import look_up
-from mnv2.training.metrics import unstack
-from mnv2.training.setup import set_up
-from mnv2.training.setup import initial_state
+from mnv2.training.feed import create_feed, stack
+from mnv2.training.setup import initial_state, set_up
+from mnv2.training.step import look_up, shard, unstack
 
 
 @pytest.fixture
@@ -24,12 +22,12 @@ def run(tiny_config, fashion_mnist):
 def computed(run, counts):
     """Returns the state and the sums after calls of so many steps."""
     setup = set_up(run)
-    state, batches = initial_state(setup, run), feed(setup, run, 0, jax.random.key(0))
+    state, feed = initial_state(setup, run), create_feed(setup, run, 0)
     window = []
     for count in counts:
-        call = batches.next(batches.count(count, rate=1000.0))
-        state, sums = call.update(state)
-        window.append((sums, call.steps))
+        call = feed.next(count, rate=1000.0)
+        state, metrics = call.program(state, *call.arguments)
+        window.append((metrics, call.steps))
     return jax.device_get(state), unstack(window)
 
 
@@ -39,8 +37,7 @@ def test_several_steps_in_one_call_are_those_of_one_at_a_time(run):
     assert int(one.step) == 5
     jax.tree.map(np.testing.assert_array_equal, one, several)
     jax.tree.map(np.testing.assert_array_equal, sums, theirs)
-    assert [set(step) for step in sums] == [set(sums[0])] * 5
-    assert len({float(step["loss"]) for step in sums}) == 5
+    assert len({float(step.loss) for step in sums}) == 5
 
 
 def test_a_step_with_images_of_the_device_is_one_with_the_same_images_of_the_host(run):
@@ -48,23 +45,27 @@ def test_a_step_with_images_of_the_device_is_one_with_the_same_images_of_the_hos
     images, labels = (array.numpy() for array in setup.dataset.arrays("train"))
     rows = next(train_rows(len(labels), run.batch_size, seed=run.seed, augmentation="crop_flip"))
     batch = {"image": by_hand(images, rows), "label": labels[rows["index"]].astype(np.int32)}
-    state, sums = setup.steps.train(initial_state(setup, run), setup.steps.shard(batch), key)
+    state, sums = setup.steps.train(initial_state(setup, run), shard(batch), key, None)
     ours, (theirs,) = computed(run, [1])
-    np.testing.assert_allclose(sums["loss"], theirs["loss"], rtol=1e-5)
+    np.testing.assert_allclose(sums.loss, theirs.loss, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5), state, ours)
 
 
 def test_pictures_grow_from_part_to_part_of_a_run(tiny_config, fashion_mnist):
     tiny_config.data.progressive = (8, 12)
     of_run = from_config(tiny_config)
-    setup, key = set_up(of_run), jax.random.key(0)
+    setup = set_up(of_run)
     assert setup.durations.total == 4
-    batches = feed(setup, of_run, 0, key)
-    whole = [batches.next(1).images() for _ in range(4)]
+    feed = create_feed(setup, of_run, 0)
+    whole = []
+    for _ in range(4):
+        assert feed.shape == (16, *feed.images().shape[1:])
+        whole.append(feed.images())
+        feed.next(1, 0.0)
     assert [images.shape[1:] for images in whole] == [(8, 8, 1)] * 2 + [(12, 12, 1)] * 2
     for step in (1, 2, 3):  # resumed
         np.testing.assert_array_equal(
-            feed(setup, of_run, step, key).next(1).images(), whole[step], strict=True
+            create_feed(setup, of_run, step).images(), whole[step], strict=True
         )
 
 
@@ -93,17 +94,13 @@ def test_the_device_crops_and_mirrors_as_the_rows_say(pad):
 
 def test_a_call_has_no_more_steps_than_take_a_second(run):
     setup = set_up(run)
-    batches = feed(setup, run, 0, jax.random.key(0))
-    counts = []
-    for most, rate in (*[(50, 0.0)] * 3, (50, 7.9), (3, 7.9)):
-        counts.append(batches.count(most, rate))
-        assert batches.next(counts[-1]).steps == counts[-1]
-    assert counts == [1, 2, 4, 7, 3]
-    assert batches.count(5000, rate=5000.0) == 100
+    feed = create_feed(setup, run, 0)
+    ways = (*[(50, 0.0)] * 3, (50, 7.9), (3, 7.9), (5000, 5000.0))
+    assert [feed.next(most, rate).steps for most, rate in ways] == [1, 2, 4, 7, 3, 100]
 
 
 def test_what_is_not_computed_is_filled_up():
-    rows = [{"index": np.arange(4) + 10 * step} for step in range(3)]
-    stacked = stack(rows, lambda one: {name: x.reshape(2, 2) for name, x in one.items()})
-    assert stacked["index"].shape == (2, 100, 2)
-    np.testing.assert_array_equal(stacked["index"][1, :3], [[2, 3], [12, 13], [22, 23]])
+    rows = [{"index": np.arange(16) + 100 * step} for step in range(3)]
+    stacked = stack(rows)
+    assert stacked["index"].shape == (8, 100, 2)
+    np.testing.assert_array_equal(stacked["index"][1, :3], [[2, 3], [102, 103], [202, 203]])

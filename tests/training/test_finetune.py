@@ -9,10 +9,10 @@ from configs import finetune
 from mnv2 import data, pretrained
 from mnv2.models import create_model
 from mnv2.runtime.errors import UserError
-from mnv2.training import loop, settings
+from mnv2.training import loop
+from mnv2.training.config import from_config
 from mnv2.training.evaluation import evaluate_weights
-from mnv2.training.setup import set_up
-from mnv2.training.setup import initial_state
+from mnv2.training.setup import initial_state, set_up
 from tests.variables import random_variables
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)

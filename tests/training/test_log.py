@@ -5,7 +5,8 @@ import pytest
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import read_lines
 from mnv2.runtime.layout import METRICS
-from mnv2.training import log, settings
+from mnv2.training import log
+from mnv2.training.config import from_config
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -12,9 +12,10 @@ from mnv2.data.datasets import TfdsDataset
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.interruption import Stopped, Stopper
 from mnv2.runtime.layout import METRICS, RESULT
-from mnv2.training import log, loop, settings, setup
+from mnv2.training import log, loop, setup
 from mnv2.training.checkpoint import Checkpoints, Timing
-from tests.training.test_steps import steps_and_state
+from mnv2.training.config import from_config
+from tests.training.test_step import steps_and_state
 
 
 def train(config, folder, **arguments):
@@ -44,7 +45,7 @@ def test_the_update_norm_is_that_of_the_last_step_however_often_it_is_reported(
     tiny_config, tmp_path, few_test_pictures
 ):
     tiny_config.duration, tiny_config.eval_every = "6 steps", "0 steps"
-    tiny_config.optimization.update(momentum=0.0, weight_decay=0.0)
+    tiny_config.optimization.update(optimizer="sgd", weight_decay=0.0)
     train(tiny_config, tmp_path / "each")
     tiny_config.log_every = 3
     train(tiny_config, tmp_path / "third")

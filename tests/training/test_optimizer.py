@@ -6,9 +6,10 @@ import pytest
 import tensorflow as tf
 
 from configs import v2_ablation
+from mnv2.runtime.checks import call
 from mnv2.runtime.errors import UserError
+from mnv2.training.config import Optimization
 from mnv2.training.optimizer import create_optimizer, create_schedule, weight_decays
-from mnv2.training.settings import optimization
 
 
 @pytest.fixture
@@ -16,18 +17,19 @@ def settings():
     return v2_ablation.get_config().optimization
 
 
+def of(settings):
+    return Optimization(**settings.to_dict())
+
+
 def schedule_of(settings, total_steps=100):
-    return create_schedule(
-        optimization(settings), total_steps=total_steps, examples=105, batch_size=10
-    )
+    return create_schedule(of(settings), total_steps=total_steps, examples=105, batch_size=10)
 
 
 def test_rmsprop_is_tensorflows(settings):
-    settings.optimizer, settings.weight_decay = "rmsprop", 0.0
-    ours = create_optimizer(optimization(settings), optax.constant_schedule(0.05))
-    theirs = tf.compat.v1.train.RMSPropOptimizer(
-        0.05, decay=settings.rmsprop_decay, momentum=settings.momentum, epsilon=settings.epsilon
-    )
+    settings.optimizer = "rmsprop_tf(decay=0.9, momentum=0.9, eps=1.0)"
+    settings.weight_decay = 0.0
+    ours = create_optimizer(of(settings), optax.constant_schedule(0.05))
+    theirs = tf.compat.v1.train.RMSPropOptimizer(0.05, decay=0.9, momentum=0.9, epsilon=1.0)
     random = np.random.default_rng(0)
     params = {"kernel": jnp.asarray(random.normal(size=5), jnp.float32)}
     variable = tf.Variable(np.asarray(params["kernel"]))
@@ -40,15 +42,15 @@ def test_rmsprop_is_tensorflows(settings):
     np.testing.assert_allclose(params["kernel"], variable.numpy(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "rmsprop"])
+@pytest.mark.parametrize("optimizer", ["sgd", "rmsprop_tf(eps=0.1)"])
 def test_weight_decay_is_an_l2_term_of_the_loss(settings, optimizer):
     settings.optimizer, settings.weight_decay = optimizer, 0.1
     params = {"kernel": jnp.asarray([1.0, -2.0]), "bias": jnp.asarray([3.0])}
     gradients = {"kernel": jnp.asarray([0.3, 0.4]), "bias": jnp.asarray([0.5])}
-    decaying = create_optimizer(optimization(settings), optax.constant_schedule(0.1))
+    decaying = create_optimizer(of(settings), optax.constant_schedule(0.1))
     updates, _ = decaying.update(gradients, decaying.init(params), params)
     settings.weight_decay = 0.0
-    plain = create_optimizer(optimization(settings), optax.constant_schedule(0.1))
+    plain = create_optimizer(of(settings), optax.constant_schedule(0.1))
     with_l2 = {**gradients, "kernel": gradients["kernel"] + 0.1 * params["kernel"]}
     expected, _ = plain.update(with_l2, plain.init(params), params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), updates, expected)
@@ -57,7 +59,7 @@ def test_weight_decay_is_an_l2_term_of_the_loss(settings, optimizer):
 def test_adamw_decays_weights_apart_from_the_gradient(settings):
     settings.optimizer, settings.weight_decay = "adamw", 0.1
     params = {"kernel": jnp.asarray([2.0]), "bias": jnp.asarray([2.0])}
-    optimizer = create_optimizer(optimization(settings), optax.constant_schedule(0.01))
+    optimizer = create_optimizer(of(settings), optax.constant_schedule(0.01))
     zero = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimizer.update(zero, optimizer.init(params), params)
     assert float(updates["kernel"][0]) == pytest.approx(-0.01 * 0.1 * 2.0)
@@ -67,7 +69,7 @@ def test_adamw_decays_weights_apart_from_the_gradient(settings):
 def test_a_parameter_decays_as_its_path_says(settings):
     params = {"block_0": {"depthwise": {"kernel": 0, "bn": {"scale": 0}}, "expand": {"kernel": 0}}}
     settings.weight_decay, settings.weight_decay_on = 0.1, "(expand|project).*kernel"
-    assert weight_decays(params, optimization(settings)) == {
+    assert weight_decays(params, of(settings)) == {
         "block_0": {"depthwise": {"kernel": 0.0, "bn": {"scale": 0.0}}, "expand": {"kernel": 0.1}}
     }
 
@@ -80,12 +82,12 @@ def test_a_parameter_decays_as_its_path_says(settings):
     ],
 )
 def test_norms_and_biases_may_have_weight_decays_of_their_own(settings, norm, bias, decays):
-    settings.optimizer, settings.momentum = "sgd", 0.0
+    settings.optimizer = "sgd"
     settings.update(weight_decay=0.1, weight_decay_on=".")
     settings.norm_weight_decay, settings.bias_weight_decay = norm, bias
     one = jnp.asarray([1.0])
     params = {"a": {"bn": {"scale": one, "bias": one}, "kernel": one}, "classifier": {"bias": one}}
-    optimizer = create_optimizer(optimization(settings), optax.constant_schedule(1.0))
+    optimizer = create_optimizer(of(settings), optax.constant_schedule(1.0))
     zero = jax.tree.map(jnp.zeros_like, params)
     updates, _ = optimizer.update(zero, optimizer.init(params), params)
     found = (*(updates["a"]["bn"][name] for name in ("scale", "bias")),
@@ -109,23 +111,67 @@ def test_cosine_rises_to_its_peak_and_ends_at_zero(settings):
     )
 
 
-def test_unknown_names_are_refused(settings):
-    settings.optimizer = "sdg"
-    with pytest.raises(UserError, match="unknown optimizer 'sdg': did you mean 'sgd'"):
-        create_optimizer(optimization(settings), optax.constant_schedule(0.1))
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sdg", "unknown optimization.optimizer 'sdg': did you mean 'sgd'"),
+        ("sgd(momentun=0.9)", "unknown argument of sgd in .* 'momentun': did you mean 'momentum'"),
+        ("adamw(weight_decay=0.1)", "set optimization.weight_decay instead of weight_decay"),
+        ("lbfgs", "lbfgs cannot be used: training gives an optimiser gradients and parameters"),
+        ("adam(b1='high')", "cannot be used"),
+    ],
+)
+def test_an_optimizer_that_cannot_be_used_is_refused(settings, text, message):
+    settings.optimizer = text
+    with pytest.raises(UserError, match=message):
+        create_optimizer(of(settings), optax.constant_schedule(0.1))
+
+
+@pytest.mark.parametrize("text", ["adam", "lion(b1=0.8)", "adamw(b2=0.95)", "sgd", "rmsprop"])
+def test_any_optimizer_of_optax_is_that_of_optax(settings, text):
+    settings.optimizer, settings.weight_decay = text, 0.0
+    name, arguments = call("optimizer", text)
+    theirs = getattr(optax, name)(0.1, **arguments)
+    ours = create_optimizer(of(settings), optax.constant_schedule(0.1))
+    params = {"kernel": jnp.asarray([1.0, -2.0])}
+    gradients = {"kernel": jnp.asarray([0.3, 0.4])}
+    more = {} if name != "lion" else {"weight_decay": 0.0}
+    theirs = getattr(optax, name)(0.1, **arguments, **more)
+    states = ours.init(params), theirs.init(params)
+    for optimizer, state in zip((ours, theirs), states, strict=True):
+        updates, _ = optimizer.update(gradients, state, params)
+        if optimizer is ours:
+            found = updates["kernel"]
+    expected = updates["kernel"] if name != "adamw" else updates["kernel"] + 1e-5 * params["kernel"]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_a_schedule_that_is_unknown_is_refused(settings):
     settings.schedule = "cosin"
     with pytest.raises(UserError, match="unknown schedule 'cosin': did you mean 'cosine'"):
         schedule_of(settings)
 
 
+def test_decoupled_weight_decay_may_differ_between_kernels_and_norms(settings):
+    settings.optimizer = "adamw"
+    settings.update(weight_decay=0.1, weight_decay_on="kernel", norm_weight_decay=0.3)
+    params = {"a": {"bn": {"scale": jnp.ones(1)}, "kernel": jnp.ones(1), "bias": jnp.ones(1)}}
+    optimizer = create_optimizer(of(settings), optax.constant_schedule(1.0))
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zero, optimizer.init(params), params)
+    assert float(updates["a"]["bn"]["scale"][0]) == pytest.approx(-0.3)
+    assert float(updates["a"]["kernel"][0]) == pytest.approx(-0.1)
+    assert float(updates["a"]["bias"][0]) == 0.0
+
+
 @pytest.mark.parametrize("backbone_rate", [1.0, 0.1])
 def test_gradients_are_clipped_by_the_norm_of_all_of_them(settings, backbone_rate):
-    settings.optimizer, settings.weight_decay, settings.momentum = "sgd", 0.0, 0.0
+    settings.optimizer, settings.weight_decay = "sgd", 0.0
     with settings.unlocked():
         settings.backbone_rate = backbone_rate
     settings.clip = 2.0
     params = {"stem": jnp.zeros(2), "classifier": jnp.zeros(2)}
-    optimizer = create_optimizer(optimization(settings), optax.constant_schedule(1.0))
+    optimizer = create_optimizer(of(settings), optax.constant_schedule(1.0))
     for size, factor in ((1.0, 1.0), (3.0, 0.4)):  # norms of 5/3 and 5
         gradients = {
             "stem": jnp.asarray([size, 0.0]),

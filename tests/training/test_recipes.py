@@ -11,8 +11,7 @@ from mnv2.pretrained import Preprocessing, native
 from mnv2.runtime.errors import UserError
 from mnv2.training.config import from_config
 from mnv2.training.loop import recalibrated
-from mnv2.training.setup import set_up
-from mnv2.training.setup import initial_state
+from mnv2.training.setup import initial_state, set_up
 from tests.deployment.networks import SHORT, network
 from tests.training.test_loop import check_resumed
 

@@ -3,7 +3,8 @@ import pytest
 from PIL import Image
 
 from mnv2.data import View
-from mnv2.training import seen, settings
+from mnv2.training import seen
+from mnv2.training.config import from_config
 from mnv2.training.step import Mixing
 
 

@@ -10,7 +10,8 @@ from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import sole_writer, write_json
 from mnv2.runtime.layout import RESULT
 from mnv2.sweeps import environment as environments
-from mnv2.sweeps import execute
+from mnv2.sweeps import plan as plans
+from mnv2.sweeps import run
 from mnv2.sweeps import workdir as workdirs
 from mnv2.sweeps.plan import plan, with_arms
 
@@ -42,7 +43,7 @@ def trained(monkeypatch):
         write_json(workdir / RESULT, result)
         return result
 
-    monkeypatch.setattr(execute, "train", train)
+    monkeypatch.setattr(run, "train", train)
     return runs
 
 
@@ -50,22 +51,22 @@ ALL = ["linear/0", "relu6/0", "t_1/0", "width_0.25/0", "linear/1", "relu6/1"]
 
 
 def test_every_arm_is_run_with_the_first_seed_before_any_with_the_second(config, tmp_path, trained):
-    execute.run_sweep(config, tmp_path)
+    run.train_here(config, tmp_path)
     assert trained == ALL
 
 
 def test_what_is_finished_is_not_run_again(config, tmp_path, trained, capsys):
-    execute.run_sweep(config, tmp_path, ["relu6"])
+    run.train_here(config, tmp_path, ["relu6"])
     assert trained == ["relu6/0", "relu6/1"]
-    execute.run_sweep(config, tmp_path)
+    run.train_here(config, tmp_path)
     assert trained == ["relu6/0", "relu6/1", "linear/0", "t_1/0", "width_0.25/0", "linear/1"]
-    execute.run_sweep(config, tmp_path)
+    run.train_here(config, tmp_path)
     assert len(trained) == 6
     assert f"6 of 6 runs in {tmp_path} are finished already" in capsys.readouterr().out
 
 
 def test_each_arm_changes_what_it_says_and_nothing_else(config, tmp_path):
-    runs = {(run.arm, run.seed): run.config for run in plan(config, tmp_path)}
+    runs = {(one.arm, one.seed): one.config for one in plan(config, tmp_path)}
     assert runs["relu6", 1]["model"]["bottleneck"] == "relu6"
     assert runs["width_0.25", 0]["model"]["width"] == 0.25
     changed = copy.deepcopy(runs["relu6", 0])
@@ -75,91 +76,91 @@ def test_each_arm_changes_what_it_says_and_nothing_else(config, tmp_path):
 
 
 def test_more_seeds_can_be_added_to_finished_ones(config, tmp_path, trained):
-    execute.run_sweep(config, tmp_path)
+    run.train_here(config, tmp_path)
     config.arms = tuple(
         (arm, {**changes, "seeds": 3} if arm == "relu6" else changes)
         for arm, changes in config.arms
     )
-    execute.run_sweep(config, tmp_path)
+    run.train_here(config, tmp_path)
     assert trained == [*ALL, "relu6/2"]
 
 
 def test_a_finished_sweep_is_trained_longer_all_arms_alike(config, tmp_path, trained, capsys):
-    execute.run_sweep(config, tmp_path)
+    run.train_here(config, tmp_path)
     config.duration = "40 steps"
-    execute.run_sweep(config, tmp_path, ["relu6/1"])
+    run.train_here(config, tmp_path, ["relu6/1"])
     assert trained == [*ALL, "relu6/1"]
     printed = capsys.readouterr().out
     assert "relu6/1 was finished after 30 steps, and is trained to step 40" in printed
     assert "not finished: linear/0, linear/1, relu6/0, t_1/0, width_0.25/0" in printed
     assert workdirs.load(tmp_path).steps == dict.fromkeys(dict(config.arms), 40)
-    execute.run_sweep(config, tmp_path)
+    run.train_here(config, tmp_path)
     assert sorted(trained) == sorted(2 * ALL)
-    execute.run_sweep(config, tmp_path)
+    run.train_here(config, tmp_path)
     assert len(trained) == 12
     assert "Not finished" not in (tmp_path / "report.md").read_text()
 
 
 def test_a_sweep_does_not_become_shorter(config, tmp_path, trained):
-    execute.run_sweep(config, tmp_path)
+    run.train_here(config, tmp_path)
     config.duration = "20 steps"
     with pytest.raises(UserError, match="holds runs with duration = '30 steps' instead of '20"):
-        execute.run_sweep(config, tmp_path)
+        run.train_here(config, tmp_path)
 
 
 def test_fields_that_change_no_result_may_change(config, tmp_path, trained):
-    execute.run_sweep(config, tmp_path, ["linear"])
+    run.train_here(config, tmp_path, ["linear"])
     config.log_every, config.checkpoint_every, config.on_nan = 7, "3 steps", "skip"
     config.eval_batch_size, config.eval_every = 100, "5 steps"
-    execute.run_sweep(config, tmp_path, ["relu6"])
+    run.train_here(config, tmp_path, ["relu6"])
     recorded = json.loads((tmp_path / "relu6/0/config.json").read_text())
     assert (recorded["log_every"], recorded["on_nan"]) == (7, "skip")
 
 
 def test_a_workdir_of_another_config_is_refused_and_left_as_it_was(config, tmp_path, trained):
-    execute.run_sweep(config, tmp_path)
+    run.train_here(config, tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
     config.optimization.learning_rate = 0.1
     with pytest.raises(
         UserError, match=r"holds runs with optimization.learning_rate = 0.05 instead"
     ):
-        execute.run_sweep(config, tmp_path)
+        run.train_here(config, tmp_path)
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
 
 
 def test_runs_from_before_there_was_a_field_have_its_default(config, tmp_path, trained):
-    execute.run_sweep(config, tmp_path, ["linear"])
+    run.train_here(config, tmp_path, ["linear"])
     for path in (tmp_path / "sweep.json", *tmp_path.glob("linear/*/config.json")):
         recorded = json.loads(path.read_text())
         older = recorded.get("config", recorded)
         del older["mixup"], older["data"]["policy"], older["optimization"]["clip"]
         path.write_text(json.dumps(recorded))
-    execute.run_sweep(config, tmp_path)
+    run.train_here(config, tmp_path)
     assert sorted(trained) == sorted(ALL)
     config.mixup = 0.2
     with pytest.raises(UserError, match=r"holds a? ?runs? with mixup = 0.0 instead of 0.2"):
-        execute.run_sweep(config, tmp_path)
+        run.train_here(config, tmp_path)
 
 
 def test_an_arm_that_means_something_else_now_is_refused(config, tmp_path, trained):
-    execute.run_sweep(config, tmp_path)
+    run.train_here(config, tmp_path)
     config.arms = (*config.arms[:1], ("relu6", {"model.width": 0.5}))
     with pytest.raises(UserError, match=r"relu6/0 holds a run with model.bottleneck = 'relu6'"):
-        execute.run_sweep(config, tmp_path)
+        run.train_here(config, tmp_path)
 
 
 def test_an_arm_that_is_not_chosen_now_cannot_become_another_one(config, tmp_path, trained):
-    execute.run_sweep(config, tmp_path)
+    run.train_here(config, tmp_path)
     config.arms = (("linear", {}), ("relu6", {"model.width": 0.5}), ("new", {}))
     with pytest.raises(UserError, match="holds runs of arm relu6 with the changes"):
-        execute.run_sweep(config, tmp_path, ["new"])
+        run.train_here(config, tmp_path, ["new"])
 
 
 def test_the_runs_of_other_arms_are_not_mixed_in(config, tmp_path, trained):
-    execute.run_sweep(config, tmp_path)
+    run.train_here(config, tmp_path)
     config.arms, config.baseline = (("wide", {"model.width": 0.5}),), "wide"
     with pytest.raises(UserError, match="holds the runs of other arms"):
-        execute.run_sweep(config, tmp_path)
+        run.train_here(config, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -176,13 +177,13 @@ def test_an_arm_that_cannot_start_is_refused_before_any_other_starts(
 ):
     config.arms = (*config.arms, *arms)
     with pytest.raises(UserError, match=message):
-        execute.run_sweep(config, tmp_path / "runs")
+        run.train_here(config, tmp_path / "runs")
     assert not trained
     assert not (tmp_path / "runs").exists()
 
 
 def test_what_was_run_is_recorded(config, tmp_path, trained):
-    execute.run_sweep(config, tmp_path)
+    run.train_here(config, tmp_path)
     recorded = json.loads((tmp_path / "sweep.json").read_text())
     assert recorded["config"]["model"]["name"] == "mobilenet_v2"
     environment = recorded["environment"]
@@ -196,17 +197,18 @@ def test_what_was_run_is_recorded(config, tmp_path, trained):
 def test_a_finished_sweep_stays_as_it_is_under_other_devices(
     config, tmp_path, trained, monkeypatch
 ):
-    execute.run_sweep(config, tmp_path, ["linear"])
+    run.train_here(config, tmp_path, ["linear"])
     kept = [tmp_path / "sweep.json", tmp_path / "linear/0/environment.json"]
     before = [path.read_bytes() for path in kept]
     stamps = [path.stat().st_mtime_ns for path in kept]
     report = (tmp_path / "report.md").read_bytes()
-    monkeypatch.setattr(workdirs, "environment", lambda *_: {"devices": ["TPU v9"], "packages": {}})
-    execute.run_sweep(config, tmp_path, ["linear"])
+    for module in (workdirs, plans):
+        monkeypatch.setattr(module, "environment", lambda: {"devices": ["TPU v9"], "packages": {}})
+    run.train_here(config, tmp_path, ["linear"])
     assert [path.read_bytes() for path in kept] == before
     assert [path.stat().st_mtime_ns for path in kept] == stamps
     assert (tmp_path / "report.md").read_bytes() == report
-    execute.run_sweep(config, tmp_path, ["relu6"])
+    run.train_here(config, tmp_path, ["relu6"])
     assert "TPU v9" in (tmp_path / "sweep.json").read_text()
     steps = json.loads((tmp_path / "sweep.json").read_text())["steps"]
     assert steps == {"linear": 30, "relu6": 30}
@@ -222,13 +224,13 @@ def test_a_run_that_is_resumed_elsewhere_keeps_both_environments(
     (folder / "checkpoints" / "10").mkdir(parents=True)
     begun = {"devices": ["cpu"], "machine": "A", "packages": {"jax": "1"}, "commit": "c"}
     write_json(folder / "environment.json", begun)
-    execute.run_sweep(config, tmp_path, ["linear/0"])
+    run.train_here(config, tmp_path, ["linear/0"])
     recorded = json.loads((folder / "environment.json").read_text())
     assert recorded["earlier"] == [begun]
     assert len(recorded["devices"]) == 8
     assert "resumed after a part on cpu (A), JAX 1, " in ((tmp_path / "report.md").read_text())
     (folder / "result.json").unlink()
-    execute.run_sweep(config, tmp_path, ["linear/0"])  # in the same environment again
+    run.train_here(config, tmp_path, ["linear/0"])  # in the same environment again
     assert json.loads((folder / "environment.json").read_text()) == recorded
 
 
@@ -246,12 +248,12 @@ def test_a_run_that_fails_does_not_keep_the_others_from_being_done(
         write_json(folder / "result.json", result)
         return result
 
-    monkeypatch.setattr(execute, "train", training)
+    monkeypatch.setattr(run, "train", training)
     tiny_config.seeds = 1
     tiny_config.arms = tuple((arm, {k: v for k, v in changes.items() if k != "seeds"})
                              for arm, changes in tiny_config.arms)  # fmt: skip
     with pytest.raises(UserError) as error:
-        execute.run_sweep(tiny_config, tmp_path)
+        run.train_here(tiny_config, tmp_path)
     assert str(error.value) == (
         "2 of the runs failed: relu6/0: OSError: [Errno 28] No space left on device; "
         "t_1/0: broken picture"
@@ -267,11 +269,11 @@ def test_a_run_that_fails_does_not_keep_the_others_from_being_done(
 def test_a_run_that_another_process_is_doing_is_left_to_it(
     tiny_config, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(execute, "train", None)  # would fail if it were called
+    monkeypatch.setattr(run, "train", None)  # would fail if it were called
     tiny_config.arms = (("linear", {}),)
     tiny_config.seeds = 1
     with sole_writer(tmp_path / "linear/0"):
-        execute.run_sweep(tiny_config, tmp_path)
+        run.train_here(tiny_config, tmp_path)
     assert "linear/0" in (printed := capsys.readouterr().out)
     assert "is being done by process" in printed
 
@@ -310,7 +312,7 @@ def test_a_config_that_cannot_be_reported_is_refused_before_anything_starts(
     values = {name: value for name, value in config.items() if name not in change}
     values.update((name, value) for name, value in change.items() if value is not None)
     with pytest.raises(UserError) as error:
-        execute.run_sweep(ml_collections.ConfigDict(values), tmp_path / "runs")
+        run.train_here(ml_collections.ConfigDict(values), tmp_path / "runs")
     assert message in str(error.value)
     assert not trained
     assert not (tmp_path / "runs").exists()
@@ -320,30 +322,30 @@ def test_a_number_that_is_not_finite_is_refused_by_its_name(config, tmp_path, tr
     with config.unlocked():
         config.tuning_seeds = float("inf")
     with pytest.raises(UserError, match=r"config\.tuning_seeds is inf"):
-        execute.run_sweep(config, tmp_path)
+        run.train_here(config, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"config": {"arms', '{"config": {}}', "{}"])
 def test_a_damaged_sweep_json_is_named_and_what_to_do_works(config, tmp_path, trained, content):
-    execute.run_sweep(config, tmp_path, ["linear"], reports=False)
+    run.train_here(config, tmp_path, ["linear"], reports=False)
     damaged = tmp_path / "sweep.json"
     damaged.write_text(content)
     with pytest.raises(UserError, match=r"sweep.json is damaged \(.*\): delete it, and repeat"):
-        execute.run_sweep(config, tmp_path, ["linear"])
+        run.train_here(config, tmp_path, ["linear"])
     damaged.unlink()
-    execute.run_sweep(config, tmp_path, ["linear"], reports=False)
+    run.train_here(config, tmp_path, ["linear"], reports=False)
     assert trained == ["linear/0", "linear/1"]
 
 
 def test_a_damaged_config_json_is_named_and_what_to_do_works(config, tmp_path, trained):
-    execute.run_sweep(config, tmp_path, ["linear"], reports=False)
+    run.train_here(config, tmp_path, ["linear"], reports=False)
     damaged = tmp_path / "linear/1/config.json"
     damaged.write_text('{"model": ')
     with pytest.raises(UserError, match=r"linear/1/config.json is damaged .*: delete it to resume"):
-        execute.run_sweep(config, tmp_path)
+        run.train_here(config, tmp_path)
     damaged.unlink()
-    execute.run_sweep(config, tmp_path, ["linear"], reports=False)
+    run.train_here(config, tmp_path, ["linear"], reports=False)
     assert trained == ["linear/0", "linear/1"]
 
 
@@ -352,7 +354,7 @@ def test_a_run_whose_folder_cannot_be_written_does_not_stop_the_others(
 ):
     (tmp_path / "t_1").write_text("a file")
     with pytest.raises(UserError, match=r"1 of the runs failed: t_1/0: cannot write to .*t_1/0"):
-        execute.run_sweep(config, tmp_path, reports=False)
+        run.train_here(config, tmp_path, reports=False)
     assert trained == [name for name in ALL if name != "t_1/0"]
 
 

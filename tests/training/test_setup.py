@@ -1,12 +1,9 @@
 import pytest
 
-from configs import defaults
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.terminal import note_once
 from mnv2.training.config import from_config
-from mnv2.training.combinations import USUAL, _acts, check_durations, note_what_does_nothing
-from mnv2.training.setup import set_up
-from mnv2.training.setup import initial_state
+from mnv2.training.setup import check_durations, initial_state, set_up
 
 
 @pytest.fixture(autouse=True)
@@ -83,40 +80,12 @@ def test_weight_decay_on_nothing_is_refused(tiny_config, fashion_mnist):
     initial_state(set_up(without), without)
 
 
-@pytest.mark.parametrize(
-    ("fields", "said"),
-    [
-        ({"mix_until": "10 steps"}, "mix_until acts only with mixup or cutmix"),
-        ({"data__policy_strength": 20}, "data.policy_strength acts only with data.policy random"),
-        (
-            {"optimization__optimizer": "adamw", "optimization__epsilon": 1e-3},
-            "optimization.epsilon acts only with optimization.optimizer rmsprop",
-        ),
-        (
-            {"mixup": 0.2, "mix_until": "0 steps"},
-            "mixup acts only with a mix_until later than 0 steps",
-        ),
-        (
-            {"optimization__backbone_rate": 0.0, "optimization__norm_weight_decay": 0.0},
-            "optimization.norm_weight_decay acts only with layers that are not frozen",
-        ),
-        ({"data__repeats": 4}, "data.repeats acts only with some augmentation"),
-    ],
-)
-def test_a_field_that_acts_only_with_another_one_is_named(tiny_config, capsys, fields, said):
-    of_run = changed(tiny_config, **fields)
-    for _ in range(2):
-        note_what_does_nothing(of_run)
-    assert capsys.readouterr().err.count(said) == 1
-
-
-def test_usual_values_are_those_of_the_default_config_and_say_nothing(capsys):
-    of_run = from_config(defaults.defaults())
-    values = of_run.flat()
-    assert {name: values[name] for name in USUAL} == USUAL
-    assert _acts(of_run).keys() == USUAL.keys()
-    note_what_does_nothing(of_run)
-    assert capsys.readouterr().err == ""
+def test_an_error_of_the_network_says_that_it_is_of_the_model(tiny_config, fashion_mnist):
+    for field, value in {"width": 0.0, "bottleneck": "relu7", "dropout": 1.5}.items():
+        before = tiny_config.model[field]
+        with pytest.raises(UserError, match=rf"model: .*{field}"):
+            set_up(changed(tiny_config, **{f"model__{field}": value}))
+        tiny_config.model[field] = before
 
 
 def test_a_rate_that_hardly_changes_is_said(tiny_config, capsys):

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from mnv2.training import metrics
+from mnv2.training import step
 
 
 @pytest.fixture
@@ -16,9 +16,7 @@ def batch():
 
 def test_losses_and_accuracies_are_those_of_numpy(batch):
     logits, labels = batch
-    summary = metrics.summarize(
-        [metrics.count(logits, labels, metrics.cross_entropy(logits, labels))]
-    )
+    summary = step.summarize([step.measure(logits, labels, step.cross_entropy(logits, labels))])
     wide = np.asarray(logits, np.float64)
     right = wide[np.arange(40), labels]
     assert summary["loss"] == pytest.approx(np.mean(np.log(np.exp(wide).sum(1)) - right), rel=1e-6)
@@ -31,21 +29,21 @@ def test_losses_and_accuracies_are_those_of_numpy(batch):
 
 def test_uneven_batches_add_up_to_the_whole(batch):
     logits, labels = batch
-    losses = metrics.cross_entropy(logits, labels)
-    whole = metrics.summarize([metrics.count(logits, labels, losses)])
+    losses = step.cross_entropy(logits, labels)
+    whole = step.summarize([step.measure(logits, labels, losses)])
     parts = [slice(0, 3), slice(3, 30), slice(30, 40)]
-    summed = metrics.summarize(
-        metrics.count(logits[part], labels[part], losses[part]) for part in parts
+    summed = step.summarize(
+        step.measure(logits[part], labels[part], losses[part]) for part in parts
     )
     assert summed == pytest.approx(whole)
 
 
 def test_masked_examples_do_not_count(batch):
     logits, labels = batch
-    losses = metrics.cross_entropy(logits, labels)
+    losses = step.cross_entropy(logits, labels)
     mask = jnp.asarray([1.0] * 25 + [0.0] * 15)
-    masked = metrics.summarize([metrics.count(logits, labels, losses, mask)])
-    kept = metrics.summarize([metrics.count(logits[:25], labels[:25], losses[:25])])
+    masked = step.summarize([step.measure(logits, labels, losses, mask)])
+    kept = step.summarize([step.measure(logits[:25], labels[:25], losses[:25])])
     assert masked == pytest.approx(kept)
     assert masked["examples"] == 25
 
@@ -56,19 +54,19 @@ def test_of_equal_logits_the_first_is_predicted_as_by_argmax():
         [*range(10), 2],
     )
     labels = jnp.asarray(labels)
-    sums = metrics.count(logits, labels, jnp.zeros(11))
-    assert sums["top1"] == jnp.sum(jnp.argmax(logits, -1) == labels) == 1
+    sums = step.measure(logits, labels, jnp.zeros(11))
+    assert sums.accuracy == jnp.sum(jnp.argmax(logits, -1) == labels) == 1
     _, best = jax.lax.top_k(logits, 5)
-    assert sums["top5"] == jnp.sum(jnp.any(best == labels[:, None], -1)) == 6
+    assert sums.top5_accuracy == jnp.sum(jnp.any(best == labels[:, None], -1)) == 6
 
 
 def test_label_smoothing_mixes_in_the_uniform_distribution(batch):
     logits, labels = batch
-    smoothed = metrics.cross_entropy(logits, labels, 0.1)
+    smoothed = step.cross_entropy(logits, labels, 0.1)
     uniform = jnp.mean(
-        jnp.stack([metrics.cross_entropy(logits, labels * 0 + c) for c in range(10)]), 0
+        jnp.stack([step.cross_entropy(logits, labels * 0 + c) for c in range(10)]), 0
     )
-    expected = 0.9 * metrics.cross_entropy(logits, labels) + 0.1 * uniform
+    expected = 0.9 * step.cross_entropy(logits, labels) + 0.1 * uniform
     np.testing.assert_allclose(smoothed, expected, rtol=1e-5)
 
 
@@ -76,17 +74,17 @@ def test_label_smoothing_mixes_in_the_uniform_distribution(batch):
 def test_what_is_not_finite_is_no_hit_and_is_found(value):
     logits = jnp.array([[value, value, value], [0.0, value, 1.0], [value, 0.0, 0.0]])
     labels = jnp.array([0, 0, 0])
-    sums = metrics.count(logits, labels, metrics.cross_entropy(logits, labels))
-    assert sums["top1"] == sums["top5"] == 0
-    assert metrics.first_not_finite([sums]) == 0
+    sums = step.measure(logits, labels, step.cross_entropy(logits, labels))
+    assert sums.accuracy == sums.top5_accuracy == 0
+    assert step.first_not_finite([sums]) == 0
 
 
 def test_norms_are_those_of_all_arrays_together():
     rng = np.random.default_rng(0)
     before = {"kernel": rng.normal(size=(3, 4)), "bias": rng.normal(size=5)}
     after = jax.tree.map(lambda x: x + rng.normal(size=x.shape), before)
-    assert float(metrics.norm(before)) == pytest.approx(float(optax.global_norm(before)))
-    norms = metrics.parameter_norms(after, metrics.joined(before))
+    assert float(step.norm(before)) == pytest.approx(float(optax.global_norm(before)))
+    norms = step.parameter_norms(after, step.joined(before))
     changes = jax.tree.map(np.subtract, after, before)
     expected = (float(optax.global_norm(after)), float(optax.global_norm(changes)))
     assert tuple(map(float, norms)) == pytest.approx(expected, rel=1e-5)

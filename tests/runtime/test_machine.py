@@ -1,13 +1,14 @@
 import jax
 import pytest
 
-from mnv2.runtime.accelerators import describe, find_devices
+from mnv2.runtime import machine
 from mnv2.runtime.errors import UserError
+from mnv2.runtime.machine import describe_devices, find_devices
 
 
 def test_devices_are_counted_by_kind():
-    assert describe(["cpu"]) == "cpu"
-    assert describe(["TPU v4", "TPU v4", "cpu"]) == "2 x TPU v4, cpu"
+    assert describe_devices(["cpu"]) == "cpu"
+    assert describe_devices(["TPU v4", "TPU v4", "cpu"]) == "2 x TPU v4, cpu"
 
 
 @pytest.mark.parametrize(
@@ -66,3 +67,32 @@ def test_a_platform_that_cannot_be_used_is_one_line(monkeypatch):
     finally:
         jax.config.update("jax_platforms", before)
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "files", "variables", "libc", "helps"),
+    [
+        ("always [madvise] never", (), {}, "glibc", True),
+        ("[always] madvise never", (), {}, "glibc", True),
+        ("always madvise [never]", (), {}, "glibc", False),
+        (None, (), {}, "glibc", False),
+        ("[always]", ("nvidia0",), {}, "glibc", False),
+        ("[always]", ("accel0",), {}, "glibc", False),
+        ("[always]", (), {"GLIBC_TUNABLES": ""}, "glibc", False),
+        ("[always]", (), {}, "musl", False),
+    ],
+)
+def test_copies_allocate_in_huge_pages_where_they_help(
+    tmp_path, monkeypatch, setting, files, variables, libc, helps
+):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if setting is not None:
+        (tmp_path / "enabled").write_text(setting)
+    for name in files:
+        (tmp_path / name).touch()
+    monkeypatch.setattr(machine, "HUGE_PAGES", tmp_path / "enabled")
+    monkeypatch.setattr(machine, "DEV", tmp_path)
+    monkeypatch.setattr(machine, "libc_ver", lambda: (libc, ""))
+    assert bool(machine.huge_pages()) == helps

@@ -12,28 +12,29 @@ from mnv2 import data
 from mnv2.models import create_model
 from mnv2.ops import PLAIN, traced_for
 from mnv2.pretrained import Preprocessing
-from mnv2.training import evaluation, metrics, settings, setup
+from mnv2.training import evaluation, setup
+from mnv2.training.config import from_config
 from mnv2.training.state import create_state
-from mnv2.training.steps import create_steps
+from mnv2.training.step import replicate, shard
 from tests.variables import random_variables
 
 SHAPE = (28, 28, 1)
 
 
 def steps_and_state(config, devices=None):
-    of_run = from_config(config)
-    model = setup.set_up(of_run).model
-    steps = create_steps(
-        model, of_run, Preprocessing(), total_steps=100, examples=1000, devices=devices
+    settings = from_config(config)
+    model = setup.set_up(settings).model
+    steps = setup.steps_of(
+        settings, model, Preprocessing(), total_steps=100, examples=1000, devices=devices
     )
     state = create_state(
-        setup.set_up(of_run).model,
+        model,
         steps.optimizer,
         SHAPE,
         seed=config.seed,
         ema=config.ema_decay > 0,
     )
-    return steps, steps.place(state)
+    return steps, replicate(state, devices)
 
 
 def random_batch(size):
@@ -50,9 +51,10 @@ def test_a_step_on_eight_devices_equals_one_on_one_device(tiny_config):
     batch, key = random_batch(16), jax.random.key(0)
     after = {}
     for count in (1, 8):
-        steps, state = steps_and_state(tiny_config, tuple(jax.devices()[:count]))
+        devices = tuple(jax.devices()[:count])
+        steps, state = steps_and_state(tiny_config, devices)
         before = jax.device_get(state.params)
-        state, sums = steps.train(state, steps.shard(batch), key)
+        state, sums = steps.train(state, shard(batch, devices), key, None)
         after[count] = jax.device_get(
             {"params": state.params, "ema": state.ema, "batch_stats": state.batch_stats,
              "momentum": state.opt_state, "sums": sums}
@@ -69,7 +71,7 @@ def test_a_step_on_eight_devices_equals_one_on_one_device(tiny_config):
 def test_each_group_of_devices_normalises_its_own_images(tiny_config):
     """With groups of 2 of 4 devices, a step averages two steps on half of the batch."""
     tiny_config.optimization.warmup = "0 steps"
-    tiny_config.optimization.momentum = 0.0
+    tiny_config.optimization.optimizer = "sgd"
     batch, key = random_batch(16), jax.random.key(0)
     batch["image"][8:] //= 4  # the halves have other statistics
     halves = [{name: x[i : i + 8] for name, x in batch.items()} for i in (0, 8)]
@@ -77,8 +79,9 @@ def test_each_group_of_devices_normalises_its_own_images(tiny_config):
     def after(batch, devices, group):
         tiny_config.bn_group = group
         tiny_config.batch_size = len(batch["label"])
-        steps, state = steps_and_state(tiny_config, tuple(jax.devices()[:devices]))
-        state, _ = steps.train(state, steps.shard(batch), key)
+        some = tuple(jax.devices()[:devices])
+        steps, state = steps_and_state(tiny_config, some)
+        state, _ = steps.train(state, shard(batch, some), key, None)
         return jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
 
     of_halves = [after(half, 2, None) for half in halves]
@@ -94,11 +97,12 @@ def test_each_group_of_devices_normalises_its_own_images(tiny_config):
 def test_averages_start_with_a_short_memory_and_cover_the_statistics_of_batch_norm(tiny_config):
     tiny_config.ema_decay = 0.9  # as above; the decay grows from 0.1 to 0.25 here
     tiny_config.optimization.warmup = "0 steps"
-    steps, state = steps_and_state(tiny_config, tuple(jax.devices()[:1]))
+    devices = tuple(jax.devices()[:1])
+    steps, state = steps_and_state(tiny_config, devices)
     expected = jax.device_get(state.ema)
     batch, key = random_batch(16), jax.random.key(0)
     for number in range(3):
-        state, _ = steps.train(state, steps.shard(batch), key)
+        state, _ = steps.train(state, shard(batch, devices), key, None)
         decay = (1 + number) / (10 + number)
         new = jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
         expected = jax.tree.map(lambda a, b, d=decay: d * a + (1 - d) * b, expected, new)
@@ -145,13 +149,19 @@ def test_the_training_curve_is_that_of_the_plain_operations(tiny_config, fashion
     np.testing.assert_allclose(ours, theirs, rtol=1e-7)
 
 
+def evaluated(steps, state, batch):
+    return steps.evaluate(state, shard(batch))
+
+
 def test_an_evaluation_counts_all_test_images_once_whatever_the_batch_size(
     tiny_config, fashion_mnist, few_test_pictures
 ):
     steps, state = steps_and_state(tiny_config)
     view = partial(data.eval_view, size=SHAPE[:2])
     summaries = [
-        evaluation.evaluate(partial(steps.evaluate, state), fashion_mnist, "test", batch_size, view)
+        evaluation.evaluate(
+            partial(evaluated, steps, state), fashion_mnist, "test", batch_size, view
+        )
         for batch_size in (96, 999, 1024)
     ]
     assert [summary["examples"] for summary in summaries] == [1000] * 3
@@ -163,17 +173,18 @@ def test_a_step_that_is_not_finite_can_be_skipped_and_changes_nothing(tiny_confi
     tiny_config.on_nan = "skip"
     tiny_config.ema_decay = 0.9
     tiny_config.optimization.warmup = "0 steps"
-    steps, state = steps_and_state(tiny_config, tuple(jax.devices()[:2]))
+    devices = tuple(jax.devices()[:2])
+    steps, state = steps_and_state(tiny_config, devices)
     good, bad, key = random_batch(16), random_batch(16), jax.random.key(0)
     for batch in (good, bad):
         batch["image"] = batch["image"].astype(np.float32)
     bad["image"][3, 5, 5] = np.nan
-    state, sums = steps.train(state, steps.shard(good), key)
-    assert metrics.skipped([sums]) == 0
+    state, sums = steps.train(state, shard(good, devices), key, None)
+    assert sums.skipped_steps == 0
     before = jax.device_get(state)
-    state, sums = steps.train(state, steps.shard(bad), key)
-    assert metrics.skipped([sums]) == metrics.skipped_in_a_row([sums]) == 1
-    assert sums["examples"] == 0
+    state, sums = steps.train(state, shard(bad, devices), key, None)
+    assert sums.skipped_steps == sums.skipped_in_a_row == 1
+    assert sums.examples == 0
     after = jax.device_get(state)
     assert after.step == before.step + 1
     for name in ("params", "batch_stats", "ema"):
@@ -181,10 +192,10 @@ def test_a_step_that_is_not_finite_can_be_skipped_and_changes_nothing(tiny_confi
     momentum = [x for x in jax.tree.leaves(after.opt_state) if x.ndim]
     assert momentum
     assert all(np.isfinite(x).all() for x in momentum)
-    state, sums = steps.train(state, steps.shard(bad), key)
-    assert metrics.skipped_in_a_row([sums]) == 2
-    state, sums = steps.train(state, steps.shard(good), key)
-    assert np.isfinite(sums["loss"])
-    assert sums["examples"] == 16
-    assert metrics.skipped_in_a_row([sums]) == 0
+    state, sums = steps.train(state, shard(bad, devices), key, None)
+    assert sums.skipped_in_a_row == 2
+    state, sums = steps.train(state, shard(good, devices), key, None)
+    assert np.isfinite(sums.loss)
+    assert sums.examples == 16
+    assert sums.skipped_in_a_row == 0
     assert (int(state.skipped), int(state.skipped_in_a_row)) == (2, 0)

@@ -1,7 +1,7 @@
 import jax
 import pytest
 
-from mnv2.training.tracing import FIRST, STEPS, Trace
+from mnv2.training.loop import Trace
 
 
 @pytest.fixture
@@ -20,8 +20,8 @@ def test_some_steps_after_the_first_are_traced_once(tmp_path, calls, capsys):
         at[len(calls)] = at.get(len(calls), step)
     trace.close()
     assert calls == [str(tmp_path), "stop"]
-    assert at == {0: 1, 1: FIRST - 1, 2: FIRST - 1 + STEPS}
-    assert capsys.readouterr().out == f"trace of {STEPS} steps: xprof --logdir {tmp_path}\n"
+    assert at == {0: 1, 1: Trace.FIRST - 1, 2: Trace.FIRST - 1 + Trace.STEPS}
+    assert capsys.readouterr().out == f"trace of {Trace.STEPS} steps: xprof --logdir {tmp_path}\n"
 
 
 def test_a_short_run_is_traced_to_its_end(tmp_path, calls, capsys):

@@ -1,7 +1,7 @@
 import pytest
 
 from mnv2.runtime.errors import UserError
-from mnv2.training.durations import to_steps
+from mnv2.training.config import to_steps
 
 
 @pytest.mark.parametrize(

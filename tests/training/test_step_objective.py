@@ -1,5 +1,8 @@
 """The loss of a step and its gradients, for a network that is small enough to compile at once."""
 
+import functools
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,10 +11,20 @@ import optax
 import pytest
 
 from mnv2.pretrained import Preprocessing
-from mnv2.training.step import Mixing, mix, partners
-from mnv2.training.objective import Objective, Teacher, gradients
+from mnv2.training.state import TrainState
+from mnv2.training.step import (
+    Mixing,
+    Objective,
+    Teacher,
+    mix,
+    parallel,
+    partners,
+    shard,
+    train_step,
+)
 
 PIXELS = Preprocessing()
+KEY = jax.random.key(3)
 
 
 class Small(nn.Module):
@@ -19,6 +32,7 @@ class Small(nn.Module):
 
     normalised: bool = False
     dtype: type = jnp.float32
+    axis_name: Any = None
 
     @nn.compact
     def __call__(self, images, *, train):
@@ -40,20 +54,22 @@ def batch():
     return {"image": images, "label": random.integers(0, 5, 12)}
 
 
-def compute(model, objective, batch, *, variables=None, step=0, taught=None):
+def compute(model, objective, batch, *, variables=None, step=0, teacher_variables=None):
+    """Returns the gradients, the statistics and the metrics of a step on one device."""
     variables = variables or variables_of(model)
-    key = jax.random.key(3)
-    return gradients(
-        model,
-        PIXELS,
-        objective,
-        variables,
-        jax.tree.map(jnp.asarray, batch),
-        step=jnp.asarray(step),
-        key=key,
-        dropout_key=key,
-        taught=taught,
+    optimizer = optax.sgd(1.0)
+    one_step = functools.partial(
+        train_step, model=model, preprocess=PIXELS, optimizer=optimizer, objective=objective
     )
+    params = jax.tree.map(jnp.copy, variables["params"])
+    count = jnp.zeros((), jnp.int32)
+    state = TrainState(
+        count + step, params, variables["batch_stats"], optimizer.init(params), None, count, count
+    )
+    devices = tuple(jax.devices()[:1])
+    on_device = parallel(one_step, devices=devices, in_axes=(None, 0, None, None), out_axes=None)
+    after, metrics = on_device(state, shard(batch, devices), KEY, teacher_variables)
+    return jax.tree.map(jnp.subtract, params, after.params), after.batch_stats, metrics
 
 
 def assert_close(one, other, rtol=1e-5):
@@ -88,12 +104,12 @@ def test_mixed_pictures_have_the_loss_of_their_mixed_labels(batch, mixing):
     variables = variables_of(model)
     _, _, sums = compute(model, Objective(0.1, mixing), batch, variables=variables, step=6)
     pixels = jnp.asarray(batch["image"], jnp.float32)
-    mixed, share = mix(pixels, jax.random.key(3), jnp.asarray(6), mixing)
+    mixed, share = mix(pixels, KEY, jnp.asarray(6), mixing)
     one_hot = jax.nn.one_hot(batch["label"], 5)
     target = optax.smooth_labels(share * one_hot + (1 - share) * partners(one_hot), 0.1)
     logits = model.apply(variables, PIXELS(mixed), train=True)
     np.testing.assert_allclose(
-        sums["loss"], optax.softmax_cross_entropy(logits, target).sum(), rtol=1e-5
+        sums.loss, optax.softmax_cross_entropy(logits, target).sum(), rtol=1e-5
     )
     assert 0 < share < 1
 
@@ -109,7 +125,9 @@ def test_distillation_is_hintons_and_a_network_like_its_teacher_has_no_distance(
     model, theirs = Small(), variables_of(Small(), seed=7)
     teacher = Teacher(model, PIXELS, temperature, 0.25)
     ours = variables_of(model)
-    _, _, sums = compute(model, Objective(teacher=teacher), batch, variables=ours, taught=theirs)
+    _, _, sums = compute(
+        model, Objective(teacher=teacher), batch, variables=ours, teacher_variables=theirs
+    )
     logits, target = (
         model.apply(variables, PIXELS(batch["image"]), train=False) for variables in (ours, theirs)
     )
@@ -117,9 +135,11 @@ def test_distillation_is_hintons_and_a_network_like_its_teacher_has_no_distance(
     probabilities = jax.nn.softmax(target / temperature)
     distance = optax.losses.kl_divergence(jax.nn.log_softmax(logits / temperature), probabilities)
     expected = 0.25 * labels + 0.75 * temperature**2 * distance
-    np.testing.assert_allclose(sums["loss"], expected.sum(), rtol=1e-5)
+    np.testing.assert_allclose(sums.loss, expected.sum(), rtol=1e-5)
 
     only = Teacher(model, PIXELS, temperature, 0.0)
-    found, _, sums = compute(model, Objective(teacher=only), batch, variables=theirs, taught=theirs)
-    np.testing.assert_allclose(sums["loss"], 0, atol=1e-5)
+    found, _, sums = compute(
+        model, Objective(teacher=only), batch, variables=theirs, teacher_variables=theirs
+    )
+    np.testing.assert_allclose(sums.loss, 0, atol=1e-5)
     assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(found)) < 1e-6

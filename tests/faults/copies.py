@@ -1,11 +1,14 @@
-"""Kills the workers of a sweep and the process that started them: python -m tests.faults.workers
+"""Kills the copies of a sweep's command and the process that started them.
+
+    python -m tests.faults.copies
 
 Two arms with two seeds of a small network are trained once undisturbed, by one process with one
-thread. Then the sweep is repeated with two workers, and disturbed after random times, which are
+thread. Then the sweep is repeated with two copies, and disturbed after random times, which are
 drawn from --seed. A disturbance is one of
 
-worker     SIGKILL to a worker. The sweep must go on.
-parent     SIGKILL to the process that started the workers. They must end within 30 s.
+copy       SIGKILL to a copy. The sweep must go on.
+hang       SIGSTOP to a copy. It must be ended, and the sweep must go on.
+parent     SIGKILL to the process that started the copies. They must end within 30 s.
 signal     SIGTERM or Ctrl-C to it. All must save and end within 30 s, with exit code 75.
 Ctrl-C x2  Ctrl-C twice. All must end within 30 s.
 
@@ -41,8 +44,8 @@ from tests.faults.kills import COMMAND, check_equal, final_state, newest
 PATIENCE = 30.0  # seconds in which all processes must end
 RUNS = [f"{arm}/{seed}" for arm in ("linear", "relu6") for seed in (0, 1)]
 SWEEP = [word for word in COMMAND if not word.startswith("--only")]
-IN_WORKERS = ("--parallel=2", "--threads=1")
-FAULTS = ("worker", "worker", "parent", "signal", "Ctrl-C x2")
+IN_COPIES = ("--parallel=2", "--threads=1")
+FAULTS = ("copy", "copy", "hang", "parent", "signal", "Ctrl-C x2")
 
 
 def start(workdir: Path, *more: str) -> subprocess.Popen[bytes]:
@@ -61,11 +64,10 @@ def words(folder: Path) -> str:
     return (folder / "log.txt").read_text()
 
 
-def workers_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """Returns the worker processes that are alive."""
+def copies_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Returns the copies that are alive."""
     try:
-        children = psutil.Process(process.pid).children()
-        return [one for one in children if "mnv2.sweeps.worker" in one.cmdline()]
+        return psutil.Process(process.pid).children()
     except psutil.Error:
         return []
 
@@ -75,11 +77,12 @@ def disturb(process: subprocess.Popen[bytes], fault: str, moments: random.Random
 
     Raises UserError if a process does not end in time.
     """
-    workers = workers_of(process)
-    if fault == "worker":
-        if not workers:
+    copies = copies_of(process)
+    if fault in ("copy", "hang"):
+        if not copies:
             return False
-        moments.choice(workers).kill()
+        one = moments.choice(copies)
+        one.kill() if fault == "copy" else one.suspend()
         return True
     if fault == "parent":
         process.kill()
@@ -93,10 +96,10 @@ def disturb(process: subprocess.Popen[bytes], fault: str, moments: random.Random
         code = process.wait(PATIENCE)
     except subprocess.TimeoutExpired:
         raise UserError(f"{fault}: the process did not end in {PATIENCE:g} s") from None
-    _, left = psutil.wait_procs(workers, PATIENCE)
+    _, left = psutil.wait_procs(copies, PATIENCE)
     if left:
-        raise UserError(f"{fault}: the workers {[one.pid for one in left]} did not end")
-    if fault == "signal" and workers and code not in (EXIT_CODE, 0):
+        raise UserError(f"{fault}: the copies {[one.pid for one in left]} did not end")
+    if fault == "signal" and copies and code not in (EXIT_CODE, 0):
         raise UserError(f"{fault}: exit code {code}")
     return True
 
@@ -119,12 +122,12 @@ def full_disk(workdir: Path, expected: dict[str, object], moments: random.Random
     if trouble := mount_small_disk(workdir, size):
         return f"full disk skipped: {trouble}"
     try:
-        code = start(workdir, *IN_WORKERS).wait()
+        code = start(workdir, *IN_COPIES).wait()
         said = words(workdir.parent)
         if code != 2 or "of the runs failed" not in said or "Traceback" in said:
             raise UserError(f"exit code {code} on a full disk: {said}")
         make_room(workdir)
-        if start(workdir, *IN_WORKERS).wait():
+        if start(workdir, *IN_COPIES).wait():
             raise UserError(words(workdir.parent))
         check(workdir, expected)
     finally:
@@ -133,7 +136,7 @@ def full_disk(workdir: Path, expected: dict[str, object], moments: random.Random
 
 
 def main() -> None:
-    parser = command_parser("tests.faults.workers", __doc__)
+    parser = command_parser("tests.faults.copies", __doc__)
     parser.add_argument("--faults", type=int, default=30)
     parser.add_argument("--longest", type=float, default=25, help="most seconds until a fault")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
@@ -147,11 +150,11 @@ def main() -> None:
             raise UserError(words(here))
         expected = {name: final_state(here / "undisturbed", name) for name in RUNS}
         print(full_disk(here / "small", expected, moments), flush=True)
-        line = StatusLine("workers")
+        line = StatusLine("copies")
         finished = code = 0
         while happened.total() < arguments.faults or code:  # the last sweep is not disturbed
             workdir = here / f"sweep_{finished}"
-            process, disturbed = start(workdir, *IN_WORKERS), happened.total() < arguments.faults
+            process, disturbed = start(workdir, *IN_COPIES), happened.total() < arguments.faults
             while process.poll() is None and happened.total() < arguments.faults:
                 before = {name: newest(workdir, name) for name in RUNS}
                 try:

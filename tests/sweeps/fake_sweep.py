@@ -1,0 +1,138 @@
+"""A sweep whose copies only pretend to train, because imports take seconds.
+
+    python -m tests.sweeps.fake_sweep WORKDIR COPIES THEN NAME
+
+The copies write what they did into the folder of each run. THEN says what they do with the run
+NAME, or with every run if NAME is "all": see `execute`.
+"""
+
+import contextlib
+import json
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import types
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from mnv2.runtime import files
+from mnv2.runtime.cli import one_line_errors
+from mnv2.runtime.errors import Held
+from mnv2.sweeps import launch
+
+NAMES = ("c/0", "b/0", "a/0")  # the longest first
+RESULT = {
+    "test": {"accuracy": 0.5},
+    **{"parameters": 1, "multiply_adds": 1, "train_seconds": 1.0, "images_per_second": 1.0},
+    **{"waiting_for_input": 0.0, "steps": 10, "first_step_seconds": 1.0},
+}
+
+
+def work(request: Any, folder: Path, number: int) -> None:
+    """Stands for `mnv2.sweeps.run.work`."""
+    _, copies, then, wanted = sys.argv[1:]
+    if number == 0 and not (folder / launch.PLAN).exists():
+        if then == "refuses":
+            print("error: no such data", file=sys.stderr)
+            sys.exit(2)
+        plan(request.workdir, folder, int(copies))
+    for name in pickle.loads((folder / launch.RUNS).read_bytes()):
+        run = request.workdir / name
+        if (run / "result.json").exists() or (folder / "failed" / name).exists():
+            continue
+        with contextlib.suppress(Held), files.sole_writer(run):
+            here = wanted in ("all", name)
+            say(folder, number, name, hangs=here and then == "hangs once")
+            outcome = execute(run, then if here else "", folder, number)
+            ended = {"run": name, "seconds": 1.0, **outcome}
+            files.append_line(folder / f"ended-{number}.jsonl", json.dumps(ended))
+            if "failure" in outcome:
+                files.write_text(folder / "failed" / name, "")
+
+
+def plan(workdir: Path, folder: Path, copies: int) -> None:
+    """Writes the plan of three runs, and the description of the sweep."""
+    config = {
+        **{"seed": 0, "seeds": 1, "batch_size": 1, "duration": "10 steps", "baseline": "a"},
+        **{"arms": [["a", {}], ["b", {}], ["c", {}]], "panels": [], "model": {}},
+        **{"data": {"name": "pictures"}, "optimization": {}},
+    }
+    files.write_json(workdir / "sweep.json", {"config": config, "steps": {}})
+    runs = [
+        {"name": name, "arm": name[0], "steps": 10, "done": 0, "multiply_adds": 1,
+         "finished": (workdir / name / "result.json").exists()}
+        for name in NAMES
+    ]  # fmt: skip
+    environments = [{"NPROC": str(copy + 1)} for copy in range(copies)]
+    launch.write_plan(
+        folder,
+        {"copies": copies, "environments": environments, "writes": True, "split": "test",
+         "runs": runs},
+        NAMES,
+    )  # fmt: skip
+
+
+def say(folder: Path, number: int, name: str, hangs: bool) -> None:
+    """Says which run a copy executes, and gives signs of life, unless it hangs."""
+    path = folder / f"copy-{number}.json"
+    files.write_text(path, json.dumps({"run": name, "phase": "training"}))
+
+    def live() -> None:
+        while True:
+            time.sleep(0.3)
+            with contextlib.suppress(OSError):
+                os.utime(path)
+
+    if not hangs:
+        threading.Thread(target=live, daemon=True).start()
+
+
+def execute(run: Path, then: str, folder: Path, number: int) -> dict[str, Any]:
+    """Pretends to execute a run, and does with it what `then` says."""
+    with (run / "attempts").open("a") as file:
+        file.write(f"{os.getpid()} {os.environ.get('NPROC')}\n")
+    attempts = (run / "attempts").read_text().count("\n")
+    once = attempts == 1
+    if then == "fails":
+        return {"failure": "ValueError: no luck"}
+    if then == "is killed" or (then == "is killed once" and once):
+        print("out of luck", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    if then == "dies" or (then == "dies once" and once):
+        sys.exit(1)
+    if then == "hangs once" and once:
+        time.sleep(60)
+    if then in ("waits", "ignores"):
+        noted: list[int] = []
+        signal.signal(signal.SIGTERM, lambda *_: noted.append(1))
+        (run / "begun").touch()
+        while not noted or then == "ignores":
+            time.sleep(0.01)
+        (run / "saved").touch()
+        sys.exit(75)
+    if then == "prints":
+        print("warning: the same for all", file=sys.stderr, flush=True)
+    if attempts == 1 and then == "":
+        time.sleep(0.1)  # so that the other copies find something to do
+    files.write_text(run / "result.json", json.dumps(RESULT))
+    return {"result": RESULT}
+
+
+def main() -> None:
+    fake = types.ModuleType("mnv2.sweeps.run")
+    fake.work = work  # type: ignore[attr-defined]
+    sys.modules["mnv2.sweeps.run"] = fake
+    for name in ("HANGING_SECONDS", "STOPPING_SECONDS"):
+        setattr(launch, name, 2.0)
+    with one_line_errors(resumes=True):
+        workdir = Path(sys.argv[1])
+        launch.run_sweep(ml_collections.ConfigDict(), workdir, reports=False)
+
+
+if __name__ == "__main__":
+    main()
