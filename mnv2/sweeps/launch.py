@@ -113,7 +113,7 @@ class _Copy:
         self.path = folder / f"copy-{number}.json"
         self.path.unlink(missing_ok=True)
         self.reported = len(read_lines(self.ended_path))  # of its runs that ended
-        self.seen = time.monotonic()
+        self.seen, self.was_hanging = time.monotonic(), False
         self.process = subprocess.Popen(
             [sys.executable, *sys.orig_argv[1:]],
             env={**os.environ, **environment, COPY: str(number), LAUNCH: str(folder)},
@@ -211,6 +211,7 @@ class _Launch:
         time.sleep(GLANCE_SECONDS)
         for copy in list(self._copies):
             if copy.hangs():
+                copy.was_hanging = True
                 copy.signal(signal.SIGKILL)
                 copy.process.wait()
             code, now = copy.ended(), copy.now()
@@ -236,7 +237,7 @@ class _Launch:
             raise Stopped("a signal to a process that trains")
         if self._request.meet is not None:  # all machines must be started again
             sys.exit(code if code > 0 else 1)
-        how = "does not answer" if copy.hangs() else _describe(code)
+        how = "does not answer" if copy.was_hanging else _describe(code)
         done = {x["run"] for x in read_lines(copy.ended_path)}
         if name and name not in done:
             self._deaths[name] += 1
@@ -246,7 +247,7 @@ class _Launch:
                 self._display.say(f"the process of {name} {how}; the run is resumed")
         else:
             self._display.say(f"a process {how}")
-        if code == -signal.SIGKILL and not copy.hangs() and self._copies:
+        if code == -signal.SIGKILL and not copy.was_hanging and self._copies:
             count = len(self._copies)
             self._display.say(f"{count} at the same time from now on, for lack of memory")
         elif copy.number not in self._restarted:

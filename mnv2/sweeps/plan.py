@@ -79,7 +79,7 @@ def with_arms(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     them, and sets `arms` and what belongs to them. Arms that equal the baseline are left out, after
     a note.
     """
-    if not callable(config.arms):
+    if not callable(config.get("arms")):
         return config
     found = ml_collections.ConfigDict(
         {name: value for name, value in config.items() if name != "arms"}

@@ -24,7 +24,7 @@ from mnv2.runtime.files import AnyPath, append_line, read_json, sole_writer, to_
 from mnv2.runtime.interruption import EXIT_CODE, Stopped, Stopper
 from mnv2.runtime.machine import find_devices, free_memory
 from mnv2.runtime.processes import any_of, broadcast_from_primary, ending_together, is_writer, say
-from mnv2.sweeps.checks import check_comparison
+from mnv2.sweeps.checks import accuracy, check_comparison, final_split
 from mnv2.sweeps.division import Division, divide
 from mnv2.sweeps.launch import PLAN, Request, finish, planned_runs, write_plan
 from mnv2.sweeps.plan import Run, claim, number_of_runs, with_arms
@@ -92,18 +92,27 @@ def train_here(
     with stopper.listening():
         for number, one in enumerate(_not_finished(runs, workdir), start=1):
             with contextlib.ExitStack() as until:
-                if process := _lock(one, until):
-                    say(f"{one.name} is being done by {process}")
-                    continue
-                outcome = execute(one, stopper)
+                try:
+                    process = _lock(one, until)
+                    outcome = execute(one, stopper) if process is None else {}
+                except UserError as error:  # a folder that cannot be written to
+                    process, outcome = None, {"failure": str(error)}
             if "failure" in outcome:
                 failed[one.name] = outcome["failure"]
-            accuracy = outcome.get("result", {}).get(one.settings.final_split, {}).get("accuracy")
-            said = f"{100 * accuracy:.2f} %" if accuracy is not None else "failed"
-            say(f"[{number}/{len(runs)}] {one.name}  {said}")
+            say(f"[{number}/{len(runs)}] {one.name}  {_described(outcome, process)}")
             drop_programs_if_large()
     if is_writer():
         finish(workdir, failed, reports=reports)
+
+
+def _described(outcome: dict[str, Any], process: str | None) -> str:
+    """Says in a few words how a run ended, or which other process executes it."""
+    if process is not None:
+        return f"is being done by {process}"
+    if "failure" in outcome:
+        return f"failed: {outcome['failure']}"
+    split = final_split(outcome["result"])
+    return f"{split} {accuracy(outcome['result']):.2f} %"
 
 
 def _plan(request: Request, folder: Path) -> list[Run]:

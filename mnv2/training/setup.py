@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
@@ -35,6 +34,7 @@ from mnv2.training.step import (
     Steps,
     Teacher,
     create_steps,
+    number_of,
     replicate,
 )
 
@@ -250,7 +250,7 @@ def open_data(settings: Settings) -> data.Dataset:
 
     Raises UserError if the devices cannot share a batch or form groups evenly.
     """
-    check_devices(settings, jax.device_count())
+    check_devices(settings, number_of())
     return _open_data(settings)
 
 
@@ -303,7 +303,7 @@ def _check_network(model: Any, settings: Settings, shape: tuple[int, int, int]) 
             "model.dtype float16 loses small gradients without loss scaling, which training does "
             "not have: use bfloat16"
         )
-    devices = jax.device_count()
+    devices = number_of()
     pictures = settings.batch_size // devices // settings.accumulate
     if pictures * (settings.bn_group or devices) > 1 or settings.optimization.classifier_only:
         return

@@ -8,7 +8,7 @@ from mnv2.sweeps import display
 from mnv2.sweeps.display import Display
 
 RESULT = {"test": {"accuracy": 0.8123}, "images_per_second": 3456.7, "waiting_for_input": 0.2}
-ARMS = ("a", "[red]b[/red]", "a_rather_long_name_of_an_arm")
+ARMS = ("a", "[red]b[red]", "a_rather_long_name_of_an_arm")
 
 
 @pytest.fixture
@@ -42,8 +42,7 @@ def test_in_a_file_each_run_that_ends_is_a_line(plan, tmp_path, capsys):
         shown.say("a note", is_error=True)
     printed = capsys.readouterr()
     assert printed.out.splitlines() == [
-        "[2/3] [red]b[/red]/0          test 81.23 %   3,457 images/s    33 s  "
-        "20% waiting for input",
+        "[2/3] [red]b[red]/0           test 81.23 %   3,457 images/s    33 s  20% waiting for input",
         "[3/3] a_rather_long_name_of_an_arm/0  failed: no luck",
         "the same",
     ]
@@ -79,7 +78,7 @@ def test_in_a_terminal_every_copy_has_a_line_that_fits(plan, tmp_path, monkeypat
     lines = written.getvalue().splitlines()
     assert max(map(len, lines)) <= width
     assert lines[0].split() == ["run", "phase", "step", "loss", "images/s", "left"]
-    assert lines[1].split() == ["[red]b[/red]/0", "compiling"]
+    assert lines[1].split() == ["[red]b[red]/0", "compiling"]
     assert lines[2].split()[1:] == ["training", "350/500", "0.432", "1,234", "75", "s"]
     assert "and 4 runs more" in lines
     assert any(line.split() == ["a", "81.23", "1", "of", "1"] for line in lines)

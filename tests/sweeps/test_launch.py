@@ -31,7 +31,7 @@ def attempts(workdir, arm):
 
 
 def test_copies_of_the_command_execute_runs_with_environments_of_their_own(tmp_path):
-    done = execute(tmp_path)
+    done = execute(tmp_path, "takes long")
     assert done.returncode == 0, done.stderr
     assert "c/0                     test 50.00 %" in done.stdout
     assert "[3/3] " in done.stdout

@@ -84,7 +84,7 @@ def test_short_runs_share_a_job_and_an_array_is_bounded(three_runs, tmp_path, mo
     images = 4 * three_runs.batch_size
     runs = [
         dataclasses.replace(
-            one, multiply_adds=slurm.WORK * {"a": 0.4, "b": 0.7, "c": 3.0}[one.arm] / images
+            one, multiply_adds=round(slurm.WORK * {"a": 0.4, "b": 0.7, "c": 3.0}[one.arm] / images)
         )
         for one in plan(three_runs, tmp_path)  # six
     ]

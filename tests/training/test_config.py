@@ -65,7 +65,7 @@ def refused(field, value):
         "weights": ("", " "),
         "teacher": ("", " "),
         "data.dir": ("", " "),
-        "optimization.optimizer": ("sgd(", "sgd(0.9)", "optax.sgd", 3),
+        "optimization.optimizer": ("sgd(", "sgd(0.9)", "optax.sgd"),
         "optimization.schedule": ("linear",),
         "optimization.learning_rate": (-0.1, float("nan"), float("inf")),
         "optimization.warmup": ("some steps",),

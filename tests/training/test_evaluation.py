@@ -86,9 +86,7 @@ def all_ways(config, folder, monkeypatch):
     yield "predict", taken()
     yield "calibration and comparison", rows(pictures.draw(network, dataset, "test", count))
     steps = types.SimpleNamespace(
-        statistics=lambda _, batch, key: (
-            batches.append(batch["image"].reshape(-1, *batch["image"].shape[2:])) or np.zeros(1)
-        )
+        statistics=lambda _, batch, key: batches.append(batch["image"]) or np.zeros(1)
     )
     state = TrainState(0, {}, {}, (), None, 0, 0)
     recalibrated(state, setup._replace(steps=steps), from_config(config))
@@ -110,8 +108,8 @@ def test_every_way_to_look_at_files_gives_the_same_pixels(method, files, tiny_co
     tiny_config.batch_size = len(SIZES)
     tiny_config.bn_group = None
     tiny_config.recalibrate = 1
-    monkeypatch.setattr("mnv2.training.setup.number_of", lambda devices: 1)
-    monkeypatch.setattr("mnv2.training.evaluation.shard", lambda batch, devices: batch)
+    monkeypatch.setattr("mnv2.training.setup.number_of", lambda: 1)
+    monkeypatch.setattr("mnv2.training.loop.shard", lambda batch: batch)
     found = dict(all_ways(tiny_config, files, monkeypatch))
     expected = found.pop("predict")
     for way, images in found.items():

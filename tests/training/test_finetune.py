@@ -13,6 +13,7 @@ from mnv2.training import loop
 from mnv2.training.config import from_config
 from mnv2.training.evaluation import evaluate_weights
 from mnv2.training.setup import initial_state, set_up
+from mnv2.training.step import shard
 from tests.variables import random_variables
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
@@ -66,8 +67,8 @@ def after_a_step(config):
     """The state before and after one step on a batch of the data set."""
     setup, state = start(config)
     before = jax.device_get(state)
-    batch = setup.steps.shard(first_batch(setup))
-    state, _ = setup.steps.train(state, batch, jax.random.key(0))
+    batch = shard(first_batch(setup))
+    state, _ = setup.steps.train(state, batch, jax.random.key(0), None)
     return before, jax.device_get(state)
 
 
