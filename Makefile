@@ -20,8 +20,8 @@ $(error ACCELERATOR must be cpu, cuda13, cuda12 or tpu, got '$(ACCELERATOR)')
 endif
 READY := .venv/ready$(if $(filter any,$(PLATFORM)),,-$(ACCELERATOR))
 
-.PHONY: help ablation photograph experiments throughput scaling tpu h100 test faults slurm-test check tour \
-	demo tensorboard clean
+.PHONY: help ablation photograph experiments throughput scaling tpu h100 test faults slurm-test check \
+	fields tour demo tensorboard clean
 
 help:
 	@echo 'make ablation     train the ablations on Fashion-MNIST, print the table, draw the figure'
@@ -36,6 +36,7 @@ help:
 	@echo 'make faults       kill, signal, damage and starve runs at random; nothing may be lost'
 	@echo 'make slurm-test   preempt a sweep on a SLURM of one node, which is installed and started'
 	@echo 'make check        format, lint, types, the import rule'
+	@echo 'make fields       write docs/fields.md from mnv2/training/config.py'
 	@echo 'make tour         run the notebook docs/tour.ipynb from a clean kernel'
 	@echo 'make demo         classify pictures in a browser, with docs/demo/network.onnx'
 	@echo 'make tensorboard  look at the curves of make ablation'
@@ -97,6 +98,9 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+fields: .venv/ready
+	$(BIN)/python -m tests.fields
 
 tour: .venv/ready
 	$(BIN)/python -m tests.tour

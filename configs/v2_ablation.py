@@ -20,8 +20,7 @@ Presets, with their cost and the expected result:
     configs/v2_ablation.py:hour       every arm with 3 seeds, 1000 steps each. 80 minutes on two CPU
                                       cores, beside other work. linear 86.9 %, relu6 83.7 %.
     configs/v2_ablation.py:full       Fashion-MNIST, 15 epochs with augmentation, 5 seeds of every
-                                      arm, as for a publication. On an H100 two arms took 7 minutes:
-                                      linear 92.4 %, relu6 91.3 %.
+                                      arm, as for a publication. linear 92.4 %, relu6 91.3 %.
     configs/v2_ablation.py:tuned      each of six arms at the learning rate of the baseline, and at
                                       its own, which are chosen on validation with other seeds.
                                       84 minutes on two CPU cores, beside other work. linear 85.3 %,

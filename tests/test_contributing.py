@@ -2,18 +2,18 @@
 
 from pathlib import Path
 
-from tests.rooms import CONTRIBUTING, diagram, rooms
+from tests.packages import CONTRIBUTING, diagram, packages
 
 PACKAGE = Path(__file__).parents[1] / "mnv2"
 
 
-def test_the_diagram_of_the_rooms_is_that_of_the_imports():
+def test_the_diagram_of_the_packages_is_that_of_the_imports():
     assert diagram() in CONTRIBUTING.read_text()
-    assert len(rooms()) >= 8
+    assert len(packages()) >= 8
 
 
-def test_every_room_is_described():
+def test_every_package_is_described():
     folders = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     assert folders
-    for room in folders:
-        assert f"| `{room}/` |" in CONTRIBUTING.read_text()
+    for package in folders:
+        assert f"| `{package}/` |" in CONTRIBUTING.read_text()

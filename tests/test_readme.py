@@ -10,7 +10,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from mnv2.sweeps.plan import chosen, plan, with_arms
+from mnv2.sweeps.plan import named, plan, with_arms
 from tests.training.test_finetune import weights as weights
 
 ROOT = Path(__file__).parents[1]
@@ -50,7 +50,9 @@ def test_every_command_exists(command):
 
 
 @pytest.mark.parametrize(
-    "command", [c for c in COMMANDS if "mnv2.main" in c], ids=lambda command: " ".join(command[3:])
+    "command",
+    [c for c in COMMANDS if {"mnv2.main", "mnv2.submit"} & {*c}],
+    ids=lambda c: " ".join(c[3:]),
 )
 def test_every_run_can_start(command, tmp_path, fashion_mnist, weights, monkeypatch):
     monkeypatch.setattr("sys.argv", command[2:])  # where ml_collections looks for overrides
@@ -58,7 +60,7 @@ def test_every_run_can_start(command, tmp_path, fashion_mnist, weights, monkeypa
     config = config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values)
     flags.DEFINE_list("only", [], "", flag_values=values)
     flags.DEFINE_string("workdir", None, "", flag_values=values)
-    values(command[2:], known_only=True)  # launchers' flags are test_launch's
+    values(command[2:], known_only=True)  # the other flags are tested with the commands
     if "weights" in config.value:  # FILE and PATH stand for a reader's own
         given = (config.value.weights, config.value.data.name)
         assert given in (("FILE", "folder:PATH"), ("runs/v2_ablation/linear/0", "fashion_mnist"))
@@ -70,7 +72,7 @@ def test_every_run_can_start(command, tmp_path, fashion_mnist, weights, monkeypa
     if callable(config.value.arms):  # whose search for widths is tested with the configs
         names = config.value.arms.func.__globals__
         monkeypatch.setitem(names, "_width_of_equal_cost", lambda config, arm, start: start)
-    assert chosen(plan(with_arms(config.value), tmp_path), values.only)
+    assert named(plan(with_arms(config.value), tmp_path), values.only)
 
 
 def test_the_python_example_prints_what_its_comments_say():
@@ -102,10 +104,11 @@ def test_the_table_is_the_one_that_was_measured():
 
 
 def test_every_file_that_is_named_exists():
-    named = [ROOT / path for path in re.findall(r"\]\(((?!http)[^)]+)\)", README)]
-    named += [ROOT / path for path in re.findall(r"^((?:mnv2|configs)/\S+)", README, re.MULTILINE)]
-    for page in PAGES.values():
-        named += [ROOT / "docs" / path for path in re.findall(r"\]\(((?!http)[^)]+)\)", page)]
-    assert len(named) > 5
-    for path in named:
+    files = [ROOT / path for path in re.findall(r"^((?:mnv2|configs)/\S+)", README, re.MULTILINE)]
+    for folder in (ROOT, ROOT / "docs", ROOT / "experiments"):
+        for page in folder.glob("*.md"):
+            linked = re.findall(r"\]\(((?!http)[^)#]+)[^)]*\)", page.read_text())
+            files += [folder / path for path in linked]
+    assert len(files) > 5
+    for path in files:
         assert path.exists(), path

@@ -1,4 +1,4 @@
-"""Draws the rooms of the package from its imports: python -m tests.rooms
+"""Draws the packages of mnv2 from their imports: python -m tests.packages
 
 Writes the diagram into CONTRIBUTING.md. A test compares the two.
 """
@@ -9,17 +9,17 @@ from pathlib import Path
 import grimp
 
 CONTRIBUTING = Path(__file__).parents[1] / "CONTRIBUTING.md"
-MARKS = re.compile(r"(<!-- rooms -->\n).*?(<!-- end of rooms -->)", re.DOTALL)
+MARKS = re.compile(r"(<!-- packages -->\n).*?(<!-- end of packages -->)", re.DOTALL)
 COMMANDS = "commands"
 
 
-def rooms() -> dict[str, set[str]]:
-    """Returns each room, and the rooms that its modules import."""
+def packages() -> dict[str, set[str]]:
+    """Returns each package, and the packages that its modules import."""
     graph = grimp.build_graph("mnv2")
     found: dict[str, set[str]] = {}
     for module in graph.modules:
         for imported in graph.find_modules_directly_imported_by(module):
-            source, target = _room(module), _room(imported)
+            source, target = _package(module), _package(imported)
             if source and target and source != target:
                 found.setdefault(source, set()).add(target)
     return found
@@ -27,7 +27,7 @@ def rooms() -> dict[str, set[str]]:
 
 def diagram() -> str:
     """Returns a Mermaid diagram without the arrows that follow from others."""
-    imports = rooms()
+    imports = packages()
     arrows = [
         f"    {source} --> {target}"
         for source in sorted(imports)
@@ -37,8 +37,8 @@ def diagram() -> str:
     return "\n".join(["```mermaid", "flowchart TD", *arrows, "```", ""])
 
 
-def _room(module: str) -> str | None:
-    """Returns the room of a module; None for the package itself, which all modules share."""
+def _package(module: str) -> str | None:
+    """Returns the package of a module; None for mnv2 itself, which all modules share."""
     parts = module.split(".")[1:]
     if not parts:
         return None
@@ -46,9 +46,9 @@ def _room(module: str) -> str | None:
     return parts[0] if folder.is_dir() else COMMANDS
 
 
-def _below(imports: dict[str, set[str]], room: str) -> set[str]:
-    """Returns all rooms that a room imports, directly or not."""
-    direct = imports.get(room, set())
+def _below(imports: dict[str, set[str]], package: str) -> set[str]:
+    """Returns all packages that a package imports, directly or not."""
+    direct = imports.get(package, set())
     return direct.union(*(_below(imports, other) for other in direct))
 
 
