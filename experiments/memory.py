@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
-from mnv2.runtime.huge_pages import VARIABLE
+from mnv2.runtime.machine import TUNABLES
 
 from experiments.common.initialisation import random_network
 from experiments.common.process_memory import peak_memory, reset_peak_memory
@@ -162,7 +162,7 @@ def _in_a_process(splits: tuple[int, ...], seconds: float, tunables: str) -> dic
     context = multiprocessing.get_context("spawn")
     receiving, sending = context.Pipe(duplex=False)
     process = context.Process(target=_infer, args=(splits, seconds, sending))
-    os.environ[VARIABLE] = tunables  # glibc reads this when the process starts
+    os.environ[next(iter(TUNABLES))] = tunables  # glibc reads this when the process starts
     process.start()
     sending.close()
     answer = json.loads(receiving.recv())

@@ -1,6 +1,5 @@
 """The command line: bad input ends in one line, exit code 2, and nothing written."""
 
-import os
 import subprocess
 import sys
 
@@ -19,31 +18,38 @@ BAD_INPUT = {
     "config that is no Python": (["--config=README.md"], "README.md, line "),
     "nothing after config": (["--config"], "--config needs a file"),
     "unknown preset": (["--config=configs/v2_ablation.py:ful"], "unknown preset 'ful'"),
-    "unknown flag": ([CONFIG, "--wrkdir=x"], "unknown flag --wrkdir: did you mean --workdir?"),
-    "unknown flag without a neighbour": ([CONFIG, "--qqq"], "unknown flag --qqq: see --help"),
+    "unknown flag": ([CONFIG, "--wrkdir=x"], "'wrkdir'. Did you mean: workdir"),
+    "unknown flag without a neighbour": ([CONFIG, "--qqq"], "Unknown command line flag 'qqq'"),
     "unknown field without a neighbour": (
-        [CONFIG, "--config.zzz=1"], "unknown config field 'zzz': see configs/defaults.py"
+        [CONFIG, "--config.zzz=1"], "no such field of the config (see docs/fields.md): 'zzz'"
     ),
-    "a group of fields": ([CONFIG, "--config.model=3"], "set one of them, as --config.model.NAME"),
-    "no whole number": ([CONFIG, "--config.seed=x"], "seed must be a whole number, got 'x'"),
-    "a fraction": ([CONFIG, "--config.batch_size=1.5"], "must be a whole number, got '1.5'"),
+    "a group of fields": ([CONFIG, "--config.model=3"], "`3` is not a dict"),
+    "no whole number": ([CONFIG, "--config.seed=x"], "--config.seed=x: invalid literal"),
+    "a fraction": ([CONFIG, "--config.batch_size=1.5"], "--config.batch_size=1.5: invalid literal"),
     "no runs at a time": ([CONFIG, "--parallel=0"], "--parallel must be auto or a whole number of"),
     "some runs at a time": ([CONFIG, "--parallel=all"], "a whole number of 1 or more, got 'all'"),
-    "no threads": ([CONFIG, "--threads=0"], "--threads must be a whole number of 1 or more"),
-    "a launcher's flag": ([CONFIG, "--runs_per_job=2"], "--runs_per_job is for SLURM: add --laun"),
+    "no threads": ([CONFIG, "--threads=0"], "--threads=0: 0 is not a positive integer"),
+    "a flag of SLURM": ([CONFIG, "--runs_per_job=2"], "is gone: it is a flag of mnv2.submit"),
+    "runs in one program": ([CONFIG, "--runs_per_device=2"], "--parallel N shares a GPU among N"),
+    "a field that is gone": (
+        [CONFIG, "--config.optimization.momentum=0.5"],
+        'write --config.optimization.optimizer "sgd(momentum=0.9)"',
+    ),
+    "an optimizer that is none": (
+        [CONFIG, "--config.optimization.optimizer=adamm"], "did you mean 'adam'?"
+    ),
     "several joined runs": (
-        [CONFIG, "--parallel=2", "--distributed"], "execute one run after another"
+        [CONFIG, "--parallel=2", "--distributed"], "--parallel is for one machine"
     ),
     "traces of several runs": (
-        [CONFIG, "--parallel=2", "--profile=runs/t"], "--profile is for runs in this process"
+        [CONFIG, "--parallel=2", "--profile=runs/t"], "and runs without --profile"
     ),
-    "hours that are no number": ([CONFIG, "--hours=x"], "--hours must be a number, got 'x'"),
     "nothing chosen": ([CONFIG, "--only="], "--only has an empty name"),
     "half nothing chosen": ([CONFIG, "--only=linear,"], "--only has an empty name"),
     "unknown run": ([CONFIG, "--only=linear/x"], "unknown run 'linear/x'"),
-    "unknown field": ([CONFIG, "--config.modle.width=0.5"], "'modle': did you mean 'model'?"),
-    "unknown nested field": ([CONFIG, "--config.model.wdith=1."], "'wdith': did you mean 'width'?"),
-    "arms": ([CONFIG, "--config.arms=a"], "config.arms is what the config file makes of its other"),
+    "unknown field": ([CONFIG, "--config.modle.width=0.5"], 'mean "model" instead'),
+    "unknown nested field": ([CONFIG, "--config.model.wdith=1."], 'mean "width" instead'),
+    "arms": ([CONFIG, "--config.arms=a"], "of field config.arms is not supported"),
     "wrong type": ([CONFIG, "--config.model.width=wide"], "wide"),
     "unknown data set": ([CONFIG, "--config.data.name=fashion_mist"], "mean 'fashion_mnist'"),
     "unknown model": ([CONFIG, "--config.model.name=mobilenet_v3"], "mean 'mobilenet_v2'"),
@@ -51,21 +57,15 @@ BAD_INPUT = {
     "indivisible batch": ([CONFIG, "--config.batch_size=100"], "of the 8 devices, got 100"),
     "a batch of everything": ([CONFIG, "--config.data.validation=59999"], "than the 1 training "),
     "no seeds": ([CONFIG, "--config.seeds=0"], "seeds must be a whole number, 1 or more, got 0"),
-    "no width": ([CONFIG, "--config.model.width=0."], "width must be greater than 0, got 0.0"),
+    "no width": ([CONFIG, "--config.model.width=0."], "model: width must be greater than 0"),
     "bad duration": ([CONFIG, "--config.duration=soon"], "duration must be like '2 epochs'"),
     "no weights": (["--config=configs/finetune.py"], "no weights given: set config.weights"),
     "wrong weights": (
         ["--config=configs/finetune.py", "--config.weights=README.md"],
         "unknown format '.md' of README.md: known are .h5",
     ),
-    "a trace and a launcher": (
-        [CONFIG, "--launcher=slurm", "--profile=runs/t"], "--profile is for runs in this process"
-    ),
+    "a launcher": ([CONFIG, "--launcher=slurm"], "is gone: python -m mnv2.submit submits jobs"),
     "a trace in a bucket": ([CONFIG, "--profile=s3://bucket/t"], "--profile s3://bucket/t is an"),
-    "unknown launcher": ([CONFIG, "--launcher=slrm"], "'slrm': did you mean 'slurm'?"),
-    "a launcher and processes": (
-        [CONFIG, "--launcher=slurm", "--distributed"], "leave out --distributed"
-    ),
     "processes without an address": (
         [CONFIG, "--num_processes=2"], "give --coordinator_address, --num_processes, --process_id"
     ),
@@ -82,21 +82,16 @@ BAD_INPUT = {
     ),
     "stray argument": ([CONFIG, "run"], "unexpected argument 'run'"),
     "an argument of a flag that has none": ([CONFIG, "--report", "a"], "unexpected argument 'a'"),
-    "a truth without its equals sign": (
-        [CONFIG, "--config.optimization.nesterov", "false"],
-        "write --config.optimization.nesterov=false, with an equals sign",
-    ),
 }  # fmt: skip
 
 
 def main(*arguments, python=()):
-    """Runs the command as a user would; without the restart for huge pages, which costs time."""
+    """Runs the command as a user would."""
     return subprocess.run(
         [sys.executable, *python, "-m", "mnv2.main", *arguments],
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "GLIBC_TUNABLES": ""},
     )
 
 
@@ -140,9 +135,9 @@ CONFIGS = {
     "syntax": ("def get_config(:", "line 1: invalid syntax"),
     "raises": ("def get_config():\n    raise KeyError('oops')", "line 2: KeyError: 'oops'"),
     "no import": ("import nothing_like_it", "line 1: ModuleNotFoundError: No module named"),
-    "no function": ("x = 1", "has no function get_config"),
+    "no function": ("x = 1", "has no attribute 'get_config'"),
     "number": ("def get_config():\n    return 3", "must return an ml_collections.ConfigDict"),
-    "nothing": ("def get_config():\n    pass", "and returned None"),
+    "nothing": ("def get_config():\n    pass", "not None"),
     "no file": ("def get_config():\n    open('/none')", "line 2: FileNotFoundError: "),
 }
 

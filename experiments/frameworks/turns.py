@@ -13,7 +13,7 @@ from typing import IO
 
 from experiments.frameworks.results import OURS, Row
 from experiments.frameworks.tasks import TRAINING, Task
-from mnv2.runtime import huge_pages
+from mnv2.runtime.machine import TUNABLES
 from mnv2.runtime.terminal import StatusLine
 
 AS_RUN, PAGES = "as users run them", "huge pages for all"
@@ -80,7 +80,7 @@ class Contender:
 
 def _environment(threads: int, pages: bool) -> dict[str, str]:
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    environment[huge_pages.VARIABLE] = huge_pages.TUNABLES if pages else ""
+    environment |= TUNABLES if pages else dict.fromkeys(TUNABLES, "")
     return environment
 
 

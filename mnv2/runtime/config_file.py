@@ -54,12 +54,15 @@ def parse_flags(argv: Sequence[str], gone: Mapping[str, str] | None = None) -> l
         rest = flags.FLAGS(argv)
         if len(rest) > 1:
             raise UserError(f"unexpected argument {rest[1]!r}: see --help")
-        if CONFIG.value is None:
+        if config_file is None:
             raise UserError("no --config given: try --config configs/v2_ablation.py, or --help")
-        if not isinstance(CONFIG.value, ml_collections.ConfigDict):
-            kind = type(CONFIG.value).__name__
-            raise UserError(f"get_config must return an ml_collections.ConfigDict, not a {kind}")
-        _ = CONFIG.value.get("arms")  # a config that failed to load raises when it is used
+        config = CONFIG.value
+        getattr(config, "arms", None)  # a config that failed to load raises when it is used
+        if not isinstance(config, ml_collections.ConfigDict):
+            kind = "None" if config is None else f"a {type(config).__name__}"
+            raise UserError(
+                f"get_config in {config_file} must return an ml_collections.ConfigDict, not {kind}"
+            )
     except Exception as error:  # a config file is a program, which may raise anything
         fail(_explained(error, config_file))
     return rest
@@ -67,19 +70,22 @@ def parse_flags(argv: Sequence[str], gone: Mapping[str, str] | None = None) -> l
 
 def _explained(error: BaseException, config_file: str | None) -> str:
     """Returns the message of an error, with its line if it was raised in the config file."""
-    if isinstance(error, UserError | flags.Error):
+    if isinstance(error, UserError):
         return str(error)
     cause: BaseException | None = error
-    while cause is not None:
+    while cause is not None and config_file is not None:
         if isinstance(cause, SyntaxError):
             return f"{cause.filename}, line {cause.lineno}: {cause.msg}"
         frames = traceback.extract_tb(cause.__traceback__)
-        lines = [frame.lineno for frame in frames if frame.filename == config_file]
-        if lines:
+        if lines := [frame.lineno for frame in frames if frame.filename == config_file]:
             kind = "" if isinstance(cause, ValueError) else f"{type(cause).__name__}: "
             return f"{config_file}, line {lines[-1]}: {kind}{first_line(cause)}"
         cause = cause.__cause__ or cause.__context__
-    return str(error)
+    if isinstance(error, flags.Error):
+        return str(error)
+    if isinstance(error, KeyError | AttributeError) and "get_config" not in str(error):
+        return f"no such field of the config (see docs/fields.md): {error.args[0]}"
+    return f"{config_file or 'the command line'}: {error}"
 
 
 def _prepared(argv: Sequence[str]) -> tuple[list[str], str | None]:

@@ -4,7 +4,7 @@ WORKDIR/sweep.json                the config, the environment, the steps of each
 WORKDIR/report.md, .csv, .png     the report of the finished runs
 WORKDIR/report/                   the same figure for TensorBoard
 WORKDIR/tuning/                   the workdir of the runs that tune, if there are any
-WORKDIR/tuning.md, .png           what they found
+WORKDIR/tuning.md                 what they found
 WORKDIR/slurm/                    the output of SLURM jobs
 WORKDIR/ARM/SEED/                 the folder of one run
     config.json                   the resolved config

@@ -15,7 +15,6 @@ The processes speak through a local folder, LAUNCH:
 
 import contextlib
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -23,9 +22,9 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_collections
 
@@ -35,31 +34,12 @@ from mnv2.runtime.files import AnyPath, holder, read_json, read_lines, write_tex
 from mnv2.runtime.interruption import EXIT_CODE, Stopped, Stopper
 from mnv2.sweeps import workdir as workdirs
 from mnv2.sweeps.display import Display
+from mnv2.sweeps.plan import PLAN, Request
 
 COPY, LAUNCH = "MNV2_COPY", "MNV2_LAUNCH"  # environment variables of a copy
-PLAN, RUNS = "plan.json", "runs.pickle"
 GLANCE_SECONDS = 0.2  # between looks at the copies
 HANGING_SECONDS = 60.0  # without a sign of life, after which a copy is ended
 STOPPING_SECONDS = 60.0  # that copies may take to save their runs after a signal
-
-
-class Request(NamedTuple):
-    """What a command asks for.
-
-    parallel, threads  runs at the same time, and threads of each on a CPU; None: chosen
-    meet               joins this process to others; for one run after another
-    reports            whether the report is written at the end
-    profile            the folder for a trace of some steps of the first run
-    """
-
-    config: ml_collections.ConfigDict
-    workdir: AnyPath
-    only: Sequence[str] = ()
-    parallel: int | None = None
-    threads: int | None = None
-    meet: Callable[[], None] | None = None
-    reports: bool = True
-    profile: AnyPath | None = None
 
 
 def run_sweep(config: ml_collections.ConfigDict, workdir: AnyPath, *only: str, **more: Any) -> None:
@@ -83,24 +63,6 @@ def run_sweep(config: ml_collections.ConfigDict, workdir: AnyPath, *only: str, *
 
     work(request, here, int(os.environ[COPY]))
     sys.exit(0)
-
-
-def finish(workdir: AnyPath, failed: dict[str, str], *, reports: bool) -> None:
-    """Writes the report, if it is wanted and any run is finished.
-
-    Raises RunsFailed if any run failed, with the names of these runs and the reasons.
-    """
-    from mnv2.runtime.errors import RunsFailed
-
-    if reports and any(workdirs.load(workdir).results.values()):
-        from mnv2.sweeps.report import write_report  # Matplotlib and SciPy take a second
-
-        write_report(workdir)
-    if failed:
-        raise RunsFailed(
-            f"{len(failed)} of the runs failed: "
-            + "; ".join(f"{name}: {message}" for name, message in failed.items())
-        )
 
 
 class _Copy:
@@ -184,6 +146,8 @@ class _Launch:
                 while self._copies:
                     self._watch()
         if self._plan["writes"]:
+            from mnv2.sweeps.report import finish  # Matplotlib and SciPy take a second
+
             finish(self._request.workdir, self._failed, reports=self._request.reports)
 
     def _start(self, number: int) -> _Copy:
@@ -326,17 +290,3 @@ def _describe(code: int) -> str:
         return f"ended with exit code {code}"
     memory = ", perhaps for lack of memory" if -code == signal.SIGKILL else ""
     return f"was killed ({signal.Signals(-code).name}{memory})"
-
-
-def write_plan(folder: Path, plan: dict[str, Any], runs: Sequence[Any]) -> None:
-    """Writes what the first copy has planned for the parent, and the runs for the other copies."""
-    from mnv2.runtime.files import write_json
-
-    (folder / RUNS).write_bytes(pickle.dumps(list(runs)))
-    write_json(folder / PLAN, plan)
-
-
-def planned_runs(folder: Path) -> list[Any]:
-    """Returns the runs that the first copy has planned."""
-    runs: list[Any] = pickle.loads((folder / RUNS).read_bytes())
-    return runs

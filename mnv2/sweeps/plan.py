@@ -1,19 +1,22 @@
 """From a config to runs: every arm with every seed, each with its own resolved settings."""
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import ml_collections
 
 from mnv2.runtime.checks import whole
 from mnv2.runtime.errors import UserError, check_choice, reason
 from mnv2.runtime.files import AnyPath, matches, read_json, to_json, write_json
-from mnv2.runtime.layout import CONFIG, RESULT, SWEEP
+from mnv2.runtime.layout import CHECKPOINTS, CONFIG, ENVIRONMENT, FAILURE, RESULT, SWEEP
 from mnv2.runtime.terminal import note
 from mnv2.sweeps.checks import BETWEEN_ARMS, check_comparison, has_field
-from mnv2.sweeps.environment import environment
+from mnv2.sweeps.environment import environment, is_environment
 from mnv2.sweeps.workdir import read_description
 from mnv2.training.config import LARGEST_SEED, Settings, flat, from_config, of_old_fields
 
@@ -23,6 +26,28 @@ CONFIG_REMEDY = (
     "delete it to resume the run with the config given now, or the folder to start from the "
     "beginning"
 )
+
+
+PLAN, RUNS = "plan.json", "runs.pickle"  # in the folder of a launch: see `sweeps.launch`
+
+
+class Request(NamedTuple):
+    """What a command asks for.
+
+    parallel, threads  runs at the same time, and threads of each on a CPU; None: chosen
+    meet               joins this process to others; for one run after another
+    reports            whether the report is written at the end
+    profile            the folder for a trace of some steps of the first run
+    """
+
+    config: ml_collections.ConfigDict
+    workdir: AnyPath
+    only: Sequence[str] = ()
+    parallel: int | None = None
+    threads: int | None = None
+    meet: Callable[[], None] | None = None
+    reports: bool = True
+    profile: AnyPath | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,3 +338,38 @@ def _difference(old: dict[str, Any], new: dict[str, Any], ignored: Sequence[str]
         if before != now and field not in ignored:
             return f"{field} = {before!r} instead of {now!r}"
     return ""
+
+
+def record(one: Run) -> None:
+    """Writes the config and the environment of a run that starts, and forgets its last failure.
+
+    If it is resumed in another environment, those before stay recorded, as `earlier`.
+    """
+    (one.folder / FAILURE).unlink(missing_ok=True)
+    write_json(one.folder / CONFIG, one.config)
+    now, before = environment(), _environments_before(one.folder)
+    if before and before[-1] == now:
+        before.pop()
+    write_json(one.folder / ENVIRONMENT, {**now, **({"earlier": before} if before else {})})
+
+
+def _environments_before(folder: AnyPath) -> list[dict[str, Any]]:
+    """Returns the environments in which the checkpoint of a run was trained; [] without one."""
+    if not matches(folder / CHECKPOINTS, "[0-9]*"):
+        return []
+    with contextlib.suppress(UserError):
+        if is_environment(last := read_json(folder / ENVIRONMENT, "")):
+            return [*last.pop("earlier", []), last]
+    return []
+
+
+def write_plan(folder: Path, plan: dict[str, Any], runs: Sequence[Run]) -> None:
+    """Writes what the first copy has planned for the parent, and the runs for the other copies."""
+    (folder / RUNS).write_bytes(pickle.dumps(list(runs)))
+    write_json(folder / PLAN, plan)
+
+
+def planned_runs(folder: Path) -> list[Run]:
+    """Returns the runs that the first copy has planned."""
+    runs: list[Run] = pickle.loads((folder / RUNS).read_bytes())
+    return runs

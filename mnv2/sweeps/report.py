@@ -1,6 +1,6 @@
 """The report of a sweep: a table, printed and written, and a figure."""
 
-from mnv2.runtime.errors import UserError, reason
+from mnv2.runtime.errors import RunsFailed, UserError, reason
 from mnv2.runtime.files import AnyPath, write_text
 from mnv2.runtime.layout import REPORT
 from mnv2.runtime.terminal import first_few
@@ -34,3 +34,17 @@ def write_report(folder: AnyPath) -> None:
         raise UserError(f"cannot write the report to {folder}: {reason(error)}") from error
     print(f"report    {folder}/{REPORT}.md, {REPORT}.csv, {REPORT}.png")
     print(f"curves    tensorboard --logdir {folder}")
+
+
+def finish(folder: AnyPath, failed: dict[str, str], *, reports: bool) -> None:
+    """Writes the report, if it is wanted and any run is finished.
+
+    Raises RunsFailed if any run failed, with the names of these runs and the reasons.
+    """
+    if reports and any(workdir.load(folder).results.values()):
+        write_report(folder)
+    if failed:
+        raise RunsFailed(
+            f"{len(failed)} of the runs failed: "
+            + "; ".join(f"{name}: {message}" for name, message in failed.items())
+        )

@@ -26,9 +26,18 @@ from mnv2.runtime.machine import find_devices, free_memory
 from mnv2.runtime.processes import any_of, broadcast_from_primary, ending_together, is_writer, say
 from mnv2.sweeps.checks import accuracy, check_comparison, final_split
 from mnv2.sweeps.division import Division, divide
-from mnv2.sweeps.launch import PLAN, Request, finish, planned_runs, write_plan
-from mnv2.sweeps.plan import Run, claim, number_of_runs, with_arms
-from mnv2.sweeps.workdir import explanation, record, record_failure
+from mnv2.sweeps.plan import (
+    PLAN,
+    Request,
+    Run,
+    claim,
+    number_of_runs,
+    planned_runs,
+    record,
+    with_arms,
+    write_plan,
+)
+from mnv2.sweeps.workdir import explanation, record_failure
 from mnv2.training import state, step
 from mnv2.training.loop import train
 from mnv2.training.progress import Progress
@@ -102,6 +111,8 @@ def train_here(
             say(f"[{number}/{len(runs)}] {one.name}  {_described(outcome, process)}")
             drop_programs_if_large()
     if is_writer():
+        from mnv2.sweeps.report import finish
+
         finish(workdir, failed, reports=reports)
 
 

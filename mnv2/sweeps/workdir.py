@@ -6,17 +6,14 @@ import math
 import re
 import traceback
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mnv2.runtime.errors import NotFinite, UserError
-from mnv2.runtime.files import AnyPath, matches, read_json, warn_once, write_json, write_text
-from mnv2.runtime.layout import CHECKPOINTS, CONFIG, ENVIRONMENT, FAILURE, RESULT, SWEEP, TUNING
+from mnv2.runtime.files import AnyPath, matches, read_json, warn_once, write_text
+from mnv2.runtime.layout import ENVIRONMENT, FAILURE, RESULT, SWEEP, TUNING
 from mnv2.sweeps.checks import accuracy, check_description, check_result
-from mnv2.sweeps.environment import environment, is_environment
+from mnv2.sweeps.environment import is_environment
 from mnv2.training.config import FINAL_SPLITS
-
-if TYPE_CHECKING:
-    from mnv2.sweeps.plan import Run
 
 SEED = re.compile(r"0|[1-9][0-9]*")  # the name of a run's folder
 
@@ -145,29 +142,6 @@ def read_description(workdir: AnyPath) -> dict[str, Any] | None:
 def read_result(path: AnyPath) -> dict[str, Any]:
     """Reads a result.json. Raises UserError if it is damaged."""
     return check_result(read_json(path, RESULT_REMEDY), path, RESULT_REMEDY)
-
-
-def record(one: "Run") -> None:
-    """Writes the config and the environment of a run that starts, and forgets its last failure.
-
-    If it is resumed in another environment, those before stay recorded, as `earlier`.
-    """
-    (one.folder / FAILURE).unlink(missing_ok=True)
-    write_json(one.folder / CONFIG, one.config)
-    now, before = environment(), _environments_before(one.folder)
-    if before and before[-1] == now:
-        before.pop()
-    write_json(one.folder / ENVIRONMENT, {**now, **({"earlier": before} if before else {})})
-
-
-def _environments_before(folder: AnyPath) -> list[dict[str, Any]]:
-    """Returns the environments in which the checkpoint of a run was trained; [] without one."""
-    if not matches(folder / CHECKPOINTS, "[0-9]*"):
-        return []
-    with contextlib.suppress(UserError):
-        if is_environment(last := read_json(folder / ENVIRONMENT, "")):
-            return [*last.pop("earlier", []), last]
-    return []
 
 
 def failure_of(folder: AnyPath) -> str | None:

@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from mnv2.runtime.config_file import prepared
+from mnv2.runtime.config_file import _prepared
 from mnv2.runtime.errors import UserError
 
 
@@ -29,7 +29,7 @@ def test_a_config_file_imports_its_own_neighbours_and_not_those_of_a_stranger(la
         (folders / place / "some_configs/__init__.py").unlink()
     config = folders / "own/some_configs/own.py"
     config.write_text(NEIGHBOUR)
-    prepared(["main", f"--config={config}"])
+    _prepared(["main", f"--config={config}"])
     from some_configs import neighbour
 
     assert neighbour.place == "own"
@@ -44,7 +44,7 @@ def test_a_stranger_that_is_found_even_so_is_named(why, folders):
     config = folders / "own/some_configs/own.py"
     config.write_text(NEIGHBOUR)
     with pytest.raises(UserError, match=r"another some_configs is found first, in .*stranger"):
-        prepared(["main", "--config", str(config)])
+        _prepared(["main", "--config", str(config)])
 
 
 @pytest.mark.parametrize("name", ["code", "json", "v1.0"])
@@ -53,6 +53,6 @@ def test_a_folder_of_any_name_holds_a_config_file_without_neighbours(name, tmp_p
     (tmp_path / name).mkdir()
     config = tmp_path / name / "own.py"
     config.write_text(f"import {name.partition('.')[0]}\nimport ml_collections\n")
-    prepared(["main", "--config", str(config)])
+    _prepared(["main", "--config", str(config)])
     assert before[-1] == str(tmp_path)
     assert str(tmp_path) not in before[:-1]

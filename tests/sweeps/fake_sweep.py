@@ -24,6 +24,7 @@ from mnv2.runtime import files
 from mnv2.runtime.cli import one_line_errors
 from mnv2.runtime.errors import Held
 from mnv2.sweeps import launch
+from mnv2.sweeps import plan as plans
 
 NAMES = ("c/0", "b/0", "a/0")  # the longest first
 RESULT = {
@@ -36,12 +37,12 @@ RESULT = {
 def work(request: Any, folder: Path, number: int) -> None:
     """Stands for `mnv2.sweeps.run.work`."""
     _, copies, then, wanted = sys.argv[1:]
-    if number == 0 and not (folder / launch.PLAN).exists():
+    if number == 0 and not (folder / plans.PLAN).exists():
         if then == "refuses":
             print("error: no such data", file=sys.stderr)
             sys.exit(2)
         plan(request.workdir, folder, int(copies))
-    for name in pickle.loads((folder / launch.RUNS).read_bytes()):
+    for name in pickle.loads((folder / plans.RUNS).read_bytes()):
         run = request.workdir / name
         if (run / "result.json").exists() or (folder / "failed" / name).exists():
             continue
@@ -69,7 +70,7 @@ def plan(workdir: Path, folder: Path, copies: int) -> None:
         for name in NAMES
     ]  # fmt: skip
     environments = [{"NPROC": str(copy + 1)} for copy in range(copies)]
-    launch.write_plan(
+    plans.write_plan(
         folder,
         {"copies": copies, "environments": environments, "writes": True, "split": "test",
          "runs": runs},

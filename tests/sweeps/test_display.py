@@ -42,7 +42,8 @@ def test_in_a_file_each_run_that_ends_is_a_line(plan, tmp_path, capsys):
         shown.say("a note", is_error=True)
     printed = capsys.readouterr()
     assert printed.out.splitlines() == [
-        "[2/3] [red]b[red]/0           test 81.23 %   3,457 images/s    33 s  20% waiting for input",
+        "[2/3] [red]b[red]/0           test 81.23 %   3,457 images/s    33 s  "
+        "20% waiting for input",
         "[3/3] a_rather_long_name_of_an_arm/0  failed: no luck",
         "the same",
     ]
