@@ -37,7 +37,7 @@ from mnv2.runtime.cli import command_parser, real_number, run, whole_number
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.machine import describe_devices, find_devices
 from mnv2.runtime.terminal import StatusLine, warn
-from mnv2.sweeps.environment import commit
+from mnv2.sweeps.workdir import commit
 
 MODES = ("train", "infer")
 DTYPES = ("float32", "bfloat16")

@@ -31,7 +31,6 @@ import jax
 import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
-from mnv2.runtime.machine import TUNABLES
 
 from experiments.common.initialisation import random_network
 from experiments.common.process_memory import peak_memory, reset_peak_memory
@@ -44,6 +43,7 @@ from mnv2.models.blocks import InvertedResidual
 from mnv2.models.split import inverted_residual_by_slices
 from mnv2.ops import explicit_padding
 from mnv2.runtime.cli import command_parser, real_number, run, whole_number
+from mnv2.runtime.machine import TUNABLES
 from mnv2.runtime.terminal import StatusLine
 
 SIZE = 224  # pixels

@@ -17,12 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mnv2.pretrained.options import add_weights_options
 from mnv2.runtime.cli import command_parser, hide_gpus_from_tensorflow, run, whole_number
 from mnv2.runtime.errors import check_choice
 from mnv2.runtime.files import write_json, write_text
 from mnv2.runtime.machine import keep_freed_memory
 from mnv2.runtime.terminal import as_line, note
-from mnv2.runtime.weights_options import add_weights_options
 
 if TYPE_CHECKING:  # these import JAX and TensorFlow, which --help does not wait for
     from mnv2.training.evaluation import Evaluation

@@ -22,9 +22,9 @@ network in JAX. mnv2.predict and mnv2.evaluate take .tflite and .onnx files as -
 import argparse
 from pathlib import Path
 
+from mnv2.pretrained.options import add_weights_options
 from mnv2.runtime.cli import command_parser, hide_gpus_from_tensorflow, run, whole_number
 from mnv2.runtime.errors import UserError, check_choice
-from mnv2.runtime.weights_options import add_weights_options
 
 FORMATS = ("litert", "litert-int8", "onnx", "onnx-int8", "stablehlo")
 ANY_BATCH = ("onnx", "onnx-int8", "stablehlo")  # formats whose files may take any number of images

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from mnv2.pretrained.options import add_weights_options
 from mnv2.runtime.cli import command_parser, hide_gpus_from_tensorflow, run, whole_number
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import PICTURES, check_file, replacing, write_json, write_text
 from mnv2.runtime.terminal import StatusLine, as_line, drawn, first_few, note, warn
-from mnv2.runtime.weights_options import add_weights_options
 
 if TYPE_CHECKING:  # imports JAX, which --help does not wait for
     from mnv2.deployment.exported import Exported

@@ -9,8 +9,8 @@ from configs import v2_ablation
 from mnv2 import status
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import append_line, sole_writer, write_json, write_text
+from mnv2.status import statuses
 from mnv2.sweeps.plan import with_arms
-from mnv2.sweeps.status import statuses
 
 ARMS = (("linear", {}), ("relu6", {"model.bottleneck": "relu6"}), ("t_1", {"model.expansion": 1.0}))
 

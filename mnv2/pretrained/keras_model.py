@@ -239,8 +239,11 @@ def _read_head(
             raise _unsupported(layer, whole, pooled, source)
     if pending is not None:
         raise UserError(f"{source}: a head that ends in batch norm is not supported")
-    if not dense:
-        return [], "softmax", []
+    return _head_of(dense, source) if dense else ([], "softmax", [])
+
+
+def _head_of(dense: Sequence[_Dense], source: str) -> tuple[list[DenseWeights], str, list[str]]:
+    """Returns what `_read_head` does. Raises UserError for activations that a head cannot have."""
     for item in dense[:-1]:
         if item.activation not in ACTIVATIONS:
             raise UserError(

@@ -14,6 +14,7 @@ import math
 import pickletools
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,17 +154,21 @@ def _read_zip(data: bytes) -> Any:
     def load(persistent_id: Any) -> Storage:
         _, kind, key, _, count = persistent_id
         dtype = _storage_dtype(kind)
-
-        def read_storage() -> bytes:
-            if key not in storages:
-                storages[key] = archive.read(f"{folder}data/{key}")  # checks the sum of the bytes
-                if len(storages[key]) != count * dtype.itemsize:
-                    raise ValueError(f"storage {key} does not have {count} elements")
-            return storages[key]
-
-        return Storage(dtype, read_storage)
+        size = count * dtype.itemsize
+        return Storage(dtype, partial(_read_storage, archive, storages, folder, key, size))
 
     return _run(io.BytesIO(archive.read(f"{folder}data.pkl")), load)
+
+
+def _read_storage(
+    archive: zipfile.ZipFile, storages: dict[str, bytes], folder: str, key: str, size: int
+) -> bytes:
+    """Reads the bytes of a storage, once. Raises ValueError if they are not `size`."""
+    if key not in storages:
+        storages[key] = archive.read(f"{folder}data/{key}")  # checks the sum of the bytes
+        if len(storages[key]) != size:
+            raise ValueError(f"storage {key} does not have {size} bytes")
+    return storages[key]
 
 
 def _read_legacy(data: bytes) -> Any:

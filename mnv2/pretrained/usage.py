@@ -5,10 +5,10 @@ import dataclasses
 from typing import Any
 
 from mnv2.pretrained import Preprocessing, Pretrained, load_classifier
+from mnv2.pretrained.options import read_class_names, read_numbers
 from mnv2.pretrained.preprocessing import METHODS
 from mnv2.runtime.errors import UserError, check_choice
 from mnv2.runtime.terminal import note
-from mnv2.runtime.weights_options import read_class_names, read_numbers
 
 
 def load_as_asked(arguments: argparse.Namespace) -> Pretrained:

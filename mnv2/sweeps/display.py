@@ -13,8 +13,7 @@ from rich.table import Table
 
 from mnv2.runtime.files import AnyPath
 from mnv2.runtime.terminal import format_seconds, waiting_for_input
-from mnv2.sweeps.checks import accuracy, final_split
-from mnv2.sweeps.workdir import load
+from mnv2.sweeps.workdir import accuracy, final_split, load
 
 PER_SECOND = 4  # times that the terminal is rewritten
 MOST_COPIES = 8  # lines of running copies in a terminal

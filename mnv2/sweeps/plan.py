@@ -15,9 +15,14 @@ from mnv2.runtime.errors import UserError, check_choice, reason
 from mnv2.runtime.files import AnyPath, matches, read_json, to_json, write_json
 from mnv2.runtime.layout import CHECKPOINTS, CONFIG, ENVIRONMENT, FAILURE, RESULT, SWEEP
 from mnv2.runtime.terminal import note
-from mnv2.sweeps.checks import BETWEEN_ARMS, check_comparison, has_field
-from mnv2.sweeps.environment import environment, is_environment
-from mnv2.sweeps.workdir import read_description
+from mnv2.sweeps.workdir import (
+    BETWEEN_ARMS,
+    check_comparison,
+    environment,
+    has_field,
+    is_environment,
+    read_description,
+)
 from mnv2.training.config import LARGEST_SEED, Settings, flat, from_config, of_old_fields
 
 # These fields may change while a run is not finished, or to train it longer.

@@ -5,7 +5,6 @@ from mnv2.runtime.files import AnyPath, write_text
 from mnv2.runtime.layout import REPORT
 from mnv2.runtime.terminal import first_few
 from mnv2.sweeps import figure, tables, workdir
-from mnv2.sweeps.environment import provenance
 from mnv2.sweeps.statistics import compare_all, rows
 
 
@@ -22,9 +21,6 @@ def write_report(folder: AnyPath) -> None:
     print(f"\n{tables.terminal_table(sweep, finished)}\n")
     if missing := sweep.missing():
         print(f"not finished: {first_few(missing, 8)}\n")
-    environments = provenance(sweep.results, sweep.environments)
-    if len(environments) > 1:
-        print("\n  ".join(["the runs differ in where they were executed:", *environments]) + "\n")
     try:
         write_text(folder / f"{REPORT}.md", tables.markdown(sweep, finished, together))
         write_text(folder / f"{REPORT}.csv", tables.to_csv(finished))

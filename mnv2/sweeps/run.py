@@ -2,11 +2,11 @@
 
 import contextlib
 import ctypes
-import dataclasses
 import gc
 import json
 import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,11 +20,10 @@ import psutil
 from mnv2.runtime import compilation_cache
 from mnv2.runtime.cli import hide_gpus_from_tensorflow, leave
 from mnv2.runtime.errors import Held, UserError, reason
-from mnv2.runtime.files import AnyPath, append_line, read_json, sole_writer, to_json
+from mnv2.runtime.files import AnyPath, append_line, holder, read_json, sole_writer, to_json
 from mnv2.runtime.interruption import EXIT_CODE, Stopped, Stopper
-from mnv2.runtime.machine import find_devices, free_memory
+from mnv2.runtime.machine import find_devices, free_memory, threads
 from mnv2.runtime.processes import any_of, broadcast_from_primary, ending_together, is_writer, say
-from mnv2.sweeps.checks import accuracy, check_comparison, final_split
 from mnv2.sweeps.division import Division, divide
 from mnv2.sweeps.plan import (
     PLAN,
@@ -37,7 +36,13 @@ from mnv2.sweeps.plan import (
     with_arms,
     write_plan,
 )
-from mnv2.sweeps.workdir import explanation, record_failure
+from mnv2.sweeps.workdir import (
+    accuracy,
+    check_comparison,
+    explanation,
+    final_split,
+    record_failure,
+)
 from mnv2.training import state, step
 from mnv2.training.loop import train
 from mnv2.training.progress import Progress
@@ -60,19 +65,8 @@ def work(request: Request, folder: Path, number: int) -> None:
         else:
             _start_jax()
             runs = planned_runs(folder)
-        stopper = Stopper(any_of if jax.process_count() > 1 else None)
-        reporter, profile = _Reporter(folder, number), request.profile
         try:
-            with stopper.listening(), reporter.reporting():
-                for one in _free_runs(runs, reporter):
-                    with one.lock:
-                        reporter.begins(one.run)
-                        outcome = execute(
-                            one.run, stopper, reporter.now, profile, overview=len(runs) == 1
-                        )
-                    profile = None  # the first run is enough
-                    reporter.ended(one.run, outcome)
-                    drop_programs_if_large()
+            _execute_all(runs, _Reporter(folder, number), request.profile)
         except Stopped as stopped:
             if saved := str(stopped).partition("; ")[2]:
                 print(saved, flush=True)
@@ -92,38 +86,53 @@ def train_here(
     the end if any run failed, Stopped if a signal came, and UserError if the config describes no
     runs.
     """
-    config = with_arms(config)
-    check_comparison(config)
-    say(f"JAX computes on {find_devices()}")
-    compilation_cache.enable()
-    runs, failed = claim(config, workdir, only), {}
-    stopper = Stopper(any_of if jax.process_count() > 1 else None)
-    with stopper.listening():
-        for number, one in enumerate(_not_finished(runs, workdir), start=1):
-            with contextlib.ExitStack() as until:
-                try:
-                    process = _lock(one, until)
-                    outcome = execute(one, stopper) if process is None else {}
-                except UserError as error:  # a folder that cannot be written to
-                    process, outcome = None, {"failure": str(error)}
-            if "failure" in outcome:
-                failed[one.name] = outcome["failure"]
-            say(f"[{number}/{len(runs)}] {one.name}  {_described(outcome, process)}")
-            drop_programs_if_large()
-    if is_writer():
-        from mnv2.sweeps.report import finish
+    from mnv2.sweeps.report import finish  # Matplotlib and SciPy take a second
 
+    request = Request(config, workdir, only, parallel=1, threads=threads())
+    with tempfile.TemporaryDirectory() as folder:
+        runs = _plan(request, Path(folder))
+        failed = _execute_all(runs, _Reporter(Path(folder), 0), show=say)
+    for one in runs:
+        if one.name not in failed and not one.finished and (process := holder(one.folder)):
+            say(f"{one.name} is being done by {process}")
+    if is_writer():
         finish(workdir, failed, reports=reports)
 
 
-def _described(outcome: dict[str, Any], process: str | None) -> str:
-    """Says in a few words how a run ended, or which other process executes it."""
-    if process is not None:
-        return f"is being done by {process}"
+def _execute_all(
+    runs: Sequence[Run],
+    reporter: "_Reporter",
+    profile: AnyPath | None = None,
+    show: Callable[[str], None] | None = None,
+) -> dict[str, str]:
+    """Executes runs until none is free; returns the names of those that failed here, and why.
+
+    `profile` is the folder for a trace of the first one. With `show`, nobody else shows how they
+    end. Raises Stopped if a signal came.
+    """
+    failed: dict[str, str] = {}
+    stopper = Stopper(any_of if jax.process_count() > 1 else None)
+    with stopper.listening(), reporter.reporting():
+        for one, lock in _free_runs(runs, reporter):
+            with lock:
+                reporter.begins(one)
+                now = None if show else reporter.now
+                outcome = execute(one, stopper, now, profile, overview=len(runs) == 1)
+            profile = None  # the first run is enough
+            reporter.ended(one, outcome)
+            if "failure" in outcome:
+                failed[one.name] = outcome["failure"]
+            if show:
+                show(f"{one.name}  {_described(outcome)}")
+            drop_programs_if_large()
+    return failed | reporter.failed_to_start
+
+
+def _described(outcome: dict[str, Any]) -> str:
+    """Says in a few words how a run ended."""
     if "failure" in outcome:
         return f"failed: {outcome['failure']}"
-    split = final_split(outcome["result"])
-    return f"{split} {accuracy(outcome['result']):.2f} %"
+    return f"{final_split(outcome['result'])} {accuracy(outcome['result']):.2f} %"
 
 
 def _plan(request: Request, folder: Path) -> list[Run]:
@@ -194,15 +203,9 @@ def _not_finished(runs: Sequence[Run], workdir: AnyPath) -> list[Run]:
     return waiting
 
 
-@dataclasses.dataclass(frozen=True)
-class _Taken:
-    """A run that this process has locked."""
-
-    run: Run
-    lock: contextlib.ExitStack
-
-
-def _free_runs(runs: Sequence[Run], reporter: "_Reporter") -> Iterator[_Taken]:
+def _free_runs(
+    runs: Sequence[Run], reporter: "_Reporter"
+) -> Iterator[tuple[Run, contextlib.ExitStack]]:
     """Yields runs that are free, each locked, until none is.
 
     A run of an arm that another copy compiles comes later: its program is then in the cache. A run
@@ -214,10 +217,10 @@ def _free_runs(runs: Sequence[Run], reporter: "_Reporter") -> Iterator[_Taken]:
         taken = None
         if is_writer():
             taken = _take(runs, reporter, reporter.compiled_arms()) or _take(runs, reporter, set())
-        index = broadcast_from_primary(-1 if taken is None else runs.index(taken.run))
+        index = broadcast_from_primary(-1 if taken is None else runs.index(taken[0]))
         if index >= 0:
             tried_again = False
-            yield taken or _Taken(runs[index], contextlib.ExitStack())
+            yield taken or (runs[index], contextlib.ExitStack())
         elif tried_again or broadcast_from_primary(all(one.finished for one in runs)):
             return
         else:
@@ -225,19 +228,22 @@ def _free_runs(runs: Sequence[Run], reporter: "_Reporter") -> Iterator[_Taken]:
             time.sleep(LATER_SECONDS)
 
 
-def _take(runs: Sequence[Run], reporter: "_Reporter", avoided: set[str]) -> _Taken | None:
+def _take(
+    runs: Sequence[Run], reporter: "_Reporter", avoided: set[str]
+) -> tuple[Run, contextlib.ExitStack] | None:
     """Locks the first run that is free and not of an avoided arm; None if there is none."""
     for one in runs:
         if one.arm in avoided or reporter.has_failed(one) or one.finished:
             continue
         until = contextlib.ExitStack()
         try:
-            held = _lock(one, until)
+            process = _lock(one, until)
         except UserError as error:  # a folder that cannot be written to
+            reporter.failed_to_start[one.name] = str(error)
             reporter.ended(one, {"failure": str(error), "seconds": 0.0})
             continue
-        if held is None and not one.finished:  # by another process, in the meantime
-            return _Taken(one, until)
+        if process is None and not one.finished:  # by another process, in the meantime
+            return one, until
         until.close()
     return None
 
@@ -301,6 +307,7 @@ class _Reporter:
         self._run: Run | None = None
         self._now: Progress | str = ""
         self._lock = threading.Lock()
+        self.failed_to_start: dict[str, str] = {}
 
     @contextlib.contextmanager
     def reporting(self) -> Iterator[None]:

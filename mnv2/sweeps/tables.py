@@ -5,7 +5,6 @@ import io
 from collections.abc import Sequence
 
 from mnv2.runtime.terminal import first_few
-from mnv2.sweeps.environment import provenance
 from mnv2.sweeps.statistics import Estimate, Row, Together
 from mnv2.sweeps.workdir import Sweep
 
@@ -68,7 +67,6 @@ def markdown(sweep: Sweep, rows: Sequence[Row], together: Together | None) -> st
         "seeds; runs in one program share its minutes. images/s are those of one run.",
         *_power(together),
         *_changes(sweep, rows),
-        *provenance(sweep.results, sweep.environments),
     ]
     if missing := sweep.missing():
         notes.append(f"Not finished: {first_few(missing, 8)}.")

@@ -19,10 +19,9 @@ from mnv2.runtime.errors import RunsFailed, UserError
 from mnv2.runtime.files import AnyPath, read_json, write_text
 from mnv2.runtime.layout import CONFIG, SWEEP, TUNING
 from mnv2.runtime.terminal import first_few, note
-from mnv2.sweeps.checks import BETWEEN_ARMS, check_comparison, has_field
 from mnv2.sweeps.launch import run_sweep
 from mnv2.sweeps.plan import number_of_runs
-from mnv2.sweeps.workdir import Sweep, diverged, load
+from mnv2.sweeps.workdir import BETWEEN_ARMS, Sweep, check_comparison, diverged, has_field, load
 
 if TYPE_CHECKING:
     from mnv2.sweeps.statistics import Estimate

@@ -322,35 +322,35 @@ def loss_of(
     return jnp.mean(losses), (changed.get("batch_stats", batch_stats), metrics)
 
 
-def accumulated(gradient: Callable[..., Any], parts: int) -> Callable[..., Any]:
-    """Returns the function `gradient` of `loss_of`, computed in parts of the rows.
+def accumulated(
+    gradient: Callable[..., Any],
+    parts: int,
+    params: Any,
+    batch_stats: Any,
+    rows: dict[str, Array],
+    key: Array,
+    *others: Any,
+) -> tuple[Any, tuple[Any, StepMetrics]]:
+    """Computes `gradient`, the gradient of `loss_of`, in parts of the rows, to need less memory.
 
-    The parts are computed one after another, to need less memory. It returns the mean gradients,
-    batch norm's statistics after the last part, and the sums of the metrics.
+    Returns the mean gradients, batch norm's statistics after the last part, and the sums of the
+    metrics.
     """
 
-    def of_parts(
-        params: Any, batch_stats: Any, rows: dict[str, Array], key: Array, *others: Any
-    ) -> tuple[Any, tuple[Any, StepMetrics]]:
-        nothing = jax.tree.map(jnp.zeros_like, params)
-        divided = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), rows)
+    def add(carry: Any, part: tuple[Array, dict[str, Array]]) -> tuple[Any, StepMetrics]:
+        before, batch_stats = carry
+        number, of_part = part
+        part_key = jax.random.fold_in(key, number)
+        found, (batch_stats, metrics) = gradient(params, batch_stats, of_part, part_key, *others)
+        return (jax.tree.map(jnp.add, before, found), batch_stats), metrics
 
-        def add(carry: Any, part: tuple[Array, dict[str, Array]]) -> tuple[Any, StepMetrics]:
-            before, batch_stats = carry
-            number, of_part = part
-            part_key = jax.random.fold_in(key, number)
-            found, (batch_stats, metrics) = gradient(
-                params, batch_stats, of_part, part_key, *others
-            )
-            return (jax.tree.map(jnp.add, before, found), batch_stats), metrics
-
-        (total, batch_stats), metrics = jax.lax.scan(
-            add, (nothing, batch_stats), (jnp.arange(parts), divided)
-        )
-        mean = jax.tree.map(lambda x: x / parts, total)
-        return mean, (batch_stats, jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics))
-
-    return of_parts
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    divided = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), rows)
+    (total, batch_stats), metrics = jax.lax.scan(
+        add, (nothing, batch_stats), (jnp.arange(parts), divided)
+    )
+    mean = jax.tree.map(lambda x: x / parts, total)
+    return mean, (batch_stats, jax.tree.map(lambda x: jnp.sum(x, axis=0), metrics))
 
 
 # One training step, and several in one call.
@@ -386,7 +386,7 @@ def train_step(
     loss = functools.partial(loss_of, model=model, preprocess=preprocess, objective=objective)
     gradient = jax.grad(loss, has_aux=True)
     if objective.accumulate > 1:
-        gradient = accumulated(gradient, objective.accumulate)
+        gradient = functools.partial(accumulated, gradient, objective.accumulate)
     dropout_key = jax.random.fold_in(jax.random.fold_in(key, state.step), jax.lax.axis_index(AXIS))
     gradients, (batch_stats, metrics) = gradient(
         state.params, state.batch_stats, rows, dropout_key, share, teacher_variables

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import jax
 import pytest
 
@@ -67,6 +71,22 @@ def test_a_platform_that_cannot_be_used_is_one_line(monkeypatch):
     finally:
         jax.config.update("jax_platforms", before)
     assert "\n" not in str(e.value)
+
+
+def test_tensorflow_has_the_threads_of_a_run():
+    code = (
+        "from mnv2.runtime.cli import hide_gpus_from_tensorflow as hide; hide();"
+        "import tensorflow as tf; t = tf.config.threading;"
+        "print(t.get_intra_op_parallelism_threads(), t.get_inter_op_parallelism_threads())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "NPROC": "3"},
+    )
+    assert done.stdout == "3 3\n"
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,8 @@ def main() -> None:
         setattr(launch, name, 2.0)
     with one_line_errors(resumes=True):
         workdir = Path(sys.argv[1])
+        if sys.argv[3] == "tunes":  # a sweep before the other one, as tuning is
+            launch.run_sweep(ml_collections.ConfigDict(), workdir / "tuning", reports=False)
         launch.run_sweep(ml_collections.ConfigDict(), workdir, reports=False)
 
 

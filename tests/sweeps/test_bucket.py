@@ -12,9 +12,9 @@ from mnv2.data.datasets import TfdsDataset
 from mnv2.runtime.files import as_path, check_can_be_written, given_folder, read_lines
 from mnv2.runtime.layout import CHECKPOINTS, METRICS, RESULT
 from mnv2.runtime.packed_arrays import read_newest
+from mnv2.status import statuses
 from mnv2.sweeps.report import write_report
 from mnv2.sweeps.run import train_here
-from mnv2.sweeps.status import statuses
 from mnv2.training import log
 from tests import emulator
 from tests.commands import SERVER

@@ -159,6 +159,17 @@ def test_copies_that_do_not_answer_a_signal_are_killed(tmp_path, ways):
             os.kill(int(attempts(tmp_path, arm)[0][0]), 0)
 
 
+def test_the_sweeps_of_a_command_have_copies_of_their_own(tmp_path):
+    done = execute(tmp_path, "tunes", copies=1)
+    assert done.returncode == 0, done.stderr
+    of_sweeps = [
+        {attempt for arm in "abc" for attempt in attempts(folder, arm)}
+        for folder in (tmp_path / "tuning", tmp_path)
+    ]
+    assert [len(found) for found in of_sweeps] == [1, 1]
+    assert not of_sweeps[0] & of_sweeps[1]
+
+
 def test_what_several_copies_print_is_shown_once(tmp_path):
     done = execute(tmp_path, "prints")
     assert done.stderr.count("warning: the same for all") == 1

@@ -5,8 +5,8 @@ import pytest
 from mnv2.runtime.errors import NotFinite, RunsFailed, UserError
 from mnv2.runtime.files import write_json, write_text
 from mnv2.runtime.layout import CONFIG, RESULT
+from mnv2.status import statuses
 from mnv2.sweeps.run import train_here
-from mnv2.sweeps.status import statuses
 from mnv2.sweeps.tuning import choose, run_tuned, tuning_config
 from mnv2.sweeps.workdir import load, record_failure
 

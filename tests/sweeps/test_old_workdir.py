@@ -1,0 +1,80 @@
+"""A workdir that version 0.2.0 made: one run is finished, the other one was stopped at step 4."""
+
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from mnv2 import pretrained
+from mnv2.data.datasets import TfdsDataset
+from mnv2.runtime.errors import UserError
+from mnv2.status import statuses
+from mnv2.sweeps.report import write_report
+from mnv2.sweeps.run import train_here
+from mnv2.sweeps.workdir import load
+from mnv2.training.evaluation import evaluate_weights
+
+DATA = Path(__file__).parent / "data/workdir_0.2.0.tar.xz"
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    with tarfile.open(DATA) as archive:
+        archive.extractall(tmp_path, filter="data")
+    return tmp_path / "workdir"
+
+
+@pytest.fixture
+def config(tiny_config):
+    """What made the workdir, in the fields of today."""
+    tiny_config.duration, tiny_config.checkpoint_every = "6 steps", "2 steps"
+    tiny_config.eval_every = "3 steps"
+    tiny_config.arms = (("a", {}), ("b", {"model.bottleneck": "relu6"}))
+    tiny_config.baseline, tiny_config.panels, tiny_config.seeds = "a", (), 1
+    return tiny_config
+
+
+@pytest.fixture
+def as_many_test_pictures(monkeypatch):
+    """Leaves the 500 pictures of the test split that it was made with."""
+    whole = TfdsDataset.tfds_range
+
+    def capped(dataset, split):
+        name, start, stop = whole(dataset, split)
+        return name, start, min(stop, start + 500) if split == "test" else stop
+
+    monkeypatch.setattr(TfdsDataset, "tfds_range", capped)
+
+
+def test_it_is_reported_and_its_status_is_known(workdir, capsys):
+    assert load(workdir).config["optimization"]["momentum"] == 0.9
+    states = {one.name: (one.state, one.detail) for one in statuses(workdir)}
+    assert states == {"a/0": ("done", "8.20 %"), "b/0": ("stopped", "step 5 of 6")}
+    write_report(workdir)
+    assert "a   0.03 M 0.38 M               8.20" in capsys.readouterr().out
+
+
+def test_its_finished_run_is_evaluated_with_the_same_numbers(
+    workdir, fashion_mnist, as_many_test_pictures
+):
+    loaded = pretrained.load(str(workdir / "a/0"))
+    found = evaluate_weights(loaded, fashion_mnist, "test", 500).summary
+    recorded = json.loads((workdir / "a/0/result.json").read_text())["test"]
+    assert found == pytest.approx(recorded, rel=1e-4)
+
+
+def test_its_unfinished_run_goes_on_to_the_same_end(
+    workdir, config, fashion_mnist, as_many_test_pictures
+):
+    train_here(config, workdir, reports=False)
+    expected = json.loads((workdir / "b/0/expected.json").read_text())
+    result = json.loads((workdir / "b/0/result.json").read_text())
+    assert result["test"] == pytest.approx(expected["test"], rel=2e-3)
+    assert result["steps"] == 6
+
+
+def test_another_config_is_refused_as_ever(workdir, config):
+    config.optimization.optimizer = "sgd(momentum=0.8, nesterov=True)"
+    with pytest.raises(UserError, match=r"optimizer = 'sgd\(momentum=0.9, .*instead of"):
+        train_here(config, workdir)
