@@ -161,18 +161,20 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
     elif preset == "eight_bits":
         config.model.activation = "relu6"
     config.baseline = "linear"
-    config.arms = functools.partial(set_arms, preset=preset, usual=_fields_of_cost(config))
+    config.arms = functools.partial(set_arms, preset=preset, of_preset=_fields_of_cost(config))
     config.panels = ()  # set with the arms
     return config
 
 
-def set_arms(config: ml_collections.ConfigDict, *, preset: str, usual: Mapping[str, Any]) -> None:
+def set_arms(
+    config: ml_collections.ConfigDict, *, preset: str, of_preset: Mapping[str, Any]
+) -> None:
     """Sets arms, panels and seeds of a config whose other fields are final.
 
-    `usual` has the fields that decide the cost of the preset's networks. If others are given, the
-    widths of equal cost are searched, which takes up to half a minute.
+    `of_preset` has the fields that decide the cost of the preset's networks. If others are given,
+    the widths of equal cost are searched, which takes up to half a minute.
     """
-    model: Mapping[str, Any] = usual["model"]
+    model: Mapping[str, Any] = of_preset["model"]
     more = preset in LONG
     expansions = (1.0, 2.0, 4.0, 6.0, 8.0, *((10.0,) if more else ()))
     widths = (0.25, 0.35, 0.5, 0.75, 1.0, *((1.4,) if more else ()))
@@ -188,11 +190,11 @@ def set_arms(config: ml_collections.ConfigDict, *, preset: str, usual: Mapping[s
     }
     others = ("relu_inside", "mobilenet_v1")  # only of eight_bits
     arms = {arm: arms[arm] for arm in ARMS.get(preset, [x for x in arms if x not in others])}
-    is_usual = usual == _fields_of_cost(config)
+    is_of_preset = of_preset == _fields_of_cost(config)
     for arm, width in zip(EQUAL_COST, WIDTHS.get(preset, WIDTHS[""]), strict=True):
         if arm in arms:
             start = width * config.model.width / model["width"]
-            found = width if is_usual else _width_of_equal_cost(config, arm, start)
+            found = width if is_of_preset else _width_of_equal_cost(config, arm, start)
             arms[arm]["model.width"] = found
     if config.seeds is None:
         config.seeds, of_arms = SEEDS.get(preset, (1, {}))
@@ -211,7 +213,7 @@ def _fields_of_cost(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 def _width_of_equal_cost(config: ml_collections.ConfigDict, arm: str, start: float) -> float:
     """Returns the width of an arm, to 0.01, at which it costs what the baseline does."""
-    # These import JAX, which the usual widths do not wait for.
+    # These import JAX, which the preset's own widths do not wait for.
     from mnv2.analysis import complexity
     from mnv2.runtime.terminal import note
     from mnv2.sweeps.plan import changed

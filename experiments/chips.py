@@ -37,7 +37,7 @@ GPU = ("network", "traffic, GB", "plain Flax", "ratio", "kernels", "plain Flax",
 
 
 class Row(NamedTuple):
-    """The cost of one program, which trains the networks of `together` runs.
+    """The cost of one program, which trains a network.
 
     per_second  images per second, of all networks; 0 if it is not known
     """
@@ -46,7 +46,6 @@ class Row(NamedTuple):
     network: str
     pixels: int
     batch: int
-    together: int
     framework: str
     cycles: float
     traffic: float
@@ -86,14 +85,13 @@ def to_row(task: str, framework: str, chip: str, cost: Cost) -> Row:
         network=what.title,
         pixels=what.size,
         batch=what.batch,
-        together=what.together,
         framework=framework,
         cycles=cost.cycles,
         traffic=cost.traffic,
         kernels=cost.kernels,
         memory=cost.memory,
         flops=cost.flops,
-        per_second=what.batch * what.together / seconds if seconds else 0.0,
+        per_second=what.batch / seconds if seconds else 0.0,
         compile_seconds=cost.compile_seconds,
     )
 
@@ -104,7 +102,7 @@ def table(rows: Sequence[Row]) -> tuple[Sequence[str], list[list[str]]]:
     for ours in (row for row in rows if row.framework == "mnv2"):
         same = [r for r in rows if r.framework != "mnv2" and r[1:5] == ours[1:5]]
         stock = same[0] if same else None
-        task = Task(ours.network, size=ours.pixels, batch=ours.batch, together=ours.together)
+        task = Task(ours.network, size=ours.pixels, batch=ours.batch)
         images = f"{ours.per_second:,.0f}" if ours.per_second else ""
         memory = f"{ours.memory / 1e9:.1f}"
         if ours.cycles:

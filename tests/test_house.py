@@ -55,7 +55,7 @@ def trace(result: Path) -> None:
             for frame in traceback.extract_stack()
             if Path(frame.filename).is_relative_to(ROOT / "mnv2") and frame.name != "<module>"
         ]
-        result.write_text("\n".join([*frames, "training/step.py loss_of"]))
+        result.write_text("\n".join([*frames, "training/step.py loss_of"]), encoding="utf-8")
         os._exit(0)
         return loss_of(*arguments, **options)
 

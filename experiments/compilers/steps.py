@@ -25,11 +25,9 @@ class Task:
     channels: int = 3
     batch: int = 256
     strides: tuple[int, ...] | str = "imagenet"
-    together: int = 1
 
     def __str__(self) -> str:
-        times = f"{self.together} x " if self.together > 1 else ""
-        return f"{times}{self.title}, {self.size} px, batch {self.batch}"
+        return f"{self.title}, {self.size} px, batch {self.batch}"
 
 
 ABLATION = Task("V2 0.35", width=0.35, size=28, channels=1, batch=128,
@@ -40,8 +38,6 @@ TASKS = {
     "v1": Task("V1 1.0", "mobilenet_v1"),
     "resnet50": Task("ResNet-50", "resnet50"),
     "ablation": ABLATION,
-    "ablation-4": dataclasses.replace(ABLATION, together=4),
-    "ablation-8": dataclasses.replace(ABLATION, together=8),
     "cifar": Task("V2 0.5", width=0.5, size=32, batch=128, strides="small"),
 }  # fmt: skip
 
@@ -62,11 +58,8 @@ def lower(task: Task, framework: str, chip: NamedSharding) -> Any:
     state = jax.eval_shape(optimizer.init, shapes["params"])
     images = jax.ShapeDtypeStruct((task.batch, *image), jnp.float32)
     labels = jax.ShapeDtypeStruct((task.batch,), jnp.int32)
-    of_each = (task.together,) if task.together > 1 else ()
-    if of_each:
-        step = jax.vmap(step)
     placed = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct((*of_each, *x.shape), x.dtype, sharding=chip),
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=chip),
         (shapes["params"], shapes["batch_stats"], state, images, labels),
     )
     return jax.jit(step, donate_argnums=(0, 1, 2), out_shardings=chip).lower(*placed)

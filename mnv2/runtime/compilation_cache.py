@@ -21,9 +21,9 @@ def enable() -> str | None:
     JAX_COMPILATION_CACHE_DIR, or JAX's own setting, chooses another folder. Returns None, after a
     warning, if nothing can be written there.
     """
-    chosen = jax.config.jax_compilation_cache_dir
-    if chosen:
-        return _checked(chosen)
+    configured = jax.config.jax_compilation_cache_dir
+    if configured:
+        return _checked(configured)
     folder = caches()
     if folder is None:
         return None
@@ -32,17 +32,19 @@ def enable() -> str | None:
     return ours
 
 
-def _checked(chosen: str) -> str | None:
+def _checked(configured: str) -> str | None:
     """Returns the folder that the user chose; JAX would name it again for every program."""
-    if "://" not in chosen:
+    if "://" not in configured:
         try:
-            Path(chosen).mkdir(parents=True, exist_ok=True)
-            check_writable(Path(chosen))
+            Path(configured).mkdir(parents=True, exist_ok=True)
+            check_writable(Path(configured))
         except OSError as error:
-            warn_once(f"compiled programs are not kept: cannot write to {chosen}: {error.strerror}")
+            warn_once(
+                f"compiled programs are not kept: cannot write to {configured}: {error.strerror}"
+            )
             jax.config.update("jax_compilation_cache_dir", None)
             return None
-    return chosen
+    return configured
 
 
 def _processor() -> str:

@@ -21,6 +21,7 @@ class Division(NamedTuple):
 
     threads  with which each computes on the CPU; None: XLA chooses, for accelerators
     devices  names of the GPUs or chips of each copy; () if it uses all
+    is_fixed the user gave the number of copies
     reason   why there are so many, for people
     """
 
@@ -28,7 +29,7 @@ class Division(NamedTuple):
     platform: str
     threads: int | None
     devices: tuple[tuple[str, ...], ...] = ()
-    chosen: bool = False
+    is_fixed: bool = False
     reason: str = ""
 
     def environment(self, copy: int) -> dict[str, str]:
@@ -57,7 +58,7 @@ class Division(NamedTuple):
 
         `multiply_adds` are those of the largest batch in training, forward only.
         """
-        if self.chosen or self.devices or self.platform != "cpu":
+        if self.is_fixed or self.devices or self.platform != "cpu":
             return self
         needed = COPY_BYTES + BYTES_PER_MULTIPLY_ADD * multiply_adds
         copies = max(1, min(self.copies, int(machine.free_memory() / needed)))
@@ -81,7 +82,7 @@ def divide(runs: int, parallel: int | None = None, threads: int | None = None) -
     as with one. On accelerators there is one per GPU or chip, and each has as many as the others.
     """
     platform, cores = machine.platform(), machine.cores()
-    chosen = parallel is not None
+    is_fixed = parallel is not None
     if platform in ("cuda", "tpu"):
         names = tuple(machine.gpus() if platform == "cuda" else machine.chips())
         copies = parallel or max(1, min(len(names), runs))
@@ -93,14 +94,16 @@ def divide(runs: int, parallel: int | None = None, threads: int | None = None) -
         used = len({name for one in devices for name in one})
         if devices and used < len(names):
             reason += f", {len(names) - used} of which stay idle: each run has as many"
-        return Division(copies, platform, threads, devices, chosen, reason)
+        return Division(copies, platform, threads, devices, is_fixed, reason)
     if platform != "cpu":
-        return Division(parallel or 1, platform, threads, chosen=chosen, reason=f"on {platform}")
+        return Division(
+            parallel or 1, platform, threads, is_fixed=is_fixed, reason=f"on {platform}"
+        )
     if threads is None:
         threads = max(1, cores // (parallel or min(cores, runs)))
     copies = parallel or max(1, min(cores // threads, runs))
     each = f"{threads} thread{'s' * (threads > 1)} each, of {cores} core{'s' * (cores > 1)}"
-    return Division(copies, platform, threads, chosen=chosen, reason=each)
+    return Division(copies, platform, threads, is_fixed=is_fixed, reason=each)
 
 
 def _shares(names: tuple[str, ...], copies: int, platform: str) -> tuple[tuple[str, ...], ...]:

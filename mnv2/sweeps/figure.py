@@ -78,22 +78,22 @@ def _draw_panel(
     axis: Axes, sweep: Sweep, title: str, field: str, rows: Sequence[Row], inches: float
 ) -> None:
     values = [_value(sweep, row.arm, field) for row in rows]
-    places: list[Any] = list(range(len(rows)))
+    positions: list[Any] = list(range(len(rows)))
     if all(isinstance(value, int | float) for value in values):
         rows = sorted(rows, key=lambda row: _value(sweep, row.arm, field))
-        places = values = sorted(values)
-        axis.plot(places, [row.accuracy.mean for row in rows], color=ARM_COLOR, zorder=1)
-        axis.set_xticks(places, [f"{value:g}" for value in values])
+        positions = values = sorted(values)
+        axis.plot(positions, [row.accuracy.mean for row in rows], color=ARM_COLOR, zorder=1)
+        axis.set_xticks(positions, [f"{value:g}" for value in values])
     else:
         size = min(10.0, max(5.0, 10 * inches / (0.85 * len(rows))))  # names do not overlap
         names = [drawn(value).replace("_", "\n").replace("@", "\n@ ") for value in values]
-        axis.set_xticks(places, names, fontsize=size)
+        axis.set_xticks(positions, names, fontsize=size)
         axis.set_xlim(-0.6, len(rows) - 0.4)
-    for place, row in zip(places, rows, strict=True):
-        _draw_point(axis, place, row, row.arm == sweep.baseline)
+    for position, row in zip(positions, rows, strict=True):
+        _draw_point(axis, position, row, row.arm == sweep.baseline)
         if row.accuracy.half_width is None and row.accuracy.count > 1:
             seeds = list(sweep.accuracies(row.arm).values())
-            axis.scatter([place] * len(seeds), seeds, s=10, color=ARM_COLOR, zorder=3)
+            axis.scatter([position] * len(seeds), seeds, s=10, color=ARM_COLOR, zorder=3)
     _draw_band(axis, sweep)
     axis.set_title(drawn(title))
     axis.set_xlabel(drawn(field))
@@ -127,9 +127,9 @@ def _draw_costs(axis: Axes, sweep: Sweep, curves: Mapping[str, Sequence[Row]]) -
     axis.legend()
 
 
-def _draw_point(axis: Axes, place: float, row: Row, is_baseline: bool) -> None:
+def _draw_point(axis: Axes, position: float, row: Row, is_baseline: bool) -> None:
     axis.errorbar(
-        place,
+        position,
         row.accuracy.mean,
         yerr=row.accuracy.half_width,
         fmt="s" if is_baseline else "o",

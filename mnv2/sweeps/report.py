@@ -14,15 +14,15 @@ def write_report(folder: AnyPath) -> None:
     Raises UserError if no run is finished, and if the files cannot be written.
     """
     sweep = workdir.load(folder)
-    together = compare_all(sweep)
-    finished = rows(sweep, together)
+    simultaneous = compare_all(sweep)
+    finished = rows(sweep, simultaneous)
     if not finished:
         raise UserError(f"no run in {folder} is finished yet")
     print(f"\n{tables.terminal_table(sweep, finished)}\n")
     if missing := sweep.missing():
         print(f"not finished: {first_few(missing, 8)}\n")
     try:
-        write_text(folder / f"{REPORT}.md", tables.markdown(sweep, finished, together))
+        write_text(folder / f"{REPORT}.md", tables.markdown(sweep, finished, simultaneous))
         write_text(folder / f"{REPORT}.csv", tables.to_csv(finished))
         figure.draw(sweep, finished, folder / f"{REPORT}.png")
         figure.write_to_tensorboard(folder / f"{REPORT}.png", folder / REPORT)

@@ -254,8 +254,8 @@ def _lock(one: Run, until: contextlib.ExitStack) -> str | None:
         return None
     try:
         until.enter_context(sole_writer(one.folder))
-    except Held as held:
-        return str(held)
+    except Held as error:
+        return str(error)
     except OSError as error:
         raise UserError(f"cannot write to {one.folder}: {reason(error)}") from error
     return None

@@ -50,12 +50,12 @@ class Row:
     multiply_adds: int
     accuracy: Estimate
     difference: Estimate | None
-    together: Estimate | None  # the difference, not paired, in an interval for all arms at once
+    simultaneous: Estimate | None  # the difference, not paired, in an interval for all arms at once
     images_per_second: float | None  # None if no step was timed
     minutes: float  # of training, of all runs; those in one program share its time
 
 
-class Together(NamedTuple):
+class Simultaneous(NamedTuple):
     """All differences to the baseline as one family.
 
     differences  of each arm, not paired: with a probability of 95 % all their intervals hold
@@ -66,20 +66,20 @@ class Together(NamedTuple):
     detectable: dict[int, float]
 
 
-def rows(sweep: Sweep, together: Together | None = None) -> list[Row]:
+def rows(sweep: Sweep, simultaneous: Simultaneous | None = None) -> list[Row]:
     """Returns one row per arm that has a finished run, in the order of the config.
 
-    `together` is what `compare_all` returns; without it, no row has such a difference.
+    `simultaneous` is what `compare_all` returns; without it, no row has such a difference.
 
     A run whose result cannot be read is left out, with a warning.
     """
     for reason in sweep.damaged.values():
         warn_once(f"a run is left out: {reason}")
-    all_at_once = together.differences if together else {}
+    all_at_once = simultaneous.differences if simultaneous else {}
     return [_row(sweep, arm, all_at_once.get(arm)) for arm, runs in sweep.results.items() if runs]
 
 
-def compare_all(sweep: Sweep) -> Together | None:
+def compare_all(sweep: Sweep) -> Simultaneous | None:
     """Computes Dunnett's intervals (1955) of all arms with two seeds or more to the baseline.
 
     All arms share one estimate of the spread between seeds, and differences are not paired: unlike
@@ -106,7 +106,7 @@ def compare_all(sweep: Sweep) -> Together | None:
         differences[arm] = Estimate(float(np.mean(values) - np.mean(control)), half_width, count)
         error = (squares / freedom * (1 / count + 1 / len(control))) ** 0.5
         detectable[count] = half_width + error * float(stats.t.ppf(POWER, freedom))
-    return Together(differences, dict(sorted(detectable.items())))
+    return Simultaneous(differences, dict(sorted(detectable.items())))
 
 
 def prediction_interval(values: Sequence[float]) -> tuple[float, float] | None:
@@ -123,7 +123,7 @@ def prediction_interval(values: Sequence[float]) -> tuple[float, float] | None:
     return mean - reach, mean + reach
 
 
-def _row(sweep: Sweep, arm: str, together: Estimate | None) -> Row:
+def _row(sweep: Sweep, arm: str, simultaneous: Estimate | None) -> Row:
     runs, accuracies = sweep.results[arm], sweep.accuracies(arm)
     accuracy = Estimate.of(list(accuracies.values()))
     assert accuracy is not None
@@ -141,7 +141,7 @@ def _row(sweep: Sweep, arm: str, together: Estimate | None) -> Row:
         first["multiply_adds"],
         accuracy,
         difference,
-        together,
+        simultaneous,
         float(np.median(rates)) if rates else None,
         sum(_its_seconds(sweep, f"{arm}/{seed}", result) for seed, result in runs.items()) / 60,
     )
@@ -149,5 +149,5 @@ def _row(sweep: Sweep, arm: str, together: Estimate | None) -> Row:
 
 def _its_seconds(sweep: Sweep, run: str, result: dict[str, Any]) -> float:
     """Returns the training time of a run; of several runs in one program, each has its share."""
-    together = sweep.environments.get(run, {}).get("together")
-    return result["train_seconds"] / (together if isinstance(together, int) and together else 1)
+    count = sweep.environments.get(run, {}).get("together")  # of version 0.2.0
+    return result["train_seconds"] / (count if isinstance(count, int) and count else 1)

@@ -5,7 +5,7 @@ import io
 from collections.abc import Sequence
 
 from mnv2.runtime.terminal import first_few
-from mnv2.sweeps.statistics import Estimate, Row, Together
+from mnv2.sweeps.statistics import Estimate, Row, Simultaneous
 from mnv2.sweeps.workdir import Sweep
 
 COLUMNS = 7  # of the table in a terminal; the Markdown table also has the last two
@@ -54,7 +54,7 @@ def markdown_lines(table: Sequence[Sequence[str]]) -> list[str]:
     return [lines[0], f"|---{'|--:' * (len(table[0]) - 1)}|", *lines[1:]]
 
 
-def markdown(sweep: Sweep, rows: Sequence[Row], together: Together | None) -> str:
+def markdown(sweep: Sweep, rows: Sequence[Row], simultaneous: Simultaneous | None) -> str:
     """Formats rows as Markdown, with notes on how they were measured."""
     lines = markdown_lines([header(sweep.split), *map(_cells, rows)])
     data = sweep.config["data"]["name"]
@@ -65,7 +65,7 @@ def markdown(sweep: Sweep, rows: Sequence[Row], together: Together | None) -> st
         "difference of the means of all seeds, not paired, with intervals that hold together for "
         "all arms (Dunnett's, with one spread for all arms). Minutes are of training, of all "
         "seeds; runs in one program share its minutes. images/s are those of one run.",
-        *_power(together),
+        *_power(simultaneous),
         *_changes(sweep, rows),
     ]
     if missing := sweep.missing():
@@ -89,7 +89,7 @@ def to_csv(rows: Sequence[Row]) -> str:
                 *(row.arm, row.parameters, row.multiply_adds),
                 *(row.accuracy.mean, row.accuracy.half_width),
                 *_both(row.difference),
-                *_both(row.together),
+                *_both(row.simultaneous),
                 *(row.accuracy.count, row.images_per_second, row.minutes),
             ]
         )
@@ -107,18 +107,20 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.multiply_adds / 1e6:.2f} M",
         plus_minus(row.accuracy),
         plus_minus(row.difference, sign="+"),
-        plus_minus(row.together, sign="+"),
+        plus_minus(row.simultaneous, sign="+"),
         str(row.accuracy.count),
         f"{row.minutes:.1f}",
         "" if row.images_per_second is None else f"{row.images_per_second:,.0f}",
     )
 
 
-def _power(together: Together | None) -> list[str]:
+def _power(simultaneous: Simultaneous | None) -> list[str]:
     """Says how large a difference must be to be found with these seeds."""
-    if together is None:
+    if simultaneous is None:
         return []
-    sizes = (f"{size:.1f} points with {seeds} seeds" for seeds, size in together.detectable.items())
+    sizes = (
+        f"{size:.1f} points with {seeds} seeds" for seeds, size in simultaneous.detectable.items()
+    )
     return [
         "With all arms compared at once, a difference is found in four of five such experiments "
         f"if it is {', '.join(sizes)}."
@@ -127,11 +129,11 @@ def _power(together: Together | None) -> list[str]:
 
 def _changes(sweep: Sweep, rows: Sequence[Row]) -> list[str]:
     """Says what arms change that differ from the baseline in several fields, or from the note."""
-    usual = sweep.arms[sweep.baseline]
+    of_baseline = sweep.arms[sweep.baseline]
     said = []
     for arm in (row.arm for row in rows):
         own = sweep.arms[arm]
-        fields = [name for name in {**own, **usual} if name != "seeds"]
+        fields = [name for name in {**own, **of_baseline} if name != "seeds"]
         changed = {
             name: sweep.value(arm, name)
             for name in fields

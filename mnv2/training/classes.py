@@ -37,25 +37,25 @@ def match_classes[Classifier: Network](
     """
     if dataset.num_classes == 1000:
         loaded = loaded.without_background()
-    names, theirs = loaded.display_names, tuple(dataset.class_names)
-    if len(names) != len(theirs):
+    names, of_data = loaded.display_names, tuple(dataset.class_names)
+    if len(names) != len(of_data):
         raise UserError(
-            f"{weights} knows {len(names)} classes, {dataset.name} has {len(theirs)}: "
+            f"{weights} knows {len(names)} classes, {dataset.name} has {len(of_data)}: "
             "fine-tune it on that data set with configs/finetune.py"
         )
     if loaded.class_names is None:
-        first = ", ".join(theirs[:3]) + (", ..." if len(theirs) > 3 else "")
+        first = ", ".join(of_data[:3]) + (", ..." if len(of_data) > 3 else "")
         note_once(
             f"{weights} does not name its classes: taken in the order of {dataset.name} ({first})"
             f"{remedy}"
         )
-        return loaded.with_class_names(theirs, dataset.name)
-    if unlike := _unlike(loaded.class_names, theirs):
+        return loaded.with_class_names(of_data, dataset.name)
+    if unlike := _unlike(loaded.class_names, of_data):
         i = unlike[0]
-        said = f"{weights} calls class {i} {names[i]!r}, {dataset.name} calls it {theirs[i]!r}"
+        said = f"{weights} calls class {i} {names[i]!r}, {dataset.name} calls it {of_data[i]!r}"
         if len(unlike) > _tolerated(dataset):
             raise UserError(said)
-        note_once(f"{len(unlike)} of {len(theirs)} classes have other names: {said}")
+        note_once(f"{len(unlike)} of {len(of_data)} classes have other names: {said}")
     return loaded
 
 

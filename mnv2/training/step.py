@@ -192,7 +192,7 @@ def mix(
 ) -> tuple[Float[Array, "b h w c"], Float[Array, ""]]:
     """Mixes each image with its partner; returns the images, and the share of the own image.
 
-    The share is the same for the whole batch. `key` and `step` decide it and the place of the
+    The share is the same for the whole batch. `key` and `step` decide it and the position of the
     rectangle. On several devices each one mixes its own images, all with the same share.
     """
     seeds = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, MIXING_KEY), step), 4)
@@ -419,13 +419,13 @@ def unless_nan(
     for leaf in jax.tree.leaves((after.params, after.batch_stats)):  # the update may overflow
         finite &= jnp.all(jnp.isfinite(leaf))
 
-    def chosen(new: Array, old: Array) -> Array:
+    def keep_if_finite(new: Array, old: Array) -> Array:
         is_count = jnp.issubdtype(new.dtype, jnp.integer)
         return new if is_count else jnp.where(finite, new, old)
 
     skipped = 1 - finite.astype(jnp.int32)
     in_a_row = (before.skipped_in_a_row + 1) * skipped
-    after = jax.tree.map(chosen, after, before).replace(
+    after = jax.tree.map(keep_if_finite, after, before).replace(
         skipped=before.skipped + skipped, skipped_in_a_row=in_a_row
     )
     metrics = jax.tree.map(lambda value: jnp.where(finite, value, 0), metrics)
@@ -459,8 +459,8 @@ def train_steps(
 
     def one(i: Array, carry: tuple[TrainState, StepMetrics]) -> tuple[TrainState, StepMetrics]:
         state, metrics = carry
-        chosen = {name: values[i] for name, values in rows.items()}
-        batch = {"image": look_up(images, chosen, pad), "label": labels[chosen["index"]]}
+        of_batch = {name: values[i] for name, values in rows.items()}
+        batch = {"image": look_up(images, of_batch, pad), "label": labels[of_batch["index"]]}
         state, new = step(state, batch, key, teacher_variables)
         return state, jax.tree.map(lambda every, x: every.at[i].set(x), metrics, new)
 

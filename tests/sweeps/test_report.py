@@ -138,7 +138,7 @@ def test_with_unequal_seeds_the_interval_for_all_arms_is_around_the_difference_o
     set_seeds(workdir, relu6=4)
     one = next(one for one in rows(load(workdir), compare_all(load(workdir))) if one.arm == "relu6")
     assert one.difference.mean == pytest.approx(-2.5)  # of three pairs
-    assert one.together.mean == pytest.approx(np.mean([86, 84, 86.5, 86.5]) - 88)
+    assert one.simultaneous.mean == pytest.approx(np.mean([86, 84, 86.5, 86.5]) - 88)
 
 
 def test_arms_without_any_spread_have_no_adjusted_interval(workdir):
