@@ -39,7 +39,7 @@ GPU = ("network", "traffic, GB", "plain Flax", "ratio", "kernels", "plain Flax",
 class Row(NamedTuple):
     """The cost of one program, which trains a network.
 
-    per_second  images per second, of all networks; 0 if it is not known
+    per_second  images per second; 0 if it is not known
     """
 
     chip: str

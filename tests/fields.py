@@ -3,17 +3,58 @@
 A test compares the two.
 """
 
+import dataclasses
 from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
 
 from mnv2.models import NETWORKS
-from mnv2.training.config import fields_page
+from mnv2.training.config import FIELDS, GROUPS, MODEL, OF_SWEEP
 
 PAGE = Path(__file__).parents[1] / "docs" / "fields.md"
+BEGINNING = """# The fields of a config
+
+Each can be set on the command line, as `--config.data.pad 2`, in a config file, or by an arm. Fields
+of `model` in *italics* are not in the default config: a config file or an arm sets them. This page is
+made from `mnv2/training/config.py` by `make fields`."""
+INTERNAL = ("parent", "name", "num_classes", "axis_name", "bn_frozen")  # fields of networks
 
 
-def main() -> None:
-    PAGE.write_text(fields_page(NETWORKS), encoding="utf-8")
+def page() -> str:
+    """Returns docs/fields.md: every field, its default and what it does."""
+    lines = [BEGINNING]
+    for prefix, group in GROUPS.items():
+        lines += ["", f"## {prefix.rstrip('.') or 'A run'}", "", str(group.__doc__).splitlines()[0]]
+        lines += ["", "| field | default | what it does | acts only with |", "|---|---|---|---|"]
+        for name, field in FIELDS.items():
+            if name.rpartition(".")[0] == prefix.rstrip("."):
+                acts_with = field.metadata["acts_with"]
+                cells = (f"`{name}`", f"`{field.default!r}`", field.metadata["help"])
+                lines.append(row(*cells, acts_with.words if acts_with else ""))
+    lines += ["", "## Of a sweep", "", "| field | what it is |", "|---|---|"]
+    lines += [row(f"`{name}`", said) for name, said in OF_SWEEP.items()]
+    lines += ["", "## model", "", "`model.name` chooses the network; the others are its fields."]
+    for network, of in NETWORKS.items():
+        lines += ["", f"### {network}", "", "| field | default |", "|---|---|"]
+        for one in dataclasses.fields(of):
+            if one.name not in INTERNAL:
+                in_defaults = network == MODEL["name"] and one.name in MODEL
+                default = MODEL[one.name] if in_defaults else one.default
+                name = f"`model.{one.name}`" if in_defaults else f"*`model.{one.name}`*"
+                lines.append(row(name, f"`{readable(default)}`"))
+    return "\n".join([*lines, ""])
+
+
+def readable(default: Any) -> str:
+    """Returns a default as one writes it: a type by its name."""
+    return repr(jnp.dtype(default).name if isinstance(default, type) else default)
+
+
+def row(*cells: str) -> str:
+    """Returns the line of a table."""
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 if __name__ == "__main__":
-    main()
+    PAGE.write_text(page(), encoding="utf-8")

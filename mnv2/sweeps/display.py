@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from mnv2.runtime.files import AnyPath
-from mnv2.runtime.terminal import format_seconds, waiting_for_input
+from mnv2.runtime.terminal import StatusLine, format_seconds, waiting_for_input
 from mnv2.sweeps.workdir import accuracy, final_split, load
 
 PER_SECOND = 4  # times that the terminal is rewritten
@@ -28,7 +28,7 @@ class Display:
 
     def __init__(self) -> None:
         self._console = Console(highlight=False, emoji=False, markup=False, soft_wrap=True)
-        self._lock = threading.Lock()
+        self._lock, self._line = threading.Lock(), StatusLine("")
         self._said: set[str] = set()
         self._copies: dict[int, Mapping[str, Any]] = {}
         self._runs: dict[str, Mapping[str, Any]] = {}
@@ -58,6 +58,7 @@ class Display:
             one["arm"]: [accuracy(found) for found in results.get(one["arm"], {}).values()]
             for one in plan["runs"]
         }
+        self._line.clear()
         if self._console.is_terminal and len(self._ended) < len(self._runs):
             self._live.start()
 
@@ -67,10 +68,16 @@ class Display:
             if once and text in self._said:
                 return
             self._said.add(text)
+        self._line.clear()
         if is_error and not self._live.is_started:
             print(text, file=sys.stderr, flush=True)
         else:
             self._console.print(text)
+
+    def rewrite(self, text: str) -> None:
+        """Shows the present state of a line that a copy rewrites, in a terminal."""
+        if not self._live.is_started:
+            self._line.say(text)
 
     def now(self, copy: int, now: Mapping[str, Any]) -> None:
         """Shows what a copy does: its run, phase, and how far it is; {} if it has ended."""

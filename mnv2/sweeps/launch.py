@@ -22,7 +22,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +68,7 @@ def run_sweep(config: ml_collections.ConfigDict, workdir: AnyPath, *only: str, *
 class _Copy:
     """A copy of the command, and what is known of it."""
 
-    def __init__(
-        self, number: int, folder: Path, environment: dict[str, str], say: Callable[..., None]
-    ):
+    def __init__(self, number: int, folder: Path, environment: dict[str, str], display: Display):
         self.number, self.ended_path = number, folder / f"ended-{number}.jsonl"
         self.path = folder / f"copy-{number}.json"
         self.path.unlink(missing_ok=True)
@@ -85,7 +83,7 @@ class _Copy:
             start_new_session=True,  # otherwise Ctrl-C would reach it in addition to our signal
         )
         self._readers = [
-            threading.Thread(target=_print_all, args=(stream, say, is_error), daemon=True)
+            threading.Thread(target=_show_all, args=(stream, display, is_error), daemon=True)
             for stream, is_error in ((self.process.stdout, False), (self.process.stderr, True))
         ]
         for reader in self._readers:
@@ -114,10 +112,19 @@ class _Copy:
         return self.process.returncode
 
 
-def _print_all(lines: Any, say: Callable[..., None], is_error: bool) -> None:
-    for line in lines:
-        if text := line.decode(errors="replace").rstrip().rpartition("\r")[2]:
-            say(text, once=True, is_error=is_error)  # several copies print the same warnings
+def _show_all(stream: Any, display: Display, is_error: bool) -> None:
+    """Shows what a copy prints, line by line; the last part of a line that it rewrites, as it is.
+
+    Several copies print the same warnings, which are shown once.
+    """
+    unfinished = b""
+    while chunk := os.read(stream.fileno(), 1 << 16):
+        *lines, unfinished = (unfinished + chunk).split(b"\n")
+        for line in lines:
+            if text := line.decode(errors="replace").rstrip().rpartition("\r")[2]:
+                display.say(text, once=True, is_error=is_error)
+        if b"\r" in unfinished:  # a progress bar, such as that of a download
+            display.rewrite(unfinished.decode(errors="replace").rstrip("\r").rpartition("\r")[2])
 
 
 class _Launch:
@@ -154,7 +161,7 @@ class _Launch:
         environments = self._plan.get("environments")
         environment = environments[number] if environments else {}
         variables = {**machine.huge_pages(), **environment}
-        return _Copy(number, self._folder, variables, self._display.say)
+        return _Copy(number, self._folder, variables, self._display)
 
     def _await_plan(self) -> None:
         """Waits for the plan of the first copy. Ends as that copy does if it ends before."""

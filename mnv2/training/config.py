@@ -1,7 +1,7 @@
 """The fields of a config: default, what it may be, what it does, and with what it acts.
 
 This is the one table of fields. `defaults()` makes of it the config that experiments change,
-`from_config` the typed settings of a run with every check, and `fields_page` docs/fields.md.
+`from_config` the typed settings of a run with every check, and `make fields` docs/fields.md.
 A config is an ml_collections.ConfigDict, so that every field can be set on the command line.
 """
 
@@ -431,39 +431,3 @@ def note_what_does_nothing(settings: Settings) -> None:
     ]
     if idle:
         note_once(f"without effect: {'; '.join(idle)}")
-
-
-def fields_page(networks: Mapping[str, type]) -> str:
-    """Returns docs/fields.md: every field, its default and what it does.
-
-    `networks` are the classes of the networks by name, of which `model` has the fields.
-    """
-    lines = [
-        "# The fields of a config",
-        "",
-        "Each can be set on the command line, as `--config.data.pad 2`, in a config file, or by an",
-        "arm. This page is made from `mnv2/training/config.py` by `make fields`.",
-    ]
-    for prefix, group in GROUPS.items():
-        lines += ["", f"## {prefix.rstrip('.') or 'A run'}", "", str(group.__doc__).splitlines()[0]]
-        lines += ["", "| field | default | what it does | acts only with |", "|---|---|---|---|"]
-        for name, field in FIELDS.items():
-            if name.rpartition(".")[0] == prefix.rstrip("."):
-                acts_with = field.metadata["acts_with"]
-                cells = (f"`{name}`", f"`{field.default!r}`", field.metadata["help"])
-                lines.append(_row(*cells, acts_with.words if acts_with else ""))
-    lines += ["", "## Of a sweep", "", "| field | what it is |", "|---|---|"]
-    lines += [_row(f"`{name}`", said) for name, said in OF_SWEEP.items()]
-    lines += ["", "## model", "", "`model.name` chooses the network; the others are its fields."]
-    for name, network in networks.items():
-        lines += ["", f"### {name}", "", "| field | default |", "|---|---|"]
-        for field in dataclasses.fields(network):
-            if field.name not in ("parent", "name", "num_classes", "axis_name", "bn_frozen"):
-                ours = MODEL.get(field.name) if name == MODEL["name"] else None
-                said = f"`{field.default!r}`" if ours is None else f"`{ours!r}`"
-                lines.append(_row(f"`model.{field.name}`", said))
-    return "\n".join([*lines, ""])
-
-
-def _row(*cells: str) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
