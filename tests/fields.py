@@ -15,9 +15,9 @@ from mnv2.training.config import FIELDS, GROUPS, MODEL, OF_SWEEP
 PAGE = Path(__file__).parents[1] / "docs" / "fields.md"
 BEGINNING = """# The fields of a config
 
-Each can be set on the command line, as `--config.data.pad 2`, in a config file, or by an arm. Fields
-of `model` in *italics* are not in the default config: a config file or an arm sets them. This page is
-made from `mnv2/training/config.py` by `make fields`."""
+Each can be set on the command line, as `--config.data.pad 2`, in a config file, or by an arm.
+Fields of `model` in *italics* are not in the default config: a config file or an arm sets them.
+This page is made from `mnv2/training/config.py` by `make fields`."""
 INTERNAL = ("parent", "name", "num_classes", "axis_name", "bn_frozen")  # fields of networks
 
 
