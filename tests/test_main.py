@@ -21,7 +21,7 @@ BAD_INPUT = {
     "unknown flag": ([CONFIG, "--wrkdir=x"], "'wrkdir'. Did you mean: workdir"),
     "unknown flag without a neighbour": ([CONFIG, "--qqq"], "Unknown command line flag 'qqq'"),
     "unknown field without a neighbour": (
-        [CONFIG, "--config.zzz=1"], "no such field of the config (see docs/fields.md): 'zzz'"
+        [CONFIG, "--config.zzz=1"], "no such field of the config (see docs/fields.md): "
     ),
     "a group of fields": ([CONFIG, "--config.model=3"], "`3` is not a dict"),
     "no whole number": ([CONFIG, "--config.seed=x"], "--config.seed=x: invalid literal"),

@@ -105,7 +105,7 @@ class Display:
         """
         known = self._seconds_per_step
         rates = [known[x["arm"]] / x["multiply_adds"] for x in self._runs.values()
-                 if x["arm"] in known]  # fmt: skip
+                 if x["arm"] in known and x["multiply_adds"]]  # fmt: skip
         if not rates:
             return 0.0
         rate = sum(rates) / len(rates)

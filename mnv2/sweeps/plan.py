@@ -62,7 +62,7 @@ class Run:
     config         the resolved config, as it is recorded
     settings       the same, typed
     steps          the number of training steps
-    multiply_adds  of an image in training, forward only
+    multiply_adds  of an image in training, forward only; 0 until `claim` counts them
     """
 
     arm: str
@@ -71,7 +71,7 @@ class Run:
     config: dict[str, Any]
     settings: Settings
     steps: int
-    multiply_adds: int
+    multiply_adds: int = 0
 
     @property
     def name(self) -> str:
@@ -157,8 +157,7 @@ def plan(
     `only` names arms, or runs as arm/seed; the other arms are left out. Raises UserError if any of
     the runs cannot start, and for a name that does not exist.
     """
-    from mnv2.analysis import complexity  # these import JAX
-    from mnv2.training.setup import set_up
+    from mnv2.training.setup import set_up  # imports JAX
 
     wanted = _wanted(config, only)
     runs = []
@@ -167,9 +166,7 @@ def plan(
             continue
         resolved = resolve(config, arm)
         settings = from_config(resolved)
-        setup = set_up(settings)
-        shape = (*setup.view.size, setup.image_shape[2])  # of training
-        multiply_adds = complexity.multiply_adds(setup.model, shape)
+        steps = set_up(settings).durations.total
         for seed in _seeds(config, arm, changes):
             runs.append(
                 Run(
@@ -178,8 +175,7 @@ def plan(
                     workdir / arm / str(seed),
                     {**resolved.to_dict(), "seed": seed},
                     dataclasses.replace(settings, seed=seed),
-                    setup.durations.total,
-                    multiply_adds,
+                    steps,
                 )
             )
     return sorted(runs, key=lambda run: run.seed)
@@ -273,6 +269,10 @@ def claim(
     if not all(one.finished for one in runs):
         for one in everything:
             check_classes_of_run(one.folder, open_data(one.settings))
+    work = (old or {}).get("multiply_adds", {})
+    for one in runs:
+        if one.arm not in work and not one.finished:
+            work[one.arm] = _multiply_adds(one)  # traces the network, which takes a second
     if is_writer():
         # The environment is that of the last command that had something to do.
         idle = old is not None and all(one.finished for one in runs)
@@ -280,17 +280,23 @@ def claim(
             "config": config.to_dict(),
             "environment": old.get("environment", {}) if old and idle else environment(),
             "steps": {**before, **{one.arm: one.steps for one in everything}},
-            "multiply_adds": {
-                **(old or {}).get("multiply_adds", {}),
-                **{one.arm: one.multiply_adds for one in everything},
-            },
+            "multiply_adds": work,
         }
         try:
             if json.loads(to_json(description)) != old:
                 write_json(workdir / SWEEP, description)
         except OSError as error:
             raise UserError(f"cannot write to --workdir {workdir}: {reason(error)}") from error
-    return runs
+    return [dataclasses.replace(one, multiply_adds=work.get(one.arm, 0)) for one in runs]
+
+
+def _multiply_adds(one: Run) -> int:
+    """Counts the multiply-adds of an image in training, forward only."""
+    from mnv2.analysis import complexity  # these import JAX
+    from mnv2.training.setup import set_up
+
+    setup = set_up(one.settings)
+    return complexity.multiply_adds(setup.model, (*setup.view.size, setup.image_shape[2]))
 
 
 def _check_same(

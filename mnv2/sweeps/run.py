@@ -66,7 +66,7 @@ def work(request: Request, folder: Path, number: int) -> None:
             _start_jax()
             runs = planned_runs(folder)
         try:
-            _execute_all(runs, _Reporter(folder, number), request.profile)
+            execute(runs, _Reporter(folder, number), request.profile)
         except Stopped as stopped:
             if saved := str(stopped).partition("; ")[2]:
                 print(saved, flush=True)
@@ -91,7 +91,7 @@ def train_here(
     request = Request(config, workdir, only, parallel=1, threads=threads())
     with tempfile.TemporaryDirectory() as folder:
         runs = _plan(request, Path(folder))
-        failed = _execute_all(runs, _Reporter(Path(folder), 0), show=say)
+        failed = execute(runs, _Reporter(Path(folder), 0), show=say)
     for one in runs:
         if one.name not in failed and not one.finished and (process := holder(one.folder)):
             say(f"{one.name} is being done by {process}")
@@ -99,7 +99,7 @@ def train_here(
         finish(workdir, failed, reports=reports)
 
 
-def _execute_all(
+def execute(
     runs: Sequence[Run],
     reporter: "_Reporter",
     profile: AnyPath | None = None,
@@ -114,10 +114,17 @@ def _execute_all(
     stopper = Stopper(any_of if jax.process_count() > 1 else None)
     with stopper.listening(), reporter.reporting():
         for one, lock in _free_runs(runs, reporter):
-            with lock:
+            with lock, _attempt(one) as outcome:
                 reporter.begins(one)
-                now = None if show else reporter.now
-                outcome = execute(one, stopper, now, profile, overview=len(runs) == 1)
+                outcome["result"] = train(
+                    one.settings,
+                    one.folder,
+                    label=one.name,
+                    show=None if show else reporter.now,
+                    stopper=stopper,
+                    profile=profile,
+                    overview=len(runs) == 1,
+                )
             profile = None  # the first run is enough
             reporter.ended(one, outcome)
             if "failure" in outcome:
@@ -221,7 +228,9 @@ def _free_runs(
         if index >= 0:
             tried_again = False
             yield taken or (runs[index], contextlib.ExitStack())
-        elif tried_again or broadcast_from_primary(all(one.finished for one in runs)):
+        elif tried_again or broadcast_from_primary(
+            all(one.finished or reporter.has_failed(one) for one in runs)
+        ):
             return
         else:
             tried_again = True
@@ -261,18 +270,15 @@ def _lock(one: Run, until: contextlib.ExitStack) -> str | None:
     return None
 
 
-def execute(
-    one: Run,
-    stopper: Stopper,
-    show: Callable[[Progress | str], None] | None = None,
-    profile: AnyPath | None = None,
-    overview: bool = False,
-) -> dict[str, Any]:
-    """Executes a run, whose folder is locked; returns its `result` or `failure`, and `seconds`.
+@contextlib.contextmanager
+def _attempt(one: Run) -> Iterator[dict[str, Any]]:
+    """Records a run that starts, whose folder is locked, and what fails within the context.
 
-    With `overview`, a table of the network's parameters is printed.
+    Yields the outcome, a dictionary for the `result`. Afterwards it has `seconds`, and `failure` if
+    an error was raised.
     """
     began = time.perf_counter()
+    outcome: dict[str, Any] = {}
     try:
         if before := broadcast_from_primary(one.trained or 0):
             say(
@@ -281,22 +287,14 @@ def execute(
             )
         if is_writer():
             record(one)
-        result = train(
-            one.settings,
-            one.folder,
-            label=one.name,
-            show=show,
-            stopper=stopper,
-            profile=profile,
-            overview=overview,
-        )
+        yield outcome
     except Exception as error:
         if is_writer():
             record_failure(one.folder, error)
         if jax.process_count() > 1:
             raise  # the other processes would wait for this one
-        return {"failure": explanation(error), "seconds": time.perf_counter() - began}
-    return {"result": result, "seconds": time.perf_counter() - began}
+        outcome["failure"] = explanation(error)
+    outcome["seconds"] = time.perf_counter() - began
 
 
 class _Reporter:

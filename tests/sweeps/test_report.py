@@ -235,28 +235,6 @@ def change(path, **values):
     write_json(path, {**json.loads(path.read_text()), **values})
 
 
-def test_the_report_says_where_the_runs_were_executed(workdir, capsys):
-    assert "cpu (Linux), JAX 1, commit c." in notes(workdir)
-    assert "the runs differ" not in capsys.readouterr().out
-
-
-def test_runs_in_different_environments_are_named(workdir, capsys):
-    for name in ("relu6/0", "relu6/1", "relu6/2", "linear/1"):
-        change(workdir / name / "environment.json", devices=["TPU"] * 4)
-    change(workdir / "linear/2/environment.json", packages={"jax": "1", "flax": "2"})
-    (workdir / "t_1/0/environment.json").unlink()
-    (workdir / "width_0.25/0/environment.json").write_text('{"devices": 5}')
-    power, *environments = [line for line in notes(workdir)[1:] if line]
-    assert power.startswith("With all arms compared at once, a difference is found in four of five")
-    assert environments == [
-        "linear/0: cpu (Linux), JAX 1, flax unknown, commit c.",
-        "linear/1, relu6: 4 x TPU (Linux), JAX 1, flax unknown, commit c.",
-        "linear/2: cpu (Linux), JAX 1, flax 2, commit c.",
-        "t_1, width_0.25: not recorded.",
-    ]
-    assert "linear/1, relu6: 4 x TPU (Linux)" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     "content",
     [

@@ -9,7 +9,6 @@ from configs import v2_ablation
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import sole_writer, write_json
 from mnv2.runtime.layout import RESULT
-from mnv2.sweeps import environment as environments
 from mnv2.sweeps import plan as plans
 from mnv2.sweeps import run
 from mnv2.sweeps import workdir as workdirs
@@ -202,8 +201,7 @@ def test_a_finished_sweep_stays_as_it_is_under_other_devices(
     before = [path.read_bytes() for path in kept]
     stamps = [path.stat().st_mtime_ns for path in kept]
     report = (tmp_path / "report.md").read_bytes()
-    for module in (workdirs, plans):
-        monkeypatch.setattr(module, "environment", lambda: {"devices": ["TPU v9"], "packages": {}})
+    monkeypatch.setattr(plans, "environment", lambda: {"devices": ["TPU v9"], "packages": {}})
     run.train_here(config, tmp_path, ["linear"])
     assert [path.read_bytes() for path in kept] == before
     assert [path.stat().st_mtime_ns for path in kept] == stamps
@@ -212,9 +210,6 @@ def test_a_finished_sweep_stays_as_it_is_under_other_devices(
     assert "TPU v9" in (tmp_path / "sweep.json").read_text()
     steps = json.loads((tmp_path / "sweep.json").read_text())["steps"]
     assert steps == {"linear": 30, "relu6": 30}
-    lines = (tmp_path / "report.md").read_text().splitlines()
-    assert any(line.startswith("linear: 8 x cpu with ") for line in lines)
-    assert any(line.startswith("relu6: TPU v9 (") for line in lines)
 
 
 def test_a_run_that_is_resumed_elsewhere_keeps_both_environments(
@@ -228,7 +223,6 @@ def test_a_run_that_is_resumed_elsewhere_keeps_both_environments(
     recorded = json.loads((folder / "environment.json").read_text())
     assert recorded["earlier"] == [begun]
     assert len(recorded["devices"]) == 8
-    assert "resumed after a part on cpu (A), JAX 1, " in ((tmp_path / "report.md").read_text())
     (folder / "result.json").unlink()
     run.train_here(config, tmp_path, ["linear/0"])  # in the same environment again
     assert json.loads((folder / "environment.json").read_text()) == recorded
@@ -364,5 +358,5 @@ def test_no_commit_is_recorded_if_this_code_lies_in_the_repository_of_another_pr
     subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
     (tmp_path / "mnv2" / "sweeps").mkdir(parents=True)
     (tmp_path / "mnv2" / "__init__.py").write_text("")
-    monkeypatch.setattr(environments, "__file__", str(tmp_path / "mnv2/sweeps/environment.py"))
-    assert environments.commit() is None
+    monkeypatch.setattr(workdirs, "__file__", str(tmp_path / "mnv2/sweeps/workdir.py"))
+    assert workdirs.commit() is None
