@@ -33,8 +33,8 @@ from mnv2.ops import relu6
 from mnv2.pretrained import Preprocessing
 from mnv2.runtime.cli import command_parser, run
 from mnv2.runtime.machine import keep_freed_memory
+from mnv2.sweeps.report import with_half_width
 from mnv2.sweeps.statistics import Estimate
-from mnv2.sweeps.tables import with_half_width
 
 PICTURES = 1000
 HEADER = (

@@ -23,8 +23,8 @@ from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.runtime.errors import UserError
 from mnv2.sweeps.launch import run_sweep
 from mnv2.sweeps.plan import with_arms
+from mnv2.sweeps.report import plus_minus
 from mnv2.sweeps.statistics import Row, rows
-from mnv2.sweeps.tables import plus_minus
 from mnv2.sweeps.workdir import Sweep, load
 
 DATA, BASELINE = "fashion_mnist", "linear"

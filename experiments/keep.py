@@ -27,8 +27,8 @@ from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import read_json, read_lines, to_json, write_text
 from mnv2.runtime.layout import CONFIG, ENVIRONMENT, METRICS, RESULT
 from mnv2.sweeps.plan import resolve, with_arms
+from mnv2.sweeps.report import plus_minus
 from mnv2.sweeps.statistics import Estimate
-from mnv2.sweeps.tables import plus_minus
 from mnv2.sweeps.workdir import load, read_result
 from mnv2.training.evaluation import evaluate_weights
 

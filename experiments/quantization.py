@@ -34,8 +34,8 @@ from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import read_json, write_json
 from mnv2.runtime.terminal import StatusLine
+from mnv2.sweeps.report import plus_minus
 from mnv2.sweeps.statistics import Estimate
-from mnv2.sweeps.tables import plus_minus
 from mnv2.sweeps.workdir import Sweep, load
 
 DATA = "fashion_mnist"

@@ -31,8 +31,8 @@ from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.runtime.errors import UserError, check_choice
 from mnv2.runtime.files import read_json, write_json
 from mnv2.sweeps.launch import run_sweep
+from mnv2.sweeps.report import plus_minus
 from mnv2.sweeps.statistics import Estimate
-from mnv2.sweeps.tables import plus_minus
 
 BATCH = 500
 GRANULARITIES = {"channel": "LiteRT, channel", "tensor": "LiteRT, tensor"}

@@ -17,8 +17,8 @@ from experiments.common.writers import write_markdown
 from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.sweeps.launch import run_sweep
 from mnv2.sweeps.plan import with_arms
+from mnv2.sweeps.report import plus_minus
 from mnv2.sweeps.statistics import Estimate, rows
-from mnv2.sweeps.tables import plus_minus
 from mnv2.sweeps.workdir import Sweep, load
 
 ARMS: tuple[tuple[str, dict[str, Any]], ...] = (

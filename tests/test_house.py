@@ -21,6 +21,15 @@ LONGER = {  # with what they may have
     "mnv2/pretrained/pickles.py _run": 80,  # one line or two for each instruction of a pickle
 }
 FRAMES, FILES = 9, 5  # from `main` to the gradient
+SMALL = """
+from configs import v2_ablation
+
+def get_config():
+    config = v2_ablation.get_config("quick")
+    config.model.update(width=0.1, repeats=(1, 0, 0, 0, 0, 0, 0))
+    config.batch_size = 16
+    return config
+"""
 
 
 def functions(node: ast.AST, depth: int = 0) -> Iterator[tuple[ast.FunctionDef, int]]:
@@ -63,9 +72,9 @@ def trace(result: Path) -> None:
     workdir = str(result.with_name("runs"))
     (result.parent / "workdir").write_text(workdir)
     os.environ.update({launch.COPY: "0", launch.LAUNCH: str(result.parent)})
-    sys.argv = ["mnv2.main", "--config=configs/v2_ablation.py:quick", "--only=linear/0",
-                "--config.model.width=0.1", "--config.batch_size=16", "--config.duration=5 steps",
-                f"--workdir={workdir}"]  # fmt: skip
+    config = result.with_name("small.py")
+    config.write_text(SMALL, encoding="utf-8")
+    sys.argv = ["mnv2.main", f"--config={config}", "--only=linear/0", f"--workdir={workdir}"]
     runpy.run_module("mnv2.main", run_name="__main__", alter_sys=True)
 
 

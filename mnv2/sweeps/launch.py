@@ -73,7 +73,7 @@ class _Copy:
         self.path = folder / f"copy-{number}.json"
         self.path.unlink(missing_ok=True)
         self.reported = len(read_lines(self.ended_path))  # of its runs that ended
-        self.seen, self.was_hanging = time.monotonic(), False
+        self._written, self._quiet, self.was_hanging = 0, 0.0, False
         self.process = subprocess.Popen(
             [sys.executable, *sys.orig_argv[1:]],
             env={**os.environ, **environment, COPY: str(number), LAUNCH: str(folder)},
@@ -92,13 +92,16 @@ class _Copy:
     def now(self) -> dict[str, Any]:
         """Returns what the copy does; {} before it has said so."""
         with contextlib.suppress(UserError, OSError):
-            self.seen = time.monotonic() - (time.time() - self.path.stat().st_mtime)
+            written = self.path.stat().st_mtime_ns
+            # Looks are counted, not seconds: a machine that sleeps lets no copy write.
+            self._quiet = self._quiet + GLANCE_SECONDS if written == self._written else 0.0
+            self._written = written
             return read_json(self.path, "")
         return {}
 
     def hangs(self) -> bool:
         """Tells whether the copy has given no sign of life for long, though it had begun to."""
-        return self.path.exists() and time.monotonic() - self.seen > HANGING_SECONDS
+        return self._quiet > HANGING_SECONDS
 
     def signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -125,6 +128,8 @@ def _show_all(stream: Any, display: Display, is_error: bool) -> None:
                 display.say(text, once=True, is_error=is_error)
         if b"\r" in unfinished:  # a progress bar, such as that of a download
             display.rewrite(unfinished.decode(errors="replace").rstrip("\r").rpartition("\r")[2])
+    if text := unfinished.decode(errors="replace").rpartition("\r")[2].strip():
+        display.say(text, once=True, is_error=is_error)
 
 
 class _Launch:
