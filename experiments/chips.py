@@ -100,7 +100,7 @@ def table(rows: Sequence[Row]) -> tuple[Sequence[str], list[list[str]]]:
     """Returns the header and the lines of the table of one chip: mnv2 beside plain Flax."""
     lines = []
     for ours in (row for row in rows if row.framework == "mnv2"):
-        same = [r for r in rows if r.framework != "mnv2" and r[1:5] == ours[1:5]]
+        same = [r for r in rows if r.framework != "mnv2" and r[1:4] == ours[1:4]]
         stock = same[0] if same else None
         task = Task(ours.network, size=ours.pixels, batch=ours.batch)
         images = f"{ours.per_second:,.0f}" if ours.per_second else ""
