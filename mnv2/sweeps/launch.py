@@ -52,7 +52,7 @@ def run_sweep(config: ml_collections.ConfigDict, workdir: AnyPath, *only: str, *
     config describes no runs.
     """
     request = Request(config, workdir, only, **more)
-    if COPY not in os.environ:
+    if not is_copy():
         with tempfile.TemporaryDirectory(prefix="mnv2-") as folder:
             _Launch(request, Path(folder)).execute()
         return
@@ -63,6 +63,11 @@ def run_sweep(config: ml_collections.ConfigDict, workdir: AnyPath, *only: str, *
 
     work(request, here, int(os.environ[COPY]))
     sys.exit(0)
+
+
+def is_copy() -> bool:
+    """Tells whether this process is a copy that another one has started."""
+    return COPY in os.environ
 
 
 class _Copy:

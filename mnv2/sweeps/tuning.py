@@ -19,7 +19,7 @@ from mnv2.runtime.errors import RunsFailed, UserError
 from mnv2.runtime.files import AnyPath, read_json, write_text
 from mnv2.runtime.layout import CONFIG, SWEEP, TUNING
 from mnv2.runtime.terminal import first_few, note
-from mnv2.sweeps.launch import run_sweep
+from mnv2.sweeps.launch import is_copy, run_sweep
 from mnv2.sweeps.plan import number_of_runs
 from mnv2.sweeps.workdir import BETWEEN_ARMS, Sweep, check_comparison, diverged, has_field, load
 
@@ -202,7 +202,7 @@ def run_tuned(
         )
         return
     choices = choose(load(folder))
-    if reports:
+    if reports and not is_copy():  # copies of this command come here, too
         said = sentences(tuned_field(config)[0], choices)
         print(f"\n{said}\n", flush=True)
         write_text(workdir / f"{TUNING}.md", f"{said}\n")
