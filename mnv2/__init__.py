@@ -11,8 +11,10 @@ def train(config: Any, workdir: Any, *only: str, reports: bool = True) -> None:
     One run after another, in `workdir`; `only` names arms, or runs as arm/seed. Raises UserError if
     the config describes no runs, and RunsFailed at the end if any of them failed.
     """
-    from etils import epath
+    from mnv2.runtime.cli import silence_libraries
+    from mnv2.runtime.files import as_path
 
-    from mnv2.sweeps.run import train_here  # imports JAX
+    silence_libraries()
+    from mnv2.sweeps.run import train_here  # imports JAX and TensorFlow
 
-    train_here(config, epath.Path(workdir), only, reports=reports)
+    train_here(config, as_path(workdir), only, reports=reports)
