@@ -59,10 +59,20 @@ def run_sweep(config: ml_collections.ConfigDict, workdir: AnyPath, *only: str, *
     here = Path(os.environ[LAUNCH])
     if (here / "workdir").read_text(encoding="utf-8") != str(workdir):
         return
+    number = int(os.environ[COPY])
+    threading.Thread(target=_live, args=(here / f"copy-{number}.json",), daemon=True).start()
     from mnv2.sweeps.run import work  # imports JAX
 
-    work(request, here, int(os.environ[COPY]))
+    work(request, here, number)
     sys.exit(0)
+
+
+def _live(path: Path) -> None:
+    """Gives a sign of life once a second: the time of the file that says what this copy does."""
+    while True:
+        with contextlib.suppress(OSError):  # the parent may have ended
+            path.touch()
+        time.sleep(1.0)
 
 
 def is_copy() -> bool:
@@ -94,19 +104,19 @@ class _Copy:
         for reader in self._readers:
             reader.start()
 
-    def now(self) -> dict[str, Any]:
-        """Returns what the copy does; {} before it has said so."""
-        with contextlib.suppress(UserError, OSError):
-            written = self.path.stat().st_mtime_ns
-            # Looks are counted, not seconds: a machine that sleeps lets no copy write.
-            self._quiet = self._quiet + GLANCE_SECONDS if written == self._written else 0.0
-            self._written = written
+    def look(self) -> dict[str, Any]:
+        """Returns what the copy does; {} before it has said so. Ends it if it hangs."""
+        written = self.path.stat().st_mtime_ns if self.path.exists() else 0
+        # Looks are counted, not seconds: a machine that sleeps lets no copy write.
+        self._quiet = self._quiet + GLANCE_SECONDS if written == self._written else 0.0
+        self._written = written
+        if self._quiet > HANGING_SECONDS:
+            self.was_hanging = True
+            self.signal(signal.SIGKILL)
+            self.process.wait()
+        with contextlib.suppress(UserError):
             return read_json(self.path, "")
         return {}
-
-    def hangs(self) -> bool:
-        """Tells whether the copy has given no sign of life for long, though it had begun to."""
-        return self._quiet > HANGING_SECONDS
 
     def signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -175,15 +185,17 @@ class _Launch:
 
     def _await_plan(self) -> None:
         """Waits for the plan of the first copy. Ends as that copy does if it ends before."""
-        (first,) = self._copies
         while not (self._folder / PLAN).exists():
             self._stopper.check()
-            if (code := first.ended()) is not None:
+            time.sleep(GLANCE_SECONDS)
+            (first,) = self._copies
+            first.look()
+            code = first.ended()
+            if code is not None and not (self._folder / PLAN).exists():
                 self._copies = []
-                if code < 0:
-                    raise UserError(f"the process {_describe(code)} before it had planned its runs")
-                sys.exit(code)
-            time.sleep(GLANCE_SECONDS / 4)
+                if code >= 0:
+                    sys.exit(code)
+                self._died(first, code, None)
         self._plan = read_json(self._folder / PLAN, "")
 
     def _watch(self) -> None:
@@ -191,11 +203,7 @@ class _Launch:
         self._stopper.check()
         time.sleep(GLANCE_SECONDS)
         for copy in list(self._copies):
-            if copy.hangs():
-                copy.was_hanging = True
-                copy.signal(signal.SIGKILL)
-                copy.process.wait()
-            code, now = copy.ended(), copy.now()
+            now, code = copy.look(), copy.ended()
             self._display.now(copy.number, now if code is None else {})
             self._note_ended(copy)
             if code is not None:

@@ -309,7 +309,7 @@ class _Reporter:
 
     @contextlib.contextmanager
     def reporting(self) -> Iterator[None]:
-        """Writes what this copy does once a second within the context: its sign of life."""
+        """Writes what this copy does once a second within the context."""
         ended = threading.Event()
 
         def write() -> None:

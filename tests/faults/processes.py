@@ -147,7 +147,7 @@ def check_layouts(folder: Path, steps: int, sizes: set[int], more: Sequence[str]
             int(value)
             for line in map(json.loads, metrics.splitlines())
             for name, value in line.items()
-            if name.endswith("/examples")
+            if name in ("validation/examples", "test/examples")
         }
         print(
             f"{processes} process{'es' * (processes > 1)} x {devices} devices: {steps} steps, "

@@ -12,7 +12,6 @@ import os
 import pickle
 import signal
 import sys
-import threading
 import time
 import types
 from pathlib import Path
@@ -48,7 +47,7 @@ def work(request: Any, folder: Path, number: int) -> None:
             continue
         with contextlib.suppress(Held), files.sole_writer(run):
             here = wanted in ("all", name)
-            say(folder, number, name, hangs=here and then == "hangs once")
+            say(folder, number, name)
             outcome = execute(run, then if here else "", folder, number)
             ended = {"run": name, "seconds": 1.0, **outcome}
             files.append_line(folder / f"ended-{number}.jsonl", json.dumps(ended))
@@ -78,19 +77,10 @@ def plan(workdir: Path, folder: Path, copies: int) -> None:
     )  # fmt: skip
 
 
-def say(folder: Path, number: int, name: str, hangs: bool) -> None:
-    """Says which run a copy executes, and gives signs of life, unless it hangs."""
-    path = folder / f"copy-{number}.json"
-    files.write_text(path, json.dumps({"run": name, "phase": "training"}))
-
-    def live() -> None:
-        while True:
-            time.sleep(0.3)
-            with contextlib.suppress(OSError):
-                os.utime(path)
-
-    if not hangs:
-        threading.Thread(target=live, daemon=True).start()
+def say(folder: Path, number: int, name: str) -> None:
+    """Says which run a copy executes."""
+    now = json.dumps({"run": name, "phase": "training"})
+    files.write_text(folder / f"copy-{number}.json", now)
 
 
 def execute(run: Path, then: str, folder: Path, number: int) -> dict[str, Any]:
@@ -107,7 +97,7 @@ def execute(run: Path, then: str, folder: Path, number: int) -> dict[str, Any]:
     if then == "dies" or (then == "dies once" and once):
         sys.exit(1)
     if then == "hangs once" and once:
-        time.sleep(60)
+        os.kill(os.getpid(), signal.SIGSTOP)
     if then in ("waits", "ignores"):
         noted: list[int] = []
         signal.signal(signal.SIGTERM, lambda *_: noted.append(1))
