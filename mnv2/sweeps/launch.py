@@ -34,7 +34,7 @@ from mnv2.runtime.files import AnyPath, holder, read_json, read_lines, write_tex
 from mnv2.runtime.interruption import EXIT_CODE, Stopped, Stopper
 from mnv2.sweeps import workdir as workdirs
 from mnv2.sweeps.display import Display
-from mnv2.sweeps.plan import PLAN, Request
+from mnv2.sweeps.plan import PARENT, PLAN, Request
 
 COPY, LAUNCH = "MNV2_COPY", "MNV2_LAUNCH"  # environment variables of a copy
 GLANCE_SECONDS = 0.2  # between looks at the copies
@@ -91,7 +91,11 @@ class _Copy:
         self._written, self._quiet, self.was_hanging = 0, 0.0, False
         self.process = subprocess.Popen(
             [sys.executable, *sys.orig_argv[1:]],
-            env={**os.environ, **environment, COPY: str(number), LAUNCH: str(folder)},
+            env={
+                **os.environ,
+                **environment,
+                **{COPY: str(number), LAUNCH: str(folder), PARENT: str(os.getpid())},
+            },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

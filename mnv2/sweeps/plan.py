@@ -34,6 +34,7 @@ CONFIG_REMEDY = (
 
 
 PLAN, RUNS = "plan.json", "runs.pickle"  # in the folder of a launch: see `sweeps.launch`
+PARENT = "MNV2_PARENT"  # an environment variable of a copy: the process that started it
 
 
 class Request(NamedTuple):

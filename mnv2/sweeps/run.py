@@ -26,6 +26,7 @@ from mnv2.runtime.machine import find_devices, free_memory, threads
 from mnv2.runtime.processes import any_of, broadcast_from_primary, ending_together, is_writer, say
 from mnv2.sweeps.division import Division, divide
 from mnv2.sweeps.plan import (
+    PARENT,
     PLAN,
     Request,
     Run,
@@ -401,7 +402,8 @@ def _return_memory() -> None:
 
 def _stop_with_parent() -> None:
     """Sends this process SIGTERM when its parent has ended, however it ended."""
-    parent = os.getppid()
+    # The parent may have ended already, while this process imported its libraries.
+    parent = int(os.environ.get(PARENT, os.getppid()))
 
     def watch() -> None:
         while os.getppid() == parent:
