@@ -172,8 +172,8 @@ def train(
                 feed = create_feed(setup, settings, step)
                 while step < total:
                     if compiles := feed.shape != shape:  # also when pictures begin to grow
-                        shape = feed.shape
-                        run.prepare_compilation(state, step, feed.images(), trained=bool(window))
+                        trained, shape = shape is not None, feed.shape
+                        run.prepare_compilation(state, step, feed.images(), trained=trained)
                     if due.steps_left == 1:  # before a report: its update is measured
                         before = joined(state.params)
                     alone = compiles or trace.waits or due.steps_left == 1
@@ -220,7 +220,7 @@ class _Run(NamedTuple):
     def prepare_compilation(
         self, state: TrainState, step: int, images: np.ndarray, trained: bool
     ) -> None:
-        """Shows the images for which a step is compiled, and saves what was trained until now.
+        """Shows the images for which a step is compiled, and saves what this process `trained`.
 
         A signal ends the process while it compiles, so that it needs not wait for minutes.
         """
