@@ -74,13 +74,18 @@ def tiny_config() -> ml_collections.ConfigDict:
     return config
 
 
-@pytest.fixture
-def few_test_pictures(monkeypatch):
-    """Leaves 1,000 pictures of the test split, since most tests are not about their number."""
+def leave_test_pictures(monkeypatch, count):
+    """Leaves `count` pictures of the test split."""
     whole = TfdsDataset.tfds_range
 
     def capped(dataset, split):
         name, start, stop = whole(dataset, split)
-        return name, start, min(stop, start + 1000) if split == "test" else stop
+        return name, start, min(stop, start + count) if split == "test" else stop
 
     monkeypatch.setattr(TfdsDataset, "tfds_range", capped)
+
+
+@pytest.fixture
+def few_test_pictures(monkeypatch):
+    """Leaves 1,000 pictures of the test split, since most tests are not about their number."""
+    leave_test_pictures(monkeypatch, 1000)

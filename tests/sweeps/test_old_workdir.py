@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from mnv2 import pretrained
-from mnv2.data.datasets import TfdsDataset
 from mnv2.runtime.errors import UserError
 from mnv2.status import statuses
 from mnv2.sweeps.report import write_report
 from mnv2.sweeps.run import train_here
 from mnv2.sweeps.workdir import load
 from mnv2.training.evaluation import evaluate_weights
+from tests.conftest import leave_test_pictures
 
 DATA = Path(__file__).parent / "data/workdir_0.2.0.tar.xz"
 
@@ -38,13 +38,7 @@ def config(tiny_config):
 @pytest.fixture
 def as_many_test_pictures(monkeypatch):
     """Leaves the 500 pictures of the test split that it was made with."""
-    whole = TfdsDataset.tfds_range
-
-    def capped(dataset, split):
-        name, start, stop = whole(dataset, split)
-        return name, start, min(stop, start + 500) if split == "test" else stop
-
-    monkeypatch.setattr(TfdsDataset, "tfds_range", capped)
+    leave_test_pictures(monkeypatch, 500)
 
 
 def test_it_is_reported_and_its_status_is_known(workdir, capsys):
