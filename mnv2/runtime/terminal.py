@@ -4,7 +4,6 @@ import functools
 import re
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 
 NOTICEABLE = 0.05  # the share of the time spent waiting for input above which it is mentioned
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
@@ -80,12 +79,3 @@ def format_seconds(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def short_path(path: Path) -> str:
-    """Formats a path, with ~ for the user's home folder."""
-    try:
-        home = Path.home()
-    except RuntimeError:  # this user has none
-        return str(path)
-    return f"~/{path.relative_to(home)}" if path.is_relative_to(home) else str(path)

@@ -8,7 +8,7 @@ The parent shows how far they are, passes signals on, and starts a copy that die
 The processes speak through a local folder, LAUNCH:
 
     plan.json, runs.pickle   what the first copy has planned
-    copy-N.json              what copy N does, once a second
+    copy-N.json              what copy N does; its time is a sign of life
     ended-N.jsonl            how each of its runs ended
     failed/ARM/SEED          the runs that no copy takes again
 """
@@ -34,9 +34,10 @@ from mnv2.runtime.files import AnyPath, holder, read_json, read_lines, write_tex
 from mnv2.runtime.interruption import EXIT_CODE, Stopped, Stopper
 from mnv2.sweeps import workdir as workdirs
 from mnv2.sweeps.display import Display
-from mnv2.sweeps.plan import PARENT, PLAN, Request
+from mnv2.sweeps.plan import PLAN, Request
 
-COPY, LAUNCH = "MNV2_COPY", "MNV2_LAUNCH"  # environment variables of a copy
+# Environment variables of a copy: its number, the folder, and the process that started it.
+COPY, LAUNCH, PARENT = "MNV2_COPY", "MNV2_LAUNCH", "MNV2_PARENT"
 GLANCE_SECONDS = 0.2  # between looks at the copies
 HANGING_SECONDS = 60.0  # without a sign of life, after which a copy is ended
 STOPPING_SECONDS = 60.0  # that copies may take to save their runs after a signal
@@ -68,11 +69,16 @@ def run_sweep(config: ml_collections.ConfigDict, workdir: AnyPath, *only: str, *
 
 
 def _live(path: Path) -> None:
-    """Gives a sign of life once a second: the time of the file that says what this copy does."""
-    while True:
-        with contextlib.suppress(OSError):  # the parent may have ended
+    """Touches the file that says what this copy does, as long as the parent lives.
+
+    Sends this process SIGTERM when the parent has ended, however and whenever it ended.
+    """
+    parent = int(os.environ.get(PARENT, os.getppid()))
+    while os.getppid() == parent:
+        with contextlib.suppress(OSError):  # the parent is ending
             path.touch()
-        time.sleep(1.0)
+        time.sleep(GLANCE_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def is_copy() -> bool:

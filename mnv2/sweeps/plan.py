@@ -34,7 +34,6 @@ CONFIG_REMEDY = (
 
 
 PLAN, RUNS = "plan.json", "runs.pickle"  # in the folder of a launch: see `sweeps.launch`
-PARENT = "MNV2_PARENT"  # an environment variable of a copy: the process that started it
 
 
 class Request(NamedTuple):
@@ -270,7 +269,7 @@ def claim(
     if not all(one.finished for one in runs):
         for one in everything:
             check_classes_of_run(one.folder, open_data(one.settings))
-    work = (old or {}).get("multiply_adds", {})
+    work = dict((old or {}).get("multiply_adds", {}))  # a copy: `old` is compared below
     for one in runs:
         if one.arm not in work and not one.finished:
             work[one.arm] = _multiply_adds(one)  # traces the network, which takes a second

@@ -5,9 +5,7 @@ import ctypes
 import gc
 import json
 import os
-import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,9 +22,8 @@ from mnv2.runtime.files import AnyPath, append_line, holder, read_json, sole_wri
 from mnv2.runtime.interruption import EXIT_CODE, Stopped, Stopper
 from mnv2.runtime.machine import find_devices, free_memory, threads
 from mnv2.runtime.processes import any_of, broadcast_from_primary, ending_together, is_writer, say
-from mnv2.sweeps.division import Division, divide
+from mnv2.sweeps.division import divide
 from mnv2.sweeps.plan import (
-    PARENT,
     PLAN,
     Request,
     Run,
@@ -50,7 +47,6 @@ from mnv2.training.progress import Progress
 
 LATER_SECONDS = 5.0  # until a run that another command held is tried once more
 COMPILING = ("starting", "compiling")  # phases of a run during which its arm may be compiled
-GLANCE_SECONDS = 0.2  # between looks at whether the parent still lives
 
 
 def work(request: Request, folder: Path, number: int) -> None:
@@ -59,7 +55,6 @@ def work(request: Request, folder: Path, number: int) -> None:
     `folder` is the one through which this copy speaks to its parent and the other copies: see
     `sweeps.launch`.
     """
-    _stop_with_parent()
     with ending_together():
         if number == 0 and not (folder / PLAN).exists():
             runs = _plan(request, folder)
@@ -111,9 +106,8 @@ def execute(
     `profile` is the folder for a trace of the first one. With `show`, nobody else shows how they
     end. Raises Stopped if a signal came.
     """
-    failed: dict[str, str] = {}
     stopper = Stopper(any_of if jax.process_count() > 1 else None)
-    with stopper.listening(), reporter.reporting():
+    with stopper.listening():
         for one, lock in _free_runs(runs, reporter):
             with lock, _attempt(one) as outcome:
                 reporter.begins(one)
@@ -128,12 +122,10 @@ def execute(
                 )
             profile = None  # the first run is enough
             reporter.ended(one, outcome)
-            if "failure" in outcome:
-                failed[one.name] = outcome["failure"]
             if show:
                 show(f"{one.name}  {_described(outcome)}")
             drop_programs_if_large()
-    return failed | reporter.failed_to_start
+    return reporter.failed
 
 
 def _described(outcome: dict[str, Any]) -> str:
@@ -159,16 +151,19 @@ def _plan(request: Request, folder: Path) -> list[Run]:
     runs = claim(config, request.workdir, request.only)
     waiting = _not_finished(runs, request.workdir)
     largest = max((one.multiply_adds * one.settings.batch_size for one in waiting), default=0)
-    division = division.within_memory(largest)
-    copies = max(1, min(division.copies, len(waiting)))
-    if waiting:
-        _say_division(division, copies, devices)
+    within = division.within_memory(largest)
+    copies = max(1, min(within.copies, len(waiting)))
+    if copies > 1 or within.copies < division.copies:
+        many = f"{copies} runs at the same time" if copies > 1 else "one run after another"
+        say(f"{many}, {within.reason}, on {devices}")
+    elif waiting:
+        say(f"JAX computes on {devices}")
     if copies > 1:  # no copy is then left with a long run at the end
         runs = sorted(runs, key=lambda one: -one.work)
     unfinished = {one.name for one in waiting}
     plan = {
         "copies": copies,
-        "environments": [division.environment(copy) for copy in range(division.copies)],
+        "environments": [within.environment(copy) for copy in range(within.copies)],
         "writes": is_writer(),
         "split": runs[0].settings.final_split,
         "runs": [
@@ -185,14 +180,6 @@ def _plan(request: Request, folder: Path) -> list[Run]:
     }
     write_plan(folder, plan, runs)
     return runs
-
-
-def _say_division(division: Division, copies: int, devices: str) -> None:
-    """Says on what the runs are executed, and the parameters of a command with one run."""
-    if copies > 1:
-        say(f"{copies} runs at the same time, {division.reason}, on {devices}")
-    else:
-        say(f"JAX computes on {devices}")
 
 
 def _start_jax() -> str:
@@ -249,7 +236,6 @@ def _take(
         try:
             process = _lock(one, until)
         except UserError as error:  # a folder that cannot be written to
-            reporter.failed_to_start[one.name] = str(error)
             reporter.ended(one, {"failure": str(error), "seconds": 0.0})
             continue
         if process is None and not one.finished:  # by another process, in the meantime
@@ -299,52 +285,45 @@ def _attempt(one: Run) -> Iterator[dict[str, Any]]:
 
 
 class _Reporter:
-    """Says what this copy does, once a second, and how its runs ended: see `sweeps.launch`."""
+    """Says what this copy does, and how its runs ended: see `sweeps.launch`.
+
+    `failed` has the runs that failed here, by name, and why.
+    """
 
     def __init__(self, folder: Path, number: int):
         self._folder, self._number = folder, number
         self._run: Run | None = None
-        self._now: Progress | str = ""
-        self._lock = threading.Lock()
-        self.failed_to_start: dict[str, str] = {}
-
-    @contextlib.contextmanager
-    def reporting(self) -> Iterator[None]:
-        """Writes what this copy does once a second within the context."""
-        ended = threading.Event()
-
-        def write() -> None:
-            while not ended.wait(1.0):
-                self._write()
-
-        thread = threading.Thread(target=write, name="reporter", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
+        self.failed: dict[str, str] = {}
 
     def begins(self, one: Run) -> None:
         """Says that a run starts."""
-        self._run, self._now = one, "starting"
-        self._write()
+        self._run = one
+        self.now("starting")
 
     def now(self, now: Progress | str) -> None:
-        """Notes what the run does now: its progress, or a phase such as compiling."""
-        self._now = now
-        if isinstance(now, str):
-            self._write()
+        """Says what the run does now: its progress, or a phase such as compiling."""
+        one = self._run
+        assert one is not None
+        values: dict[str, Any] = {"run": one.name, "phase": now}
+        if isinstance(now, Progress):
+            values |= {"phase": "training", **now._asdict()}
+            if now.images_per_second:
+                values["seconds_per_step"] = one.settings.batch_size / now.images_per_second
+        with contextlib.suppress(OSError):  # the parent may have ended
+            path = self._folder / f"copy-{self._number}.json"
+            unfinished = path.with_suffix(".unfinished")
+            unfinished.write_text(json.dumps(values), encoding="utf-8")
+            unfinished.replace(path)
 
     def ended(self, one: Run, outcome: dict[str, Any]) -> None:
         """Says how a run ended. A run that failed is taken by no copy of this command again."""
         if "failure" in outcome:
+            self.failed[one.name] = outcome["failure"]
             failed = self._folder / "failed" / one.name
             failed.parent.mkdir(parents=True, exist_ok=True)
             failed.touch()
         line = to_json({"run": one.name, **outcome})
         append_line(self._folder / f"ended-{self._number}.jsonl", line)
-        self._run = None
 
     def has_failed(self, one: Run) -> bool:
         """Tells whether a run failed in any copy of this command."""
@@ -359,21 +338,6 @@ class _Reporter:
                 if path.stem != f"copy-{self._number}" and now.get("phase") in COMPILING:
                     arms.add(now["run"].rpartition("/")[0])
         return arms
-
-    def _write(self) -> None:
-        one, now = self._run, self._now
-        values: dict[str, Any] = {}
-        if one is not None and isinstance(now, str):
-            values = {"run": one.name, "phase": now}
-        elif one is not None and isinstance(now, Progress):
-            rate = now.images_per_second
-            seconds = {"seconds_per_step": one.settings.batch_size / rate} if rate else {}
-            values = {"run": one.name, "phase": "training", **now._asdict(), **seconds}
-        with self._lock, contextlib.suppress(OSError):  # the parent may have ended
-            path = self._folder / f"copy-{self._number}.json"
-            unfinished = path.with_suffix(".unfinished")
-            unfinished.write_text(json.dumps(values), encoding="utf-8")
-            unfinished.replace(path)
 
 
 def drop_programs_if_large() -> bool:
@@ -398,16 +362,3 @@ def _return_memory() -> None:
     """Returns what was freed to the system: after a run 350 MB, which glibc would keep."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def _stop_with_parent() -> None:
-    """Sends this process SIGTERM when its parent has ended, however it ended."""
-    # The parent may have ended already, while this process imported its libraries.
-    parent = int(os.environ.get(PARENT, os.getppid()))
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(GLANCE_SECONDS)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, name="watch", daemon=True).start()

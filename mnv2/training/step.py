@@ -76,7 +76,6 @@ class StepMetrics:
 KINDS: dict[str, str] = {
     field.name: field.metadata["kind"] for field in dataclasses.fields(StepMetrics)
 }
-ONLY_IN_TRAINING = ("gradient_norm", "skipped_steps", "skipped_in_a_row")
 ONLY_WITH_SKIPPING = ("skipped_steps", "skipped_in_a_row")
 
 
