@@ -1,6 +1,6 @@
 """Runs a command by its verb: `mnv2 train --config ...` is `python -m mnv2.main --config ...`."""
 
-import importlib
+import runpy
 import sys
 
 from mnv2.runtime.cli import fail
@@ -30,8 +30,8 @@ def main() -> None:
         check_choice(verb, COMMANDS, "command")
     except UserError as error:
         fail(str(error))
-    sys.argv = [f"mnv2 {verb}", *sys.argv[2:]]
-    importlib.import_module(COMMANDS[verb][0]).command()
+    del sys.argv[1]
+    runpy.run_module(COMMANDS[verb][0], run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

@@ -35,9 +35,5 @@ def main() -> None:
         note(loaded.preprocess.describe_pixels("which the file does not tell"))
 
 
-def command() -> None:
-    run(main)
-
-
 if __name__ == "__main__":
-    command()
+    run(main)

@@ -87,10 +87,6 @@ def report(evaluation: "Evaluation", labels: Sequence[str], title: str, folder: 
     print(f"in {folder}: result.json, confusion.csv, confusion.png")
 
 
-def command() -> None:
+if __name__ == "__main__":
     keep_freed_memory()
     run(main)
-
-
-if __name__ == "__main__":
-    command()

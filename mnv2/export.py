@@ -100,9 +100,5 @@ def check_options(arguments: argparse.Namespace) -> list[str]:
     return formats
 
 
-def command() -> None:
-    run(main)
-
-
 if __name__ == "__main__":
-    command()
+    run(main)

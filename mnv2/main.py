@@ -166,9 +166,5 @@ def _meet(address: str | None, count: int | None, which: int | None) -> None:
     meet(address, count, which)
 
 
-def command() -> None:
-    app.run(main, flags_parser=functools.partial(parse_flags, gone=GONE))
-
-
 if __name__ == "__main__":
-    command()
+    app.run(main, flags_parser=functools.partial(parse_flags, gone=GONE))

@@ -238,9 +238,5 @@ def draw(predictions: Sequence[Prediction], labels: Sequence[str], top: int, pat
         figure.savefig(unfinished, dpi=110, format=path.suffix.removeprefix("."))
 
 
-def command() -> None:
-    run(main)
-
-
 if __name__ == "__main__":
-    command()
+    run(main)

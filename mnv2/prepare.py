@@ -26,9 +26,5 @@ def main() -> None:
     print(f"  in         {dataset.folder}")
 
 
-def command() -> None:
-    run(main)
-
-
 if __name__ == "__main__":
-    command()
+    run(main)

@@ -18,9 +18,5 @@ def main() -> None:
     write_report(workdir)
 
 
-def command() -> None:
-    run(main)
-
-
 if __name__ == "__main__":
-    command()
+    run(main)

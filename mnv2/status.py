@@ -101,9 +101,5 @@ def main() -> None:
         time.sleep(arguments.every)
 
 
-def command() -> None:
-    run(main)
-
-
 if __name__ == "__main__":
-    command()
+    run(main)

@@ -71,9 +71,5 @@ def main(argv: Sequence[str]) -> None:
             submit(config, workdir, *_ONLY.value, reports=_REPORT.value)
 
 
-def command() -> None:
-    app.run(main, flags_parser=parse_flags)
-
-
 if __name__ == "__main__":
-    command()
+    app.run(main, flags_parser=parse_flags)

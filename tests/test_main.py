@@ -156,3 +156,11 @@ def test_help_teaches():
     done = main("--help")
     assert "python -m mnv2.main --config configs/v2_ablation.py" in done.stdout
     assert "--workdir" in done.stdout
+
+
+def test_a_verb_runs_its_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "mnv2", "train", "--help"], capture_output=True, text=True
+    )
+    assert "python -m mnv2.main --config configs/v2_ablation.py" in done.stdout
+    assert "--workdir" in done.stdout
