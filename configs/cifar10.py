@@ -15,7 +15,7 @@ Each value is that of main.py there, or of models/mobilenetv2.py.
 
 import ml_collections
 
-from configs.defaults import defaults
+from mnv2.training.config import defaults
 
 
 def get_config(preset: str = "") -> ml_collections.ConfigDict:

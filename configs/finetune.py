@@ -27,7 +27,7 @@ second: --config.duration "3 epochs" of 1000 pictures takes five minutes.
 import ml_collections
 from ml_collections import config_dict
 
-from configs.defaults import defaults
+from mnv2.training.config import defaults
 
 PRESETS = ("", "frozen", "compare")
 ARMS = {

@@ -26,7 +26,7 @@ from collections.abc import Callable
 
 import ml_collections
 
-from configs.defaults import defaults
+from mnv2.training.config import defaults
 
 NOT_DEPTHWISE = "^(?!.*depthwise).*kernel"  # slim decays all kernels but depthwise ones
 EVERYTHING = "."  # PyTorch decays norms and biases too

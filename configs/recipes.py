@@ -19,7 +19,7 @@ from typing import Any
 
 import ml_collections
 
-from configs.defaults import defaults
+from mnv2.training.config import defaults
 
 PRESETS = ("", "few", "distillation")
 FEW = 2000  # of the 60,000 training pictures

@@ -45,7 +45,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from configs.defaults import defaults
+from mnv2.training.config import defaults
 
 PRESETS = ("", "quick", "hour", "full", "tuned", "eight_bits", "cifar10", "imagenet")
 LONG = ("full", "cifar10", "imagenet")  # they have more expansions and widths

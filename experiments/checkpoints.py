@@ -18,9 +18,8 @@ import numpy as np
 from configs import v2_ablation
 from experiments.common.writers import write_csv, write_markdown
 from mnv2 import data
-from mnv2.runtime import compilation_cache
 from mnv2.runtime.cli import command_parser, run, whole_number
-from mnv2.runtime.machine import keep_freed_memory
+from mnv2.runtime.machine import keep_compiled_programs, keep_freed_memory
 from mnv2.runtime.terminal import StatusLine
 from mnv2.sweeps.plan import with_arms
 from mnv2.training.checkpoint import Checkpoints, Timing
@@ -75,7 +74,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/checkpoints"))
     parser.add_argument("--pairs", type=whole_number(), default=80)
     arguments = parser.parse_args()
-    compilation_cache.enable()
+    keep_compiled_programs()
     config = with_arms(v2_ablation.get_config())
     config.ema_decay = 0.999  # a third copy of the parameters in each checkpoint
     measured: list[Block] = []

@@ -22,7 +22,7 @@ from experiments.common.writers import write_csv, write_markdown
 from mnv2 import data
 from mnv2.models import create_model
 from mnv2.pretrained import Preprocessing
-from mnv2.runtime import compilation_cache, machine
+from mnv2.runtime import machine
 from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.runtime.machine import keep_freed_memory
 from mnv2.runtime.terminal import StatusLine
@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=whole_number(), default=5)
     parser.add_argument("--out", type=Path, default=Path("runs/dispatch"))
     arguments = parser.parse_args()
-    compilation_cache.enable()
+    machine.keep_compiled_programs()
     line = StatusLine("dispatch")
     everything: list[Any] = []
     lines = []

@@ -26,10 +26,10 @@ from experiments.common.writers import write_csv, write_markdown
 from experiments.quantization import DATA, FLOAT, Prepared, sweep_of, top1
 from mnv2 import data, pretrained
 from mnv2.models import for_inference
-from mnv2.runtime import compilation_cache
 from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.runtime.errors import UserError, check_choice
 from mnv2.runtime.files import read_json, write_json
+from mnv2.runtime.machine import keep_compiled_programs
 from mnv2.sweeps.launch import run_sweep
 from mnv2.sweeps.report import plus_minus
 from mnv2.sweeps.statistics import Estimate
@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument("--steps", type=whole_number(), default=200)
     parser.add_argument("--out", type=Path, default=Path("runs/quantized_training"))
     arguments = parser.parse_args()
-    compilation_cache.enable()
+    keep_compiled_programs()
     out = arguments.out
     results = list(measure(arguments.workdir, arguments.arms, arguments.steps, out))
     write_csv(results, out / "quantized_training.csv")

@@ -91,7 +91,7 @@ def _explained(error: BaseException, config_file: str | None) -> str:
 def _prepared(argv: Sequence[str]) -> tuple[list[str], str | None]:
     """Returns the command line with ~ in the name of the config file replaced, and that file.
 
-    Also lets the file import its neighbours, as `configs.defaults`, from any folder. Raises
+    Also lets the file import its neighbours, as `configs.finetune`, from any folder. Raises
     UserError if there is no such file.
     """
     words = list(argv)
@@ -114,7 +114,7 @@ def _prepared(argv: Sequence[str]) -> tuple[list[str], str | None]:
 
 
 def _make_importable(config_file: Path) -> None:
-    """Lets a config file import its neighbours, as `configs.defaults`.
+    """Lets a config file import its neighbours, as `configs.finetune`.
 
     Its folder's parent comes first only if another package of that name would be found otherwise:
     there may be files that are called as other modules are. Raises UserError if another one is

@@ -15,12 +15,11 @@ import jax
 import ml_collections
 import psutil
 
-from mnv2.runtime import compilation_cache
 from mnv2.runtime.cli import hide_gpus_from_tensorflow, leave
 from mnv2.runtime.errors import Held, UserError, reason
 from mnv2.runtime.files import AnyPath, append_line, holder, read_json, sole_writer, to_json
 from mnv2.runtime.interruption import EXIT_CODE, Stopped, Stopper
-from mnv2.runtime.machine import find_devices, free_memory, threads
+from mnv2.runtime.machine import find_devices, free_memory, keep_compiled_programs, threads
 from mnv2.runtime.processes import any_of, broadcast_from_primary, ending_together, is_writer, say
 from mnv2.sweeps.division import divide
 from mnv2.sweeps.plan import (
@@ -186,7 +185,7 @@ def _start_jax() -> str:
     """Prepares libraries that a run needs; returns what JAX computes on."""
     hide_gpus_from_tensorflow()
     devices = find_devices()
-    compilation_cache.enable()
+    keep_compiled_programs()
     return devices
 
 

@@ -216,7 +216,7 @@ def check_comparison(config: ml_collections.ConfigDict) -> None:
             raise UserError(f"the config lacks {field}: {wanted}; see configs/v2_ablation.py")
     for field in SHARED:
         if field not in config:
-            raise UserError(f"the config lacks {field}: see configs/defaults.py")
+            raise UserError(f"the config lacks {field}: see docs/fields.md")
     arms = _arms(config.arms)
     check_choice(config.baseline, arms, "baseline")
     try:

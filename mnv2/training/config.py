@@ -358,7 +358,7 @@ def from_config(config: ml_collections.ConfigDict) -> Settings:
         raise UserError("no weights given: set config.weights to a file, as --config.weights FILE")
     for group in ("data", "model", "optimization"):
         if group not in config:
-            raise UserError(f"the config lacks {group}: see configs/defaults.py")
+            raise UserError(f"the config lacks {group}: see docs/fields.md")
     settings = Settings(
         **{
             **_values_of(Settings, config),

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from mnv2.runtime import compilation_cache, files
+from mnv2.runtime import files, machine
 from mnv2.runtime.errors import UserError
 
 HOLD = """
@@ -223,7 +223,7 @@ def test_without_a_home_nothing_is_cached_and_one_warning_says_so(
 ):
     files.write_cache("pictures/a.json", {"a": 1})
     assert files.read_cache("pictures/a.json") == {}
-    assert compilation_cache.enable() is None
+    machine.keep_compiled_programs()
     assert jax.config.jax_compilation_cache_dir is None
     said = capsys.readouterr().err
     assert said == (
@@ -239,7 +239,7 @@ def test_where_nothing_can_be_written_nothing_is_cached_and_one_warning_says_so(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     files.write_cache("pictures/a.json", {"a": 1})
     assert files.read_cache("pictures/a.json") == {}
-    assert compilation_cache.enable() is None
+    machine.keep_compiled_programs()
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert f"cannot write to {tmp_path}/file/mnv2: Not a directory" in said
@@ -250,7 +250,7 @@ def test_a_chosen_folder_for_programs_that_cannot_be_written_is_left(
 ):
     (tmp_path / "file").write_text("")
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "file"))
-    assert compilation_cache.enable() is None
+    machine.keep_compiled_programs()
     assert jax.config.jax_compilation_cache_dir is None
     assert f"compiled programs are not kept: cannot write to {tmp_path}/file" in (
         capsys.readouterr().err

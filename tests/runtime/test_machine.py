@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import pytest
@@ -114,5 +115,40 @@ def test_copies_allocate_in_huge_pages_where_they_help(
         (tmp_path / name).touch()
     monkeypatch.setattr(machine, "HUGE_PAGES", tmp_path / "enabled")
     monkeypatch.setattr(machine, "DEV", tmp_path)
-    monkeypatch.setattr(machine, "libc_ver", lambda: (libc, ""))
+    monkeypatch.setattr(machine.system, "libc_ver", lambda: (libc, ""))
     assert bool(machine.huge_pages()) == helps
+
+
+@pytest.fixture
+def no_folder_chosen(monkeypatch, tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_programs_are_kept_in_the_users_cache(no_folder_chosen, tmp_path):
+    machine.keep_compiled_programs()
+    folder = Path(jax.config.jax_compilation_cache_dir)
+    assert folder.parent == tmp_path / "mnv2" / "compiled"
+
+
+def test_a_folder_that_the_user_chose_is_left_alone(no_folder_chosen, tmp_path):
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "mine"))
+    machine.keep_compiled_programs()
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "mine")
+
+
+def test_another_processor_has_a_folder_of_its_own(no_folder_chosen, monkeypatch, tmp_path):
+    ours = machine._processor()
+    other = tmp_path / "cpuinfo"
+    other.write_text("flags\t: fpu vme\n")
+    monkeypatch.setattr(machine, "CPU_INFO", other)
+    assert machine._processor() != ours
+
+
+def test_without_proc_as_on_macos_there_is_a_folder_too(no_folder_chosen, monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "CPU_INFO", tmp_path / "none")
+    machine.keep_compiled_programs()
+    assert jax.config.jax_compilation_cache_dir
