@@ -7,8 +7,16 @@ import jax
 import jax.numpy as jnp
 
 from mnv2.ops.padding import CONVENTIONS
-from mnv2.runtime.checks import Check, is_whole, number, plain, truth, whole
-from mnv2.runtime.errors import UserError, check_choice
+from mnv2.runtime.errors import (
+    Check,
+    UserError,
+    check_choice,
+    is_whole,
+    number,
+    plain,
+    truth,
+    whole,
+)
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 

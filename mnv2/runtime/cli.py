@@ -16,8 +16,7 @@ from typing import Any, NoReturn
 
 from absl import logging
 
-from mnv2.runtime.checks import Check, number, whole
-from mnv2.runtime.errors import UserError, is_store_error, reason
+from mnv2.runtime.errors import Check, UserError, is_store_error, number, reason, whole
 from mnv2.runtime.files import caches
 from mnv2.runtime.interruption import EXIT_CODE, Stopped
 from mnv2.runtime.machine import threads

@@ -18,11 +18,11 @@ from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import caches, check_writable, warn_once
 from mnv2.runtime.terminal import warn
 
-# What a driver puts into /dev for each accelerator, its name, and the extra that installs JAX for
-# it.
+# What a driver puts into /dev for each accelerator, its name, the extra that installs JAX for it,
+# and the modules that it installs.
 DRIVERS = (
-    ("nvidia[0-9]*", "NVIDIA GPU", "cuda13 or cuda12"),
-    ("accel[0-9]*", "TPU", "tpu"),
+    ("nvidia[0-9]*", "NVIDIA GPU", "cuda13 or cuda12", ("jax_cuda13_plugin", "jax_cuda12_plugin")),
+    ("accel[0-9]*", "TPU", "tpu", ("libtpu",)),
 )
 NAMES = {"cuda": "NVIDIA GPU", "gpu": "GPU", "rocm": "AMD GPU", "tpu": "TPU"}
 CGROUP = Path("/sys/fs/cgroup")  # the limits of the control groups that there are
@@ -217,25 +217,19 @@ def find_devices(dev: Path = DEV) -> str:
 
 def _warn_of_unused(dev: Path) -> None:
     """Warns of an accelerator that the operating system has and JAX does not use."""
-    for pattern, name, extras in DRIVERS:
+    for pattern, name, extras, modules in DRIVERS:
         if name == "NVIDIA GPU" and os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
             continue  # the user hides it
         if found := sorted(dev.glob(pattern)):
-            installed = any(map(importlib.util.find_spec, _plugins(name)))
             remedy = (
                 "its driver may be too old or out of order"
-                if installed
+                if _has(*modules)
                 else f"JAX is installed without support for it: install the extra {extras}"
             )
             warn(
                 f"this machine has {name}s ({found[0]}) that JAX cannot use, so the CPU does the "
                 f"work; {remedy}, see docs/accelerators.md"
             )
-
-
-def _plugins(name: str) -> tuple[str, ...]:
-    """Returns the modules of JAX that support an accelerator."""
-    return ("libtpu",) if name == "TPU" else ("jax_cuda12_plugin", "jax_cuda13_plugin")
 
 
 def keep_compiled_programs() -> None:

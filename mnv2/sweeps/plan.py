@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from mnv2.runtime.checks import whole
-from mnv2.runtime.errors import UserError, check_choice, reason
+from mnv2.runtime.errors import UserError, check_choice, reason, whole
 from mnv2.runtime.files import AnyPath, matches, read_json, to_json, write_json
 from mnv2.runtime.layout import CHECKPOINTS, CONFIG, ENVIRONMENT, FAILURE, RESULT, SWEEP
 from mnv2.runtime.terminal import note

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ml_collections
 
-from mnv2.runtime.checks import whole
-from mnv2.runtime.errors import RunsFailed, UserError
+from mnv2.runtime.errors import RunsFailed, UserError, whole
 from mnv2.runtime.files import AnyPath, read_json, write_text
 from mnv2.runtime.layout import CONFIG, SWEEP, TUNING
 from mnv2.runtime.terminal import first_few, note

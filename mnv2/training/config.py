@@ -16,8 +16,18 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from mnv2.runtime.checks import Check, call, choice, number, ordered, pattern, text, whole
-from mnv2.runtime.errors import UserError, check_choice
+from mnv2.runtime.errors import (
+    Check,
+    UserError,
+    call,
+    check_choice,
+    choice,
+    number,
+    ordered,
+    pattern,
+    text,
+    whole,
+)
 from mnv2.runtime.terminal import note_once
 
 UNITS = ("epochs", "steps", "examples")

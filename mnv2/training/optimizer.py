@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mnv2.runtime.checks import call
-from mnv2.runtime.errors import UserError, check_choice, first_line
+from mnv2.runtime.errors import UserError, call, check_choice, first_line
 from mnv2.training.config import SCHEDULES, Optimization, to_steps
 
 BATCH_NORM = "bn"  # the name of this layer in all networks

@@ -6,8 +6,7 @@ import pytest
 import tensorflow as tf
 
 from configs import v2_ablation
-from mnv2.runtime.checks import call
-from mnv2.runtime.errors import UserError
+from mnv2.runtime.errors import UserError, call
 from mnv2.training.config import Optimization
 from mnv2.training.optimizer import create_optimizer, create_schedule, weight_decays
 
