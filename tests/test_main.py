@@ -115,7 +115,7 @@ def test_bad_input_is_one_clear_line(tmp_path, fashion_mnist, name):
     ("workdir", "message"),
     [
         ("", "--workdir is empty"),
-        ("gs:///runs", "--workdir gs:///runs is no gs://BUCKET/FOLDER"),
+        ("gs:///runs", "--workdir gs:///runs is an address and no"),
         ("s3://bucket/runs", "--workdir s3://bucket/runs is an address"),
         ("file:///data/runs", "is an address"),
         ("README.md", "--workdir README.md is a file"),

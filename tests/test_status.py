@@ -68,7 +68,12 @@ def test_another_folder_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "row", "detail"),
     [
-        ("linear/0/result.json", "", "linear/0", "linear/0/result.json is damaged (it is empty)"),
+        (
+            "linear/0/result.json",
+            "",
+            "linear/0",
+            "linear/0/result.json is damaged (Expecting value",
+        ),
         ("linear/0/result.json", "NaN", "linear/0", "(it holds NaN): delete it, and repeat"),
         ("relu6/0/metrics.jsonl", "[1]\n", "relu6/0", "line 1 of "),
         ("relu6/0/metrics.jsonl", '{"step": "x", "train/loss": 1}\n', "relu6/0", "line 1 of "),

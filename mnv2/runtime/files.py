@@ -15,7 +15,6 @@ import math
 import os
 import platform
 import re
-import sys
 import tempfile
 import time
 import uuid
@@ -27,7 +26,7 @@ from etils import epath
 
 from mnv2.runtime.errors import Held, UserError, reason
 from mnv2.runtime.layout import LOCK
-from mnv2.runtime.terminal import note_once, printable
+from mnv2.runtime.terminal import note_once, printable, warn_once
 
 try:
     import fcntl
@@ -50,12 +49,6 @@ PICTURES = (".png", ".jpg", ".pdf", ".svg")  # endings of the files that command
 GLANCE = 0.1  # seconds that `holder` may keep a lock for
 UNFINISHED = ".unfinished"  # the end of the name of a file that is being written
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS)
-
-
-@functools.cache
-def warn_once(message: str) -> None:
-    """Prints a warning to stderr, the first time that this process has this one."""
-    print(f"warning: {message}", file=sys.stderr, flush=True)
 
 
 def as_path(text: str | AnyPath) -> epath.Path:
@@ -118,15 +111,11 @@ def given_folder(text: str, what: str) -> epath.Path:
             f"{what} {text} has a name that is no UTF-8, with which the libraries that write there "
             "cannot work: rename it"
         )
-    if in_bucket(text) and not ADDRESS.fullmatch(text):
+    if URL.match(text) and not ADDRESS.fullmatch(text):
         raise UserError(
-            f"{what} {text} is no gs://BUCKET/FOLDER: a bucket has 3 or more lower-case letters, "
-            "digits, -, _ and .; a folder is without //, ., .. and the signs * ? [ ] #"
-        )
-    if URL.match(text) and not in_bucket(text):
-        raise UserError(
-            f"{what} {text} is an address: give gs://BUCKET/FOLDER, or a folder of this machine's "
-            "file system, where other storage may be mounted"
+            f"{what} {text} is an address and no gs://BUCKET/FOLDER: a bucket has 3 or more "
+            "lower-case letters, digits, -, _ and .; a folder is without //, ., .. and the signs "
+            "* ? [ ] #. Other storage may be mounted in this machine's file system"
         )
     folder = as_path(text).expanduser()
     if str(folder).startswith("~"):
@@ -230,8 +219,6 @@ def replacing(path: AnyPath) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{uuid.uuid4().hex}{UNFINISHED}")
     try:
-        with unfinished.open("xb"):
-            pass
         yield unfinished
         with unfinished.open("rb+") as file:  # on the disk before it has its name
             _sync(file)
@@ -288,11 +275,7 @@ def write_json(path: AnyPath, value: Any) -> None:
 
     Raises UserError, and leaves the file as it was, for a number that is not finite.
     """
-    try:
-        text = to_json(value, indent=2)
-    except UserError as error:
-        raise UserError(f"cannot write {path}: {error}") from None
-    write_text(path, text + "\n")
+    write_text(path, to_json(value, indent=2) + "\n")
 
 
 def read_json(path: AnyPath, remedy: str) -> dict[str, Any]:
@@ -301,23 +284,18 @@ def read_json(path: AnyPath, remedy: str) -> dict[str, Any]:
     Raises UserError if the file is damaged; the message ends with `remedy`, which says what to do.
     """
     try:
-        text = path.read_bytes().decode("utf-8")
-        if not text.strip():
-            raise ValueError("it is empty")
-        value = json.loads(text, parse_constant=_refuse)
-        if not isinstance(value, dict):
-            raise ValueError(f"it holds a {type(value).__name__} and no object")
+        return _object(path.read_bytes())
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason(error)}; {remedy}") from error
-    except RecursionError:
-        raise UserError(f"{path} is damaged (it is nested too deep): {remedy}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is damaged (it is no text): {remedy}") from None
-    except json.JSONDecodeError as error:
-        at = f"line {error.lineno}, column {error.colno}"
-        raise UserError(f"{path} is damaged (it is no JSON at {at}): {remedy}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): {remedy}") from None
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    """Reads a JSON object. Raises ValueError or RecursionError for anything else."""
+    value = json.loads(text, parse_constant=_refuse)
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds a {type(value).__name__} and no object")
     return value
 
 
@@ -337,18 +315,13 @@ def read_lines(path: AnyPath) -> list[dict[str, Any]]:
         return []
     except OSError as error:
         raise UserError(f"cannot read {path}: {reason(error)}") from error
-    lines = raw.split(b"\n")[:-1]
-    return [_object(path, number, line) for number, line in enumerate(lines, start=1)]
-
-
-def _object(path: AnyPath, number: int, line: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(line, parse_constant=_refuse)
-    except (ValueError, RecursionError):  # also if it is no text
-        value = None
-    if not isinstance(value, dict):
-        raise damaged_line(path, number)
-    return value
+    values = []
+    for number, line in enumerate(raw.split(b"\n")[:-1], start=1):
+        try:
+            values.append(_object(line))
+        except (ValueError, RecursionError):
+            raise damaged_line(path, number) from None
+    return values
 
 
 def damaged_line(path: AnyPath, number: int) -> UserError:

@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 
 from mnv2.runtime.errors import UserError
-from mnv2.runtime.files import caches, check_writable, warn_once
-from mnv2.runtime.terminal import warn
+from mnv2.runtime.files import caches, check_writable
+from mnv2.runtime.terminal import warn, warn_once
 
 # What a driver puts into /dev for each accelerator, its name, the extra that installs JAX for it,
 # and the modules that it installs.

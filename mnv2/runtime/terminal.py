@@ -69,6 +69,12 @@ def warn(text: str) -> None:
     print(f"warning: {' '.join(text.split())}", file=sys.stderr, flush=True)
 
 
+@functools.cache
+def warn_once(text: str) -> None:
+    """As `warn`, the first time that this process has this warning."""
+    warn(text)
+
+
 def waiting_for_input(share: float) -> str:
     """Returns a note on the share of the time spent waiting for input; nothing if it is small."""
     return f"  {share:.0%} waiting for input" if share > NOTICEABLE else ""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from mnv2.runtime.errors import UserError, check_choice, reason, whole
+from mnv2.runtime.errors import UserError, check_choice, reason
 from mnv2.runtime.files import AnyPath, matches, read_json, to_json, write_json
 from mnv2.runtime.layout import CHECKPOINTS, CONFIG, ENVIRONMENT, FAILURE, RESULT, SWEEP
 from mnv2.runtime.terminal import note
@@ -19,10 +19,10 @@ from mnv2.sweeps.workdir import (
     check_comparison,
     environment,
     has_field,
-    is_environment,
     read_description,
+    seeds_of,
 )
-from mnv2.training.config import LARGEST_SEED, Settings, flat, from_config, of_old_fields
+from mnv2.training.config import Settings, flat, from_config, of_old_fields
 
 # These fields may change while a run is not finished, or to train it longer.
 MAY_CHANGE = ("log_every", "eval_every", "checkpoint_every", "eval_batch_size", "on_nan")
@@ -135,17 +135,7 @@ def _is_baseline(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) 
 
 def number_of_runs(config: ml_collections.ConfigDict) -> int:
     """Returns the number of runs of a config, without opening its data or building networks."""
-    arms = dict(config.arms)
-    return sum(len(_seeds(config, arm, changes)) for arm, changes in arms.items())
-
-
-def _seeds(config: ml_collections.ConfigDict, arm: str, changes: Mapping[str, Any]) -> range:
-    """Returns the seeds of an arm. Raises UserError if there cannot be so many."""
-    whole(1)("seeds", config.seeds)
-    count = whole(1)(f"seeds of arm {arm}", changes.get("seeds", config.seeds))
-    first = whole(0, LARGEST_SEED)(f"seed of arm {arm}", config.seed)
-    whole(0, LARGEST_SEED)(f"the last seed of arm {arm}", first + count - 1)
-    return range(first, first + count)
+    return sum(len(seeds_of(config, changes)) for changes in dict(config.arms).values())
 
 
 def plan(
@@ -166,7 +156,7 @@ def plan(
         resolved = resolve(config, arm)
         settings = from_config(resolved)
         steps = set_up(settings).durations.total
-        for seed in _seeds(config, arm, changes):
+        for seed in seeds_of(config, changes):
             runs.append(
                 Run(
                     arm,
@@ -182,22 +172,16 @@ def plan(
 
 def first_settings(config: ml_collections.ConfigDict, only: Sequence[str]) -> Settings:
     """Returns the settings of the first arm that `only` names, or of the first of all."""
-    names = _wanted(config, only)
-    return from_config(resolve(config, names[0]))
+    check_comparison(config)
+    return from_config(resolve(config, _wanted(config, only)[0]))
 
 
 def _wanted(config: ml_collections.ConfigDict, only: Sequence[str]) -> list[str]:
     """Lists the arms that `only` names, in its order, or all arms of the config."""
-    try:
-        arms = dict(config.arms)
-    except (TypeError, ValueError):
-        raise UserError(
-            f"arms must be pairs of a name and its changes, got {config.arms!r}"
-        ) from None
     names = [name.partition("/")[0] for name in only]
     for name in names:
-        check_choice(name, arms, "arm")
-    return names or list(arms)
+        check_choice(name, dict(config.arms), "arm")
+    return names or list(dict(config.arms))
 
 
 def named(runs: Sequence[Run], only: Sequence[str]) -> list[Run]:
@@ -264,7 +248,7 @@ def claim(
     remedy = "choose another --workdir"
     if recalibrated and lasts_longer:
         remedy += ", because a run that was recalibrated cannot be trained longer"
-    _check_same(workdir, old, config, runs, may_change, remedy)
+    _check_same(workdir, old, config, may_change, remedy)
     if not all(one.finished for one in runs):
         for one in everything:
             check_classes_of_run(one.folder, open_data(one.settings))
@@ -302,47 +286,27 @@ def _check_same(
     workdir: AnyPath,
     old: dict[str, Any] | None,
     config: ml_collections.ConfigDict,
-    runs: Sequence[Run],
     may_change: Sequence[str],
     remedy: str,
 ) -> None:
     """Raises UserError, with a remedy, if `workdir` belongs to another config."""
+    ignored = ("seed", "seeds", *BETWEEN_ARMS, *may_change)
     if old is not None:
-        ignored = ("seeds", *BETWEEN_ARMS, *may_change)
         if difference := _difference(old["config"], config.to_dict(), ignored):
             raise UserError(f"{workdir} holds runs with {difference}; {remedy}")
         if not dict(old["config"]["arms"]).keys() & dict(config.arms).keys():
             raise UserError(f"{workdir} holds the runs of other arms; choose another --workdir")
-    for one in runs:
-        path = one.folder / CONFIG
-        if path.exists():
+    for arm in dict(config.arms):  # also those that are not chosen now: they are reported
+        for path in matches(workdir / arm, f"*/{CONFIG}"):
             recorded = read_json(path, CONFIG_REMEDY)
-            if difference := _difference(recorded, one.config, ("seeds", *may_change)):
+            if difference := _difference(recorded, resolve(config, arm).to_dict(), ignored):
                 raise UserError(f"{path.parent} holds a run with {difference}; {remedy}")
-    if old is not None:  # runs that are not chosen now would be reported as something else
-        _check_arms(workdir, dict(old["config"]["arms"]), dict(config.arms))
-
-
-def _check_arms(workdir: AnyPath, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Raises UserError if an arm that has runs is described in another way than they were."""
-    for arm in old.keys() & new.keys():
-        before, now = (
-            {k: v for k, v in json.loads(to_json(dict(changes))).items() if k != "seeds"}
-            for changes in (old[arm], new[arm])
-        )
-        if before != now and matches(workdir / arm, f"*/{CONFIG}"):
-            raise UserError(
-                f"{workdir} holds runs of arm {arm} with the changes {before}, and not {now}: "
-                "give the new arm another name"
-            )
 
 
 def _difference(old: dict[str, Any], new: dict[str, Any], ignored: Sequence[str]) -> str:
     """Names the first field in which two configs differ, and both values; '' if none differs."""
-    old_flat = of_old_fields(flat(old))
-    new_flat = of_old_fields(flat(json.loads(to_json(new))))
-    old_flat = json.loads(to_json(old_flat))  # the defaults of fields that it lacks, too
-    new_flat = json.loads(to_json(new_flat))
+    # From JSON, with the defaults of fields that it lacks: tuples are lists then.
+    old_flat, new_flat = (json.loads(to_json(of_old_fields(flat(one)))) for one in (old, new))
     for field in sorted(old_flat.keys() | new_flat.keys()):
         before, now = old_flat.get(field), new_flat.get(field)
         if before != now and field not in ignored:
@@ -368,8 +332,8 @@ def _environments_before(folder: AnyPath) -> list[dict[str, Any]]:
     if not matches(folder / CHECKPOINTS, "[0-9]*"):
         return []
     with contextlib.suppress(UserError):
-        if is_environment(last := read_json(folder / ENVIRONMENT, "")):
-            return [*last.pop("earlier", []), last]
+        last = read_json(folder / ENVIRONMENT, "")
+        return [*last.pop("earlier", []), last]
     return []
 
 

@@ -3,12 +3,12 @@
 import dataclasses
 import warnings
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from mnv2.runtime.files import warn_once
+from mnv2.runtime.terminal import warn_once
 from mnv2.sweeps.workdir import Sweep
 
 CONFIDENCE = 0.95
@@ -114,13 +114,11 @@ def prediction_interval(values: Sequence[float]) -> tuple[float, float] | None:
 
     None from less than three values: from two it would be as wide as 15 standard deviations.
     """
-    count = len(values)
-    if count < 3:
+    estimate = Estimate.of(values)
+    if estimate is None or estimate.half_width is None:
         return None
-    mean = float(np.mean(values))
-    spread = float(np.std(values, ddof=1)) * (1 + 1 / count) ** 0.5
-    reach = spread * float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1))
-    return mean - reach, mean + reach
+    reach = estimate.half_width * (1 + estimate.count) ** 0.5
+    return estimate.mean - reach, estimate.mean + reach
 
 
 def _row(sweep: Sweep, arm: str, simultaneous: Estimate | None) -> Row:
@@ -143,11 +141,5 @@ def _row(sweep: Sweep, arm: str, simultaneous: Estimate | None) -> Row:
         difference,
         simultaneous,
         float(np.median(rates)) if rates else None,
-        sum(_its_seconds(sweep, f"{arm}/{seed}", result) for seed, result in runs.items()) / 60,
+        sum(result["train_seconds"] for result in runs.values()) / 60,
     )
-
-
-def _its_seconds(sweep: Sweep, run: str, result: dict[str, Any]) -> float:
-    """Returns the training time of a run; of several runs in one program, each has its share."""
-    count = sweep.environments.get(run, {}).get("together")  # of version 0.2.0
-    return result["train_seconds"] / (count if isinstance(count, int) and count else 1)

@@ -19,7 +19,6 @@ from mnv2.runtime.files import AnyPath, read_json, write_text
 from mnv2.runtime.layout import CONFIG, SWEEP, TUNING
 from mnv2.runtime.terminal import first_few, note
 from mnv2.sweeps.launch import is_copy, run_sweep
-from mnv2.sweeps.plan import number_of_runs
 from mnv2.sweeps.workdir import BETWEEN_ARMS, Sweep, check_comparison, diverged, has_field, load
 
 if TYPE_CHECKING:
@@ -72,7 +71,6 @@ def tuned_field(config: Mapping[str, Any] | ml_collections.ConfigDict) -> tuple[
 def tuning_config(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Returns the sweep that tunes: every arm with every value. It never sees the test split."""
     check_comparison(config)
-    number_of_runs(config)  # checks the seeds
     field, values = tuned_field(config)
     seeds = config.get("tuning_seeds", SEEDS)
     whole(1)("tuning_seeds", seeds)

@@ -8,19 +8,19 @@ import platform
 import re
 import shutil
 import subprocess
-import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
-from mnv2.runtime.errors import NotFinite, UserError, check_choice
-from mnv2.runtime.files import AnyPath, matches, read_json, warn_once, write_text
+from mnv2.runtime.errors import NotFinite, UserError, check_choice, number, whole
+from mnv2.runtime.files import AnyPath, matches, read_json, write_text
 from mnv2.runtime.layout import ENVIRONMENT, FAILURE, REPORT, RESULT, SLURM, SWEEP, TUNING
 from mnv2.runtime.machine import threads
-from mnv2.training.config import FINAL_SPLITS, OF_SWEEP
+from mnv2.runtime.terminal import warn_once
+from mnv2.training.config import FIELDS, FINAL_SPLITS, LARGEST_SEED, OF_SWEEP, flat
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 CHANGES = (Mapping, ml_collections.ConfigDict)  # the types of what an arm changes
@@ -34,12 +34,11 @@ RESERVED = (  # other names in a workdir
 
 BETWEEN_ARMS = tuple(name for name in OF_SWEEP if name != "seeds")  # of no single run
 SHARED = ("seed", "seeds", "data", "model", "optimization")  # fields that plans are made of
-FIELDS = {  # of a sweep: what each must be
+COMPARED = {  # fields of a sweep: what each must be
     "arms": "pairs of a name and its changes, such as (('wide', {'model.width': 1.0}),)",
     "baseline": "the name of an arm",
     "panels": "triples of a title, a field and arms, such as (('w', 'model.width', ('a', 'b')),)",
 }
-SEED = re.compile(r"0|[1-9][0-9]*")  # the name of a run's folder
 
 # What to do about a damaged file.
 SWEEP_REMEDY = "delete it, and repeat the command that began the runs: it writes the file again"
@@ -50,16 +49,14 @@ RESULT_REMEDY = "delete it, and repeat the command that began the run: it writes
 class Sweep:
     """A workdir as it is now: its config, and the results by arm and seed.
 
-    steps         the number of steps of each arm's runs
-    environments  of each run that has recorded one, by its name (arm/seed)
-    damaged       the runs whose result cannot be read, by name, and why
+    steps    the number of steps of each arm's runs
+    damaged  the runs whose result cannot be read, by name (arm/seed), and why
     """
 
     workdir: AnyPath
     config: dict[str, Any]
     steps: dict[str, int]
     results: dict[str, dict[int, dict[str, Any]]]
-    environments: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     damaged: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
@@ -69,7 +66,7 @@ class Sweep:
     @property
     def split(self) -> str:
         """The split on which finished runs are evaluated: test, or validation."""
-        return _split_of(self.config)
+        return self.config.get("final_split", FINAL_SPLITS[0])  # older configs lack it
 
     @property
     def arms(self) -> dict[str, dict[str, Any]]:
@@ -94,7 +91,7 @@ class Sweep:
         return [
             (arm, seed)
             for arm, changes in self.arms.items()
-            for seed in _seeds(self.config, changes)
+            for seed in seeds_of(self.config, changes)
         ]
 
     def missing(self) -> list[str]:
@@ -110,49 +107,42 @@ def load(workdir: AnyPath) -> Sweep:
         if (workdir / TUNING / SWEEP).exists():
             raise UserError(f"the arms of {workdir} are still tuned: see {workdir / TUNING}")
         raise UserError(f"{workdir} is not the --workdir of any runs: it has no {SWEEP}")
-    config = description["config"]
-    arms = dict(config["arms"])
-    results: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm in arms}
-    steps = description.get("steps", {})
-    environments, damaged = {}, {}
-    for arm, seed, path in _result_paths(workdir, list(results)):
-        name = f"{arm}/{seed}"
-        if seed not in _seeds(config, arms[arm]):
-            warn_once(f"{path} is left out: the config has no seed {seed} of {arm}")
-            continue
-        try:
-            result = read_result(path)
-            if (split := _split_of(config)) not in result:
-                raise UserError(f"{path} has no accuracy on {split}: {RESULT_REMEDY}")
-            if result.get("steps", math.inf) >= steps.get(arm, 0):  # otherwise it trains longer now
-                results[arm][seed] = result
-        except UserError as error:
-            damaged[name] = str(error)
-        with contextlib.suppress(UserError):  # the report says that it is not recorded
-            if is_environment(found := read_json(path.with_name(ENVIRONMENT), "")):
-                environments[name] = found
-    return Sweep(workdir, config, steps, results, environments, damaged)
+    config, steps = description["config"], description.get("steps", {})
+    results: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm, _ in config["arms"]}
+    sweep = Sweep(workdir, config, steps, results)
+    for arm, changes in sweep.arms.items():
+        paths = {path.parent.name: path for path in matches(workdir / arm, f"*/{RESULT}")}
+        for seed in seeds_of(config, changes):
+            path = paths.pop(str(seed), None)
+            if path is None:
+                continue
+            try:
+                result = read_result(path)
+                if sweep.split not in result:
+                    raise UserError(f"{path} has no accuracy on {sweep.split}: {RESULT_REMEDY}")
+                if result.get("steps", math.inf) >= steps.get(arm, 0):  # else it trains longer now
+                    result["train_seconds"] /= _runs_in_program(path.with_name(ENVIRONMENT))
+                    results[arm][seed] = result
+            except UserError as error:
+                sweep.damaged[f"{arm}/{seed}"] = str(error)
+        for path in paths.values():
+            warn_once(f"{path} is left out: the config has no seed {path.parent.name} of {arm}")
+    return sweep
 
 
-def _seeds(config: Mapping[str, Any], changes: Mapping[str, Any]) -> range:
+def _runs_in_program(path: AnyPath) -> int:
+    """Returns how many runs shared a program, and so its time, as they could in version 0.2.0."""
+    with contextlib.suppress(UserError):
+        count = read_json(path, "").get("together")
+        return count if isinstance(count, int) and count > 0 else 1
+    return 1
+
+
+def seeds_of(
+    config: Mapping[str, Any] | ml_collections.ConfigDict, changes: Mapping[str, Any]
+) -> range:
     """Returns the seeds of the arm that makes these changes."""
     return range(config["seed"], config["seed"] + changes.get("seeds", config["seeds"]))
-
-
-def _split_of(config: Mapping[str, Any]) -> str:
-    return config.get("final_split", FINAL_SPLITS[0])  # older configs lack it
-
-
-def _result_paths(workdir: AnyPath, arms: Sequence[str]) -> list[tuple[str, int, AnyPath]]:
-    """Lists the results of the arms in the order of their seeds; names those of other folders."""
-    found = []
-    for arm in arms:
-        for path in matches(workdir / arm, f"*/{RESULT}"):
-            if SEED.fullmatch(path.parent.name):
-                found.append((arm, int(path.parent.name), path))
-            else:
-                warn_once(f"{path} is left out: {path.parent.name!r} is no seed")
-    return sorted(found, key=lambda one: one[1])
 
 
 def read_description(workdir: AnyPath) -> dict[str, Any] | None:
@@ -160,12 +150,40 @@ def read_description(workdir: AnyPath) -> dict[str, Any] | None:
     path = workdir / SWEEP
     if not path.exists():
         return None
-    return check_description(read_json(path, SWEEP_REMEDY), path, SWEEP_REMEDY)
+    description = read_json(path, SWEEP_REMEDY)
+    with _naming(path, SWEEP_REMEDY):
+        config = description["config"]
+        check_comparison(ml_collections.ConfigDict(config))
+        values = flat(config)
+        for field in ("seed", "batch_size", "duration", "data.name"):
+            FIELDS[field].metadata["check"](field, values[field])
+        for arm, count in description.get("steps", {}).items():
+            whole(0)(f"steps of {arm}", count)
+    return description
 
 
 def read_result(path: AnyPath) -> dict[str, Any]:
-    """Reads a result.json. Raises UserError if it is damaged."""
-    return check_result(read_json(path, RESULT_REMEDY), path, RESULT_REMEDY)
+    """Reads a result.json. Raises UserError if it lacks what a report needs."""
+    result = read_json(path, RESULT_REMEDY)
+    with _naming(path, RESULT_REMEDY):
+        split = final_split(result)
+        number(0, 1, high_open=False)(f"{split}.accuracy", result[split]["accuracy"])
+        whole(0)("steps", result.get("steps", 0))
+        for field in ("parameters", "multiply_adds", "images_per_second", "train_seconds"):
+            number(0)(field, result[field])
+    return result
+
+
+@contextlib.contextmanager
+def _naming(path: AnyPath, remedy: str) -> Iterator[None]:
+    """Raises UserError that names the file in which a value is missing or wrong."""
+    try:
+        yield
+    except KeyError as error:
+        raise UserError(f"{path} is damaged (it lacks {error.args[0]}): {remedy}") from None
+    except (AttributeError, TypeError, ValueError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is damaged ({text}): {remedy}") from None
 
 
 def failure_of(folder: AnyPath) -> str | None:
@@ -211,18 +229,21 @@ def check_comparison(config: ml_collections.ConfigDict) -> None:
 
     A report needs them, after hours of training.
     """
-    for field, wanted in FIELDS.items():
+    for field in (*COMPARED, *SHARED):
         if field not in config:
-            raise UserError(f"the config lacks {field}: {wanted}; see configs/v2_ablation.py")
-    for field in SHARED:
-        if field not in config:
-            raise UserError(f"the config lacks {field}: see docs/fields.md")
+            wanted = COMPARED.get(field, "see docs/fields.md")
+            raise UserError(f"the config lacks {field}: {wanted}")
     arms = _arms(config.arms)
+    whole(0, LARGEST_SEED)("seed", config.seed)
+    whole(1)("seeds", config.seeds)
+    for arm, changes in dict(config.arms).items():
+        count = whole(1)(f"seeds of arm {arm}", changes.get("seeds", config.seeds))
+        whole(0, LARGEST_SEED)(f"the last seed of arm {arm}", config.seed + count - 1)
     check_choice(config.baseline, arms, "baseline")
     try:
         panels = [(str(title), str(field), shown) for title, field, shown in config.panels]
     except (TypeError, ValueError):
-        raise UserError(f"panels must be {FIELDS['panels']}, got {config.panels!r}") from None
+        raise UserError(f"panels must be {COMPARED['panels']}, got {config.panels!r}") from None
     for title, field, shown in panels:
         several = isinstance(shown, tuple | list) and all(isinstance(arm, str) for arm in shown)
         if not several:  # a preset may lack some of them
@@ -241,7 +262,7 @@ def _arms(given: Any) -> list[str]:
     except (TypeError, ValueError):
         pairs = []
     if not pairs or not all(isinstance(changes, CHANGES) for _, changes in pairs):
-        raise UserError(f"arms must be {FIELDS['arms']}, got {given!r}")
+        raise UserError(f"arms must be {COMPARED['arms']}, got {given!r}")
     names = [name for name, _ in pairs]
     for name, changes in pairs:
         if not isinstance(name, str) or not NAME.fullmatch(name) or name in RESERVED:
@@ -267,46 +288,6 @@ def has_field(config: Any, dotted: str) -> bool:
         return False
 
 
-def check_description(value: dict[str, Any], path: AnyPath, remedy: str) -> dict[str, Any]:
-    """Returns the content of a sweep.json. Raises UserError if it lacks what a report needs."""
-    try:
-        config = value["config"]
-        check_comparison(ml_collections.ConfigDict(config))
-        for field in ("seed", "seeds", "batch_size"):
-            _expect(isinstance(config[field], int), f"config.{field}", config[field])
-        for arm, changes in config["arms"]:
-            seeds = changes.get("seeds", 1)
-            _expect(isinstance(seeds, int), f"seeds of arm {arm}", seeds)
-        _expect(isinstance(config["data"]["name"], str), "config.data.name", config["data"]["name"])
-        _expect("duration" in config, "config.duration", None)
-        steps = value.get("steps", {})
-        _expect(isinstance(steps, dict), "steps", steps)
-        _expect(all(isinstance(count, int) for count in steps.values()), "steps", steps)
-    except KeyError as error:
-        raise UserError(f"{path} is damaged (it lacks {error.args[0]}): {remedy}") from None
-    except (TypeError, ValueError, AttributeError) as error:  # also a UserError
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} is damaged ({reason}): {remedy}") from None
-    return value
-
-
-def check_result(value: dict[str, Any], path: AnyPath, remedy: str) -> dict[str, Any]:
-    """Returns the content of a result.json. Raises UserError if it lacks what a report needs."""
-    split = final_split(value)
-    summary = value.get(split)
-    steps = value.get("steps", 0)
-    accuracy: Any = summary.get("accuracy") if isinstance(summary, dict) else None
-    numbers = ("parameters", "multiply_adds", "images_per_second", "train_seconds")
-    try:
-        _expect(_number(accuracy) and accuracy <= 1, f"{split}.accuracy", accuracy)
-        _expect(isinstance(steps, int) and not isinstance(steps, bool), "steps", steps)
-        for field in numbers:
-            _expect(_number(value.get(field)), field, value.get(field))
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): {remedy}") from None
-    return value
-
-
 def final_split(result: Mapping[str, Any]) -> str:
     """Returns the split on which a finished run was evaluated: test, or validation."""
     return next((split for split in FINAL_SPLITS if split in result), FINAL_SPLITS[0])
@@ -315,17 +296,6 @@ def final_split(result: Mapping[str, Any]) -> str:
 def accuracy(result: Mapping[str, Any]) -> float:
     """Returns the accuracy of a finished run, in per cent."""
     return float(100 * result[final_split(result)]["accuracy"])
-
-
-def _number(value: Any) -> bool:
-    """Tells whether a value is a finite number that is not negative, and no larger than a float."""
-    real = isinstance(value, int | float) and not isinstance(value, bool)
-    return bool(real and 0 <= value <= sys.float_info.max)
-
-
-def _expect(fits: bool, field: str, value: Any) -> None:
-    if not fits:
-        raise ValueError(f"{field} cannot be {value!r}")
 
 
 def environment() -> dict[str, Any]:
@@ -340,15 +310,6 @@ def environment() -> dict[str, Any]:
         "threads": threads() if jax.default_backend() == "cpu" else None,
         "machine": f"{platform.system()} {platform.machine()}",
     }
-
-
-def is_environment(value: Any) -> bool:
-    """Tells whether a value has the form of what `environment` returns."""
-    if not isinstance(value, dict) or not isinstance(value.get("packages", {}), dict):
-        return False
-    devices, earlier = value.get("devices", []), value.get("earlier", [])
-    strings = isinstance(devices, list) and all(isinstance(device, str) for device in devices)
-    return strings and isinstance(earlier, list) and all(map(is_environment, earlier))
 
 
 def _version(package: str) -> str | None:

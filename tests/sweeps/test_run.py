@@ -151,7 +151,7 @@ def test_an_arm_that_means_something_else_now_is_refused(config, tmp_path, train
 def test_an_arm_that_is_not_chosen_now_cannot_become_another_one(config, tmp_path, trained):
     run.train_here(config, tmp_path)
     config.arms = (("linear", {}), ("relu6", {"model.width": 0.5}), ("new", {}))
-    with pytest.raises(UserError, match="holds runs of arm relu6 with the changes"):
+    with pytest.raises(UserError, match=r"relu6/0 holds a run with model.bottleneck = 'relu6'"):
         run.train_here(config, tmp_path, ["new"])
 
 
