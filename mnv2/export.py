@@ -80,18 +80,16 @@ def main() -> None:
 def check_options(arguments: argparse.Namespace) -> list[str]:
     """Returns the formats. Raises UserError for options that are wrong or do not go together."""
     formats = list(dict.fromkeys(name.strip() for name in arguments.to.split(",")))
-    for name in formats:
-        check_choice(name, FORMATS, "--to")
     check_choice(arguments.preprocessing, ("inside", "outside"), "--preprocessing")
-    if arguments.batch == "any":
-        for name in formats:
-            if name not in ANY_BATCH:
-                raise UserError(f"--batch any is for {', '.join(ANY_BATCH)}, not for {name}")
-    elif not arguments.batch.isdecimal() or int(arguments.batch) < 1:
+    any_batch = arguments.batch == "any"
+    if not any_batch and (not arguments.batch.isdecimal() or int(arguments.batch) < 1):
         raise UserError(
             f"--batch must be a whole number, 1 or more, or any, got {arguments.batch!r}"
         )
     for name in formats:
+        check_choice(name, FORMATS, "--to")
+        if any_batch and name not in ANY_BATCH:
+            raise UserError(f"--batch any is for {', '.join(ANY_BATCH)}, not for {name}")
         if name.endswith("int8") and not arguments.calibrate:
             raise UserError(
                 f"--to {name} needs pictures that show the ranges of values: --calibrate "

@@ -46,11 +46,12 @@ from mnv2.training.config import GONE as GONE_FIELDS
 _ONLY = flags.DEFINE_list(
     "only", [], "Arms or runs (arm/seed) to execute, separated by commas (default: all)."
 )
-_PARALLEL = flags.DEFINE_string(
+_PARALLEL = flags.DEFINE_integer(
     "parallel",
-    "auto",
-    "The number of runs at the same time. auto: one per core, GPU or chip, if memory permits. 1: "
-    "one after another, each with all cores or devices.",
+    None,
+    "The number of runs at the same time (default: one per core, GPU or chip, if memory permits). "
+    "1: one after another, each with all cores or devices.",
+    lower_bound=1,
 )
 _THREADS = flags.DEFINE_integer(
     "threads",
@@ -94,7 +95,7 @@ def main(argv: Sequence[str]) -> None:
             raise UserError("--only has an empty name: give arms or runs, such as linear,relu6/0")
         if _SHOW.value is not None:
             return _show(Path(_SHOW.value), only)
-        workdir, parallel, meet, profile = workdir_flag(), _parallel(), _meeting(), _profile()
+        workdir, parallel, meet, profile = workdir_flag(), _PARALLEL.value, _meeting(), _profile()
         options: dict[str, Any] = {"threads": _THREADS.value, "reports": _REPORT.value}
         if parallel is not None and parallel > 1 and (meet or profile):
             raise UserError("--parallel is for one machine, and runs without --profile")
@@ -118,16 +119,6 @@ def _show(path: Path, only: Sequence[str]) -> None:
     hide_gpus_from_tensorflow()
     draw_seen(first_settings(with_arms(CONFIG.value), only), path)
     print(f"what training and evaluation see: {path}")
-
-
-def _parallel() -> int | None:
-    """Returns the number of runs at the same time; None if it is to be chosen."""
-    given = _PARALLEL.value
-    if given == "auto":
-        return None
-    if not given.isdecimal() or int(given) < 1:
-        raise UserError(f"--parallel must be auto or a whole number of 1 or more, got {given!r}")
-    return int(given)
 
 
 def _profile() -> AnyPath | None:

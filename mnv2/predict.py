@@ -59,7 +59,10 @@ def main() -> None:
     )
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw pictures and classes here")
     arguments = parser.parse_args()
-    check_outputs(arguments.output, arguments.plot)
+    if arguments.output:
+        check_file(arguments.output, OUTPUTS, "--output")
+    if arguments.plot:
+        check_file(arguments.plot, PICTURES, "--plot")
     hide_gpus_from_tensorflow()
     paths = find_pictures(arguments.pictures)
     if arguments.plot and len(paths) > MOST_DRAWN:
@@ -94,13 +97,6 @@ def main() -> None:
         print(f"drawn in {arguments.plot}")
     if unreadable:
         raise UserError(f"{len(unreadable)} of {len(paths)} pictures cannot be read: see above")
-
-
-def check_outputs(output: Path | None, plot: Path | None) -> None:
-    """Raises UserError unless the files that were asked for can be written."""
-    for path, endings, what in ((output, OUTPUTS, "--output"), (plot, PICTURES, "--plot")):
-        if path:
-            check_file(path, endings, what)
 
 
 def find_pictures(paths: Sequence[Path]) -> list[Path]:
@@ -149,12 +145,9 @@ def read_picture(path: Path) -> np.ndarray:
 
     try:
         return decode_picture(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"no such picture: {path}") from None
-    except OSError as error:
-        raise UserError(f"cannot read picture {path}: {error.strerror}") from None
-    except UserError as error:
-        raise UserError(f"cannot read picture {path}: {error}") from None
+    except (OSError, UserError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read picture {path}: {why}") from None
 
 
 def batch_size(count: int) -> int:

@@ -20,18 +20,19 @@ from mnv2.runtime.files import in_bucket
 
 _ONLY = flags.DEFINE_list("only", [], "Arms or runs (arm/seed), separated by commas.")
 _REPORT = flags.DEFINE_bool("report", True, "Write the report after the last job.")
-_PARTITION = flags.DEFINE_string("partition", None, "The partition (default: SLURM's own).")
-_ACCOUNT = flags.DEFINE_string("account", None, "The account that pays.")
-_QOS = flags.DEFINE_string("qos", None, "The quality of service.")
-_MEMORY = flags.DEFINE_string("memory", None, "Memory per job, as 16G (default: the site's).")
-_CORES = flags.DEFINE_integer("cores", 4, "Cores per job.", lower_bound=1)
-_GPUS = flags.DEFINE_integer("gpus", 0, "GPUs per job.", lower_bound=0)
-_HOURS = flags.DEFINE_float("hours", 24.0, "Time limit, after which a job is queued again.")
-_JOBS = flags.DEFINE_integer("jobs", None, "Jobs at the same time (default: all).", lower_bound=1)
-_THREADS = flags.DEFINE_integer(
+# What each job asks for: the fields of `slurm.Resources`.
+flags.DEFINE_string("partition", None, "The partition (default: SLURM's own).")
+flags.DEFINE_string("account", None, "The account that pays.")
+flags.DEFINE_string("qos", None, "The quality of service.")
+flags.DEFINE_string("memory", None, "Memory per job, as 16G (default: the site's).")
+flags.DEFINE_integer("cores", 4, "Cores per job.", lower_bound=1)
+flags.DEFINE_integer("gpus", 0, "GPUs per job.", lower_bound=0)
+flags.DEFINE_float("hours", 24.0, "Time limit, after which a job is queued again.")
+flags.DEFINE_integer("jobs", None, "Jobs at the same time (default: all).", lower_bound=1)
+flags.DEFINE_integer(
     "threads", None, "Threads of each run on a CPU (default: as the cores of a job allow).", 1
 )
-_RUNS_PER_JOB = flags.DEFINE_integer(
+flags.DEFINE_integer(
     "runs_per_job", None, "Runs per job (default: several if they are short).", lower_bound=1
 )
 
@@ -50,18 +51,8 @@ def main(argv: Sequence[str]) -> None:
 
         jax.config.update("jax_platforms", "cpu")  # GPUs are for the runs
         hide_gpus_from_tensorflow()
-        resources = slurm.Resources(
-            partition=_PARTITION.value,
-            account=_ACCOUNT.value,
-            qos=_QOS.value,
-            memory=_MEMORY.value,
-            cores=_CORES.value,
-            gpus=_GPUS.value,
-            hours=_HOURS.value,
-            jobs=_JOBS.value,
-            threads=_THREADS.value,
-            runs_per_job=_RUNS_PER_JOB.value,
-        )
+        given = flags.FLAGS.flag_values_dict()
+        resources = slurm.Resources(**{name: given[name] for name in slurm.Resources._fields})
         config, submit = with_arms(CONFIG.value), functools.partial(slurm.submit, resources)
         if config.get("tuned"):
             if _ONLY.value:

@@ -26,8 +26,8 @@ BAD_INPUT = {
     "a group of fields": ([CONFIG, "--config.model=3"], "`3` is not a dict"),
     "no whole number": ([CONFIG, "--config.seed=x"], "--config.seed=x: invalid literal"),
     "a fraction": ([CONFIG, "--config.batch_size=1.5"], "--config.batch_size=1.5: invalid literal"),
-    "no runs at a time": ([CONFIG, "--parallel=0"], "--parallel must be auto or a whole number of"),
-    "some runs at a time": ([CONFIG, "--parallel=all"], "a whole number of 1 or more, got 'all'"),
+    "no runs at a time": ([CONFIG, "--parallel=0"], "--parallel=0: 0 is not a positive integer"),
+    "some runs at a time": ([CONFIG, "--parallel=all"], "--parallel=all: invalid literal"),
     "no threads": ([CONFIG, "--threads=0"], "--threads=0: 0 is not a positive integer"),
     "a flag of SLURM": ([CONFIG, "--runs_per_job=2"], "is gone: it is a flag of mnv2.submit"),
     "runs in one program": ([CONFIG, "--runs_per_device=2"], "--parallel N shares a GPU among N"),
@@ -137,7 +137,7 @@ CONFIGS = {
     "no import": ("import nothing_like_it", "line 1: ModuleNotFoundError: No module named"),
     "no function": ("x = 1", "has no attribute 'get_config'"),
     "number": ("def get_config():\n    return 3", "must return an ml_collections.ConfigDict"),
-    "nothing": ("def get_config():\n    pass", "not None"),
+    "nothing": ("def get_config():\n    pass", "not a NoneType"),
     "no file": ("def get_config():\n    open('/none')", "line 2: FileNotFoundError: "),
 }
 

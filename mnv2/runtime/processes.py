@@ -4,14 +4,13 @@ import contextlib
 import faulthandler
 import sys
 from collections.abc import Iterator
-from typing import NoReturn
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from mnv2.runtime.cli import leave
-from mnv2.runtime.errors import UserError
+from mnv2.runtime.errors import UserError, first_line
 
 MEETING = 120  # seconds that the first process waits for the others
 SILENCE = 60  # seconds without a heartbeat after which a process counts as dead
@@ -39,7 +38,7 @@ def meet(
     except (ValueError, RuntimeError) as error:
         found = "" if coordinator else "; JAX found no cluster here: "
         hint = "" if coordinator else "give --coordinator_address, --num_processes, --process_id"
-        raise UserError(f"the processes cannot meet: {_line(error)}{found}{hint}") from error
+        raise UserError(f"the processes cannot meet: {first_line(error)}{found}{hint}") from error
     if jax.device_count() != jax.process_count() * jax.local_device_count():
         raise UserError(
             f"process {jax.process_index()} has {jax.local_device_count()} of the "
@@ -89,20 +88,13 @@ def ending_together() -> Iterator[None]:
         # Not by the number of processes: JAX may have failed to find its devices.
         if not jax.distributed.is_initialized():
             raise
-        if isinstance(error, UserError):
-            _leave(f"{error}", code=2)
-        _leave(
-            f"process {jax.process_index()} of {jax.process_count()} ended, or lost one of the "
-            f"others: {_line(error)}; start all again to resume from the newest checkpoint",
-            code=LOST,
-        )
-
-
-def _leave(message: str, code: int) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    leave(code)
-
-
-def _line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
+        code, message = 2, str(error)
+        if not isinstance(error, UserError):
+            code = LOST
+            message = (
+                f"process {jax.process_index()} of {jax.process_count()} ended, or lost one of the "
+                f"others: {type(error).__name__}: {first_line(error)}; start all again to resume "
+                "from the newest checkpoint"
+            )
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        leave(code)

@@ -189,9 +189,9 @@ def named(runs: Sequence[Run], only: Sequence[str]) -> list[Run]:
 
     Raises UserError for a name that does not exist.
     """
-    arms, names = {one.arm for one in runs}, {one.name for one in runs}
     for name in only:
-        check_choice(name, names if "/" in name else arms, "run" if "/" in name else "arm")
+        if "/" in name:  # arms are checked when runs are planned
+            check_choice(name, [one.name for one in runs], "run")
     return [one for one in runs if not only or one.arm in only or one.name in only]
 
 

@@ -1,5 +1,6 @@
 """Jobs of a SLURM cluster, each of which executes a fixed list of runs: see `mnv2.submit`."""
 
+import dataclasses
 import math
 import os
 import pickle
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from mnv2.runtime.cli import one_line_errors
-from mnv2.runtime.errors import UserError, check_positive
+from mnv2.runtime.errors import UserError, number
 from mnv2.runtime.interruption import EXIT_CODE
 from mnv2.runtime.layout import SLURM
 from mnv2.sweeps.launch import run_sweep
@@ -69,9 +70,7 @@ def submit(
             'SLURM needs another package: pip install ".[slurm]" in a checkout of mnv2'
         ) from None
 
-    check_positive(resources.hours, "--hours")
-    if not math.isfinite(resources.hours):
-        raise UserError(f"--hours must be a finite number, got {resources.hours}")
+    number(0, low_open=True)("--hours", resources.hours)
     runs = claim(config, workdir, only)
     waiting = [one for one in runs if not one.finished]
     if not waiting:
@@ -135,20 +134,16 @@ def _parameters(resources: Resources, jobs: int) -> dict[str, Any]:
     return {name: value for name, value in parameters.items() if value is not None}
 
 
+@dataclasses.dataclass
 class _Job:
     """Some runs, as they are sent to a node. The last job that finishes one writes the report."""
 
-    def __init__(
-        self,
-        config: ml_collections.ConfigDict,
-        workdir: Path,
-        names: Sequence[str],
-        only: Sequence[str],
-        resources: Resources,
-        reports: bool,
-    ):
-        self.config, self.workdir, self.names, self.only = config, workdir, names, only
-        self.resources, self.reports = resources, reports
+    config: ml_collections.ConfigDict
+    workdir: Path
+    names: Sequence[str]
+    only: Sequence[str]
+    resources: Resources
+    reports: bool
 
     def __call__(self) -> None:
         request = self.workdir / SLURM / f"{_job_id()}.pickle"
@@ -164,8 +159,8 @@ class _Job:
             timed_out.append(True)
             process.send_signal(signal.SIGTERM)
 
-        for number in (signal.SIGALRM, signal.SIGUSR2):
-            signal.signal(number, near_the_limit)
+        for one in (signal.SIGALRM, signal.SIGUSR2):
+            signal.signal(one, near_the_limit)
         signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))
         signal.alarm(max(SAVING_SECONDS // 3, 60 * self.resources.minutes - SAVING_SECONDS))
         code = process.wait()
