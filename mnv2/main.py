@@ -148,13 +148,13 @@ def _meeting() -> Callable[[], None] | None:
             raise UserError(f"--coordinator_address must be HOST:PORT, got {address!r}")
     if count is not None and which is not None and which >= count:
         raise UserError(f"--process_id must be 0 to {count - 1}, got {which}")
-    return functools.partial(_meet, address, count, which)
 
+    def meet() -> None:
+        from mnv2.runtime import processes  # imports JAX
 
-def _meet(address: str | None, count: int | None, which: int | None) -> None:
-    from mnv2.runtime.processes import meet  # imports JAX
+        processes.meet(address, count, which)
 
-    meet(address, count, which)
+    return meet
 
 
 if __name__ == "__main__":

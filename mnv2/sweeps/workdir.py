@@ -75,12 +75,7 @@ class Sweep:
 
     def value(self, arm: str, field: str) -> Any:
         """Returns the value of a field, by its dotted name, in the runs of an arm."""
-        if field in self.arms[arm]:
-            return self.arms[arm][field]
-        value: Any = self.config
-        for name in field.split("."):
-            value = value[name]
-        return value
+        return {**flat(self.config), **self.arms[arm]}[field]
 
     def accuracies(self, arm: str) -> dict[int, float]:
         """Returns the final accuracy, in per cent, of each finished seed of an arm."""
@@ -240,19 +235,19 @@ def check_comparison(config: ml_collections.ConfigDict) -> None:
         count = whole(1)(f"seeds of arm {arm}", changes.get("seeds", config.seeds))
         whole(0, LARGEST_SEED)(f"the last seed of arm {arm}", config.seed + count - 1)
     check_choice(config.baseline, arms, "baseline")
-    try:
-        panels = [(str(title), str(field), shown) for title, field, shown in config.panels]
-    except (TypeError, ValueError):
-        raise UserError(f"panels must be {COMPARED['panels']}, got {config.panels!r}") from None
-    for title, field, shown in panels:
-        several = isinstance(shown, tuple | list) and all(isinstance(arm, str) for arm in shown)
-        if not several:  # a preset may lack some of them
-            raise UserError(
-                f"panel {title!r} must end with names of arms, such as ({arms[0]!r},), "
-                f"got {shown!r}"
-            )
+    if not isinstance(config.panels, tuple | list) or not all(map(_is_panel, config.panels)):
+        raise UserError(f"panels must be {COMPARED['panels']}, got {config.panels!r}")
+    for title, field, _ in config.panels:
         if field != "arm" and not has_field(config, field):
             raise UserError(f"panel {title!r} shows {field!r}, which is no field of the config")
+
+
+def _is_panel(panel: Any) -> bool:
+    """Tells whether a value has the form of a panel; a preset may lack some of its arms."""
+    match panel:
+        case [str(), str(), [*arms]]:
+            return all(isinstance(arm, str) for arm in arms)
+    return False
 
 
 def _arms(given: Any) -> list[str]:
@@ -265,13 +260,12 @@ def _arms(given: Any) -> list[str]:
         raise UserError(f"arms must be {COMPARED['arms']}, got {given!r}")
     names = [name for name, _ in pairs]
     for name, changes in pairs:
-        if not isinstance(name, str) or not NAME.fullmatch(name) or name in RESERVED:
+        possible = isinstance(name, str) and NAME.fullmatch(name) and name not in RESERVED
+        if not possible or len(name.encode(errors="replace")) > LONGEST:
             raise UserError(
-                f"{name!r} cannot be the name of an arm: it must be that of a folder, without | "
-                "and commas"
+                f"{name!r} cannot be the name of an arm: it must be that of a folder, of at most "
+                f"{LONGEST} bytes, without | and commas"
             )
-        if len(name.encode(errors="replace")) > LONGEST:
-            raise UserError(f"the name of an arm may have {LONGEST} bytes, got {name!r}")
         if fixed := sorted({"seed", "final_split"} & changes.keys()):
             raise UserError(f"arm {name} changes {fixed[0]}, which must be the same for all arms")
         if names.count(name) > 1:
