@@ -35,18 +35,11 @@ EVERYTHING = "."  # PyTorch decays norms and biases too
 def _common() -> ml_collections.ConfigDict:
     """Returns what all recipes share."""
     config = defaults()
-    config.data.name = "imagenet2012"
-    config.data.validation = (
-        10_000  # held out from train, for choices; the test split is ImageNet's
-    )
-    config.data.image_size = 224
+    config.data.update(name="imagenet2012", image_size=224)
+    config.data.validation = 10_000  # of train, for choices; the test split is ImageNet's
     config.model = ml_collections.ConfigDict({"name": "mobilenet_v2", "width": 1.0})
-    config.model.strides = "imagenet"
-    config.model.padding = "same"
-    config.model.dropout = 0.0
-    config.model.bn_momentum = 0.9
-    config.model.bn_epsilon = 1e-3
-    config.model.dtype = "bfloat16"
+    config.model.update(strides="imagenet", padding="same", dropout=0.0, dtype="bfloat16")
+    config.model.update(bn_momentum=0.9, bn_epsilon=1e-3)
     config.bn_group = 1  # each GPU alone, as all sources; one GPU normalises its whole batch
     config.eval_batch_size = 1000
     config.eval_every = config.checkpoint_every = "1 epochs"

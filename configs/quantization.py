@@ -29,16 +29,10 @@ def get_config() -> ml_collections.ConfigDict:
     config = finetune.get_config()
     config.model.dropout = 0.0
     config.model.quantized = "none"
-    config.data.name = "fashion_mnist"
-    config.data.validation = 5000
-    config.data.image_size = 28
-    config.data.augmentation = "none"
-    config.batch_size = 128
-    config.eval_batch_size = 500
-    config.duration = "200 steps"
-    config.eval_every = config.checkpoint_every = "200 steps"
-    config.optimization.learning_rate = 0.01
-    config.optimization.backbone_rate = 1.0
+    config.data.update(name="fashion_mnist", validation=5000, image_size=28, augmentation="none")
+    config.update(batch_size=128, eval_batch_size=500)
+    config.duration = config.eval_every = config.checkpoint_every = "200 steps"
+    config.optimization.update(learning_rate=0.01, backbone_rate=1.0)
     config.arms = tuple((arm, {} if arm == "float32" else {"model.quantized": arm}) for arm in ARMS)
     config.baseline = "float32"
     config.panels = (("training for 8 bits", "model.quantized", ARMS),)

@@ -109,41 +109,24 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
     elif preset == "full":
         config.duration = "15 epochs"
         config.eval_every = config.checkpoint_every = "1 epochs"
-        config.data.augmentation = "crop_flip"
-        config.data.pad = 2
-        config.model.strides = (1, 1, 1, 2, 2, 1, 2, 1)
-        config.model.bn_momentum = 0.99
+        config.data.update(augmentation="crop_flip", pad=2)
+        config.model.update(strides=(1, 1, 1, 2, 2, 1, 2, 1), bn_momentum=0.99)
         config.optimization.warmup = "1 epochs"
     elif preset == "cifar10":
-        config.data.name = "cifar10"
-        config.data.augmentation = "crop_flip"
-        config.data.pad = 4
-        config.model.width = 0.5
-        config.model.strides = (1, 1, 1, 2, 2, 1, 2, 1)
-        config.model.bn_momentum = 0.99
+        config.data.update(name="cifar10", augmentation="crop_flip", pad=4)
+        config.model.update(width=0.5, strides=(1, 1, 1, 2, 2, 1, 2, 1), bn_momentum=0.99)
         config.duration = "100 epochs"
         config.eval_every = config.checkpoint_every = "5 epochs"
-        config.optimization.learning_rate = 0.1
-        config.optimization.warmup = "5 epochs"
-        config.optimization.weight_decay = 5e-4
+        config.optimization.update(learning_rate=0.1, warmup="5 epochs", weight_decay=5e-4)
     elif preset == "imagenet":
-        config.data.name = "imagenet2012"
-        config.data.validation = 10_000
-        config.data.image_size = 224
-        config.data.augmentation = "inception"
-        config.data.distortion = "fast"
-        config.model.width = 1.0
-        config.model.strides = (2, 1, 2, 2, 2, 1, 2, 1)
-        config.model.dropout = 0.2
-        config.model.bn_momentum = 0.997
-        config.model.dtype = "bfloat16"
+        config.data.update(name="imagenet2012", validation=10_000, image_size=224)
+        config.data.update(augmentation="inception", distortion="fast")
+        config.model.update(width=1.0, strides=(2, 1, 2, 2, 2, 1, 2, 1), dropout=0.2)
+        config.model.update(bn_momentum=0.997, dtype="bfloat16")
         config.batch_size = 768  # 96 per device on eight; 116 MB per batch of images
         config.eval_batch_size = 1000
-        config.duration = "150 epochs"
-        config.label_smoothing = 0.1
-        config.ema_decay = 0.9999
+        config.update(duration="150 epochs", label_smoothing=0.1, ema_decay=0.9999, log_every=100)
         config.eval_every = config.checkpoint_every = "1 epochs"
-        config.log_every = 100
         config.optimization.optimizer = "rmsprop_tf(decay=0.9, momentum=0.9, eps=1.0)"
         config.optimization.schedule = "exponential"
         config.optimization.learning_rate = 0.36  # 0.045 per device, as in slim
@@ -151,10 +134,9 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
         # Everything but depthwise filters, as in slim; norms and biases have no kernel.
         config.optimization.weight_decay_on = "^(?!.*depthwise).*kernel"
     elif preset == "quick":
-        config.duration = "30 steps"
+        config.update(duration="30 steps", log_every=10)
         config.optimization.warmup = "5 steps"
         config.data.validation = 1000
-        config.log_every = 10
     elif preset == "tuned":
         config.tuned = ("optimization.learning_rate", (0.025, 0.05, 0.1, 0.2, 0.4))
         config.tuning_seeds = 2
