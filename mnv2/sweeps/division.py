@@ -96,14 +96,12 @@ def divide(runs: int, parallel: int | None = None, threads: int | None = None) -
             reason += f", {len(names) - used} of which stay idle: each run has as many"
         return Division(copies, platform, threads, devices, is_fixed, reason)
     if platform != "cpu":
-        return Division(
-            parallel or 1, platform, threads, is_fixed=is_fixed, reason=f"on {platform}"
-        )
+        return Division(parallel or 1, platform, threads, (), is_fixed, f"on {platform}")
     if threads is None:
         threads = max(1, cores // (parallel or min(cores, runs)))
     copies = parallel or max(1, min(cores // threads, runs))
     each = f"{threads} thread{'s' * (threads > 1)} each, of {cores} core{'s' * (cores > 1)}"
-    return Division(copies, platform, threads, is_fixed=is_fixed, reason=each)
+    return Division(copies, platform, threads, (), is_fixed, each)
 
 
 def _shares(names: tuple[str, ...], copies: int, platform: str) -> tuple[tuple[str, ...], ...]:

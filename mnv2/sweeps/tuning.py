@@ -59,10 +59,8 @@ def tuned_field(config: Mapping[str, Any] | ml_collections.ConfigDict) -> tuple[
             "tuned must be a field and two numbers or more, such as "
             f"('optimization.learning_rate', (0.05, 0.1)), got {config['tuned']!r}"
         )
-    if not has_field(config, field):
-        raise UserError(f"tuned names {field!r}, which is no field of the config")
-    if field in SAME_FOR_ALL:
-        raise UserError(f"tuned names {field!r}, which must be the same for all values")
+    if field in SAME_FOR_ALL or not has_field(config, field):
+        raise UserError(f"tuned names {field!r}, which is no field of the config that may differ")
     return field, numbers
 
 

@@ -183,22 +183,20 @@ def _naming(path: AnyPath, remedy: str) -> Iterator[None]:
 
 def failure_of(folder: AnyPath) -> str | None:
     """Returns the last line of a failed run's error; None if the run did not fail."""
-    lines = _failure_lines(folder)
-    if lines is None:
-        return None
-    return next((line for line in reversed(lines) if line.strip()), f"{folder / FAILURE} is empty")
+    return next(reversed(_failure_lines(folder)), None)
 
 
 def diverged(folder: AnyPath) -> bool:
     """Tells whether a run failed because its loss, gradient or state did not stay finite."""
-    return (_failure_lines(folder) or [""])[0] == NotFinite.__name__
+    return _failure_lines(folder)[:1] == [NotFinite.__name__]
 
 
-def _failure_lines(folder: AnyPath) -> list[str] | None:
+def _failure_lines(folder: AnyPath) -> list[str]:
     path = folder / FAILURE
     if not path.exists():
-        return None
-    return path.read_bytes().decode("utf-8", errors="replace").split("\n")
+        return []
+    text = path.read_bytes().decode("utf-8", errors="replace")
+    return [line for line in text.split("\n") if line.strip()] or [f"{path} is empty"]
 
 
 def explanation(error: Exception) -> str:

@@ -151,8 +151,8 @@ def test_as_long_as_runs_are_missing_nothing_is_compared(config, tmp_path, capsy
         (RATE, "tuned must be a field and two numbers or more"),
         (("optimization.rate", (0.1, 0.2)), "names 'optimization.rate', which is no field"),
         (("model.bottleneck", ("linear", "relu6")), "two numbers or more"),
-        (("seed", (0, 5)), "names 'seed', which must be the same for all values"),
-        (("data.validation", (100, 200)), "which must be the same for all values"),
+        (("seed", (0, 5)), "names 'seed', which is no field of the config that may differ"),
+        (("data.validation", (100, 200)), "no field of the config that may differ"),
     ],
 )
 def test_what_cannot_be_tuned_is_refused(config, tuned, message):
