@@ -25,25 +25,18 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
     config = defaults()
     config.data.name = "cifar10"
     config.data.validation = 0  # main.py trains on all 50,000; hold some out to choose values
-    config.data.augmentation = "crop_flip"
-    config.data.pad = 4
-    config.data.normalization = "cifar10"
+    config.data.update(augmentation="crop_flip", pad=4, normalization="cifar10")
     config.model = ml_collections.ConfigDict({"name": "mobilenet_v2", "width": 1.0})
-    config.model.activation = "relu"
+    config.model.update(activation="relu", padding="symmetric", dropout=0.0, dtype="float32")
     config.model.strides = "small"  # 32 -> 32, 32, 32, 16, 8, 8, 4, 4
-    config.model.padding = "symmetric"
-    config.model.dropout = 0.0
     config.model.bn_momentum, config.model.bn_epsilon = 0.9, 1e-5  # PyTorch's
-    config.model.dtype = "float32"
     config.batch_size = 128
     config.bn_group = 1  # torch.nn.DataParallel normalises on each device alone
     config.duration = "200 epochs"
     config.eval_every = "0 steps"
     config.checkpoint_every = "5 epochs"
-    config.optimization.learning_rate = 0.1
-    config.optimization.schedule = "cosine"
+    config.optimization.update(learning_rate=0.1, schedule="cosine", warmup="0 steps")
     config.optimization.rate_every = "1 epochs"  # scheduler.step() once per epoch
-    config.optimization.warmup = "0 steps"
     config.optimization.optimizer = "sgd(momentum=0.9, nesterov=False)"
     config.optimization.weight_decay = 5e-4
     config.optimization.weight_decay_on = "."  # PyTorch decays norms and biases too

@@ -54,10 +54,7 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
     config.data.image_size = 224  # square, of the size for which the weights were trained
     config.data.augmentation = "inception"  # use crop_flip for 28 to 64 pixels
 
-    config.batch_size = 32
-    config.eval_batch_size = 64
-    config.duration = "5 epochs"
-    config.log_every = 10
+    config.update(batch_size=32, eval_batch_size=64, duration="5 epochs", log_every=10)
     config.eval_every = config.checkpoint_every = "1 epochs"
 
     config.optimization.learning_rate = 0.02  # of the new classifier

@@ -137,11 +137,8 @@ def _torchvision_v2(config: ml_collections.ConfigDict) -> None:
 def _d_li14(config: ml_collections.ConfigDict) -> None:
     """d-li14/mobilenetv2.pytorch: the README."""
     _torch(config)
-    config.batch_size = 256
-    config.duration = "150 epochs"
-    config.optimization.learning_rate = 0.05
-    config.optimization.schedule = "cosine"
-    config.optimization.weight_decay = 4e-5
+    config.update(batch_size=256, duration="150 epochs")
+    config.optimization.update(learning_rate=0.05, schedule="cosine", weight_decay=4e-5)
 
 
 def _timm(config: ml_collections.ConfigDict) -> None:

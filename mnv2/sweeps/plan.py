@@ -157,16 +157,9 @@ def plan(
         settings = from_config(resolved)
         steps = set_up(settings).durations.total
         for seed in seeds_of(config, changes):
-            runs.append(
-                Run(
-                    arm,
-                    seed,
-                    workdir / arm / str(seed),
-                    {**resolved.to_dict(), "seed": seed},
-                    dataclasses.replace(settings, seed=seed),
-                    steps,
-                )
-            )
+            folder, recorded = workdir / arm / str(seed), {**resolved.to_dict(), "seed": seed}
+            of_seed = dataclasses.replace(settings, seed=seed)
+            runs.append(Run(arm, seed, folder, recorded, of_seed, steps))
     return sorted(runs, key=lambda run: run.seed)
 
 
@@ -217,11 +210,7 @@ def changed(
     return resolved
 
 
-def claim(
-    config: ml_collections.ConfigDict,
-    workdir: AnyPath,
-    only: Sequence[str],
-) -> list[Run]:
+def claim(config: ml_collections.ConfigDict, workdir: AnyPath, only: Sequence[str]) -> list[Run]:
     """Records the config in `workdir`, and returns the runs that `only` names.
 
     The config may be that of the workdir with a longer duration: its runs are then trained longer,
@@ -290,7 +279,7 @@ def _check_same(
     remedy: str,
 ) -> None:
     """Raises UserError, with a remedy, if `workdir` belongs to another config."""
-    ignored = ("seed", "seeds", *BETWEEN_ARMS, *may_change)
+    ignored = ("seeds", *BETWEEN_ARMS, *may_change)
     if old is not None:
         if difference := _difference(old["config"], config.to_dict(), ignored):
             raise UserError(f"{workdir} holds runs with {difference}; {remedy}")
@@ -299,7 +288,8 @@ def _check_same(
     for arm in dict(config.arms):  # also those that are not chosen now: they are reported
         for path in matches(workdir / arm, f"*/{CONFIG}"):
             recorded = read_json(path, CONFIG_REMEDY)
-            if difference := _difference(recorded, resolve(config, arm).to_dict(), ignored):
+            of_arm = {**resolve(config, arm).to_dict(), "seed": recorded.get("seed")}
+            if difference := _difference(recorded, of_arm, ignored):
                 raise UserError(f"{path.parent} holds a run with {difference}; {remedy}")
 
 

@@ -141,6 +141,13 @@ def test_runs_from_before_there_was_a_field_have_its_default(config, tmp_path, t
         run.train_here(config, tmp_path)
 
 
+def test_the_first_seed_stays_what_it_was(config, tmp_path, trained):
+    run.train_here(config, tmp_path, ["linear"])
+    config.seed = 5
+    with pytest.raises(UserError, match="holds runs with seed = 0 instead of 5"):
+        run.train_here(config, tmp_path, ["linear"])
+
+
 def test_an_arm_that_means_something_else_now_is_refused(config, tmp_path, trained):
     run.train_here(config, tmp_path)
     config.arms = (*config.arms[:1], ("relu6", {"model.width": 0.5}))
