@@ -5,6 +5,7 @@ is faster.
 """
 
 import contextlib
+import gc
 import os
 from pathlib import Path
 
@@ -35,6 +36,10 @@ from mnv2.runtime import files
 from mnv2.sweeps.plan import with_arms
 from tests import decoded as decoded  # from here on, Fashion-MNIST is decoded once
 from tests import emulator
+
+# A million objects of libraries stay until the end: the search for garbage need not visit them.
+gc.freeze()
+gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture(scope="session")
