@@ -19,6 +19,7 @@ from mnv2.pretrained.options import read_class_names
 from mnv2.runtime import cli
 from mnv2.training import step
 from mnv2.training.evaluation import view_of
+from tests import outputs
 from tests.deployment.networks import SHORT
 from tests.variables import random_variables
 
@@ -81,7 +82,7 @@ def test_a_table_of_the_most_probable_classes_is_printed(files, monkeypatch, cap
     assert [line.split()[0] for line in lines] == [str(picture), "1", "2"] * 2 + ["drawn"]
     loaded = pretrained.load(weights)
     view = seen_by(loaded, np.asarray(Image.open(picture)))
-    logits = loaded.model.apply(loaded.variables, loaded.preprocess(np.asarray(view)[None]))
+    logits = outputs.of_loaded(loaded, np.asarray(view)[None])
     best = int(np.argmax(logits))
     percent = 100 * float(jax.nn.softmax(logits)[0, best])
     assert f"{loaded.class_names[best]}  {percent:6.2f} %" in lines[1]
@@ -149,7 +150,7 @@ def test_an_evaluation_counts_every_picture_once(files, monkeypatch, capsys):
     for label, name in enumerate(loaded.class_names):
         for path in (files / "pictures/test" / name).iterdir():
             view = seen_by(loaded, np.asarray(Image.open(path)))
-            logits = loaded.logits(loaded.variables, np.asarray(view)[None])
+            logits = outputs.of_loaded(loaded, np.asarray(view)[None])
             labels = jax.numpy.array([label])
             sums.append(step.measure(logits, labels, step.cross_entropy(logits, labels)))
     assert step.summarize(sums) == pytest.approx(result, rel=1e-4)
@@ -251,7 +252,7 @@ def test_the_pictures_of_a_folder_are_predicted_in_order_and_written(
     assert [row["path"] for row in tables[1] if row["rank"] == 1] == expected
     loaded = pretrained.load(weights)
     view = seen_by(loaded, predict.read_picture(single))
-    logits = loaded.model.apply(loaded.variables, loaded.preprocess(np.asarray(view)[None]))
+    logits = outputs.of_loaded(loaded, np.asarray(view)[None])
     probabilities = jax.nn.softmax(logits)[0]
     for row in tables[1]:
         number = loaded.class_names.index(row["class"])

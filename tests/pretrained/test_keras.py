@@ -1,6 +1,8 @@
 """Keras generates the weights and computes the logits; this package must compute the same."""
 
+import functools
 import pickle
+import shutil
 
 import h5py
 import jax
@@ -38,6 +40,12 @@ def randomized(model, shift=0.0):
 def v2(alpha, **fields):
     fields = {"input_shape": (SIZE, SIZE, 3), "weights": None, **fields}
     return randomized(keras.applications.MobileNetV2(alpha=alpha, **fields))
+
+
+@functools.cache
+def narrow_backbone():
+    """Returns the network without its top that is in the models of users, built once."""
+    return v2(0.35, include_top=False)
 
 
 def images(size=(SIZE, SIZE)):
@@ -109,7 +117,7 @@ def users_model(head, rescale=False):
     x = keras.layers.RandomFlip("horizontal")(inputs)
     if rescale:
         x = keras.layers.Rescaling(1 / 127.5, offset=-1)(x)
-    x = v2(0.35, include_top=False)(x, training=False)
+    x = narrow_backbone()(x, training=False)
     x = keras.layers.GlobalAveragePooling2D()(x)
     for layer in head:
         x = layer(x)
@@ -179,7 +187,7 @@ def two_branches(features):
 
 @pytest.mark.parametrize(("suffix", "branches"), [(".h5", False), (".keras", True)])
 def test_whatever_its_head_is_a_models_backbone_can_be_used(tmp_path, suffix, branches, capsys):
-    backbone = v2(0.35, include_top=False, pooling=None)
+    backbone = narrow_backbone()
     inputs = keras.Input((SIZE, SIZE, 3))
     features = backbone(keras.layers.Rescaling(1 / 255)(inputs))
     pooled = keras.layers.GlobalAveragePooling2D()(features)
@@ -247,11 +255,17 @@ def test_keras_computes_the_same_with_weights_saved_under_its_names(tmp_path, ne
     jax.tree.map(np.testing.assert_array_equal, ours.variables, loaded.variables)
 
 
-@pytest.fixture
-def saved(tmp_path):
-    path = tmp_path / "model.h5"
+@pytest.fixture(scope="module")
+def saved_once(tmp_path_factory):
+    path = tmp_path_factory.mktemp("saved") / "model.h5"
     v2(0.35).save(path)
     return path
+
+
+@pytest.fixture
+def saved(saved_once, tmp_path):
+    """A copy that a test may change."""
+    return shutil.copy(saved_once, tmp_path / "model.h5")
 
 
 def test_missing_unexpected_and_misshapen_tensors_are_named(saved):

@@ -13,11 +13,14 @@ from mnv2.sweeps import plan as plans
 from mnv2.sweeps import run
 from mnv2.sweeps import workdir as workdirs
 from mnv2.sweeps.plan import plan, with_arms
+from tests.deployment.networks import SHORT
 
 
 @pytest.fixture
 def config():
-    return with_arms(v2_ablation.get_config("quick"))
+    config = v2_ablation.get_config("quick")
+    config.model.repeats = SHORT  # the networks are traced for their cost
+    return with_arms(config)
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ def changed(config, **fields):
         ),
         ({"model__dtype": "float16"}, "float16 loses small gradients .*: use bfloat16"),
         (
-            {"accumulate": 2, "bn_group": 1, "data__image_size": 8},
+            {"accumulate": 2, "bn_group": 1, "data__image_size": 4},
             "batch norm of .* would get one value per channel",
         ),
         (
