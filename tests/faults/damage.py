@@ -92,7 +92,7 @@ def truncated(workdir: Path, moments: random.Random) -> str:
 
 def full_disk(workdir: Path, moments: random.Random) -> str:
     """Trains on a disk with room for one checkpoint; then makes room for all."""
-    size = moments.randrange(3000, 4500)
+    size = moments.randrange(3600, 4500)
     if trouble := mount_small_disk(workdir, size):
         return f"skipped: {trouble}"
     process = start(workdir)
