@@ -3,6 +3,7 @@
 import contextlib
 import faulthandler
 import sys
+import time
 from collections.abc import Iterator
 
 import jax
@@ -14,6 +15,7 @@ from mnv2.runtime.errors import UserError, first_line
 
 MEETING = 120  # seconds that the first process waits for the others
 SILENCE = 60  # seconds without a heartbeat after which a process counts as dead
+GRACE = 3  # seconds in which the others can say what is wrong: they end when the first one does
 LOST = 1  # the exit code of a process that lost another one
 
 
@@ -96,5 +98,7 @@ def ending_together() -> Iterator[None]:
                 f"others: {type(error).__name__}: {first_line(error)}; start all again to resume "
                 "from the newest checkpoint"
             )
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+        if isinstance(error, UserError):  # which the others find, too
+            time.sleep(GRACE)
         leave(code)
