@@ -1,0 +1,393 @@
+"""Which part of a picture a network sees, and in which size: the operations on the host.
+
+Training, evaluation and prediction all use this one implementation, on one picture at a time. No
+operation changes the picture that it gets. Random choices come from a `numpy.random.Generator` of
+the caller.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mnv2.preprocess.resizing import ALL, METHODS, Part, Picture, Size, resized, to_uint8
+from mnv2.preprocess.text import HOST, Call, Pipeline, operation, parse
+from mnv2.runtime.errors import UserError, check_choice, choice, number, ordered, whole
+
+# The views of finished networks by their short names, which are those of their authors' code.
+VIEWS = {
+    "mnv2": "fit({crop})",
+    "slim": "central_crop({crop})|resize(method='bilinear_tf1')",
+    "bilinear": "resize_shorter(crop={crop})|center_crop",
+    "bicubic": "resize_shorter(crop={crop}, method='bicubic_antialiased')|center_crop",
+    "keras": "resize(method='keras')",
+    "tensorflow": "resize",
+    "pillow": "resize(method='bilinear_antialiased')",
+    "nearest": "resize(method='nearest')",
+}
+
+# Of red, green and blue (3 1), as in tf.image.rgb_to_grayscale.
+LUMINANCE = np.array([[0.2989], [0.5870], [0.1140]], np.float32)
+COVERED = 0.1  # slim redraws crops below a tenth of the picture
+_INCEPTION_TRIES = 100  # of slim
+_CROP_TRIES = 10  # of torchvision's RandomResizedCrop
+
+CROPS = ("fit.crop", "central_crop.fraction", "resize_shorter.crop")  # the part that is kept
+RANDOM = ("inception_crop", "resized_crop")
+Side = int | Size | None  # of a square, or (height, width); None for the size of the caller
+Random = np.random.Generator | None
+_share = number(0, 1, low_open=True, high_open=False)
+_aspects = ordered(1e-2, 1e2)
+
+
+def _side(field: str, value: Any) -> Any:
+    """Checks a size in pixels: of a square, or (height, width)."""
+    if isinstance(value, tuple) and len(value) == 2:
+        return tuple(whole(1)(field, side) for side in value)
+    return whole(1)(field, value)
+
+
+def named_view(
+    name: str,
+    crop: float | None = None,
+    first: Size | None = None,
+    size: int | None = None,
+) -> str:
+    """Returns the text of a view of VIEWS, which keeps the part `crop` of each side (0.875).
+
+    first  (height, width) to which pictures are brought as in `keras`, before
+    size   of the result, if it is not that of the caller
+
+    Raises UserError for a name that is unknown.
+    """
+    check_choice(name, VIEWS, "view")
+    text = VIEWS[name].format(crop=0.875 if crop is None else crop)
+    if size is not None and "center_crop" in text:
+        method = ", method='bicubic_antialiased'" if name == "bicubic" else ""
+        shorter = int(size / (0.875 if crop is None else crop))
+        text = f"resize_shorter({shorter}{method})|center_crop({size})"
+    elif size is not None:
+        head, _, last = text.rpartition("|")
+        last = last if "(" in last else f"{last}()"
+        last = f"{last[:-1]}{', ' if last[-2] != '(' else ''}size={size})"
+        text = f"{head}|{last}" if head else last
+    return f"resize({tuple(first)}, 'keras')|{text}" if first else text
+
+
+def parse_view(text: str, field: str) -> Pipeline:
+    """Returns what pictures go through in evaluation: operations of the host, none of them random.
+
+    Raises UserError, as `text.parse` does.
+    """
+    pipeline = parse(text, field, (HOST,))
+    for call in pipeline.calls:
+        if call.name in RANDOM:
+            raise UserError(
+                f"{field} has {call.name}, which is random: only data.train can have it"
+            )
+    return pipeline
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """What a network sees of a picture: the operations of a pipeline on the host.
+
+    pipeline  its other operations are for the devices, and do nothing here; without one of the
+              host, a picture of another size is stretched as by resize()
+    wanted    (height, width) that the caller wants; `size` is the one that pictures get
+    channels  of the result, 1 or 3; 0 for those of the picture
+    rounds    whether pictures are rounded to uint8, as for training
+    """
+
+    pipeline: Pipeline
+    wanted: Size
+    channels: int
+    rounds: bool = False
+
+    def __post_init__(self) -> None:
+        for call in self.pipeline.of(HOST):
+            if call.name in RANDOM:
+                _check_areas(call.name, call["smallest"], call["largest"])
+
+    @property
+    def size(self) -> Size:
+        """The (height, width) of the pictures that are seen."""
+        calls = self.pipeline.of(HOST)
+        return _wanted(calls[-1]["size"], self.wanted) if calls else self.wanted
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return (*self.size, self.channels)
+
+    @property
+    def dtype(self) -> type:
+        """uint8 where pictures are rounded; float32 otherwise, also if a method gives bytes."""
+        fits = [call.name for call in self.pipeline.of(HOST)] == ["fit"]
+        return np.uint8 if self.rounds or fits else np.float32
+
+    def keeps(self, shape: Sequence[int | None]) -> bool:
+        """Tells whether pictures of a shape (h w c) stay as they are."""
+        names = {call.name for call in self.pipeline.of(HOST)}
+        changes = bool(names - {"fit"}) or self.dtype != np.uint8
+        return tuple(shape) == self.shape and not changes
+
+    def __call__(self, picture: Picture, random: Random = None) -> Picture:
+        """Returns what is seen of a picture (h w c), of the type `dtype`."""
+        calls, wanted = list(self.pipeline.of(HOST)), self.wanted
+        if not calls:
+            picture = resized(picture, wanted, "bilinear")
+        while calls:
+            call = calls.pop(0)
+            if call.name == "resize_shorter" and calls and calls[0].name == "center_crop":
+                picture = _shorter_centre(picture, wanted, call, calls.pop(0))
+            elif call.name == "fit":
+                picture = _fitted(picture, _wanted(call["size"], wanted), call["crop"])
+            else:
+                picture = call(picture, wanted, random)
+        # Before rounding: a luminance is rounded once.
+        picture = to_channels(picture, self.channels)
+        return to_uint8(picture) if self.dtype == np.uint8 else picture.astype(np.float32)
+
+
+def to_channels(picture: Picture, channels: int) -> Picture:
+    """Converts grayscale to colour by repeating it, or colour to grayscale by its luminance.
+
+    Pictures (h w c) that have `channels` channels, and all pictures if it is 0, stay unchanged. A
+    luminance (tf.image.rgb_to_grayscale) is float32 and not rounded.
+    """
+    if channels == 3 and picture.shape[-1] == 1:
+        return np.repeat(picture, 3, axis=-1)
+    if channels == 1 and picture.shape[-1] == 3:
+        return picture.astype(np.float32) @ LUMINANCE
+    return picture
+
+
+@operation(HOST, sizes=True, size=_side, method=choice(METHODS))
+def resize(
+    picture: Picture, wanted: Size, random: Random, *, size: Side = None, method: str = "bilinear"
+) -> Picture:
+    """Stretched to `size` x `size`, by default to the size that the network gets."""
+    return resized(picture, _wanted(size, wanted), method)
+
+
+@operation(HOST, size=_side, crop=_share, method=choice(METHODS))
+def resize_shorter(
+    picture: Picture,
+    wanted: Size,
+    random: Random,
+    *,
+    size: Side = None,
+    crop: float = 0.875,
+    method: str = "bilinear_antialiased",
+) -> Picture:
+    """The shorter side becomes `size`, by default the network's / `crop`; the other in proportion.
+
+    As torchvision's Resize. If the network's size is not square, both sides cover it, as in timm.
+    """
+    return resized(picture, _shorter_size(picture, wanted, size, crop), method)
+
+
+@operation(HOST, sizes=True, size=_side)
+def center_crop(picture: Picture, wanted: Size, random: Random, *, size: Side = None) -> Picture:
+    """The centre of `size` x `size`, by default of the size that the network gets."""
+    return picture[_centre(picture.shape, _wanted(size, wanted))]
+
+
+@operation(HOST, fraction=_share)
+def central_crop(
+    picture: Picture, wanted: Size, random: Random, *, fraction: float = 0.875
+) -> Picture:
+    """The central `fraction` of height and width, as tf.image.central_crop."""
+    return _central(picture, fraction)
+
+
+@operation(HOST, sizes=True, crop=_share, size=_side)
+def fit(
+    picture: Picture, wanted: Size, random: Random, *, crop: float = 0.875, size: Side = None
+) -> Picture:
+    """A picture of the network's size as it is; of any other the central `crop`, stretched.
+
+    Bilinear without antialiasing, as slim's evaluation does on TensorFlow 2, rounded to 8 bits.
+    """
+    return to_uint8(_fitted(picture, _wanted(size, wanted), crop))
+
+
+@operation(
+    HOST,
+    sizes=True,
+    smallest=_share,
+    largest=_share,
+    aspect=_aspects,
+    method=choice(METHODS),
+    size=_side,
+)
+def inception_crop(
+    picture: Picture,
+    wanted: Size,
+    random: Random,
+    *,
+    smallest: float = 0.05,
+    largest: float = 1.0,
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+    method: str = "bilinear",
+    size: Side = None,
+) -> Picture:
+    """A random crop of slim: its share of the area and its width / height in ranges.
+
+    slim's inception_preprocessing, which is tf.image.sample_distorted_bounding_box with the whole
+    picture as the object: the aspect is uniform, and then the height.
+    """
+    random = _needed(random, "inception_crop")
+    _check_areas("inception_crop", smallest, largest)
+    part = _inception_part(picture.shape, (smallest, largest), aspect, random)
+    return resized(picture[part], _wanted(size, wanted), method)
+
+
+@operation(
+    HOST,
+    sizes=True,
+    smallest=_share,
+    largest=_share,
+    aspect=_aspects,
+    method=choice(METHODS),
+    size=_side,
+)
+def resized_crop(
+    picture: Picture,
+    wanted: Size,
+    random: Random,
+    *,
+    smallest: float = 0.08,
+    largest: float = 1.0,
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+    method: str = "bilinear_antialiased",
+    size: Side = None,
+) -> Picture:
+    """A random crop of torchvision: its share of the area and its width / height in ranges.
+
+    torchvision's RandomResizedCrop: the area is uniform, and the logarithm of the aspect.
+    """
+    random = _needed(random, "resized_crop")
+    _check_areas("resized_crop", smallest, largest)
+    part = _resized_crop_part(picture.shape, (smallest, largest), aspect, random)
+    return resized(picture[part], _wanted(size, wanted), method)
+
+
+def _wanted(size: Side, wanted: Size) -> Size:
+    if size is None:
+        return wanted
+    return size if isinstance(size, tuple) else (size, size)
+
+
+def _needed(random: Random, name: str) -> np.random.Generator:
+    if random is None:
+        raise UserError(f"{name} is random, and only training has random views")
+    return random
+
+
+def _check_areas(name: str, smallest: float, largest: float) -> None:
+    if smallest > largest:
+        raise UserError(
+            f"smallest of {name} must not exceed largest, got {smallest!r} and {largest!r}"
+        )
+
+
+def _central(picture: Picture, fraction: float) -> Picture:
+    top, left = (int((side - side * fraction) / 2) for side in picture.shape[:2])
+    return picture[top : len(picture) - top, left : picture.shape[1] - left]
+
+
+def _fitted(picture: Picture, size: Size, crop: float) -> Picture:
+    """Returns what fit sees, not yet rounded."""
+    if picture.shape[:2] == size:
+        return picture
+    return resized(_central(picture, crop), size, "bilinear")
+
+
+def _shorter_size(picture: Picture, wanted: Size, size: Side, crop: float) -> Size:
+    """Returns the (height, width) to which resize_shorter brings a picture (h w c)."""
+    height, width = picture.shape[:2]
+    high, wide = _wanted(size, (int(wanted[0] / crop), int(wanted[1] / crop)))
+    if high * width >= wide * height:
+        return high, max(high * width // height, 1)
+    return max(wide * height // width, 1), wide
+
+
+def _shorter_centre(picture: Picture, wanted: Size, shorter: Call, centre: Call) -> Picture:
+    """Does resize_shorter and center_crop at once, without memory for what is cropped away."""
+    whole = _shorter_size(picture, wanted, shorter["size"], shorter["crop"])
+    part = _centre(whole, _wanted(centre["size"], wanted))
+    return resized(picture, whole, shorter["method"], part)
+
+
+def _centre(shape: tuple[int, ...], size: Size) -> Part:
+    """Returns the central part of a size; it begins as torchvision rounds, ties to even."""
+    if shape[0] < size[0] or shape[1] < size[1]:
+        raise UserError(
+            f"center_crop cannot cut {size[0]} x {size[1]} out of a picture of {shape[0]} x "
+            f"{shape[1]}: resize it to at least that before, as with resize_shorter"
+        )
+    top, left = (round((own - side) / 2) for own, side in zip(shape[:2], size, strict=True))
+    return slice(top, top + size[0]), slice(left, left + size[1])
+
+
+def _inception_part(
+    shape: tuple[int, ...],
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+    random: np.random.Generator,
+) -> Part:
+    """Draws the part of a picture for inception_crop, with the rounding of TensorFlow's kernel.
+
+    Returns the whole picture if no try fits.
+    """
+    height, width = shape[:2]
+    least, most = (limit * height * width for limit in area)
+    for _ in range(_INCEPTION_TRIES):
+        ratio = random.uniform(*aspect)
+        highest = round(math.sqrt(most / ratio))
+        if round(highest * ratio) > width:
+            highest = int((width + 0.5 - 1e-7) / ratio)
+            highest -= round(highest * ratio) > width
+        highest = min(highest, height)
+        lowest = min(round(math.sqrt(least / ratio)), highest)
+        high = lowest + int(random.integers(highest - lowest + 1))
+        high += high * round(high * ratio) < least  # rounding may have left the range
+        high -= high * round(high * ratio) > most
+        wide = round(high * ratio)
+        fits = 0 < high <= height and 0 < wide <= width and least <= high * wide <= most
+        if fits and high * wide / (height * width) >= COVERED:
+            # The last position is never drawn, neither by TensorFlow.
+            top, left = (
+                int(random.integers(max(free, 1))) for free in (height - high, width - wide)
+            )
+            return slice(top, top + high), slice(left, left + wide)
+    return ALL
+
+
+def _resized_crop_part(
+    shape: tuple[int, ...],
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+    random: np.random.Generator,
+) -> Part:
+    """Draws the part of a picture for resized_crop.
+
+    Returns, if no try fits, the centre of the nearest possible aspect.
+    """
+    height, width = shape[:2]
+    low, high = (math.log(limit) for limit in aspect)
+    for _ in range(_CROP_TRIES):
+        pixels = height * width * random.uniform(*area)
+        ratio = math.exp(random.uniform(low, high))
+        wide, tall = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
+        if 0 < wide <= width and 0 < tall <= height:
+            top, left = (int(random.integers(free + 1)) for free in (height - tall, width - wide))
+            return slice(top, top + tall), slice(left, left + wide)
+    nearest = min(max(width / height, aspect[0]), aspect[1])
+    tall, wide = max(round(width / nearest), 1), max(round(height * nearest), 1)
+    tall, wide = min(tall, height), min(wide, width)
+    top, left = (height - tall) // 2, (width - wide) // 2
+    return slice(top, top + tall), slice(left, left + wide)
