@@ -25,7 +25,7 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
     config = defaults()
     config.data.name = "cifar10"
     config.data.validation = 0  # main.py trains on all 50,000; hold some out to choose values
-    config.data.update(augmentation="crop_flip", pad=4, normalization="cifar10")
+    config.data.update(train="pad_crop(4)|flip", normalization="cifar10")
     config.model = ml_collections.ConfigDict({"name": "mobilenet_v2", "width": 1.0})
     config.model.update(activation="relu", padding="symmetric", dropout=0.0, dtype="float32")
     config.model.strides = "small"  # 32 -> 32, 32, 32, 16, 8, 8, 4, 4

@@ -52,7 +52,7 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
 
     config.data.validation = 0
     config.data.image_size = 224  # square, of the size for which the weights were trained
-    config.data.augmentation = "inception"  # use crop_flip for 28 to 64 pixels
+    config.data.train = "inception_crop|flip"  # use pad_crop(4)|flip for 28 to 64 pixels
 
     config.update(batch_size=32, eval_batch_size=64, duration="5 epochs", log_every=10)
     config.eval_every = config.checkpoint_every = "1 epochs"

@@ -50,9 +50,10 @@ def _common() -> ml_collections.ConfigDict:
 
 def _slim(config: ml_collections.ConfigDict) -> None:
     """Sets what slim's script does by default, for both papers."""
-    config.data.augmentation = "inception"  # crops of 5 to 100 % of the area, redrawn below 10 %
-    config.data.distortion = "fast"  # brightness and saturation
-    config.data.eval_method, config.data.eval_crop = "slim", 0.875
+    # Crops of 5 to 100 % of the area, redrawn below 10 %; the fast mode changes brightness and
+    # saturation.
+    config.data.train = "inception_crop(0.05, 1.0)|flip|distort_color(fast=True)"
+    config.data.evaluation = "central_crop(0.875)|resize(method='bilinear_tf1')"
     config.batch_size = 768  # 96 on each of 8; 115 MB per batch of bytes
     # train_image_classifier.py: rmsprop_decay, momentum and opt_epsilon, which is 1.0 indeed
     config.optimization.optimizer = "rmsprop_tf(decay=0.9, momentum=0.9, eps=1.0)"
@@ -83,16 +84,14 @@ def _v1_paper(config: ml_collections.ConfigDict) -> None:
     config.duration = "100 epochs"  # not said
     config.optimization.decay_every = "1 epochs"  # not said; as for V2
     config.ema_decay = 0.9999  # slim's checkpoints have averages
-    config.data.distortion = "none"  # "fewer distortions"
+    config.data.train = "inception_crop(0.05, 1.0)|flip"  # "fewer distortions"
 
 
 def _torch(config: ml_collections.ConfigDict) -> None:
     """Sets what PyTorch's recipes share."""
-    config.data.augmentation = "resized_crop"
-    config.data.crop_area = (0.08, 1.0)  # RandomResizedCrop's default
-    config.data.interpolation = "bilinear_antialiased"
+    config.data.train = "resized_crop(0.08, 1.0)|flip"  # RandomResizedCrop's default, bilinear
     config.data.normalization = "imagenet"
-    config.data.eval_method, config.data.eval_crop = "bilinear", 224 / 256
+    config.data.evaluation = "resize_shorter(256)|center_crop(224)"
     config.model.padding, config.model.bn_epsilon = "symmetric", 1e-5
     config.optimization.optimizer = "sgd(momentum=0.9, nesterov=False)"
     config.optimization.weight_decay_on = EVERYTHING
@@ -114,15 +113,17 @@ def _torchvision_v1(config: ml_collections.ConfigDict) -> None:
 def _torchvision_v2(config: ml_collections.ConfigDict) -> None:
     """IMAGENET1K_V2: the command in torchvision's pull request 5560."""
     _torch(config)
-    config.data.image_size, config.data.eval_size = 176, 224  # --train-crop-size 176
-    config.data.eval_crop = 224 / 232  # --val-resize-size 232
-    config.data.policy, config.data.policy_interpolation = "trivial_wide", "bilinear"
-    config.data.erasing = 0.1  # --random-erase 0.1
+    config.data.image_size = 176  # --train-crop-size 176
+    # --auto-augment ta_wide, --random-erase 0.1, --mixup-alpha 0.2, --cutmix-alpha 1.0
+    config.data.train = (
+        "resized_crop(0.08, 1.0)|flip|trivial_augment_wide(interpolation='bilinear')|erase(0.1)"
+        "|mix(mixup=0.2, cutmix=1.0)"
+    )
+    config.data.evaluation = "resize_shorter(232)|center_crop(224)"  # --val-resize-size 232
     config.data.repeats = 4  # --ra-sampler --ra-reps 4
     config.batch_size = 1024  # 128 on each of 8
     config.duration = "600 epochs"
     config.label_smoothing = 0.1
-    config.mixup, config.cutmix = 0.2, 1.0
     config.ema_decay = 0.99997  # --model-ema; its decay is not in the command
     config.model.dropout = 0.2  # torchvision's network
     config.optimization.learning_rate = 0.5
@@ -151,12 +152,13 @@ def _timm(config: ml_collections.ConfigDict) -> None:
     and counts decays from the beginning of the warm-up.
     """
     _torch(config)
-    config.data.interpolation = "bicubic_antialiased"  # results file: bicubic
-    config.data.eval_method, config.data.eval_crop = "bicubic", 0.875
-    # --aa rand-m9-mstd0.5: 9 of timm's 10 is 27 of 30
-    config.data.policy, config.data.policy_strength = "random", 27
-    config.data.policy_interpolation, config.data.policy_fill = "bilinear", 124  # the mean colour
-    config.data.erasing = 0.2  # --reprob 0.2
+    # Results file: bicubic. --aa rand-m9-mstd0.5: 9 of timm's 10 is 27 of 30, filled with the mean
+    # colour. --reprob 0.2.
+    config.data.train = (
+        "resized_crop(0.08, 1.0, method='bicubic_antialiased')|flip"
+        "|rand_augment(2, 27, interpolation='bilinear', fill=124)|erase(0.2)"
+    )
+    config.data.evaluation = "resize_shorter(256, method='bicubic_antialiased')|center_crop(224)"
     config.batch_size = 768  # -b 384 on 2
     config.duration = "450 epochs"  # --epochs 450
     config.label_smoothing = 0.1  # not said; the script's default

@@ -29,7 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = finetune.get_config()
     config.model.dropout = 0.0
     config.model.quantized = "none"
-    config.data.update(name="fashion_mnist", validation=5000, image_size=28, augmentation="none")
+    config.data.update(name="fashion_mnist", validation=5000, image_size=28, train="")
     config.update(batch_size=128, eval_batch_size=500)
     config.duration = config.eval_every = config.checkpoint_every = "200 steps"
     config.optimization.update(learning_rate=0.01, backbone_rate=1.0)

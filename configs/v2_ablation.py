@@ -109,18 +109,18 @@ def get_config(preset: str = "") -> ml_collections.ConfigDict:
     elif preset == "full":
         config.duration = "15 epochs"
         config.eval_every = config.checkpoint_every = "1 epochs"
-        config.data.update(augmentation="crop_flip", pad=2)
+        config.data.update(train="pad_crop(2)|flip")
         config.model.update(strides=(1, 1, 1, 2, 2, 1, 2, 1), bn_momentum=0.99)
         config.optimization.warmup = "1 epochs"
     elif preset == "cifar10":
-        config.data.update(name="cifar10", augmentation="crop_flip", pad=4)
+        config.data.update(name="cifar10", train="pad_crop(4)|flip")
         config.model.update(width=0.5, strides=(1, 1, 1, 2, 2, 1, 2, 1), bn_momentum=0.99)
         config.duration = "100 epochs"
         config.eval_every = config.checkpoint_every = "5 epochs"
         config.optimization.update(learning_rate=0.1, warmup="5 epochs", weight_decay=5e-4)
     elif preset == "imagenet":
         config.data.update(name="imagenet2012", validation=10_000, image_size=224)
-        config.data.update(augmentation="inception", distortion="fast")
+        config.data.train = "inception_crop|flip|distort_color(fast=True)"
         config.model.update(width=1.0, strides=(2, 1, 2, 2, 2, 1, 2, 1), dropout=0.2)
         config.model.update(bn_momentum=0.997, dtype="bfloat16")
         config.batch_size = 768  # 96 per device on eight; 116 MB per batch of images

@@ -15,7 +15,8 @@ itself with --distributed if it knows the cluster (SLURM, MPI, Kubernetes, TPU p
 
     --coordinator_address HOST:PORT --num_processes 2 --process_id 0      (on the second one: 1)
 
-Every field of the config can be set on the command line: docs/fields.md. The same command resumes
+Every field of the config can be set on the command line: docs/fields.md. A text with | stands in
+quotes there: --config.data.train "pad_crop(2)|flip|rand_augment(2, 9)". The same command resumes
 runs that were stopped and skips runs that are finished. Results: python -m mnv2.report WORKDIR, and
 tensorboard --logdir WORKDIR.
 """

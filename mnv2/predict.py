@@ -162,9 +162,7 @@ def predict(
 
     Raises UserError if they are not finite.
     """
-    from mnv2.training.evaluation import view_of
-
-    view = view_of(loaded.preprocess, loaded.image_size, loaded.channels)
+    view = loaded.preprocess.view_of(loaded.image_size, loaded.channels)
     views = ((path, np.asarray(view(picture))) for path, picture in pictures)
     for batch in itertools.batched(views, size):
         images = np.zeros((size, *batch[0][1].shape), np.float32)

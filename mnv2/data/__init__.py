@@ -2,15 +2,12 @@
 
 from mnv2.data.datasets import Dataset as Dataset
 from mnv2.data.datasets import open_dataset as open_dataset
-from mnv2.data.evaluation import eval_view as eval_view
 from mnv2.data.pipeline import Batch as Batch
+from mnv2.data.pipeline import Order as Order
+from mnv2.data.pipeline import Rows as Rows
 from mnv2.data.pipeline import check_batch_size as check_batch_size
 from mnv2.data.pipeline import check_labels as check_labels
 from mnv2.data.pipeline import eval_batches as eval_batches
+from mnv2.data.pipeline import fits_on_device as fits_on_device
 from mnv2.data.pipeline import note_untrained as note_untrained
 from mnv2.data.pipeline import train_batches as train_batches
-from mnv2.data.preprocess import AUGMENTATIONS as AUGMENTATIONS
-from mnv2.data.preprocess import View as View
-from mnv2.data.rows import Rows as Rows
-from mnv2.data.rows import fits_on_device as fits_on_device
-from mnv2.data.rows import train_rows as train_rows

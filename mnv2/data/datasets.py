@@ -74,7 +74,9 @@ class Dataset(Protocol):
     def encoded(
         self, split: str, shuffle_seed: int | None = None, part: tuple[int, int] = (0, 1)
     ) -> tf.data.Dataset:
-        """Returns examples with `label` and an encoded image, in the order that the seed gives.
+        """Returns examples with `label`, `index` and an encoded image, in the order of the seed.
+
+        The index is a number of the example that is the same in every order.
 
         `part` is (index, number of parts). The parts have each example once, and their sizes
         differ by at most one.

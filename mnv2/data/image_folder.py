@@ -25,7 +25,7 @@ from mnv2.data.folder_tree import Pictures, find_pictures
 from mnv2.data.splits import TEST_SHARE, Part, bounds_of, check_split, divide, shuffled
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import read_cache, write_cache
-from mnv2.runtime.terminal import StatusLine, note
+from mnv2.runtime.terminal import StatusLine, first_few, note
 
 DECODER = 3  # a new number discards the cached results of an older decoder
 CHECKED_FIRST = 20_000  # files, up to which all are checked although broken ones stop a run
@@ -101,6 +101,7 @@ class ImageFolder:
             self._tables[split] = {
                 "path": tf.constant([os.fsencode(picture.file) for picture in pictures]),
                 "label": tf.constant([picture.label for picture in pictures], tf.int64),
+                "index": tf.range(len(pictures)),
             }
         return self._tables[split]
 
@@ -206,7 +207,7 @@ def _class_names(root: Path, readable: Pictures) -> list[str]:
 
 
 def _quoted(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names))
+    return first_few(map(repr, names), 10)
 
 
 def _nearest(label: str, names: Collection[str]) -> str:

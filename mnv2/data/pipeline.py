@@ -1,7 +1,8 @@
 """Deterministic batches.
 
-The order of an epoch and every augmentation depend only on (seed, epoch, position in the epoch). A
-run that was stopped and is resumed therefore sees the same batches as one that was not stopped.
+The order of an epoch and what augmentation does depend only on (seed, epoch, position in the
+epoch). A run that was stopped and is resumed therefore sees the same batches as one that was not
+stopped.
 
 If there are several processes, each reads its shard of every batch, (index, number of shards).
 Together the shards are the batches that a single process would read. For a data set on disk this
@@ -9,32 +10,44 @@ holds while the number of processes divides `number_of_parts`.
 """
 
 import collections
-import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypedDict
+from collections.abc import Iterator
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import tensorflow as tf
 from jaxtyping import Int
 
 from mnv2.data.datasets import Dataset
-from mnv2.data.preprocess import View, train_image
 from mnv2.data.splits import bounds_of, shuffled
+from mnv2.preprocess.host import View
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.terminal import first_few, note_once
 
 # A data set on disk is read in this many parts, each in its own order. It bounds the number of
 # processes that read the same batches as one. A part reads up to two files at a time.
 PARTS = 16
+MOST_BYTES = 1 << 30  # of images, in the memory of each device
 
 Numbers = collections.deque[np.ndarray]  # of the examples in each of some batches
-Augment = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]  # (images, seeds) -> images
+
+
+class Rows(TypedDict):
+    """The rows of a training batch, each an int32 vector (b): from them the devices augment.
+
+    index     of the example in the data set
+    epoch     from 0
+    position  in the epoch, of all shards
+    """
+
+    index: np.ndarray
+    epoch: np.ndarray
+    position: np.ndarray
 
 
 class Batch(TypedDict, total=False):
-    """A batch of examples; only batches for evaluation have a mask.
+    """A batch of examples; those for training have the fields of `Rows`, others have a mask.
 
     image  b h w c in [0, 255]: uint8, or float32 with views of evaluation that do not round
     label  int32 b
@@ -44,6 +57,9 @@ class Batch(TypedDict, total=False):
     image: np.ndarray
     label: np.ndarray
     mask: np.ndarray
+    index: np.ndarray
+    epoch: np.ndarray
+    position: np.ndarray
 
 
 def check_batch_size(batch_size: int, dataset: Dataset) -> None:
@@ -55,99 +71,19 @@ def check_batch_size(batch_size: int, dataset: Dataset) -> None:
         )
 
 
-def train_batches(
-    dataset: Dataset,
-    batch_size: int,
-    *,
-    seed: int,
-    first_step: int = 0,
-    view: View | Augment,
-    repeats: int = 1,
-    shard: tuple[int, int] = (0, 1),
-) -> Iterator[Batch]:
-    """Yields this shard's rows of the training batches from `first_step` on, without end.
+class Order(NamedTuple):
+    """What decides the order of a run's training examples, and which of them a shard reads.
 
-    An epoch has every training example once, in a new order, except for the last partial batch.
-    With `repeats` (repeated augmentation, arXiv 1901.09335) it has as many rows, and each example
-    as often in a row, augmented anew: an epoch then has a part of the examples. `batch_size` counts
-    the rows of all shards. `view` says, or makes, what training sees of each image.
-
-    Raises UserError if a batch is larger than the training set, or if an example cannot
-    be read or has no class.
+    examples  their number in the training set
+    in_parts  whether the order is that of a data set which is read from disk in parts
     """
-    check_batch_size(batch_size, dataset)
-    steps_per_epoch = dataset.num_examples("train") // batch_size
-    augment = functools.partial(train_image, view=view) if isinstance(view, View) else view
-    epochs = _Epochs(dataset, batch_size, seed, repeats, shard)
-    epoch, step = divmod(first_step, steps_per_epoch)
-    if dataset.fits_in_memory() or dataset.table("train") is not None:
-        # One endless pipeline: to build one takes seconds, and memory that is not given back.
-        numbers: Numbers = collections.deque()
-        batches = _by_number(epochs, augment, epoch, step, numbers)
-        yield from _to_numpy(dataset, "train", batches.prefetch(tf.data.AUTOTUNE), numbers)
-        return
-    while True:
-        batches = _epoch_from_disk(epochs, augment, epoch, step)
-        yield from _to_numpy(dataset, "train", batches.prefetch(tf.data.AUTOTUNE))
-        epoch, step = epoch + 1, 0
 
-
-def eval_batches(
-    dataset: Dataset,
-    split: str,
-    batch_size: int,
-    *,
-    transform: Callable[[tf.Tensor], tf.Tensor],
-    shard: tuple[int, int] = (0, 1),
-) -> Iterator[Batch]:
-    """Yields this shard's rows of batches that contain every example of `split` exactly once.
-
-    All shards have the same number of batches. The last batch is padded with rows of mask 0.
-    `transform` maps images (... h w c, uint8) to the input of the network, as
-    `evaluation.eval_view` does.
-
-    Raises UserError if there is no such split, or if an example cannot be read or has no class.
-    """
-    rows = batch_size // shard[1]
-    if dataset.num_examples(split) == 0:
-        raise UserError(f"the split {split} of {dataset.name} has no examples that can be read")
-    in_memory = dataset.fits_in_memory()
-    if in_memory:
-        images, labels = dataset.arrays(split)
-        encoded = tf.data.Dataset.from_tensor_slices({"image": images, "label": labels})
-    else:
-        encoded = dataset.encoded(split)
-    missing = -dataset.num_examples(split) % batch_size
-    padding = encoded.take(1).cache().repeat(missing)
-    ones, zeros = (tf.data.Dataset.from_tensors(mask).repeat() for mask in (1.0, 0.0))
-    examples = tf.data.Dataset.zip(encoded, ones).concatenate(tf.data.Dataset.zip(padding, zeros))
-    examples = _rows_of_shard(examples.enumerate(), batch_size, shard)
-
-    def decode(_: tf.Tensor, row: tuple[dict[str, tf.Tensor], tf.Tensor]) -> tuple[tf.Tensor, ...]:
-        example, mask = row
-        image = transform(dataset.decode(example))
-        return image, example["label"], mask
-
-    if in_memory:
-        batches = examples.batch(rows).map(
-            lambda _, row: (transform(row[0]["image"]), row[0]["label"], row[1])
-        )
-    else:
-        batches = examples.map(decode, tf.data.AUTOTUNE).batch(rows)
-    named = batches.map(lambda image, label, mask: {**_to_batch(image, label), "mask": mask})
-    numbers = np.arange(dataset.num_examples(split))
-    read = collections.deque(np.split(numbers, range(batch_size, len(numbers), batch_size)))
-    yield from _to_numpy(dataset, split, named.prefetch(tf.data.AUTOTUNE), read)
-
-
-class _Epochs(NamedTuple):
-    """What decides the order of a run's training examples, and which of them this shard reads."""
-
-    dataset: Dataset
+    examples: int
     batch_size: int
     seed: int
-    repeats: int
-    shard: tuple[int, int]
+    repeats: int = 1
+    shard: tuple[int, int] = (0, 1)
+    in_parts: bool = False
 
     @property
     def rows(self) -> int:
@@ -156,24 +92,34 @@ class _Epochs(NamedTuple):
 
     @property
     def steps(self) -> int:
-        return self.dataset.num_examples("train") // self.batch_size
+        return self.examples // self.batch_size
 
-    def numbers(self, epoch: int) -> Int[np.ndarray, "steps rows"]:
-        """Returns the number of the example in each row of an epoch.
+    def rows_from(self, first_step: int) -> Iterator[Rows]:
+        """Yields this shard's rows of the batches from a step on, without end.
 
         Only for a data set of which any example can be read at any time.
         """
-        count = self.dataset.num_examples("train")
-        if self.dataset.fits_in_memory():
-            order = np.random.default_rng((self.seed, epoch)).permutation(count)
+        first_epoch, first_step = divmod(first_step, self.steps)
+        first_row = self.shard[0] * self.rows
+        for epoch in itertools.count(first_epoch):
+            numbers = self.numbers(epoch).astype(np.int32)
+            epochs = np.full(self.rows, epoch, np.int32)
+            for step in range(first_step if epoch == first_epoch else 0, self.steps):
+                position = step * self.batch_size + first_row + np.arange(self.rows, dtype=np.int32)
+                yield {"index": numbers[step], "epoch": epochs, "position": position}
+
+    def numbers(self, epoch: int) -> Int[np.ndarray, "steps rows"]:
+        """Returns the number of the example in each row of an epoch."""
+        if not self.in_parts:
+            order = np.random.default_rng((self.seed, epoch)).permutation(self.examples)
             every = order[np.arange(self.steps * self.batch_size) // self.repeats]
             return every.reshape(self.steps, self.shard[1], self.rows)[:, self.shard[0]]
         # The order of a data set that is read from disk in parts: see `_epoch_from_disk`.
-        order = shuffled(count, _epoch_seed(self.seed, epoch))
+        order = shuffled(self.examples, _epoch_seed(self.seed, epoch))
         of_parts = [
             np.concatenate(
                 [
-                    np.repeat(order[slice(*bounds_of(part, count))], self.repeats)
+                    np.repeat(order[slice(*bounds_of(part, self.examples))], self.repeats)
                     for part in self.parts_read(number, epoch)
                 ]
             )
@@ -198,97 +144,194 @@ class _Epochs(NamedTuple):
         completes the batches if the first one is too small by an example.
         """
         count, repeats = number_of_parts(self.batch_size, self.shard[1]), self.repeats
-        if repeats == 1 or self.dataset.num_examples("train") < 2 * count * repeats:
+        if repeats == 1 or self.examples < 2 * count * repeats:
             return [(number, count)]
         shares = ((epoch + later) % repeats for later in (0, 1))
         return [(number * repeats + share, count * repeats) for share in shares]
 
 
+def fits_on_device(dataset: Dataset, view: View) -> bool:
+    """Tells whether the devices can hold a training set, of which the host changes nothing."""
+    if not (dataset.fits_in_memory() and view.keeps(dataset.image_shape)):
+        return False
+    return dataset.num_examples("train") * math.prod(view.shape) <= MOST_BYTES
+
+
+def train_batches(
+    dataset: Dataset,
+    batch_size: int,
+    *,
+    seed: int,
+    view: View,
+    first_step: int = 0,
+    repeats: int = 1,
+    shard: tuple[int, int] = (0, 1),
+) -> Iterator[Batch]:
+    """Yields this shard's rows of the training batches from `first_step` on, without end.
+
+    An epoch has every training example once, in a new order, except for the last partial batch.
+    With `repeats` (repeated augmentation, arXiv 1901.09335) it has as many rows, and each example
+    as often in a row, augmented anew: an epoch then has a part of the examples. `batch_size` counts
+    the rows of all shards. `view` is what the host does to each picture; its random choices depend
+    on (seed, epoch, position).
+
+    Raises UserError if a batch is larger than the training set, or if an example cannot
+    be read or has no class.
+    """
+    check_batch_size(batch_size, dataset)
+    count, in_memory = dataset.num_examples("train"), dataset.fits_in_memory()
+    order = Order(count, batch_size, seed, repeats, shard, in_parts=not in_memory)
+    if in_memory or dataset.table("train") is not None:
+        # One endless pipeline: to build one takes seconds, and memory that is not given back.
+        numbers: Numbers = collections.deque()
+        batches = _by_number(dataset, order, view, first_step, numbers)
+        yield from _to_numpy(dataset, "train", batches.prefetch(tf.data.AUTOTUNE), numbers)
+        return
+    epoch, step = divmod(first_step, order.steps)
+    while True:
+        batches = _epoch_from_disk(dataset, order, view, epoch, step)
+        yield from _to_numpy(dataset, "train", batches.prefetch(tf.data.AUTOTUNE))
+        epoch, step = epoch + 1, 0
+
+
+def eval_batches(
+    dataset: Dataset, split: str, batch_size: int, *, view: View, shard: tuple[int, int] = (0, 1)
+) -> Iterator[Batch]:
+    """Yields this shard's rows of batches that contain every example of `split` exactly once.
+
+    Each shard reads its own part of the split, in order. All shards have the same number of
+    batches: what a shard lacks is padded with rows of mask 0.
+
+    Raises UserError if there is no such split, or if an example cannot be read or has no class.
+    """
+    rows, count = batch_size // shard[1], dataset.num_examples(split)
+    if count == 0:
+        raise UserError(f"the split {split} of {dataset.name} has no examples that can be read")
+    start, stop = bounds_of(shard, count)
+    most = -(-count // shard[1])  # of a shard
+    padding = -(-most // rows) * rows - (stop - start)
+    mask = np.concatenate([np.ones(stop - start, np.float32), np.zeros(padding, np.float32)])
+    if dataset.fits_in_memory():
+        images, labels = (array.numpy() for array in dataset.arrays(split))
+        for begin in range(0, len(mask), rows):
+            of_batch = mask[begin : begin + rows]
+            taken = np.where(of_batch > 0, start + begin + np.arange(rows), 0)
+            check_labels(dataset, split, labels[taken])
+            seen = (
+                images[taken] if view.keeps(tuple(images.shape[1:])) else map(view, images[taken])
+            )
+            image = np.stack(list(seen))
+            yield {"image": image, "label": labels[taken].astype(np.int32), "mask": of_batch}
+        return
+    own = dataset.encoded(split, part=shard) if shard[1] > 1 else dataset.encoded(split)
+    examples = own.concatenate(dataset.encoded(split).take(1).cache().repeat(padding))
+
+    def decode(example: dict[str, tf.Tensor], mask: tf.Tensor) -> dict[str, tf.Tensor]:
+        image = _seen(view, dataset.decode(example))
+        return {"image": image, "label": tf.cast(example["label"], tf.int32), "mask": mask}
+
+    masks = tf.data.Dataset.from_tensor_slices(mask)
+    batches = tf.data.Dataset.zip(examples, masks).map(decode, tf.data.AUTOTUNE).batch(rows)
+    numbers = np.arange(start, stop)
+    read = collections.deque(np.split(numbers, range(rows, len(numbers), rows)))
+    yield from _to_numpy(dataset, split, batches.prefetch(tf.data.AUTOTUNE), read)
+
+
+def _seen(view: View, image: tf.Tensor, *seed: Any) -> tf.Tensor:
+    """Shows a picture through a view within a graph; `seed` has the numbers of what is random."""
+    if view.keeps(tuple(image.shape)):
+        return image
+
+    def see(image: np.ndarray, *seed: np.ndarray) -> np.ndarray:
+        random = np.random.default_rng([int(number) for number in seed]) if seed else None
+        return view(image, random)
+
+    seen = tf.numpy_function(see, (image, *seed), view.dtype, stateful=False)
+    return tf.ensure_shape(seen, view.shape)
+
+
 def _by_number(
-    epochs: _Epochs,
-    augment: Augment,
-    first_epoch: int,
-    first_step: int,
-    read: Numbers,
+    dataset: Dataset, order: Order, view: View, first_step: int, read: Numbers
 ) -> tf.data.Dataset:
     """Returns all batches from a step on, of a data set of which any example can be read.
 
     The numbers of each batch that is read are added to `read`.
     """
-    dataset, rows, first_row = epochs.dataset, epochs.rows, epochs.shard[0] * epochs.rows
 
-    def positions() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields the numbers of each batch's examples and the seeds of their augmentation."""
-        for epoch in itertools.count(first_epoch):
-            epoch_seed = np.full(rows, _epoch_seed(epochs.seed, epoch))
-            for step, numbers in enumerate(epochs.numbers(epoch)):
-                if epoch > first_epoch or step >= first_step:
-                    at = step * epochs.batch_size + first_row + np.arange(rows)
-                    read.append(numbers)
-                    yield numbers, np.stack([epoch_seed, at], axis=-1)
+    def every() -> Iterator[Rows]:
+        for rows in order.rows_from(first_step):
+            read.append(rows["index"])
+            yield rows
 
-    signature = (tf.TensorSpec((rows,), tf.int64), tf.TensorSpec((rows, 2), tf.int64))
-    chosen = tf.data.Dataset.from_generator(positions, output_signature=signature)
-    if dataset.fits_in_memory():
-        images, labels = dataset.arrays("train")
-        return chosen.map(
-            lambda numbers, seeds: _to_batch(
-                augment(tf.gather(images, numbers), seeds), tf.gather(labels, numbers)
-            ),
-            tf.data.AUTOTUNE,
-        )
+    signature = {name: tf.TensorSpec((order.rows,), tf.int32) for name in Rows.__annotations__}
+    chosen = tf.data.Dataset.from_generator(every, output_signature=signature)
     table = dataset.table("train") or {}
+    if not table:
+        images, labels = dataset.arrays("train")
+        if view.keeps(tuple(images.shape[1:])):
+            return chosen.map(
+                lambda rows: _to_batch(
+                    tf.gather(images, rows["index"]), tf.gather(labels, rows["index"]), rows
+                ),
+                tf.data.AUTOTUNE,
+            )
 
-    def decode(number: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        encoded = {name: tf.gather(values, number) for name, values in table.items()}
-        return augment(dataset.decode(encoded), seeds), encoded["label"]
+    def decode(row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        number = row["index"]
+        if table:
+            encoded = {name: tf.gather(values, number) for name, values in table.items()}
+            image, label = dataset.decode(encoded), encoded["label"]
+        else:
+            image, label = tf.gather(images, number), tf.gather(labels, number)
+        return _to_batch(_seen(view, image, order.seed, row["epoch"], row["position"]), label, row)
 
     decoded = chosen.unbatch().map(decode, tf.data.AUTOTUNE)
-    return decoded.batch(rows, drop_remainder=True).map(_to_batch)
+    return decoded.batch(order.rows, drop_remainder=True)
 
 
 def _epoch_from_disk(
-    epochs: _Epochs, augment: Augment, epoch: int, first_step: int
+    dataset: Dataset, order: Order, view: View, epoch: int, first_step: int
 ) -> tf.data.Dataset:
     """Returns the batches of one epoch from its step `first_step` on.
 
     The rows of a batch come from as many parts of the data set, a few rows from each. A process
     reads only the parts of its own rows. The order of the examples depends on the number of parts.
     """
-    dataset, rows, shuffle_seed = epochs.dataset, epochs.rows, _epoch_seed(epochs.seed, epoch)
-    rows_of_part = rows // len(epochs.own_parts)
+    rows, own_parts = order.rows, order.own_parts
+    rows_of_part = rows // len(own_parts)
     # Examples before `first_step` are only read, and never decoded.
     parts = [
-        _part_of_epoch(epochs, number, epoch).skip(first_step * rows_of_part)
-        for number in epochs.own_parts
+        _part_of_epoch(dataset, order, number, epoch).skip(first_step * rows_of_part)
+        for number in own_parts
     ]
-    numbers = tf.data.Dataset.range(first_step * rows, epochs.steps * rows)
+    numbers = tf.data.Dataset.range(first_step * rows, order.steps * rows)
     examples = tf.data.Dataset.choose_from_datasets(
         parts, numbers.map(lambda n: n % rows // rows_of_part), stop_on_empty_dataset=False
     )
-    first_row = epochs.shard[0] * rows
-    positions = numbers.map(lambda n: n // rows * epochs.batch_size + first_row + n % rows)
+    first_row = order.shard[0] * rows
+    positions = numbers.map(lambda n: n // rows * order.batch_size + first_row + n % rows)
 
-    def decode(position: tf.Tensor, encoded: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-        image = dataset.decode(encoded)
-        return augment(image, _augmentation_seeds(shuffle_seed, position)), encoded["label"]
+    def decode(position: tf.Tensor, encoded: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        row = {"index": encoded["index"], "epoch": tf.constant(epoch, tf.int32)}
+        row["position"] = tf.cast(position, tf.int32)
+        image = _seen(view, dataset.decode(encoded), order.seed, epoch, position)
+        return _to_batch(image, encoded["label"], row)
 
     decoded = tf.data.Dataset.zip(positions, examples).map(decode, tf.data.AUTOTUNE)
-    return decoded.batch(rows, drop_remainder=True).map(_to_batch)
+    return decoded.batch(rows, drop_remainder=True)
 
 
-def _part_of_epoch(epochs: _Epochs, number: int, epoch: int) -> tf.data.Dataset:
+def _part_of_epoch(dataset: Dataset, order: Order, number: int, epoch: int) -> tf.data.Dataset:
     """Returns the examples that an epoch reads of a part, each as often as it comes in a row."""
-    shuffle_seed = _epoch_seed(epochs.seed, epoch)
+    shuffle_seed = _epoch_seed(order.seed, epoch)
     first, *second = (
-        epochs.dataset.encoded("train", shuffle_seed, part)
-        for part in epochs.parts_read(number, epoch)
+        dataset.encoded("train", shuffle_seed, part) for part in order.parts_read(number, epoch)
     )
     examples = first.concatenate(second[0]) if second else first
-    if epochs.repeats == 1:
+    if order.repeats == 1:
         return examples
     return examples.flat_map(
-        lambda example: tf.data.Dataset.from_tensors(example).repeat(epochs.repeats)
+        lambda example: tf.data.Dataset.from_tensors(example).repeat(order.repeats)
     )
 
 
@@ -302,28 +345,12 @@ def number_of_parts(batch_size: int, processes: int) -> int:
     return parts if parts % processes == 0 else processes
 
 
-def _rows_of_shard(
-    enumerated: tf.data.Dataset, batch_size: int, shard: tuple[int, int]
-) -> tf.data.Dataset:
-    """Selects the rows of a shard in each batch from (position, example) pairs."""
-    shard_index, num_shards = shard
-    if num_shards == 1:
-        return enumerated
-    rows = batch_size // num_shards
-    return enumerated.filter(lambda position, _: position % batch_size // rows == shard_index)
-
-
 def _epoch_seed(seed: int, epoch: int) -> int:
     return int(np.random.default_rng((seed, epoch)).integers(2**31))
 
 
-def _augmentation_seeds(epoch_seed: int, positions: tf.Tensor) -> tf.Tensor:
-    """Returns two integers for each position in an epoch: (..., 2)."""
-    return tf.stack([tf.fill(tf.shape(positions), tf.cast(epoch_seed, tf.int64)), positions], -1)
-
-
-def _to_batch(images: tf.Tensor, labels: tf.Tensor) -> dict[str, tf.Tensor]:
-    return {"image": images, "label": tf.cast(labels, tf.int32)}
+def _to_batch(images: tf.Tensor, labels: tf.Tensor, rows: Any) -> dict[str, tf.Tensor]:
+    return {"image": images, "label": tf.cast(labels, tf.int32), **rows}
 
 
 def _to_numpy(

@@ -142,7 +142,7 @@ class TfdsDataset:
             shuffle_seed=shuffle_seed,
             interleave_cycle_length=max(2, 16 // part[1]),
             try_autocache=False,
-            add_tfds_id=bool(broken),
+            add_tfds_id=True,
         )
         examples = self.builder.as_dataset(
             f"{tfds_split}[{start}:{stop}]",
@@ -153,6 +153,7 @@ class TfdsDataset:
         if broken:
             names = [x.name for x in broken]
             examples = examples.filter(lambda x: tf.reduce_all(x["tfds_id"] != names))
+        examples = examples.map(_with_index)
         if shuffle_seed is None:
             return examples
         buffer = max(1, SHUFFLE_BUFFER // part[1])
@@ -178,8 +179,8 @@ class TfdsDataset:
                 f"delete {self.folder} to prepare it again"
             )
         return (
-            f"every picture of {self.name} can be read, but not prepared as data.augmentation and "
-            f"the fields beside it say: {first_line(error)}"
+            f"every picture of {self.name} can be read, but not prepared as data.train and "
+            f"data.evaluation say: {first_line(error)}"
         )
 
     def without_broken(self, on_broken: str) -> "TfdsDataset":
@@ -195,6 +196,13 @@ class TfdsDataset:
             count = sum(self.builder.info.splits[split].num_examples for split in tfds_splits)
             raise_or_warn(f"{count} examples of {self.name} in {self.folder}", errors, on_broken)
         return dataclasses.replace(self, broken=broken)
+
+
+def _with_index(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """Gives an example a number of its own: a hash of its file and its position there."""
+    name = example.pop("tfds_id")
+    index = tf.strings.to_hash_bucket_fast(name, 2**31 - 1)
+    return {**example, "index": tf.cast(index, tf.int32)}
 
 
 @functools.lru_cache(maxsize=4)  # the runs of one process share the arrays of their splits

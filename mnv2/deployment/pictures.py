@@ -17,7 +17,7 @@ from mnv2.data.folder_tree import files_below, find_pictures
 from mnv2.deployment.program import Program
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.terminal import warn
-from mnv2.training.evaluation import Network, view_of
+from mnv2.training.evaluation import Network
 
 
 def draw(
@@ -27,10 +27,10 @@ def draw(
 
     Raises UserError, which names them, if pictures cannot be read.
     """
-    view = view_of(network.preprocess, network.image_size, network.channels)
+    view = network.preprocess.view_of(network.image_size, network.channels)
     examples = itertools.islice(dataset.encoded(split, shuffle_seed=0), count)
     try:
-        return np.stack([np.asarray(view(dataset.decode(x)), np.float32) for x in examples])
+        return np.stack([np.asarray(view(dataset.decode(x).numpy()), np.float32) for x in examples])
     except tf.errors.OpError as error:
         raise UserError(dataset.explain(error, split)) from error
 
@@ -91,7 +91,7 @@ def _without_notes() -> contextlib.AbstractContextManager[object]:
 
 
 def _images(network: Network, files: list[Path]) -> Iterator[np.ndarray]:
-    view = view_of(network.preprocess, network.image_size, network.channels)
+    view = network.preprocess.view_of(network.image_size, network.channels)
     for file in files:
         try:
             yield np.asarray(view(decode_picture(file.read_bytes())), np.float32)

@@ -62,7 +62,7 @@ class Description:
     def from_json(text: str) -> "Description":
         """Returns the description in a file that this package wrote."""
         fields = json.loads(text, object_hook=lambda x: {k: _tuple(v) for k, v in x.items()})
-        return Description(**{**fields, "preprocess": Preprocessing(**fields["preprocess"])})
+        return Description(**{**fields, "preprocess": Preprocessing.of(fields["preprocess"])})
 
 
 def _tuple(value: Any) -> Any:

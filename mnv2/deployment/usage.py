@@ -35,7 +35,7 @@ def open_as_asked(arguments: argparse.Namespace) -> Pretrained | Exported:
                 f"--{name} is fixed in the exported file {arguments.weights}: export it again"
             )
     if arguments.resize is not None:
-        preprocess = exported.preprocess.with_method(arguments.resize)
+        preprocess = exported.preprocess.with_view(arguments.resize)
         about = dataclasses.replace(exported.description, preprocess=preprocess)
         exported = dataclasses.replace(exported, description=about)
     if arguments.classes is None:

@@ -14,6 +14,7 @@ import numpy as np
 from mnv2.models.mobilenet_v1 import IMAGENET_STRIDES as V1_STRIDES
 from mnv2.models.mobilenet_v2 import IMAGENET_STRIDES as V2_STRIDES
 from mnv2.models.mobilenet_v2 import REPEATS
+from mnv2.preprocess.host import named_view
 from mnv2.pretrained import keras_pixels
 from mnv2.pretrained.infer import DenseWeights
 from mnv2.pretrained.keras_graph import Graph, Layer
@@ -51,7 +52,7 @@ IMAGENET_CLASSES = (1000, 1001)  # with another number, such a layer has a user'
 # The activations that may end a model -> the function from logits to probabilities.
 OUTPUTS = {"softmax": "softmax", "sigmoid": "sigmoid", "linear": "softmax"}
 # How pictures are cropped and resized for a user's own model.
-KERAS_VIEW: dict[str, Any] = {"method": "keras", "crop": 1.0}
+KERAS_VIEW: dict[str, Any] = {"view": named_view("keras")}
 EPSILON = 1e-3  # of the batch norm of keras.applications
 
 

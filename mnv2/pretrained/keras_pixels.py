@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mnv2.preprocess.host import named_view
 from mnv2.pretrained.keras_graph import TENSOR, Layer
 from mnv2.pretrained.preprocessing import Preprocessing
 from mnv2.runtime.errors import UserError
@@ -61,7 +62,8 @@ class Pixels:
         """Returns `default` with what the layers do instead of it."""
         result = default
         if self.method:
-            result = dataclasses.replace(result, method=self.method, crop=1.0, first=self.first)
+            view = named_view(self.method, first=self.first)
+            result = dataclasses.replace(result, view=view)
         if self.scale is None:
             return result
         std = 1 / (255 * self.scale)

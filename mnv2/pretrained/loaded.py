@@ -63,7 +63,7 @@ class Pretrained:
     model         the network; it returns logits, or pooled features if it has no classifier
     variables     its parameters and batch statistics, for `model.apply`
     preprocess    normalises RGB images in [0, 255] when it is called; its other fields say how
-                  `data.eval_view` brings pictures to the right size first
+                  `preprocess.view_of` gives what brings pictures to the right size
     image_size    (height, width) for which the weights were trained
     class_names   one per logit; None if the file does not contain them
     output        the function from logits to probabilities: softmax, or sigmoid for classes that do

@@ -19,9 +19,9 @@ from safetensors.numpy import save
 from mnv2.models import create_model, name_and_fields
 from mnv2.pretrained.infer import check_tensors, fit_channels, shapes_of, to_variables
 from mnv2.pretrained.loaded import DenseHead, Pretrained
-from mnv2.pretrained.preprocessing import METHODS, Preprocessing
+from mnv2.pretrained.preprocessing import Preprocessing
 from mnv2.runtime import packed_arrays
-from mnv2.runtime.errors import UserError, check_choice, first_line
+from mnv2.runtime.errors import UserError, first_line
 from mnv2.runtime.files import AnyPath, write_json
 from mnv2.runtime.layout import CHECKPOINTS, NETWORK
 
@@ -144,8 +144,7 @@ def _build(description: Any, arrays: dict[str, Any], source: str) -> Pretrained:
         model: nn.Module = create_model(description["network"], **fields)
         if description["head"]:
             model = DenseHead(model, tuple((units, name) for units, name in description["head"]))
-        preprocess = Preprocessing(**_with_tuples(description["preprocess"]))
-        check_choice(preprocess.method, METHODS, f"method of {source}")
+        preprocess = Preprocessing.of(description["preprocess"])
         height, width = description["image_size"]
         class_names = description["class_names"]
         names = None if class_names is None else tuple(class_names)

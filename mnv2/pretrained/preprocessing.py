@@ -2,30 +2,19 @@
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from mnv2.preprocess.host import CROPS, VIEWS, View, named_view, parse_view
+from mnv2.preprocess.text import OPERATIONS
 from mnv2.runtime.errors import check_choice
 from mnv2.runtime.terminal import note
 
-# What each method does, for people. {size} is the network's size, {crop} the kept share.
-METHODS = {
-    "mnv2": "as this package evaluates: unchanged if it has that size, else the central {crop} "
-    "stretched to {size}, bilinear, without antialiasing",
-    "slim": "the central {crop} stretched to {size}, bilinear on the grid of TensorFlow 1, without "
-    "antialiasing",
-    "bilinear": "shorter side resized, bilinear with antialiasing, and the centre of {size} kept",
-    "bicubic": "shorter side resized, bicubic with antialiasing, and the centre of {size} kept",
-    "keras": "the whole picture stretched to {size}, bilinear, antialiased if it shrinks to less "
-    "than half",
-    "tensorflow": "the whole picture stretched to {size}, bilinear, without antialiasing",
-    "pillow": "the whole picture stretched to {size}, bilinear with antialiasing",
-    "nearest": "the whole picture stretched to {size}, nearest pixel",
-}
-CROPPING = ("mnv2", "slim", "bilinear", "bicubic")  # the methods that keep less than the whole
 # Mean and standard deviation of pixels in [0, 1], which training subtracts and divides by.
 NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "half": ((0.5,), (0.5,)),  # slim and Keras: -1 to 1
@@ -36,56 +25,60 @@ NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """How evaluation crops, resizes (`data.eval_view` does it) and normalises pictures.
+    """How evaluation crops, resizes and normalises pictures.
 
-    method     mnv2        as this package trains: a picture of the right size is unchanged, any
-                           other picture is treated as in `slim`, on the pixel grid of TensorFlow
-                           2, and rounded to 8 bits
-               slim        the central `crop` of height and width, resized to the input size without
-                           keeping the aspect ratio (slim, Keras)
-               bilinear    the shorter side is resized to input size / `crop`, then the centre is
-                           cropped (torchvision)
-               bicubic     the same with a bicubic filter (timm)
-               tensorflow  resized without keeping the aspect ratio, bilinear without antialiasing
-                           (tf.image.resize, Keras' image_dataset_from_directory)
-               pillow      the same with antialiasing (Pillow's resize with BILINEAR)
-               nearest     the same with the nearest pixel (Keras' load_img, ImageDataGenerator)
-               keras       `pillow` if the picture shrinks by more than 2, else `tensorflow`: for a
-                           user's Keras model, whose file does not tell how pictures were resized
-    crop       the fraction of each side that is kept
+    view       the operations of `preprocess.host` that bring a picture to the network's size, as
+               text: `resize_shorter(crop=0.875)|center_crop` (torchvision, timm)
     mean, std  of pixels in [0, 1]: the network gets (pixel - mean) / std
     assumed    mean and std are what the authors of such files use, but the file does not tell them
-    first      (height, width) to which pictures are brought as in `keras`, before `method`
     """
 
-    method: str = "mnv2"
-    crop: float = 0.875
+    view: str = named_view("mnv2")
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.5,)
     assumed: bool = False
-    first: tuple[int, int] | None = None
 
     def __call__(self, images: ArrayLike) -> jax.Array:
         """Normalises images (... c) in [0, 255] that already have the network's size."""
         unit = jnp.asarray(images, jnp.float32) / 255
         return (unit - jnp.asarray(self.mean)) / jnp.asarray(self.std)
 
-    def with_method(self, method: str) -> "Preprocessing":
-        """Returns the same with another method; the crop is kept if both methods crop.
+    @staticmethod
+    def of(values: Mapping[str, Any]) -> "Preprocessing":
+        """Returns what a file of this package describes, in this version or an earlier one.
 
-        Raises UserError for an unknown method.
+        Raises UserError if its view is none.
         """
-        check_choice(method, METHODS, "--resize")
-        crop = 1.0 if method not in CROPPING else self.crop if self.method in CROPPING else 0.875
-        return dataclasses.replace(self, method=method, crop=crop, first=None)
+        values = {name: tuple(x) if isinstance(x, list) else x for name, x in values.items()}
+        if "method" in values:  # until 0.2.0
+            names = ("method", "crop", "first")
+            values["view"] = named_view(*(values.pop(name, None) for name in names))
+        parse_view(values["view"], "the view")
+        return Preprocessing(**values)
+
+    @property
+    def crop(self) -> float | None:
+        """The part of each side that the view keeps; None if it keeps the whole picture."""
+        arguments = parse_view(self.view, "the view").flat()
+        named = (arguments.get(name) for name in CROPS)
+        return next((part for part in named if part is not None), None)
+
+    def with_view(self, text: str) -> "Preprocessing":
+        """Returns the same with another view: a text, or a name of VIEWS, which keeps the crop.
+
+        Raises UserError for anything else.
+        """
+        check_view(text, "--resize")
+        view = named_view(text, self.crop) if text in VIEWS else text
+        return dataclasses.replace(self, view=view)
+
+    def view_of(self, size: tuple[int, int], channels: int) -> View:
+        """Returns the view for a network of a size, (height, width), and number of channels."""
+        return View(parse_view(self.view, "the view"), size, channels)
 
     def describe_view(self, size: tuple[int, int]) -> str:
         """Describes in one line which part of a picture the network sees, and how it is resized."""
-        text = METHODS[self.method].format(
-            size=f"{size[0]} x {size[1]}", crop=f"{100 * self.crop:.4g} %"
-        )
-        first = f"first {self.first[0]} x {self.first[1]} as keras, then " if self.first else ""
-        return f"view ({self.method}): {first}{text}"
+        return f"view: {self.view}, to {size[0]} x {size[1]}"
 
     def describe_pixels(self, origin: str | None = None) -> str:
         """Describes in one line how pixels are scaled, and who says so: by default the file."""
@@ -100,6 +93,14 @@ class Preprocessing:
                 else "as the weights say"
             )
         return f"pixels: (x - mean) / std of x in [0, 1], mean {mean}, std {std} ({origin})"
+
+
+def check_view(text: str, what: str) -> None:
+    """Raises UserError unless a text is a name of VIEWS, or operations that crop and resize."""
+    if text not in VIEWS:
+        if re.fullmatch(r"\w+", text) and text not in OPERATIONS:
+            check_choice(text, VIEWS, what)
+        parse_view(text, what)
 
 
 def size_in_name(name: str) -> tuple[int, int] | None:

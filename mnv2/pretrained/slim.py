@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from mnv2.preprocess.host import named_view
 from mnv2.pretrained.infer import DenseWeights, FileContents
 from mnv2.pretrained.names import NUM_BLOCKS, VariableSuffixes, tensor_names, translate
 from mnv2.pretrained.preprocessing import Preprocessing, size_in_name, size_to_assume
@@ -30,7 +31,7 @@ VARIABLE_SUFFIXES = VariableSuffixes(
 BATCH_NORM = ("gamma", "beta", "moving_mean", "moving_variance")
 AVERAGE_SUFFIX = "/ExponentialMovingAverage"
 OPTIMIZER_SUFFIXES = ("/RMSProp", "/RMSProp_1", "/Momentum", "/Adam", "/Adam_1")
-SLIM = Preprocessing("slim", 0.875, (0.5,), (0.5,), assumed=True)
+SLIM = Preprocessing(named_view("slim"), (0.5,), (0.5,), assumed=True)
 VARIABLES = ("weights", "depthwise_weights", "biases", *BATCH_NORM)
 # The head of TensorFlow's retraining, over pooled features of pictures that were not cropped.
 RETRAINED = re.compile(r"(?:.*/)?final_(?:retrain|training)_ops/(weights|biases)/final_\1")
@@ -82,7 +83,7 @@ def read(prefix: Path) -> FileContents:
     )
     in_scope = {name: array for name, array in tensors.items() if name.startswith(scope)}
     arrays = translate(in_scope, names, tensorflow_layout)
-    preprocess = dataclasses.replace(SLIM, crop=1.0) if head else SLIM
+    preprocess = dataclasses.replace(SLIM, view=named_view("slim", 1.0)) if head else SLIM
     if size is None:  # a checkpoint may have its size in the name of its folder
         size = size_in_name(prefix.parent.name) or size_to_assume(prefix)
     return FileContents(network, arrays, names, FIELDS[network], preprocess, size, head)

@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 from safetensors.numpy import save
 
 from mnv2.models.mobilenet_v2 import REPEATS
+from mnv2.preprocess.host import named_view
 from mnv2.pretrained import hub_config, state_dicts, transformers
 from mnv2.pretrained.infer import FileContents, Usage
 from mnv2.pretrained.names import (
@@ -44,10 +45,10 @@ VARIABLE_SUFFIXES = VariableSuffixes(
 )
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-TORCHVISION = Preprocessing("bilinear", 224 / 256, IMAGENET_MEAN, IMAGENET_STD)
-TORCHVISION_2 = Preprocessing("bilinear", 224 / 232, IMAGENET_MEAN, IMAGENET_STD)
-TIMM_V2 = Preprocessing("bicubic", 0.875, IMAGENET_MEAN, IMAGENET_STD)
-TIMM_V1 = Preprocessing("bicubic", 0.875, (0.5,), (0.5,))
+TORCHVISION = Preprocessing(named_view("bilinear", 224 / 256), IMAGENET_MEAN, IMAGENET_STD)
+TORCHVISION_2 = Preprocessing(named_view("bilinear", 224 / 232), IMAGENET_MEAN, IMAGENET_STD)
+TIMM_V2 = Preprocessing(named_view("bicubic", 0.875), IMAGENET_MEAN, IMAGENET_STD)
+TIMM_V1 = Preprocessing(named_view("bicubic", 0.875), (0.5,), (0.5,))
 
 # torchvision published weights twice; only the hash in the name of the file tells them apart.
 TORCHVISION_HASHES = {
@@ -216,7 +217,7 @@ def _torchvision_usage(path: Path) -> Usage:
     side = _side_in_name(path)
     note(
         f"{path} does not tell how to prepare pictures: as for torchvision's {name}{why} "
-        f"(shorter side {int(side / preprocess.crop)}, then the centre of {side} x {side})"
+        f"({preprocess.view}, to {side} x {side})"
     )
     return Usage(dataclasses.replace(preprocess, assumed=True), (side, side))
 
@@ -235,9 +236,9 @@ def _timm_usage(path: Path, default: Preprocessing) -> Usage:
     told = config.get("mean") is not None and config.get("std") is not None
     if not told:
         note(f"{path} does not tell how to prepare pictures: as timm does by default")
+    method = take("interpolation", lambda value: value in ("bilinear", "bicubic"), "bicubic")
     preprocess = Preprocessing(
-        take("interpolation", lambda value: value in ("bilinear", "bicubic"), default.method),
-        take("crop_pct", hub_config.is_fraction, default.crop),
+        named_view(method, take("crop_pct", hub_config.is_fraction, default.crop)),
         tuple(take("mean", hub_config.is_color, default.mean)),
         tuple(take("std", hub_config.is_scale, default.std)),
         assumed=not told,

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mnv2.preprocess.host import named_view
 from mnv2.pretrained import hub_config
 from mnv2.pretrained.infer import Usage
 from mnv2.pretrained.names import LayerNames
@@ -103,7 +104,8 @@ def _preprocessing(file: Path, side: int) -> tuple[Preprocessing, tuple[int, int
     method = RESAMPLING[take("resample", lambda value: value in (2, 3), 2)]
     mean = tuple(take("image_mean", hub_config.is_color, [0.5]))
     std = tuple(take("image_std", hub_config.is_scale, [0.5]))
-    return Preprocessing(method, fraction, mean, std, assumed=not told), (crop, crop)
+    view = named_view(method, fraction)
+    return Preprocessing(view, mean, std, assumed=not told), (crop, crop)
 
 
 def _side(value: Any, square: bool = True) -> int:

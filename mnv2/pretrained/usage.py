@@ -6,8 +6,8 @@ from typing import Any
 
 from mnv2.pretrained import Preprocessing, Pretrained, load_classifier
 from mnv2.pretrained.options import read_class_names, read_numbers
-from mnv2.pretrained.preprocessing import METHODS
-from mnv2.runtime.errors import UserError, check_choice
+from mnv2.pretrained.preprocessing import check_view
+from mnv2.runtime.errors import UserError
 from mnv2.runtime.terminal import note
 
 
@@ -20,7 +20,7 @@ def load_as_asked(arguments: argparse.Namespace) -> Pretrained:
     if (arguments.mean is None) != (arguments.std is None):
         raise UserError("--mean and --std belong together: give both, or neither")
     if arguments.resize is not None:
-        check_choice(arguments.resize, METHODS, "--resize")
+        check_view(arguments.resize, "--resize")
     scaling: dict[str, Any] = {
         name: read_numbers(text, f"--{name}")
         for name, text in (("mean", arguments.mean), ("std", arguments.std))
@@ -38,7 +38,7 @@ def load_as_asked(arguments: argparse.Namespace) -> Pretrained:
             )
     preprocess = loaded.preprocess
     if arguments.resize is not None:
-        preprocess = preprocess.with_method(arguments.resize)
+        preprocess = preprocess.with_view(arguments.resize)
     if scaling:
         preprocess = dataclasses.replace(preprocess, **scaling, assumed=False)
     loaded = dataclasses.replace(loaded, preprocess=preprocess)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
+from mnv2.preprocess.text import parse
 from mnv2.runtime.errors import UserError, check_choice, reason
 from mnv2.runtime.files import AnyPath, matches, read_json, to_json, write_json
 from mnv2.runtime.layout import CHECKPOINTS, CONFIG, ENVIRONMENT, FAILURE, RESULT, SWEEP
@@ -32,6 +33,7 @@ CONFIG_REMEDY = (
 )
 
 
+OPERATIONS = "operations"  # of a recorded config, which its text in data.train has as well
 PLAN, RUNS = "plan.json", "runs.pickle"  # in the folder of a launch: see `sweeps.launch`
 
 
@@ -268,7 +270,7 @@ def _multiply_adds(one: Run) -> int:
     from mnv2.training.setup import set_up
 
     setup = set_up(one.settings)
-    return complexity.multiply_adds(setup.model, (*setup.view.size, setup.image_shape[2]))
+    return complexity.multiply_adds(setup.model, setup.views[-1].shape)
 
 
 def _check_same(
@@ -295,6 +297,7 @@ def _check_same(
 
 def _difference(old: dict[str, Any], new: dict[str, Any], ignored: Sequence[str]) -> str:
     """Names the first field in which two configs differ, and both values; '' if none differs."""
+    old = {name: value for name, value in old.items() if name != OPERATIONS}
     # From JSON, with the defaults of fields that it lacks: tuples are lists then.
     old_flat, new_flat = (json.loads(to_json(of_old_fields(flat(one)))) for one in (old, new))
     for field in sorted(old_flat.keys() | new_flat.keys()):
@@ -307,10 +310,12 @@ def _difference(old: dict[str, Any], new: dict[str, Any], ignored: Sequence[str]
 def record(one: Run) -> None:
     """Writes the config and the environment of a run that starts, and forgets its last failure.
 
+    Beside the fields there is each argument of the operations in data.train, for other programs.
     If it is resumed in another environment, those before stay recorded, as `earlier`.
     """
     (one.folder / FAILURE).unlink(missing_ok=True)
-    write_json(one.folder / CONFIG, one.config)
+    operations = parse(one.settings.data.train, "data.train").flat()
+    write_json(one.folder / CONFIG, {**one.config, OPERATIONS: operations})
     now, before = environment(), _environments_before(one.folder)
     if before and before[-1] == now:
         before.pop()

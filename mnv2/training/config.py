@@ -16,6 +16,8 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
+from mnv2.preprocess.host import named_view, parse_view
+from mnv2.preprocess.text import parse
 from mnv2.runtime.errors import (
     Check,
     UserError,
@@ -23,7 +25,6 @@ from mnv2.runtime.errors import (
     check_choice,
     choice,
     number,
-    ordered,
     pattern,
     text,
     whole,
@@ -35,9 +36,6 @@ MOST_STEPS = 2**31 - 1  # of a run: they are counted in 32 bits
 LARGEST_SEED = 2**32 - 1  # JAX takes 32 bits of a seed
 SCHEDULES = ("cosine", "exponential", "constant")
 FINAL_SPLITS = ("test", "validation")
-SMALLEST_ALPHA = 1e-3  # of a beta distribution: a smaller one is 0 in float32
-MOST_OPERATIONS = 14  # of a policy: each makes the pipeline longer
-CROPS = ("inception", "resized_crop")
 
 # Fields of a config that describe a sweep and no single run.
 OF_SWEEP = {
@@ -54,6 +52,26 @@ GONE = {
     "optimization.nesterov": 'optimization.optimizer "sgd(momentum=0.9, nesterov=False)"',
     "optimization.rmsprop_decay": 'optimization.optimizer "rmsprop_tf(decay=0.9)"',
     "optimization.epsilon": 'optimization.optimizer "rmsprop_tf(eps=1.0)"',
+    "mixup": 'data.train "...|mix(mixup=0.2)"',
+    "cutmix": 'data.train "...|mix(cutmix=1.0)"',
+    "mix_until": "data.train \"...|mix(mixup=0.2, until='10 epochs')\"",
+    "data.augmentation": 'data.train "flip", "pad_crop(4)|flip", "inception_crop|flip" or '
+    '"resized_crop|flip"',
+    "data.pad": 'data.train "pad_crop(4)"',
+    "data.crop_area": 'data.train "resized_crop(0.08, 1.0)"',
+    "data.crop_aspect": 'data.train "resized_crop(aspect=(0.75, 1.33))"',
+    "data.interpolation": "data.train \"resized_crop(method='bicubic_antialiased')\"",
+    "data.distortion": 'data.train "...|distort_color"',
+    "data.policy": 'data.train "...|rand_augment", "...|trivial_augment_wide" or '
+    '"...|auto_augment"',
+    "data.policy_operations": 'data.train "...|rand_augment(operations=2)"',
+    "data.policy_strength": 'data.train "...|rand_augment(strength=9)"',
+    "data.policy_interpolation": "data.train \"...|rand_augment(interpolation='bilinear')\"",
+    "data.policy_fill": 'data.train "...|rand_augment(fill=128)"',
+    "data.erasing": 'data.train "...|erase(0.25)"',
+    "data.eval_method": 'data.evaluation "resize_shorter(crop=0.875)|center_crop"',
+    "data.eval_crop": 'data.evaluation "fit(0.875)"',
+    "data.eval_size": 'data.evaluation "resize_shorter(256)|center_crop(224)"',
 }
 
 
@@ -118,9 +136,16 @@ def sizes(field: str, value: Any) -> None:
         whole(1)(field, one)
 
 
-def alpha(field: str, value: Any) -> float:
-    """Checks the alpha of a beta distribution, 0 for none."""
-    return value if value == 0 else number(SMALLEST_ALPHA)(field, value)
+def train_pipeline(field: str, value: Any) -> str:
+    """Checks the text of what training makes of pictures: see `preprocess.text`."""
+    parse(value, field)
+    return value
+
+
+def eval_pipeline(field: str, value: Any) -> str:
+    """Checks the text of what evaluation makes of pictures."""
+    parse_view(value, field)
+    return value
 
 
 class ActsWith(typing.NamedTuple):
@@ -138,22 +163,10 @@ def _field(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-_CROPS = ActsWith(lambda s: s.data.augmentation in CROPS, f"data.augmentation {' or '.join(CROPS)}")
-_CROP_FLIP = ActsWith(lambda s: s.data.augmentation == "crop_flip", "data.augmentation crop_flip")
-_POLICY = ActsWith(lambda s: s.data.policy != "none", "a data.policy")
-_RANDOM = ActsWith(lambda s: s.data.policy == "random", "data.policy random")
 _AUGMENTED = ActsWith(
-    lambda s: s.data.augmentation != "none" or s.data.policy != "none" or s.data.erasing > 0,
-    "some augmentation: all versions of a picture are equal",
+    lambda s: bool(s.data.train.strip()),
+    "some operation in data.train: all versions of a picture are equal",
 )
-_CROPPING = ActsWith(
-    lambda s: s.data.eval_method in ("mnv2", "slim", "bilinear", "bicubic"),
-    "a data.eval_method that crops",
-)
-_MIXED = ActsWith(
-    lambda s: s.mix_until is None or not is_never(s.mix_until), "a mix_until later than 0 steps"
-)
-_MIXING = ActsWith(lambda s: s.has_mixing, "mixup or cutmix")
 _WARMUP = ActsWith(lambda s: not is_never(s.optimization.warmup), "optimization.warmup")
 _EXPONENTIAL = ActsWith(
     lambda s: s.optimization.schedule == "exponential", "optimization.schedule exponential"
@@ -173,30 +186,11 @@ class Data:
     validation: int = _field(5000, whole(0), "Examples held out from the end of train.")
     image_size: int | None = _field(None, whole(1),
         "The side of the network's pictures; default: that of the data set.")
-    augmentation: str = _field("none",
-        choice(("none", "flip", "crop_flip", "inception", "resized_crop")),
-        "none; flip: mirrored left to right; crop_flip: padded, cropped back and mirrored; "
-        "inception: a random crop, as in slim; resized_crop: as in torchvision.")
-    pad: int = _field(4, whole(0), "Pixels of zeros on each side, before the crop.", _CROP_FLIP)
-    crop_area: tuple[float, float] = _field((0.05, 1.0), ordered(0, 1),
-        "Of a crop, as a part of the picture's.", _CROPS)
-    crop_aspect: tuple[float, float] = _field((3 / 4, 4 / 3), ordered(1e-2, 1e2),
-        "Of a crop: width to height.", _CROPS)
-    interpolation: str = _field("bilinear", choice(
-        ("nearest", "bilinear", "bicubic", "bilinear_antialiased", "bicubic_antialiased")),
-        "As TensorFlow resizes, or antialiased, as Pillow and torchvision do.")
-    distortion: str = _field("none", choice(("none", "fast", "full")), "Of colours, as in slim.")
-    policy: str = _field("none", choice(("none", "random", "trivial_wide", "auto_imagenet")),
-        "random: RandAugment; trivial_wide: TrivialAugment; auto_imagenet: AutoAugment.")
-    policy_operations: int = _field(2, whole(1, MOST_OPERATIONS),
-        "Operations, one after another.", _RANDOM)
-    policy_strength: int = _field(9, whole(0, 30), "From 0 to 30.", _RANDOM)
-    policy_interpolation: str = _field("nearest", choice(("nearest", "bilinear")),
-        "Of shears, shifts and turns.", _POLICY)
-    policy_fill: int = _field(0, whole(0, 255),
-        "The value of pixels from outside of the picture.", _POLICY)
-    erasing: float = _field(0.0, number(0, 1, high_open=False),
-        "The probability that a rectangle is erased.")
+    train: str = _field("", train_pipeline,
+        "What a training picture goes through, such as \"resized_crop|flip|rand_augment(2, 9)\": "
+        "docs/fields.md has all operations. Quote | in a shell.")
+    evaluation: str = _field("fit(0.875)", eval_pipeline,
+        "What a picture goes through in evaluation, as \"resize_shorter(256)|center_crop(224)\".")
     repeats: int = _field(1, whole(1),
         "How often an epoch has each of its pictures: repeated augmentation.", _AUGMENTED)
     progressive: tuple[int, ...] = _field((), sizes,
@@ -204,12 +198,6 @@ class Data:
         "(128, 160, 192); (): image_size all the time (arXiv 2104.00298, section 4.2).")
     normalization: str = _field("half", choice(("half", "cifar10", "imagenet")),
         "Of pixels: half (-1 to 1), or mean and deviation of imagenet or cifar10.")
-    eval_method: str = _field("mnv2", choice(
-        ("mnv2", "slim", "bilinear", "bicubic", "keras", "tensorflow", "pillow", "nearest")),
-        "What evaluation sees: --resize of mnv2.predict explains the methods.")
-    eval_crop: float = _field(0.875, number(0, 1, low_open=True, high_open=False),
-        "The part of each side that is kept in evaluation.", _CROPPING)
-    eval_size: int | None = _field(None, whole(1), "Of evaluation; default: image_size.")
     # fmt: on
 
 
@@ -269,11 +257,6 @@ class Settings:
         "Devices that compute batch norm's statistics together; default: all of them. The papers "
         "trained with 1.")
     label_smoothing: float = _field(0.0, number(0, 1), "The part spread over all classes.")
-    mixup: float = _field(0.0, alpha,
-        "Mixes pairs of pictures: alpha of the beta distribution; 0: never.", _MIXED)
-    cutmix: float = _field(0.0, alpha,
-        "The same with a rectangle; with both, each step takes one of them.", _MIXED)
-    mix_until: str | None = _field(None, any_duration, "A duration; default: to the end.", _MIXING)
     accumulate: int = _field(1, whole(1),
         "Parts of a device's batch that are computed one after another, to need less memory. Batch "
         "norm sees one part at a time.")
@@ -300,11 +283,6 @@ class Settings:
     start: str = _field("weights", choice(("weights", "scratch")),
         "scratch: the network of the file with new initial values.", in_defaults=False)
     # fmt: on
-
-    @property
-    def has_mixing(self) -> bool:
-        """Tells whether mixup or cutmix is set, even if `mix_until` is 0."""
-        return self.mixup > 0 or self.cutmix > 0
 
     @property
     def starts_from_weights(self) -> bool:
@@ -418,15 +396,54 @@ def of_old_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     result = {**defaults, **values}
     old = {name.rpartition(".")[2]: result.pop(name) for name in GONE if name in result}
     optimizer = result["optimization.optimizer"]
-    if old and optimizer == "sgd":
+    if "momentum" in old and optimizer == "sgd":
         arguments = f"momentum={old['momentum']}, nesterov={old.get('nesterov', True)}"
         result["optimization.optimizer"] = f"sgd({arguments})"
-    elif old and optimizer == "rmsprop":
+    elif "momentum" in old and optimizer == "rmsprop":
         arguments = f"decay={old['rmsprop_decay']}, momentum={old['momentum']}"
         result["optimization.optimizer"] = f"rmsprop_tf({arguments}, eps={old['epsilon']})"
-    elif old and optimizer == "adamw":
+    elif "momentum" in old and optimizer == "adamw":
         result["optimization.optimizer"] = f"adamw(b1={old['momentum']})"
+    if "augmentation" in old:
+        result["data.train"], result["data.evaluation"] = train_of_old(old), eval_of_old(old)
     return result
+
+
+def train_of_old(old: Mapping[str, Any]) -> str:
+    """Returns the text for what fields of 0.2.0 and earlier, by their last names, did in training.
+
+    A field that a config is too old to have did nothing.
+    """
+    calls = []
+    method = repr(old.get("interpolation", "bilinear"))
+    if (name := old["augmentation"]) in ("inception", "resized_crop"):
+        low, high = old.get("crop_area", (0.05, 1.0))
+        aspect = tuple(old.get("crop_aspect", (3 / 4, 4 / 3)))
+        crop = "inception_crop" if name == "inception" else name
+        calls.append(f"{crop}({low}, {high}, {aspect}, {method})")
+    elif method != "'bilinear'":
+        calls.append(f"resize(method={method})")
+    calls += [f"pad_crop({old.get('pad', 4)})"] if name == "crop_flip" else []
+    calls += ["flip"] if name != "none" else []
+    if (distortion := old.get("distortion", "none")) != "none":
+        calls.append(f"distort_color(fast={distortion == 'fast'})")
+    more = f"{old.get('policy_interpolation', 'nearest')!r}, {old.get('policy_fill', 0)}"
+    if (policy := old.get("policy", "none")) == "random":
+        calls.append(f"rand_augment({old['policy_operations']}, {old['policy_strength']}, {more})")
+    elif policy != "none":
+        names = {"trivial_wide": "trivial_augment_wide", "auto_imagenet": "auto_augment"}
+        calls.append(f"{names[policy]}({more})")
+    calls += [f"erase({old['erasing']})"] if old.get("erasing") else []
+    if old.get("mixup") or old.get("cutmix"):
+        until = f", until={old['mix_until']!r}" if old.get("mix_until") else ""
+        calls.append(f"mix({old.get('mixup', 0.0)}, {old.get('cutmix', 0.0)}{until})")
+    return "|".join(calls)
+
+
+def eval_of_old(old: Mapping[str, Any]) -> str:
+    """Returns the text for what fields of 0.2.0 and earlier did in evaluation."""
+    name, crop = old.get("eval_method", "mnv2"), old.get("eval_crop", 0.875)
+    return named_view(name, crop, size=old.get("eval_size"))
 
 
 def note_what_does_nothing(settings: Settings) -> None:

@@ -1,6 +1,5 @@
 """The evaluation loop, for training and for finished weights: every example counts exactly once."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -8,6 +7,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from mnv2 import data
+from mnv2.preprocess.host import View
 from mnv2.pretrained import Preprocessing, Pretrained
 from mnv2.runtime.errors import NotFinite
 from mnv2.runtime.processes import process_shard
@@ -32,7 +32,7 @@ def evaluate(
     dataset: data.Dataset,
     split: str,
     batch_size: int,
-    view: Callable[..., Any],
+    view: View,
     before_batch: Callable[[Sequence[StepMetrics]], None] = lambda done: None,
     confusion: np.ndarray | None = None,
 ) -> dict[str, float]:
@@ -47,9 +47,7 @@ def evaluate(
     """
     batch_size += -batch_size % number_of()
     window: list[StepMetrics] = []
-    for batch in data.eval_batches(
-        dataset, split, batch_size, transform=view, shard=process_shard()
-    ):
+    for batch in data.eval_batches(dataset, split, batch_size, view=view, shard=process_shard()):
         before_batch(window)
         metrics, predictions = step(batch)
         window.append(metrics)
@@ -129,22 +127,7 @@ def evaluate_network(
             stopwatch.start(len(done))
 
     line.say("compiling")
-    view = view_of(network.preprocess, network.image_size, network.channels)
+    view = network.preprocess.view_of(network.image_size, network.channels)
     summary = evaluate(step, dataset, split, batch_size, view, show, confusion)
     line.clear()
     return Evaluation(summary, confusion)
-
-
-def view_of(
-    preprocess: Preprocessing, image_size: tuple[int, int], channels: int
-) -> Callable[[Any], Any]:
-    """Returns the function from pictures to images in [0, 255] of a network's size and channels."""
-
-    return functools.partial(
-        data.eval_view,
-        size=image_size,
-        channels=channels,
-        method=preprocess.method,
-        crop=preprocess.crop,
-        first=preprocess.first,
-    )

@@ -17,7 +17,7 @@ from mnv2 import data
 from mnv2.runtime.processes import broadcast_from_primary, process_shard
 from mnv2.training.config import Settings
 from mnv2.training.setup import Setup
-from mnv2.training.step import AXIS, MOST_STEPS, look_up, replicate, shard
+from mnv2.training.step import AXIS, MOST_STEPS, replicate, shard
 
 CALL_SECONDS = 1.0  # that a call of several steps may take, because a signal waits for it
 SHOWN = 8  # pictures of a batch for TensorBoard
@@ -39,7 +39,7 @@ class Call(NamedTuple):
 def create_feed(setup: Setup, settings: Settings, first_step: int) -> "HostFeed | DeviceFeed":
     """Returns the feed of a run from `first_step` on. Raises UserError as `train_batches` does."""
     data.check_batch_size(settings.batch_size, setup.dataset)
-    on_device = not settings.data.progressive and data.fits_on_device(setup.dataset, setup.view)
+    on_device = len(setup.views) == 1 and data.fits_on_device(setup.dataset, setup.views[0])
     return (DeviceFeed if on_device else HostFeed)(setup, settings, first_step)
 
 
@@ -48,6 +48,7 @@ class HostFeed:
 
     def __init__(self, setup: Setup, settings: Settings, first_step: int):
         self._train, self._key = setup.steps.train, jax.random.key(settings.seed)
+        self._augment = setup.steps.augment
         self._teacher = replicate(setup.teacher_variables)
         self._batches = _batches(setup, settings, first_step)
         self._batch: Any = None
@@ -60,9 +61,10 @@ class HostFeed:
         return self._batch["image"].shape
 
     def images(self) -> np.ndarray:
-        """Returns the first images of the next step."""
+        """Returns the first images of the next step, augmented."""
         self.prepare()
-        return self._batch["image"][:SHOWN]
+        first = {name: values[:SHOWN] for name, values in self._batch.items()}
+        return np.asarray(self._augment(first, self._key))
 
     def prepare(self) -> None:
         """Fetches the next batch, if there is one, and begins to copy it to the devices."""
@@ -91,7 +93,7 @@ def _put(batch: Any) -> Any:
 
 def _batches(setup: Setup, settings: Settings, first_step: int) -> Iterator[data.Batch]:
     """Yields the batches of a run from `first_step` on; each part of the run has its size."""
-    parts = setup.views(settings)
+    parts = setup.views
     for number, view in enumerate(parts, start=1):
         stop = setup.durations.total * number // len(parts)
         if first_step >= stop:
@@ -114,24 +116,17 @@ class DeviceFeed:
 
     def __init__(self, setup: Setup, settings: Settings, first_step: int):
         self._train, self._key = setup.steps.train_many, jax.random.key(settings.seed)
+        self._augment = setup.steps.augment
         self._teacher = replicate(setup.teacher_variables)
-        self._pad = settings.data.pad
         images, labels = setup.dataset.arrays("train")
         data.check_labels(setup.dataset, "train", labels.numpy())
         data.note_untrained(setup.dataset, labels.numpy())
         self._images = replicate(images.numpy())
         self._labels = replicate(labels.numpy().astype(np.int32))
         self._before, self._asked = 0, time.perf_counter()  # of the last call
-        rows = data.train_rows(
-            setup.dataset.num_examples("train"),
-            settings.batch_size,
-            seed=settings.seed,
-            first_step=first_step,
-            augmentation=settings.data.augmentation,
-            pad=self._pad,
-            repeats=settings.data.repeats,
-            shard=process_shard(),
-        )
+        examples, repeats = setup.dataset.num_examples("train"), settings.data.repeats
+        order = data.Order(examples, settings.batch_size, settings.seed, repeats, process_shard())
+        rows = order.rows_from(first_step)
         self._first = next(rows)
         self._rows = itertools.chain([self._first], rows)
 
@@ -141,9 +136,12 @@ class DeviceFeed:
         return (len(self._first["index"]), *self._images.shape[1:])
 
     def images(self) -> np.ndarray:
-        """Returns the first images of the first step."""
-        first = {name: values[:SHOWN] for name, values in self._first.items()}
-        return np.asarray(look_up(self._images, first, self._pad))
+        """Returns the first images of the first step, augmented."""
+        rows: Any = self._first
+        first = {name: values[:SHOWN] for name, values in rows.items()}
+        for name, of_set in (("image", self._images), ("label", self._labels)):
+            first[name] = np.asarray(of_set[first["index"]])
+        return np.asarray(self._augment(first, self._key))
 
     def prepare(self) -> None:
         """Does nothing: there are only numbers to copy."""
@@ -169,4 +167,4 @@ def stack(rows: list[data.Rows]) -> data.Rows:
     """Stacks the rows of several steps to (devices, MOST_STEPS, rows of a device)."""
     sharded = [shard(one) for one in rows]
     sharded += [sharded[0]] * (MOST_STEPS - len(rows))  # never looked at
-    return {name: np.stack([one[name] for one in sharded], axis=1) for name in sharded[0]}
+    return jax.tree.map(lambda *every: np.stack(every, axis=1), *sharded)

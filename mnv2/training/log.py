@@ -11,6 +11,7 @@ from tensorboard.plugins.scalar.metadata import create_summary_metadata
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
+from mnv2.preprocess import parse
 from mnv2.runtime.files import (
     AnyPath,
     Growing,
@@ -112,8 +113,13 @@ def _scalars(values: dict[str, float]) -> dict[str, float]:
 
 
 def _hyperparameters(settings: Settings) -> dict[str, Any]:
-    """Returns all fields of a run, as numbers, truth values and strings, for TensorBoard."""
+    """Returns all fields of a run, as numbers, truth values and strings, for TensorBoard.
+
+    Also each argument of the operations in data.train, as data.train.erase.probability.
+    """
+    operations = parse(settings.data.train, "data.train").flat()
+    values = {**settings.flat(), **{f"data.train.{name}": x for name, x in operations.items()}}
     return {
         name: value if isinstance(value, int | float) else printable(value)
-        for name, value in settings.flat().items()
+        for name, value in values.items()
     }

@@ -317,7 +317,7 @@ class _Run(NamedTuple):
             self.setup.dataset,
             split,
             self.settings.eval_batch_size,
-            self.setup.eval_view(),
+            self.setup.eval_view,
             before_batch=lambda _: self.stopper.check(),
         )
 
@@ -354,12 +354,11 @@ def recalibrated(state: TrainState, setup: Setup, settings: Settings) -> TrainSt
     are of another size of pictures if the test has a larger one (Touvron et al., arXiv 1906.06423).
     The pictures are seen as in evaluation. The parameters are those that evaluation uses.
     """
-    view = setup.eval_view()
     batches = data.train_batches(
         setup.dataset,
         settings.batch_size,
         seed=settings.seed,
-        view=lambda images, _: view(images),
+        view=setup.eval_view,
         shard=process_shard(),
     )
     total = None

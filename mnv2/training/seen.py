@@ -1,5 +1,6 @@
 """A picture of what training and evaluation make of pictures: people look before they train."""
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 
@@ -7,20 +8,19 @@ import jax
 import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
-import tensorflow as tf
-from jaxtyping import Shaped
+from jaxtyping import Array, Shaped
 
-from mnv2.data.preprocess import View, train_image
+from mnv2.preprocess import Pipeline
+from mnv2.preprocess.device import augment
+from mnv2.preprocess.host import View
 from mnv2.pretrained import imagenet
 from mnv2.runtime.files import AnyPath, replacing
 from mnv2.runtime.terminal import drawn
 from mnv2.training.config import Settings
-from mnv2.training.setup import mixing_of, set_up
-from mnv2.training.step import Mixing, mix
+from mnv2.training.setup import device_pipeline, set_up
 
 VERSIONS = 8  # of each picture in training
 PICTURES = 4
-NOT_MIXED = Mixing()
 
 type Picture = Shaped[np.ndarray, "h w c"]
 
@@ -34,37 +34,48 @@ def draw_seen(settings: Settings, path: AnyPath) -> None:
     """
     setup = set_up(settings)
     examples = itertools.islice(setup.dataset.encoded("train", shuffle_seed=0), PICTURES)
-    stored = [(setup.dataset.decode(one), int(one["label"])) for one in examples]
+    stored = [(setup.dataset.decode(one).numpy(), int(one["label"])) for one in examples]
     names = list(map(imagenet.readable, setup.dataset.class_names))
-    images, views = [image for image, _ in stored], setup.views(settings)
-    examples_of_run = setup.dataset.num_examples("train")
-    mixing = mixing_of(settings, setup.durations.total, examples_of_run)
-    if mixing.mixes:
-        mixing = mixing._replace(until=VERSIONS)
+    images, views = [image for image, _ in stored], setup.views
+    pipeline = device_pipeline(
+        settings,
+        setup.preprocess.mean,
+        setup.durations.total,
+        setup.dataset.num_examples("train"),
+    )
     columns = [
-        trained(images, views[version * len(views) // VERSIONS], version, mixing)
+        trained(images, views[version * len(views) // VERSIONS], version, pipeline)
         for version in range(VERSIONS)
     ]
-    evaluated = setup.eval_view()
     rows = {}
     for number, (image, label) in enumerate(stored):
         versions = [column[number] for column in columns]
-        shown = [image.numpy(), np.asarray(evaluated(image)), *versions]
+        shown = [image, setup.eval_view(image), *versions]
         rows[f"{names[label]}"[:20] + " " * number] = shown  # keys of a row differ
     draw_grid(rows, ("stored", "evaluation", *["training"] * VERSIONS), path)
 
 
 def trained(
-    images: Sequence[tf.Tensor], view: View, version: int, mixing: Mixing = NOT_MIXED
+    images: Sequence[np.ndarray], view: View, version: int, pipeline: Pipeline
 ) -> Shaped[np.ndarray, "n h w c"]:
-    """Returns a version of each picture as training sees it, mixed as in a batch of them."""
-    seeds = [tf.constant([version, number], tf.int64) for number in range(len(images))]
-    views = [train_image(*pair, view=view).numpy() for pair in zip(images, seeds, strict=True)]
-    batch = np.stack(views)
-    if not mixing.mixes:
-        return batch
-    mixed, _ = mix(jnp.asarray(batch, jnp.float32), jax.random.key(0), jnp.asarray(version), mixing)
-    return np.asarray(mixed)
+    """Returns a version of each picture as training sees it, mixed as in a batch of them.
+
+    `view` is what the host does to a picture, and `pipeline` what the devices do to a batch.
+    """
+    seen = [view(x, np.random.default_rng((version, i))) for i, x in enumerate(images)]
+    return np.asarray(on_device(pipeline, np.stack(seen), version))
+
+
+@functools.partial(jax.jit, static_argnames="pipeline")
+def on_device(pipeline: Pipeline, images: Array, version: Array) -> Array:
+    """Applies what the devices do to a batch, as in epoch `version` of a run with seed 0."""
+    count, key = len(images), jax.random.key(0)
+    numbers = jnp.arange(count)
+    rows = {"index": numbers, "position": numbers, "epoch": jnp.full(count, version)}
+    changed, _ = augment(pipeline, images, numbers, key, rows, classes=count)
+    if mixes := pipeline.find("mix"):
+        return mixes(changed.astype(jnp.float32), key, version)[0]
+    return changed
 
 
 def draw_grid(rows: Mapping[str, Sequence[Picture]], columns: Sequence[str], path: AnyPath) -> None:

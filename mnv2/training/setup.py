@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -12,24 +11,23 @@ from flax.traverse_util import flatten_dict
 
 from mnv2 import data, pretrained
 from mnv2.analysis import complexity
-from mnv2.data.augment import Policy
-from mnv2.data.augment.policies import strengths
-from mnv2.data.preprocess import COVERED
 from mnv2.models import NETWORKS, STRIDES, MobileNetV2, create_model, name_and_fields
 from mnv2.ops import DeviceGroup
-from mnv2.pretrained.preprocessing import CROPPING, NORMALIZATIONS
+from mnv2.preprocess import HOST, LABELS, MIX, PICTURES, Pipeline, parse
+from mnv2.preprocess.host import View
+from mnv2.preprocess.policies import largest_shift
+from mnv2.preprocess.simple import with_fill
+from mnv2.pretrained.preprocessing import NORMALIZATIONS
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.processes import say
 from mnv2.runtime.terminal import first_few, note_once
 from mnv2.training.classes import has_classes_of, match_classes
-from mnv2.training.config import CROPS, Settings, note_what_does_nothing, to_steps
-from mnv2.training.evaluation import view_of
+from mnv2.training.config import Settings, note_what_does_nothing, to_steps
 from mnv2.training.optimizer import decays_generally
 from mnv2.training.state import TrainState, create_state, with_weights
 from mnv2.training.step import (
     AXIS,
     Devices,
-    Mixing,
     Objective,
     Steps,
     Teacher,
@@ -51,8 +49,9 @@ class Setup(NamedTuple):
     """Everything that a run needs. Nothing is compiled yet.
 
     image_shape  (height, width, channels) of the images that the network takes in evaluation
-    view         what training makes of a picture; its size may be another one
-    preprocess   how evaluation crops and resizes pictures, and how the steps normalise their pixels
+    views        what training makes of a picture on the host, in each part of the run
+    eval_view    what evaluation makes of a picture
+    preprocess   the same as text, and how the steps normalise pixels
     weights      the network of the weights file, with its classifier if the classes are the data
                  set's, otherwise without; None if there is no file
     teacher_variables   None without distillation
@@ -61,22 +60,13 @@ class Setup(NamedTuple):
     dataset: data.Dataset
     model: nn.Module
     image_shape: tuple[int, int, int]
-    view: data.View
+    views: tuple[View, ...]
+    eval_view: View
     preprocess: pretrained.Preprocessing
     durations: Durations
     steps: Steps
     weights: pretrained.Pretrained | None
     teacher_variables: Any = None
-
-    def views(self, settings: Settings) -> list[data.View]:
-        """Returns what training makes of a picture in each part of the run."""
-        sizes = settings.data.progressive
-        return [self.view._replace(size=(size, size)) for size in sizes] or [self.view]
-
-    def eval_view(self) -> Callable[..., Any]:
-        """Returns the function that brings pictures to the network's shape in evaluation."""
-        height, width, channels = self.image_shape
-        return view_of(self.preprocess, (height, width), channels)
 
 
 def set_up(settings: Settings) -> Setup:
@@ -108,12 +98,13 @@ def set_up(settings: Settings) -> Setup:
         examples=dataset.num_examples("train"),
         teacher=teacher,
     )
-    eval_size = settings.data.eval_size
+    eval_view = preprocess.view_of(shape[:2], shape[2])
     return Setup(
         dataset,
         model,
-        shape if eval_size is None else (eval_size, eval_size, shape[2]),
-        train_view(settings, shape, preprocess.mean),
+        eval_view.shape,
+        train_views(settings, shape),
+        eval_view,
         preprocess,
         durations,
         steps,
@@ -138,7 +129,7 @@ def steps_of(
     """
     objective = Objective(
         settings.label_smoothing,
-        mixing_of(settings, total_steps, examples),
+        device_pipeline(settings, preprocess.mean, total_steps, examples),
         settings.accumulate,
         settings.optimization.classifier_only,
         teacher,
@@ -153,17 +144,36 @@ def steps_of(
         objective=objective,
         ema_decay=settings.ema_decay,
         skip_nan=settings.on_nan == "skip",
-        pad=settings.data.pad,
         devices=devices,
     )
 
 
-def mixing_of(settings: Settings, total_steps: int, examples: int) -> Mixing:
-    """Returns how the pictures of a run are mixed, and until which of its steps."""
-    until = total_steps
-    if settings.mix_until is not None:
-        until = to_steps(settings.mix_until, examples=examples, batch_size=settings.batch_size)
-    return Mixing(settings.mixup, settings.cutmix, min(until, total_steps))
+def device_pipeline(
+    settings: Settings, mean: tuple[float, ...], total_steps: int, examples: int
+) -> Pipeline:
+    """Returns what a batch goes through on the devices.
+
+    What is erased is the `mean` of pixels. `mix` is left out if it never mixes; if it ends before
+    the run does, it has the step.
+    """
+    pipeline = with_fill(parse(settings.data.train, "data.train"), mean)
+    calls = []
+    for call in pipeline.of(PICTURES, LABELS, MIX):
+        if call.name == "mix" and not (call["mixup"] or call["cutmix"]):
+            raise UserError(
+                "data.train: mix mixes nothing: give mixup or cutmix an alpha, as mix(mixup=0.2)"
+            )
+        if call.name == "mix" and (until := call["until"]) is not None:
+            step = to_steps(
+                until,
+                examples=examples,
+                batch_size=settings.batch_size,
+                what="data.train: until of mix",
+            )
+            call = call.replace(until=None if step >= total_steps else step)
+        if call.name != "mix" or call["until"] != 0:
+            calls.append(call)
+    return Pipeline(tuple(calls))
 
 
 def initial_state(setup: Setup, settings: Settings) -> TrainState:
@@ -191,31 +201,11 @@ def initial_state(setup: Setup, settings: Settings) -> TrainState:
     return replicate(state)  # as the steps return it: otherwise the second one would compile again
 
 
-def train_view(
-    settings: Settings, shape: tuple[int, int, int], mean: tuple[float, ...]
-) -> data.View:
-    """Returns what training makes of a picture; what is erased is the `mean` of pixels."""
-    of = settings.data
-    policy = Policy(
-        of.policy,
-        of.policy_operations,
-        of.policy_strength,
-        of.policy_interpolation,
-        of.policy_fill,
-    )
-    return data.View(
-        shape[:2],
-        of.augmentation,
-        of.pad,
-        shape[2],
-        area=of.crop_area,
-        aspect=of.crop_aspect,
-        interpolation=of.interpolation,
-        distortion=of.distortion,
-        policy=policy,
-        erasing=of.erasing,
-        erased=tuple(round(255 * value) for value in mean),
-    )
+def train_views(settings: Settings, shape: tuple[int, int, int]) -> tuple[View, ...]:
+    """Returns what training makes of a picture on the host, in each part of the run."""
+    pipeline = parse(settings.data.train, "data.train")
+    sizes = [(size, size) for size in settings.data.progressive] or [shape[:2]]
+    return tuple(View(pipeline, size, shape[2], rounds=True) for size in sizes)
 
 
 def _preprocessing(
@@ -230,9 +220,7 @@ def _preprocessing(
             f"data.normalization {settings.data.normalization} is for colour pictures: "
             "use half for gray ones"
         )
-    method = settings.data.eval_method
-    crop = settings.data.eval_crop if method in CROPPING else 1.0
-    return pretrained.Preprocessing(method, crop, tuple(mean), tuple(std))
+    return pretrained.Preprocessing(settings.data.evaluation, tuple(mean), tuple(std))
 
 
 def network_of(settings: Settings) -> tuple[nn.Module, tuple[int, int, int]]:
@@ -405,10 +393,11 @@ def _durations(settings: Settings, examples: int) -> Durations:
 
 def _check_data(settings: Settings, dataset: data.Dataset) -> None:
     """Raises UserError for settings that do not fit the data set or each other."""
-    if settings.data.distortion != "none" and dataset.image_shape[2] == 1:
+    pipeline = parse(settings.data.train, "data.train")
+    if pipeline.find("distort_color") and dataset.image_shape[2] == 1:
         raise UserError(
-            f"data.distortion {settings.data.distortion} is for colour pictures, and those of "
-            f"{dataset.name} are gray: use none"
+            "data.train: distort_color is for colour pictures, and those of "
+            f"{dataset.name} are gray: leave it out"
         )
     if settings.teacher is None and (settings.temperature, settings.label_weight) != (1.0, 0.5):
         raise UserError(
@@ -424,45 +413,38 @@ def _check_data(settings: Settings, dataset: data.Dataset) -> None:
         )
     if settings.recalibrate and settings.optimization.classifier_only:
         raise UserError("recalibrate must be 0 with a frozen backbone, whose batch norm is frozen")
-    _check_crops(settings, dataset)
+    _check_crops(pipeline, settings, dataset)
     if settings.data.repeats > (examples := dataset.num_examples("train")):
         raise UserError(f"data.repeats must be at most the {examples} training examples")
-    _note_lost_pictures(settings, dataset)
+    _note_lost_pictures(pipeline, settings, dataset)
 
 
-def _check_crops(settings: Settings, dataset: data.Dataset) -> None:
+def _check_crops(pipeline: Pipeline, settings: Settings, dataset: data.Dataset) -> None:
     """Raises UserError if no crop of the pictures can be as the settings say."""
-    of, (height, width, _) = settings.data, dataset.image_shape
-    if of.augmentation == "inception" and of.crop_area[1] <= COVERED:
-        raise UserError(
-            f"data.crop_area must end above {COVERED} with data.augmentation inception, got "
-            f"{of.crop_area}: resized_crop takes smaller crops"
-        )
-    if height is None or width is None:
-        return  # pictures of many sizes
-    if of.augmentation in CROPS:
-        low, high = (aspect * height / width for aspect in of.crop_aspect)
-        largest = 1.0 if low <= 1 <= high else min(high, 1 / low)  # of the picture's area
-        if largest < of.crop_area[0] or of.crop_area[1] * height * width < 1:
-            raise UserError(
-                f"no crop of a picture of {height} x {width} pixels has data.crop_area "
-                f"{of.crop_area} and data.crop_aspect {of.crop_aspect}"
-            )
-    size = min(of.image_size or height, of.image_size or width)
-    if of.augmentation == "crop_flip" and of.pad > size:
-        raise UserError(f"data.pad must be at most the size of the pictures, {size}")
+    height, width, _ = dataset.image_shape
+    for call in pipeline.of(HOST):
+        if height and width and call.name in ("inception_crop", "resized_crop"):
+            low, high = (aspect * height / width for aspect in call["aspect"])
+            largest = 1.0 if low <= 1 <= high else min(high, 1 / low)  # of the picture's area
+            if largest < call["smallest"] or call["largest"] * height * width < 1:
+                raise UserError(
+                    f"data.train: no crop of a picture of {height} x {width} pixels can be as "
+                    f"{call.name} says"
+                )
+    side = settings.data.image_size or min(height or 0, width or 0)
+    padded = pipeline.find("pad_crop")
+    if padded and side and padded["pad"] > side:
+        raise UserError(f"data.train: pad of pad_crop must be at most the {side} pixels of a side")
 
 
-def _note_lost_pictures(settings: Settings, dataset: data.Dataset) -> None:
+def _note_lost_pictures(pipeline: Pipeline, settings: Settings, dataset: data.Dataset) -> None:
     """Says in a note if a policy can shift pictures out of themselves, as torchvision's can."""
     side = settings.data.image_size or dataset.image_shape[1]
-    policy = settings.data.policy
-    if policy not in ("none", "auto_imagenet") and side:
-        shift = int(strengths("translate_x", policy).max())
-        if shift >= side:
+    for call in pipeline.of(PICTURES):
+        if side and (shift := largest_shift(call, side)) >= side:
             note_once(
-                f"data.policy {policy} shifts pictures of {side} pixels by up to {shift}: some "
-                "keep their label with nothing left of them but data.policy_fill"
+                f"data.train: {call.name} shifts pictures of {side} pixels by up to {shift}: some "
+                "keep their label with nothing left of them but its fill"
             )
 
 
@@ -480,15 +462,16 @@ def check_devices(settings: Settings, count: int) -> None:
             f"bn_group must divide the number of devices, {count}, got {settings.bn_group}"
         )
     part, repeats = settings.batch_size // count, settings.data.repeats
-    if settings.has_mixing and part == 1:
+    mixes = parse(settings.data.train, "data.train").find("mix") is not None
+    if mixes and part == 1:
         raise UserError(
-            "mixup and cutmix need 2 pictures or more on each device: raise batch_size above "
+            "data.train: mix needs 2 pictures or more on each device: raise batch_size above "
             f"{settings.batch_size}"
         )
-    if settings.has_mixing and repeats > 1 and repeats > part // 2:
+    if mixes and repeats > 1 and repeats > part // 2:
         raise UserError(
             f"data.repeats must be at most half of the {part} pictures that each device gets of a "
-            f"batch with mixup or cutmix, got {repeats}: a picture would be mixed with itself"
+            f"batch with mix in data.train, got {repeats}: a picture would be mixed with itself"
         )
     if part % settings.accumulate:
         raise UserError(

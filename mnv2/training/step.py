@@ -23,6 +23,9 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from mnv2.ops import DeviceGroup, traced_for
 from mnv2.ops.precision import accumulator
+from mnv2.preprocess import Pipeline
+from mnv2.preprocess.device import augment
+from mnv2.preprocess.mixing import partners
 from mnv2.pretrained import Preprocessing
 from mnv2.training.config import Optimization
 from mnv2.training.optimizer import create_optimizer, create_schedule
@@ -30,10 +33,11 @@ from mnv2.training.state import TrainState
 
 AXIS = "devices"
 MOST_STEPS = 100  # of one call of `train_steps`
-MIXING_KEY = 0x6D69786E  # sets the random numbers of mixing apart from those of dropout
 
 type Devices = tuple[jax.Device, ...] | None  # None: all, also those of other processes
-type Batch = Mapping[str, Any]  # image (b h w c), label (b) and, in evaluation, mask (b)
+# image (b h w c), label (b); in training index, epoch and position (b) of the examples, in
+# evaluation mask (b): see `data.Batch`
+type Batch = Mapping[str, Any]
 
 
 # Metrics: one struct, from which the log, TensorBoard and the carry of `train_steps` follow.
@@ -159,75 +163,6 @@ def cross_entropy(
     return optax.softmax_cross_entropy(logits.astype(accumulator(logits.dtype)), targets)
 
 
-class Mixing(NamedTuple):
-    """Which pictures are mixed.
-
-    mixup   alpha of mixup's beta distribution (arXiv 1710.09412); 0: no mixup
-    cutmix  alpha of cutmix's (arXiv 1905.04899); 0: no cutmix
-    until   the step from which on nothing is mixed
-
-    With both, each step takes one of them, with equal probability, as in torchvision's recipes.
-    """
-
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    until: int = 0
-
-    @property
-    def mixes(self) -> bool:
-        return self.until > 0 and (self.mixup > 0 or self.cutmix > 0)
-
-
-def partners(rows: Array) -> Array:
-    """Returns for each row of a batch the one that it is mixed with: half a batch before it.
-
-    Not the row before it, which shows the same picture in repeated augmentation.
-    """
-    return jnp.roll(rows, max(1, len(rows) // 2), axis=0)
-
-
-def mix(
-    images: Float[Array, "b h w c"], key: Array, step: Array, mixing: Mixing
-) -> tuple[Float[Array, "b h w c"], Float[Array, ""]]:
-    """Mixes each image with its partner; returns the images, and the share of the own image.
-
-    The share is the same for the whole batch. `key` and `step` decide it and the position of the
-    rectangle. On several devices each one mixes its own images, all with the same share.
-    """
-    seeds = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, MIXING_KEY), step), 4)
-    height, width = images.shape[1:3]
-    masks = []
-    if mixing.mixup:
-        share = jax.random.beta(seeds[0], mixing.mixup, mixing.mixup)
-        masks.append(jnp.full((height, width), share))
-    if mixing.cutmix:
-        share = jax.random.beta(seeds[1], mixing.cutmix, mixing.cutmix)
-        masks.append(1.0 - _rectangle(seeds[2], 1 - share, height, width))
-    own = masks[0]
-    if len(masks) == 2:
-        own = jnp.where(jax.random.bernoulli(seeds[3]), masks[0], masks[1])
-    own = jnp.where(step < mixing.until, own, 1.0).astype(images.dtype)
-    mask = own[None, :, :, None]
-    return mask * images + (1 - mask) * partners(images), jnp.mean(own)
-
-
-def _rectangle(key: Array, area: Array, height: int, width: int) -> Float[Array, "h w"]:
-    """Returns a mask with a rectangle of ones, which the borders of the picture may cut.
-
-    The rectangle has the picture's aspect ratio and a part of its area; its centre is uniform.
-    """
-    side = jnp.sqrt(area) / 2
-
-    def inside(key: Array, size: int) -> Array:
-        centre = jax.random.randint(key, (), 0, size)
-        reach = jnp.floor(side * size)
-        positions = jnp.arange(size)
-        return (positions >= centre - reach) & (positions < centre + reach)
-
-    for_rows, for_columns = jax.random.split(key)
-    return jnp.outer(inside(for_rows, height), inside(for_columns, width)).astype(jnp.float32)
-
-
 class Teacher(NamedTuple):
     """A network from which another one learns (distillation, arXiv 1503.02531).
 
@@ -265,7 +200,7 @@ class Objective(NamedTuple):
     """What a step minimises, and how it computes that.
 
     label_smoothing  the part of a label that is spread over all classes
-    mixing           of pictures and labels
+    pipeline         what the pictures and labels of a batch go through on the devices
     accumulate       parts of a batch that are computed one after another. Their gradients are
                      averaged, so the update is that of the whole batch. Batch norm sees one part at
                      a time, and its running statistics take one after another in.
@@ -274,7 +209,7 @@ class Objective(NamedTuple):
     """
 
     label_smoothing: float = 0.0
-    mixing: Mixing = Mixing()
+    pipeline: Pipeline = Pipeline()
     accumulate: int = 1
     classifier_only: bool = False
     teacher: Teacher | None = None
@@ -319,6 +254,29 @@ def loss_of(
         losses = distill(objective.teacher, teacher_variables, logits, rows["image"], losses)
     metrics = measure(logits, rows["label"], losses)
     return jnp.mean(losses), (changed.get("batch_stats", batch_stats), metrics)
+
+
+def augmented(
+    batch: Batch, key: Array, step: Array, model: nn.Module, pipeline: Pipeline
+) -> tuple[dict[str, Array], Float[Array, ""]]:
+    """Returns image, label and, if pictures are mixed, the partners' labels; and the own share.
+
+    Without mixing the images stay bytes, which are normalised where they are used.
+    """
+    classes: int = model.num_classes
+    images, labels = augment(pipeline, batch["image"], batch["label"], key, batch, classes)
+    if mixes := pipeline.find("mix"):
+        images, share = mixes(images.astype(accumulator(model.dtype)), key, step)
+        return {"image": images, "label": labels, "partner": partners(labels)}, share
+    return {"image": images, "label": labels}, jnp.ones(())
+
+
+def augmented_images(
+    batch: Batch, key: Array, *, model: nn.Module, pipeline: Pipeline
+) -> UInt8[Array, "b h w c"]:
+    """Returns the images of a batch as training has them, but not mixed: to look at."""
+    classes: int = model.num_classes
+    return augment(pipeline, batch["image"], batch["label"], key, batch, classes)[0]
 
 
 def accumulated(
@@ -374,13 +332,7 @@ def train_step(
     others of it. With `skip_nan`, a step whose loss, gradients or update are not finite changes
     only the counts of steps; its metrics are 0, and `skipped_steps` is 1.
     """
-    # With nothing mixed a batch stays what it is: bytes are normalised where they are used.
-    rows = {"image": batch["image"], "label": batch["label"]}
-    share = jnp.ones(())
-    if objective.mixing.mixes:
-        pixels = batch["image"].astype(accumulator(model.dtype))
-        rows["image"], share = mix(pixels, key, state.step, objective.mixing)
-        rows["partner"] = partners(batch["label"])
+    rows, share = augmented(batch, key, state.step, model, objective.pipeline)
 
     loss = functools.partial(loss_of, model=model, preprocess=preprocess, objective=objective)
     gradient = jax.grad(loss, has_aux=True)
@@ -444,12 +396,11 @@ def train_steps(
     *,
     step: Callable[..., tuple[TrainState, StepMetrics]],
     metrics: StepMetrics,
-    pad: int,
 ) -> tuple[TrainState, StepMetrics]:
     """Computes the first `count` of MOST_STEPS updates, and the metrics of each.
 
     `images` and `labels` are the whole training set, on each device. `rows` says what each of
-    MOST_STEPS batches consists of: see `data.train_rows`. `step` is `train_step`, and `metrics`
+    MOST_STEPS batches consists of: see `data.Rows`. `step` is `train_step`, and `metrics`
     those of no steps, see `no_metrics`.
 
     The loop is one program for any `count`, so that a run does not depend on how its steps were
@@ -459,7 +410,8 @@ def train_steps(
     def one(i: Array, carry: tuple[TrainState, StepMetrics]) -> tuple[TrainState, StepMetrics]:
         state, metrics = carry
         of_batch = {name: values[i] for name, values in rows.items()}
-        batch = {"image": look_up(images, of_batch, pad), "label": labels[of_batch["index"]]}
+        index = of_batch["index"]
+        batch = {"image": images[index], "label": labels[index], **of_batch}
         state, new = step(state, batch, key, teacher_variables)
         return state, jax.tree.map(lambda every, x: every.at[i].set(x), metrics, new)
 
@@ -479,27 +431,6 @@ def no_metrics(model: Any, skip_nan: bool) -> StepMetrics:
             if skip_nan or name not in ONLY_WITH_SKIPPING
         }
     )
-
-
-def look_up(
-    images: UInt8[Array, "n h w c"], rows: Mapping[str, Array | np.ndarray], pad: int
-) -> UInt8[Array, "b h w c"]:
-    """Returns the images of a batch, augmented as its `data.Rows` say.
-
-    With `top` and `left` an image is padded by `pad` zero pixels and cropped there, back to its
-    size; where `mirrored` is true it is mirrored left to right.
-    """
-    batch = images[rows["index"]]
-    if "top" in rows:
-        padded = jnp.pad(batch, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-
-        def crop(image: Array, top: Any, left: Any) -> Array:
-            return jax.lax.dynamic_slice(image, (top, left, jnp.zeros_like(top)), batch.shape[1:])
-
-        batch = jax.vmap(crop)(padded, rows["top"], rows["left"])
-    if "mirrored" in rows:
-        batch = jnp.where(rows["mirrored"][:, None, None, None], batch[:, :, ::-1], batch)
-    return batch
 
 
 def ema_decay_at(step: Array, decay: float) -> Array:
@@ -618,6 +549,7 @@ class Steps(NamedTuple):
     train_many  as `train_steps`; rows are (devices MOST_STEPS b/devices)
     evaluate    state, batch (devices b/devices ...) -> StepMetrics, classes (devices b/devices)
     statistics  state, batch, key -> batch norm's statistics
+    augment     batch (b ...), key -> images (b h w c) as `train` has them, but not mixed
     optimizer   the optax optimiser inside them, and its
     schedule    learning rate at a step
 
@@ -628,6 +560,7 @@ class Steps(NamedTuple):
     train_many: Callable[..., tuple[TrainState, StepMetrics]]
     evaluate: Callable[..., tuple[StepMetrics, Array]]
     statistics: Callable[..., Any]
+    augment: Callable[..., Array]
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
 
@@ -644,13 +577,12 @@ def create_steps(
     objective: Objective = PLAIN,
     ema_decay: float = 0.0,
     skip_nan: bool = False,
-    pad: int = 0,
     devices: Devices = None,
 ) -> Steps:
     """Creates the functions of a run over `devices` (default: all of them).
 
     `total_steps`, the number of training `examples` and the `batch_size` of all devices set the
-    learning rate schedule. `pad` is that of the crops of pictures that lie on the devices.
+    learning rate schedule.
     """
     schedule = create_schedule(
         optimization, total_steps=total_steps, examples=examples, batch_size=batch_size
@@ -665,7 +597,8 @@ def create_steps(
         ema_decay=ema_decay,
         skip_nan=skip_nan,
     )
-    many = functools.partial(train_steps, step=step, metrics=no_metrics(model, skip_nan), pad=pad)
+    many = functools.partial(train_steps, step=step, metrics=no_metrics(model, skip_nan))
+    pipeline = objective.pipeline
     evaluate = functools.partial(eval_state, model=model, preprocess=preprocess)
     statistics = functools.partial(statistics_of, model=model, preprocess=preprocess)
     # The state, the key and the metrics have no device axis (None). The first axis of a batch and
@@ -681,6 +614,7 @@ def create_steps(
         ),
         evaluate=each(evaluate, in_axes=(None, 0), out_axes=(None, 0)),
         statistics=each(statistics, in_axes=(None, 0, None), out_axes=None),
+        augment=jax.jit(functools.partial(augmented_images, model=model, pipeline=pipeline)),
         optimizer=optimizer,
         schedule=schedule,
     )
