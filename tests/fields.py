@@ -10,14 +10,17 @@ from typing import Any
 import jax.numpy as jnp
 
 from mnv2.models import NETWORKS
+from mnv2.preprocess.text import described
 from mnv2.training.config import FIELDS, GROUPS, MODEL, OF_SWEEP
 
 PAGE = Path(__file__).parents[1] / "docs" / "fields.md"
 BEGINNING = """# The fields of a config
 
-Each can be set on the command line, as `--config.data.pad 2`, in a config file, or by an arm.
+Each can be set on the command line, as `--config.data.repeats 2`, in a config file, or by an arm.
 Fields of `model` in *italics* are not in the default config: a config file or an arm sets them.
 This page is made from `mnv2/training/config.py` by `make fields`."""
+OPERATIONS = """Of `data.train`, in this order, and of `data.evaluation` (the first kind), as
+`"resized_crop(0.2)|flip|erase(0.25)"`. A size of `None` is that of the run."""
 INTERNAL = ("parent", "name", "num_classes", "axis_name", "bn_frozen")  # fields of networks
 
 
@@ -32,6 +35,7 @@ def page() -> str:
                 acts_with = field.metadata["acts_with"]
                 cells = (f"`{name}`", f"`{field.default!r}`", field.metadata["help"])
                 lines.append(row(*cells, acts_with.words if acts_with else ""))
+    lines += ["", "## Operations", "", OPERATIONS, "", described()]
     lines += ["", "## Of a sweep", "", "| field | what it is |", "|---|---|"]
     lines += [row(f"`{name}`", said) for name, said in OF_SWEEP.items()]
     lines += ["", "## model", "", "`model.name` chooses the network; the others are its fields."]

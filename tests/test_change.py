@@ -22,12 +22,24 @@ CHANGES = [
 TINY = """
 from configs import v2_ablation
 
+def check_operations(text):
+    import jax, jax.numpy as jnp
+    from mnv2 import preprocess
+    from mnv2.preprocess.device import augment
+    images, labels = jnp.full((2, 4, 4, 1), 5, jnp.uint8), jnp.array([0, 9])
+    rows = dict.fromkeys(("index", "epoch", "position"), jnp.arange(2))
+    images, labels = augment(
+        preprocess.parse(text, "train"), images, labels, jax.random.key(0), rows, 10
+    )
+    assert (images == 250).all() and labels.tolist() == [1, 0], (images, labels)
+
 def get_config(preset):
     config = v2_ablation.get_config(preset)
     of_preset = config.arms
 
     def arms(config):
         import tests.decoded
+        check_operations(config.data.train)
         of_preset(config)
         with config.model.unlocked():
             config.model.width, config.model.repeats = 0.1, (1, 0, 0, 0, 0, 0, 0)
@@ -40,7 +52,8 @@ def get_config(preset):
 
 
 def test_each_change_has_the_number_of_files_that_the_page_says():
-    assert [name for name, _, _ in PARTS] == ["An arm", "A metric", "Another optimiser"]
+    names = ["An arm", "A metric", "An augmentation", "Label noise, fixed for each example"]
+    assert [name for name, _, _ in PARTS] == [*names, "Another optimiser"]
     for _, count, part in PARTS:
         assert len(re.findall(r"^\+\+\+ b/", part, re.MULTILINE)) == int(count)
 
@@ -65,6 +78,7 @@ def test_training_with_the_changes_does_what_they_say(changed, fashion_mnist):
         *(sys.executable, "-m", "mnv2.main", "--config", "configs/tiny.py:hour", "--noreport"),
         *("--only", "dropout/0", "--parallel", "1", "--workdir", "runs"),
         *("--config.optimization.optimizer", optimizer),
+        *("--config.data.train", "invert(1.0)|pair_noise(1.0)"),
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "GLIBC_TUNABLES": ""}
     done = subprocess.run(

@@ -18,7 +18,6 @@ from mnv2.pretrained.loaded import DenseHead
 from mnv2.pretrained.options import read_class_names
 from mnv2.runtime import cli
 from mnv2.training import step
-from mnv2.training.evaluation import view_of
 from tests import outputs
 from tests.deployment.networks import SHORT
 from tests.variables import random_variables
@@ -70,7 +69,7 @@ def refused(module, monkeypatch, capsys, *arguments):
 
 
 def seen_by(loaded, picture):
-    return view_of(loaded.preprocess, loaded.image_size, loaded.channels)(picture)
+    return loaded.preprocess.view_of(loaded.image_size, loaded.channels)(picture)
 
 
 def test_a_table_of_the_most_probable_classes_is_printed(files, monkeypatch, capsys):
@@ -213,7 +212,7 @@ def test_weights_are_converted(files, monkeypatch, capsys, tmp_path):
     out = tmp_path / "whole.h5"
     call(convert, monkeypatch, tmp_path / "whole.safetensors", out, "--names", "keras")
     view, pixels = capsys.readouterr().err.splitlines()
-    assert view.endswith("the central 87.5 % stretched to 96 x 96, bilinear, without antialiasing")
+    assert view.endswith("view: fit(0.875), to 96 x 96")
     assert pixels.endswith("mean 0.1, std 0.2 (which the file does not tell)")
 
 
@@ -319,7 +318,7 @@ def test_what_a_file_does_not_tell_can_be_said(files, monkeypatch, capsys, tmp_p
         assert sorted(line[6:15].strip() for line in printed.out.splitlines()[1:]) == [
             "one", "three", "two words",
         ]  # fmt: skip
-        assert "view (pillow): the whole picture stretched to 28 x 28" in printed.err
+        assert "view: resize(method='bilinear_antialiased'), to 28 x 28" in printed.err
         assert "mean 0.1, 0.2, 0.3, std 0.5 (as you say)" in printed.err
 
 

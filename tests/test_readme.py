@@ -68,7 +68,7 @@ def test_every_run_can_start(command, tmp_path, fashion_mnist, weights, monkeypa
     if config.value.data.name in ("cifar10", "imagenet2012"):  # which tests do not download
         config.value.data.name = "fashion_mnist"
         config.value.data.normalization = "half"  # its pictures are gray
-        config.value.data.distortion = "none"
+        config.value.data.train = ""
     if callable(config.value.arms):  # whose search for widths is tested with the configs
         names = config.value.arms.func.__globals__
         monkeypatch.setitem(names, "_width_of_equal_cost", lambda config, arm, start: start)

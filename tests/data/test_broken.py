@@ -10,8 +10,9 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from mnv2.data import View, datasets, open_dataset, train_batches
+from mnv2.data import datasets, open_dataset, train_batches
 from mnv2.runtime.errors import UserError
+from tests.views import view_of
 
 COUNTS = {"train": 20, "test": 6}
 BROKEN = {"train": (3, 17), "test": (0,)}  # labels, because TFDS shuffles the examples
@@ -57,7 +58,7 @@ def reopen(prepared, on_broken="stop"):
 
 
 def test_a_broken_picture_stops_training_and_all_broken_ones_are_named(prepared):
-    batches = train_batches(reopen(prepared), 5, seed=0, view=View((8, 8)))
+    batches = train_batches(reopen(prepared), 5, seed=0, view=view_of(size=(8, 8), channels=3))
     with pytest.raises(UserError) as raised:
         list(itertools.islice(batches, 3))
     message = str(raised.value)
@@ -84,7 +85,7 @@ def test_broken_pictures_are_skipped_in_every_split(prepared, capsys):
         images, decoded_labels = dataset.arrays(split) if labels else ((), ())
         assert list(decoded_labels) == labels
         assert [round(float(np.mean(x)) / 10) for x in images] == labels
-    batches = train_batches(dataset, 5, seed=0, view=View((8, 8)))
+    batches = train_batches(dataset, 5, seed=0, view=view_of(size=(8, 8), channels=3))
     assert next(batches)["image"].shape == (5, 8, 8, 3)
 
 

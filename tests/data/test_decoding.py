@@ -10,10 +10,11 @@ import tensorflow as tf
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from mnv2 import predict
-from mnv2.data import decoding, eval_view, open_dataset
+from mnv2.data import decoding, open_dataset
 from mnv2.pretrained import Preprocessing
 from mnv2.runtime.errors import UserError
 from tests.data.pictures import encoded, gradient
+from tests.views import eval_view_of
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "MPO")
 COLOURED = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV")
@@ -183,5 +184,5 @@ def test_a_network_for_gray_gets_the_same_gray_as_in_training():
         probabilities=lambda views: views.reshape(1, -1),
     )
     ((seen,),) = predict.predict(gray_network, iter([("a.png", gradient())]), 1)
-    resized = eval_view(gradient(), (28, 28), 1)
-    np.testing.assert_array_equal(seen.probabilities, resized.numpy().ravel())
+    resized = eval_view_of()(gradient())
+    np.testing.assert_array_equal(seen.probabilities, resized.ravel())

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from mnv2.data import View, datasets, image_folder, open_dataset, train_batches
+from mnv2.data import datasets, image_folder, open_dataset, train_batches
 from mnv2.runtime.errors import UserError
 from tests.data.pictures import encoded, gradient
+from tests.views import view_of
 
 
 def rotated(orientation):
@@ -154,7 +155,7 @@ def test_a_large_folder_is_read_at_once_and_a_broken_picture_is_named(
     dataset = reopen(pictures)
     assert "are checked as they are read, and not before" in capsys.readouterr().err
     count = dataset.num_examples("train")
-    read = train_batches(dataset, count, seed=0, view=View((8, 8)))
+    read = train_batches(dataset, count, seed=0, view=view_of(size=(8, 8), channels=3))
     with pytest.raises(UserError, match=f"broken picture {broken} .*JPEG.*: repair or remove it"):
         next(read)
     assert reopen(pictures, on_broken="skip").num_examples("train") == count - 1

@@ -1,6 +1,5 @@
 """Sets that have only some splits are divided by one rule, which is said."""
 
-import functools
 import itertools
 
 import numpy as np
@@ -8,19 +7,18 @@ import pytest
 import tensorflow_datasets as tfds
 
 from mnv2.data import (
-    View,
     datasets,
     eval_batches,
-    eval_view,
     note_untrained,
     open_dataset,
     train_batches,
 )
 from mnv2.runtime.errors import UserError
 from tests.data.test_decoding import PICTURE, few_colours
+from tests.views import eval_view_of, view_of
 
 SIZE = (4, 4)
-VIEW = functools.partial(eval_view, size=SIZE)
+VIEW = eval_view_of(size=SIZE)
 
 
 def prepare(data_dir, counts, label=lambda split, i: i % 3, size=SIZE, picture=None, **options):
@@ -56,7 +54,7 @@ def pictures(dataset, split):
 
 
 def evaluated(dataset, split):
-    batches = eval_batches(dataset, split, 4, transform=VIEW)
+    batches = eval_batches(dataset, split, 4, view=VIEW)
     return sum(int(batch["mask"].sum()) for batch in batches)
 
 
@@ -117,7 +115,7 @@ def test_a_label_that_is_no_class_stops_training_and_evaluation(tmp_path, split,
         evaluated(dataset, split)
     if split == "train":
         with pytest.raises(UserError, match=message):
-            list(itertools.islice(train_batches(dataset, 4, seed=0, view=View(SIZE)), 5))
+            list(itertools.islice(train_batches(dataset, 4, seed=0, view=view_of(size=SIZE)), 5))
 
 
 def test_a_class_without_training_examples_is_named(tmp_path, capsys):
@@ -152,7 +150,7 @@ def test_a_set_for_evaluation_needs_no_train(tmp_path, only):
     assert evaluated(dataset, "test") == 7
     assert dataset.fits_in_memory()
     with pytest.raises(UserError, match=r"tiny_set has no split 'train': choose one of .*test"):
-        next(train_batches(dataset, 4, seed=0, view=View(SIZE)))
+        next(train_batches(dataset, 4, seed=0, view=view_of(size=SIZE)))
     with pytest.raises(UserError, match="tiny_set has no split train to hold 5 examples out from"):
         reopen(tmp_path, 5)
 

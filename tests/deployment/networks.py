@@ -3,6 +3,7 @@
 import numpy as np
 
 from mnv2.models import create_model
+from mnv2.preprocess.host import named_view
 from mnv2.pretrained import Preprocessing, Pretrained
 from tests.variables import random_variables
 
@@ -15,7 +16,7 @@ def network(name="mobilenet_v2", size=(32, 32), channels=3, classes=4, **fields)
     variables = random_variables(model, channels)
     names = tuple(f"kind {i}" for i in range(2 if classes == 1 else classes)) or None
     mean, std = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)) if channels == 3 else ((0.5,),) * 2
-    preprocess = Preprocessing("bilinear", 0.875, mean, std)
+    preprocess = Preprocessing(named_view("bilinear", 0.875), mean, std)
     return Pretrained(model, variables, preprocess, size, names)
 
 

@@ -7,6 +7,7 @@ from flatbuffers.table import Table
 
 from mnv2.deployment.program import Description
 from mnv2.deployment.task_metadata import task_metadata
+from mnv2.preprocess.host import named_view
 from mnv2.pretrained import Preprocessing
 
 
@@ -47,7 +48,7 @@ def described(pixels, channels, labels):
     about = Description(
         pixels=pixels,
         activation="softmax",
-        preprocess=Preprocessing("bilinear", 0.875, mean, std),
+        preprocess=Preprocessing(named_view("bilinear", 0.875), mean, std),
         image_size=(96, 80),
         channels=channels,
         classes=2,

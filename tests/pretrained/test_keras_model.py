@@ -12,7 +12,6 @@ from mnv2.pretrained import keras_graph, keras_model, keras_pixels
 from mnv2.pretrained.loaded import ACTIVATIONS
 from mnv2.pretrained.slim import SLIM
 from mnv2.runtime.errors import UserError
-from mnv2.training.evaluation import view_of
 from tests.pretrained.test_keras import (
     SIZE,
     assert_same,
@@ -330,7 +329,7 @@ def test_a_model_that_resizes_itself_sees_the_same_pictures(tmp_path, backbones,
     contents = keras_reader.read(tmp_path / "model.keras")
     assert contents.image_size == (SIZE, SIZE)
     picture = np.random.default_rng(0).uniform(0, 255, (50, 60, 3) if any_size else (32, 32, 3))
-    ours = view_of(contents.preprocess, (SIZE, SIZE), 3)(picture.astype(np.uint8))
+    ours = contents.preprocess.view_of((SIZE, SIZE), 3)(picture.astype(np.uint8))
     expected = resize(picture.astype(np.uint8).astype(np.float32)[None])[0]
     np.testing.assert_allclose(ours, expected, atol=1e-3)
 

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from mnv2 import pretrained
 from mnv2.models import create_model
+from mnv2.preprocess.host import named_view
 from mnv2.pretrained.loaded import DenseHead
 from mnv2.runtime.errors import UserError
 from tests.pretrained import reference
@@ -208,7 +209,7 @@ def test_a_damaged_or_incomplete_file_is_rejected_in_one_line(tmp_path):
         ({"fields": {"repeats": "many"}}, "cannot be built|is damaged"),
         ({"fields": None}, "the description of the network in .* is damaged"),
         ({"image_size": 28}, "is damaged"),
-        ({"preprocess": {"method": "cubic"}}, "unknown method of .*'cubic'"),
+        ({"preprocess": {"method": "cubic"}}, "unknown view 'cubic': did you mean"),
         ({"preprocess": {"colour": 1}}, "is damaged"),
         (["no", "description"], "is damaged"),
         ("{", "cannot read"),
@@ -255,7 +256,7 @@ def test_a_repository_on_the_hub_is_loaded_with_its_config(tmp_path, monkeypatch
     loaded = pretrained.load("timm/mobilenetv2_050.lamb_in1k")
     assert loaded.model.width == 0.5
     assert loaded.preprocess == pretrained.Preprocessing(
-        "bilinear", 0.9, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+        named_view("bilinear", 0.9), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
     )
     assert flatten_dict(loaded.variables)[("params", "classifier", "bias")].shape == (10,)
 

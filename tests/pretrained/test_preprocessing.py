@@ -2,26 +2,42 @@
 
 import pytest
 
+from mnv2.preprocess.host import VIEWS
 from mnv2.pretrained import Preprocessing, imagenet
-from mnv2.pretrained.preprocessing import METHODS, size_in_name
+from mnv2.pretrained.preprocessing import size_in_name
 from mnv2.pretrained.torch import TORCHVISION_2
 from mnv2.runtime.errors import UserError
 
 
 def test_another_way_to_resize_brings_its_own_crop():
-    ours, theirs = Preprocessing(), TORCHVISION_2
-    assert [ours.with_method(m).crop for m in METHODS] == [0.875] * 4 + [1.0] * 4
-    assert theirs.with_method("bicubic").crop == theirs.crop
-    assert ours.with_method("pillow").with_method("slim").crop == 0.875
-    with pytest.raises(UserError, match=r"unknown --resize 'pilow': did you mean 'pillow'\?"):
-        ours.with_method("pilow")
+    ours, torchvision = Preprocessing(), TORCHVISION_2
+    assert [ours.with_view(name).crop for name in VIEWS] == [0.875] * 4 + [None] * 4
+    assert torchvision.with_view("bicubic").crop == torchvision.crop
+    assert ours.with_view("pillow").with_view("slim").crop == 0.875
+    assert ours.with_view("resize_shorter(64)|center_crop").view == "resize_shorter(64)|center_crop"
+    for text, said in (
+        ("pilow", r"unknown --resize 'pilow': did you mean 'pillow'\?"),
+        ("flip|fit", "--resize cannot have flip"),
+    ):
+        with pytest.raises(UserError, match=said):
+            ours.with_view(text)
+
+
+def test_what_files_of_earlier_versions_say_is_a_text_now():
+    old = {"method": "bilinear", "crop": 0.9, "mean": [0.1], "std": [0.2], "assumed": True}
+    assert Preprocessing.of({**old, "first": None}) == Preprocessing(
+        "resize_shorter(crop=0.9)|center_crop", (0.1,), (0.2,), True
+    )
+    first = Preprocessing.of({**old, "method": "nearest", "crop": 1.0, "first": [96, 64]})
+    assert first.view == "resize((96, 64), 'keras')|resize(method='nearest')"
+    with pytest.raises(UserError, match="unknown operation zoom"):
+        Preprocessing.of({"view": "zoom", "mean": [0.1], "std": [0.2]})
 
 
 def test_the_view_and_the_scaling_are_described_in_a_line_each():
-    assumed = Preprocessing("pillow", 1.0, (0.1, 0.2, 0.3), (0.5,), assumed=True)
-    assert "whole picture stretched to 96 x 64" in assumed.describe_view((96, 64))
+    assumed = Preprocessing("resize", (0.1, 0.2, 0.3), (0.5,), assumed=True)
+    assert assumed.describe_view((96, 64)) == "view: resize, to 96 x 64"
     assert "mean 0.1, 0.2, 0.3, std 0.5 (assumed" in assumed.describe_pixels()
-    assert "central 87.5 % stretched to 28 x 28" in Preprocessing().describe_view((28, 28))
     assert "as the weights say" in Preprocessing().describe_pixels()
 
 

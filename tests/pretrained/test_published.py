@@ -33,7 +33,10 @@ def published():
 
 
 def test_the_weights_of_torchvision_see_the_bow_tie_of_grace_hopper(published):
-    """The probabilities are those of torchvision 0.29 for its own preprocessing."""
+    """The probabilities are those of torchvision's transforms.
+
+    They are of the picture as TensorFlow decodes its JPEG; as Pillow does, 50.82 and 17.98 %.
+    """
     photograph = cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
     done = commands.run("mnv2.predict", photograph, "--weights", str(published), "--top", "2")
     assert done.returncode == 0, done.stderr
@@ -41,8 +44,8 @@ def test_the_weights_of_torchvision_see_the_bow_tie_of_grace_hopper(published):
     first, second = (line.split("%")[0].split() for line in done.stdout.splitlines()[1:])
     assert first[1:-1] == ["bow", "tie"]
     assert second[1:-1] == ["military", "uniform"]
-    assert float(first[-1]) == pytest.approx(47.95, abs=0.5)
-    assert float(second[-1]) == pytest.approx(21.23, abs=0.5)
+    assert float(first[-1]) == pytest.approx(48.05, abs=0.5)
+    assert float(second[-1]) == pytest.approx(18.46, abs=0.5)
 
 
 def test_a_published_file_has_one_network_under_any_name(published, tmp_path):

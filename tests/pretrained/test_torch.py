@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from mnv2 import pretrained
 from mnv2.models import create_model, mobilenet_v2
+from mnv2.preprocess.host import named_view
 from mnv2.pretrained import torch as torch_reader
 from mnv2.pretrained.infer import check_tensors, shapes_of, to_variables
 from mnv2.pretrained.names import tensor_names
@@ -312,7 +313,7 @@ def test_half_precision_is_read_as_float32(tiny, tmp_path):
         ("mobilenet_v2-7ebf99e0.pth", 224, 232, "IMAGENET1K_V2, from its name"),
         ("mine.pth", 224, 256, r"does not tell how to prepare pictures: as for .*IMAGENET1K_V1 \("),
         ("mobilenetv2_128x128-fd66a69d.pth", 128, 146, "have 128x128 pixels, from its name"),
-        ("mobilenetv2_96x96-ff0e83d8.pth", 96, 109, "centre of 96 x 96"),
+        ("mobilenetv2_96x96-ff0e83d8.pth", 96, 109, "center_crop, to 96 x 96"),
     ],
 )  # fmt: skip
 def test_what_the_name_of_a_file_tells_is_used_and_said(
@@ -320,7 +321,7 @@ def test_what_the_name_of_a_file_tells_is_used_and_said(
 ):
     contents = read(tiny, tmp_path, name)
     assert contents.image_size == (side, side)
-    assert int(side / contents.preprocess.crop) == shorter
+    assert int(side / (contents.preprocess.crop or 1)) == shorter
     assert contents.preprocess.assumed
     assert re.search(said, capsys.readouterr().err)
 
@@ -335,13 +336,13 @@ TIMM_DEFAULT = dataclasses.replace(torch_reader.TIMM_V2, assumed=True)
             {"pretrained_cfg": {
                 "input_size": [3, 160, 128], "interpolation": "bilinear", "crop_pct": 0.9,
                 "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}},
-            pretrained.Preprocessing("bilinear", 0.9, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)),
+            pretrained.Preprocessing(named_view("bilinear", 0.9), (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)),
             (160, 128),
         ),
         (
             {"architecture": "mobilenetv2_100", "input_size": [3, 96, 96], "mean": [0.5] * 3,
              "std": [0.5] * 3, "crop_pct": None},
-            pretrained.Preprocessing("bicubic", 0.875, (0.5,) * 3, (0.5,) * 3),
+            pretrained.Preprocessing(named_view("bicubic", 0.875), (0.5,) * 3, (0.5,) * 3),
             (96, 96),
         ),
         ({"pretrained_cfg": None}, TIMM_DEFAULT, (224, 224)),

@@ -27,7 +27,7 @@ TIMES = ("images_per_second", "train_seconds", "waiting_for_input", "first_step_
 @pytest.fixture
 def two_runs(tiny_config, fashion_mnist):
     """Two seeds, whose steps are the same program, so that it is compiled once."""
-    tiny_config.arms = (("a", {"data.augmentation": "crop_flip"}),)
+    tiny_config.arms = (("a", {"data.train": "pad_crop|flip"}),)
     tiny_config.baseline, tiny_config.seeds, tiny_config.panels = "a", 2, ()
     tiny_config.duration, tiny_config.checkpoint_every = "7 steps", "3 steps"
     return tiny_config

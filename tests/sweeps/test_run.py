@@ -135,12 +135,12 @@ def test_runs_from_before_there_was_a_field_have_its_default(config, tmp_path, t
     for path in (tmp_path / "sweep.json", *tmp_path.glob("linear/*/config.json")):
         recorded = json.loads(path.read_text())
         older = recorded.get("config", recorded)
-        del older["mixup"], older["data"]["policy"], older["optimization"]["clip"]
+        del older["ema_decay"], older["data"]["repeats"], older["optimization"]["clip"]
         path.write_text(json.dumps(recorded))
     run.train_here(config, tmp_path)
     assert sorted(trained) == sorted(ALL)
-    config.mixup = 0.2
-    with pytest.raises(UserError, match=r"holds a? ?runs? with mixup = 0.0 instead of 0.2"):
+    config.ema_decay = 0.5
+    with pytest.raises(UserError, match=r"holds a? ?runs? with ema_decay = 0.0 instead of 0.5"):
         run.train_here(config, tmp_path)
 
 

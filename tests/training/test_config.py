@@ -1,9 +1,7 @@
 import pytest
 
 from configs import finetune, v2_ablation
-from mnv2.data.augment import DISTORTIONS, POLICIES, STRENGTHS
-from mnv2.data.preprocess import AUGMENTATIONS, INTERPOLATIONS
-from mnv2.pretrained.preprocessing import CROPPING, METHODS, NORMALIZATIONS
+from mnv2.pretrained.preprocessing import NORMALIZATIONS
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.terminal import note_once
 from mnv2.sweeps.plan import resolve, with_arms
@@ -37,27 +35,11 @@ def refused(field, value):
         "log_every": (0, -5),
         "data.on_broken": ("keep",),
         "data.validation": (-1,),
-        "data.augmentation": ("crop",),
-        "data.pad": (-1,),
-        "data.crop_area": ((0.0, 1.0), (0.5, 0.2), (0.5, 1.5)),
-        "data.crop_aspect": ((0.0, 1.0), (2.0, 1.0), (1.0, 1e38)),
-        "data.interpolation": ("lanczos",),
-        "data.distortion": ("slow",),
-        "data.policy": ("randaugment", "auto"),
-        "data.policy_operations": (0, 1000),
-        "data.policy_strength": (31, -1),
-        "data.policy_interpolation": ("bicubic",),
-        "data.policy_fill": (256, -1),
-        "data.erasing": (1.1, -0.1),
+        "data.train": ("flop", "erase(2)", "flip|resize", "mix|flip", "mix(-0.2)", "flip("),
+        "data.evaluation": ("flip", "resize_shorter", "center_crop(0)", "resized_crop"),
         "data.repeats": (0,),
         "data.progressive": ((128,), (128, 0)),
         "data.normalization": ("torchvision",),
-        "data.eval_method": ("torchvision",),
-        "data.eval_crop": (0.0, 1.5),
-        "data.eval_size": (0,),
-        "mixup": (-0.2, 1e-46),
-        "cutmix": (-1.0, float("nan")),
-        "mix_until": ("later",),
         "accumulate": (0,),
         "temperature": (0.0,),
         "label_weight": (1.5, -0.1),
@@ -90,7 +72,7 @@ def test_an_impossible_value_is_named_with_its_field(field, values):
     ("group", "name", "nearest"),
     [
         ("", "lable_smoothing", "label_smoothing"),
-        ("data", "crop_areas", "data.crop_area"),
+        ("data", "validations", "data.validation"),
         ("optimization", "wieght_decay", "optimization.weight_decay"),
     ],
 )
@@ -117,24 +99,11 @@ def test_every_field_has_a_check_and_a_default_that_passes_it():
         assert field.metadata["help"].endswith("."), name
 
 
-def test_choices_are_those_of_the_packages_that_have_them():
-    def choices(field):
-        with pytest.raises(UserError) as error:
-            fields.FIELDS[field].metadata["check"](field, "?")
-        return set(str(error.value).partition("choose one of ")[2].split(", "))
-
-    assert choices("data.augmentation") == set(AUGMENTATIONS)
-    assert choices("data.interpolation") == set(INTERPOLATIONS)
-    assert choices("data.distortion") == set(DISTORTIONS)
-    assert choices("data.policy") == set(POLICIES)
-    assert choices("data.normalization") == set(NORMALIZATIONS)
-    assert choices("data.eval_method") == set(METHODS)
-    cropping = fields.FIELDS["data.eval_crop"].metadata["acts_with"]
-    for method in METHODS:
-        config = defaults()
-        config.data.eval_method = method
-        assert cropping.holds(from_config(config)) == (method in CROPPING)
-    fields.FIELDS["data.policy_strength"].metadata["check"]("strength", STRENGTHS - 1)
+def test_normalizations_are_those_of_the_package_that_has_them():
+    with pytest.raises(UserError) as error:
+        fields.FIELDS["data.normalization"].metadata["check"]("data.normalization", "?")
+    found = str(error.value).partition("choose one of ")[2].split(", ")
+    assert set(found) == set(NORMALIZATIONS)
 
 
 def test_a_field_that_is_gone_says_what_to_write():
@@ -142,6 +111,54 @@ def test_a_field_that_is_gone_says_what_to_write():
     config.optimization.momentum = 0.5
     with pytest.raises(UserError, match=r"momentum is no field any more: write .*momentum=0.9"):
         from_config(config)
+    config = defaults()
+    config.mixup = 0.2
+    with pytest.raises(UserError, match=r"mixup is no field any more: write .*mix\(mixup=0.2\)"):
+        from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("old", "train", "evaluation"),
+    [
+        ({"data": {"augmentation": "none"}}, "", "fit(0.875)"),
+        ({"data": {"augmentation": "crop_flip", "pad": 2}}, "pad_crop(2)|flip", "fit(0.875)"),
+        (
+            {"data": {"augmentation": "inception", "distortion": "fast", "eval_method": "slim"}},
+            "inception_crop(0.05, 1.0, (0.75, 1.3333333333333333), 'bilinear')|flip"
+            "|distort_color(fast=True)",
+            "central_crop(0.875)|resize(method='bilinear_tf1')",
+        ),
+        (
+            {
+                "data": {
+                    "augmentation": "resized_crop",
+                    "crop_area": (0.08, 1.0),
+                    "interpolation": "bilinear_antialiased",
+                    "policy": "random",
+                    "policy_operations": 2,
+                    "policy_strength": 27,
+                    "policy_interpolation": "bilinear",
+                    "policy_fill": 124,
+                    "erasing": 0.2,
+                    "eval_method": "bilinear",
+                    "eval_crop": 224 / 232,
+                    "eval_size": 224,
+                },
+                "mixup": 0.2,
+                "cutmix": 1.0,
+                "mix_until": "10 epochs",
+            },
+            "resized_crop(0.08, 1.0, (0.75, 1.3333333333333333), 'bilinear_antialiased')|flip"
+            "|rand_augment(2, 27, 'bilinear', 124)|erase(0.2)|mix(0.2, 1.0, until='10 epochs')",
+            "resize_shorter(232)|center_crop(224)",
+        ),
+    ],
+)
+def test_what_fields_of_earlier_versions_did_to_pictures_is_a_text_now(old, train, evaluation):
+    found = of_old_fields(flat(old))
+    assert (found["data.train"], found["data.evaluation"]) == (train, evaluation)
+    fields.FIELDS["data.train"].metadata["check"]("data.train", train)
+    assert not found.keys() & fields.GONE.keys()
 
 
 @pytest.mark.parametrize(
@@ -161,27 +178,21 @@ def test_fields_of_earlier_versions_are_translated(old, now):
     found = of_old_fields(flat({"optimization": old}))
     assert found["optimization.optimizer"] == now
     assert not found.keys() & fields.GONE.keys()
-    assert found["mixup"] == 0.0  # from before there was a field
+    assert found["ema_decay"] == 0.0  # from before there was a field
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"mix_until": "10 steps"}, "mix_until acts only with mixup or cutmix"),
-        ({"data.policy_strength": 20}, "data.policy_strength acts only with data.policy random"),
         (
             {"optimization.decay_rate": 0.5},
             "optimization.decay_rate acts only with optimization.schedule exponential",
         ),
         (
-            {"mixup": 0.2, "mix_until": "0 steps"},
-            "mixup acts only with a mix_until later than 0 steps",
-        ),
-        (
             {"optimization.backbone_rate": 0.0, "optimization.norm_weight_decay": 0.0},
             "optimization.norm_weight_decay acts only with layers that are not frozen",
         ),
-        ({"data.repeats": 4}, "data.repeats acts only with some augmentation"),
+        ({"data.repeats": 4}, "data.repeats acts only with some operation"),
         ({}, ""),
     ],
 )

@@ -19,7 +19,11 @@ from mnv2.training.step import StepMetrics
 
 # Its own size, smaller, larger, portrait, and very long ones.
 SIZES = [(28, 28), (9, 12), (64, 48), (31, 57), (3, 400), (200, 28)]
-METHODS = ("mnv2", "bilinear", "slim")
+TEXTS = (
+    "fit(0.875)",
+    "resize_shorter(crop=0.875)|center_crop",
+    "central_crop(0.875)|resize(method='bilinear_tf1')",
+)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +79,7 @@ def all_ways(config, folder, monkeypatch):
 
     calls = []
     evaluation.evaluate(
-        step, dataset, "test", 4, setup.eval_view(), lambda done: calls.append(len(done))
+        step, dataset, "test", 4, setup.eval_view, lambda done: calls.append(len(done))
     )
     assert calls == [0]  # of one batch, rounded up to eight devices: never after the last
     yield "evaluation in training", taken()
@@ -98,13 +102,13 @@ def all_ways(config, folder, monkeypatch):
     yield "--show", rows(row[1] for row in grids[0].values())
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_way_to_look_at_files_gives_the_same_pixels(method, files, tiny_config, monkeypatch):
+@pytest.mark.parametrize("text", TEXTS)
+def test_every_way_to_look_at_files_gives_the_same_pixels(text, files, tiny_config, monkeypatch):
     tiny_config.data.name = f"folder:{files}"
     tiny_config.data.validation = 0
     tiny_config.data.image_size = 28
-    tiny_config.data.eval_method = method
-    tiny_config.data.augmentation = "flip"
+    tiny_config.data.evaluation = text
+    tiny_config.data.train = "flip"
     tiny_config.batch_size = len(SIZES)
     tiny_config.bn_group = None
     tiny_config.recalibrate = 1
@@ -114,6 +118,6 @@ def test_every_way_to_look_at_files_gives_the_same_pixels(method, files, tiny_co
     expected = found.pop("predict")
     for way, images in found.items():
         np.testing.assert_array_equal(images, expected, err_msg=way)
-    if method == "mnv2":  # the picture of the right size is as it is in its file
+    if text.startswith("fit"):  # the picture of the right size is as it is in its file
         own = np.asarray(Image.open(files / "test/class_0/0.png"), np.float32).ravel()
         assert (expected == own).all(axis=1).any()

@@ -3,17 +3,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mnv2.data import train_rows
+from mnv2 import data
+from mnv2.preprocess.device import augment
 from mnv2.training.config import from_config
 from mnv2.training.feed import create_feed, stack
-from mnv2.training.setup import initial_state, set_up
-from mnv2.training.step import look_up, shard, unstack
+from mnv2.training.setup import device_pipeline, initial_state, set_up
+from mnv2.training.step import parallel, unstack
 
 
 @pytest.fixture
 def run(tiny_config, fashion_mnist):
     """A run whose batches are augmented on the devices, with dropout and averages."""
-    tiny_config.data.augmentation = "crop_flip"
+    tiny_config.data.train = "pad_crop|flip"
     tiny_config.model.dropout = 0.3
     tiny_config.ema_decay = 0.9
     return from_config(tiny_config)
@@ -40,15 +41,39 @@ def test_several_steps_in_one_call_are_those_of_one_at_a_time(run):
     assert len({float(step.loss) for step in sums}) == 5
 
 
-def test_a_step_with_images_of_the_device_is_one_with_the_same_images_of_the_host(run):
-    setup, key = set_up(run), jax.random.key(0)
-    images, labels = (array.numpy() for array in setup.dataset.arrays("train"))
-    rows = next(train_rows(len(labels), run.batch_size, seed=run.seed, augmentation="crop_flip"))
-    batch = {"image": by_hand(images, rows), "label": labels[rows["index"]].astype(np.int32)}
-    state, sums = setup.steps.train(initial_state(setup, run), shard(batch), key, None)
-    ours, (theirs,) = computed(run, [1])
-    np.testing.assert_allclose(sums.loss, theirs.loss, rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5), state, ours)
+@pytest.mark.parametrize("first_step", [0, 3718])
+def test_batches_are_the_same_from_host_and_device_and_for_any_number_of_devices(
+    tiny_config, fashion_mnist, first_step, monkeypatch
+):
+    """To the last bit, also when a run is resumed; a batch has 16 rows and an epoch 3,718 steps."""
+    tiny_config.data.train = "pad_crop(2)|flip|rand_augment|erase(0.5)|label_noise(0.3)"
+    tiny_config.duration = "2 epochs"
+    of_run = from_config(tiny_config)
+    setup = set_up(of_run)
+    pipeline = device_pipeline(of_run, setup.preprocess.mean, 4, 59_500)
+    from_device = create_feed(setup, of_run, first_step)
+    monkeypatch.setattr(data, "fits_on_device", lambda *_: False)
+    from_host = create_feed(setup, of_run, first_step)
+    (on_host, key, _), on_device = from_host.next(1, 0.0).arguments, from_device.next(1, 0.0)
+    images, labels, rows = (jax.device_get(x) for x in on_device.arguments[:3])
+
+    def of_batch(batch):
+        return augment(pipeline, batch["image"], batch["label"], key, batch, 10)
+
+    def of_rows(rows):
+        first = {name: values[0] for name, values in rows.items()}
+        index = first["index"]
+        return augment(
+            pipeline, jnp.asarray(images)[index], jnp.asarray(labels)[index], key, first, 10
+        )
+
+    on_one = {name: np.asarray(x).reshape(1, 16, *x.shape[2:]) for name, x in on_host.items()}
+    expected = parallel(of_batch, devices=tuple(jax.devices()[:1]))(on_one)
+    for found in (parallel(of_batch)(on_host), parallel(of_rows)(rows)):
+        for ours, others in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(np.concatenate(ours), others[0])
+    assert not np.array_equal(expected[0], on_one["image"])
+    assert 0 < np.sum(expected[1] != on_one["label"]) < 12
 
 
 def test_pictures_grow_from_part_to_part_of_a_run(tiny_config, fashion_mnist):
@@ -67,29 +92,6 @@ def test_pictures_grow_from_part_to_part_of_a_run(tiny_config, fashion_mnist):
         np.testing.assert_array_equal(
             create_feed(setup, of_run, step).images(), whole[step], strict=True
         )
-
-
-def by_hand(images, rows, pad=4):
-    """Crops and mirrors images one by one."""
-    height, width = images.shape[1:3]
-    result = []
-    for index, mirrored, top, left in zip(
-        rows["index"], rows["mirrored"], rows["top"], rows["left"], strict=True
-    ):
-        padded = np.pad(images[index], ((pad, pad), (pad, pad), (0, 0)))
-        crop = padded[top : top + height, left : left + width]
-        result.append(crop[:, ::-1] if mirrored else crop)
-    return np.stack(result)
-
-
-@pytest.mark.parametrize("pad", [0, 1, 4])
-def test_the_device_crops_and_mirrors_as_the_rows_say(pad):
-    images = np.random.default_rng(0).integers(0, 256, (40, 6, 8, 3)).astype(np.uint8)
-    rows = next(train_rows(40, 40, seed=1, augmentation="crop_flip", pad=pad))
-    for wide in (False, True):  # JAX_ENABLE_X64 makes other integers of Python's
-        with jax.enable_x64(wide):
-            looked_up = look_up(jnp.asarray(images), rows, pad)
-        np.testing.assert_array_equal(looked_up, by_hand(images, rows, pad))
 
 
 def test_a_call_has_no_more_steps_than_take_a_second(run):

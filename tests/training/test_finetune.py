@@ -44,7 +44,7 @@ def config_for(weights, rate, start="weights"):
     config.optimization.backbone_rate = rate
     config.optimization.weight_decay = 0.0
     config.data.image_size = 28
-    config.data.augmentation = "none"
+    config.data.train = ""
     config.data.validation = 500
     config.model.dropout = 0.0
     config.batch_size = 16
@@ -59,8 +59,7 @@ def start(config):
 
 
 def first_batch(setup):
-    view = data.View(setup.image_shape[:2], channels=setup.image_shape[2])
-    return next(data.train_batches(setup.dataset, 16, seed=0, view=view))
+    return next(data.train_batches(setup.dataset, 16, seed=0, view=setup.views[0]))
 
 
 def after_a_step(config):

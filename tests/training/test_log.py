@@ -57,5 +57,5 @@ def test_a_resumed_run_has_each_step_once_in_tensorboard_at_its_own_time(
 def test_tensorboard_tells_runs_apart_by_every_field(tiny_config):
     of_run = from_config(tiny_config)
     shown = log._hyperparameters(of_run)
-    assert {"ema_decay", "data.augmentation", "data.validation", "seed"} <= shown.keys()
+    assert {"ema_decay", "data.train", "data.validation", "seed"} <= shown.keys()
     assert shown.keys() == of_run.flat().keys()

@@ -18,10 +18,7 @@ from tests.training.test_loop import check_resumed
 
 @pytest.fixture
 def everything(tiny_config, tmp_path, fashion_mnist):
-    """A run with several augmentations, a teacher, and pictures that grow for the test.
-
-    Without a policy, whose graph takes long to build: the test of resumed batches has one.
-    """
+    """A run with several augmentations, a teacher, and pictures that grow for the test."""
     teacher = network(size=(32, 32), channels=1, classes=10, width=0.1, repeats=SHORT)
     named = dataclasses.replace(
         teacher, class_names=tuple(fashion_mnist.class_names), preprocess=Preprocessing()
@@ -30,18 +27,14 @@ def everything(tiny_config, tmp_path, fashion_mnist):
     tiny_config.data.update(
         {
             "image_size": 24,
-            "eval_size": 32,
-            "augmentation": "resized_crop",
-            "erasing": 0.3,
+            "train": "resized_crop|flip|rand_augment|erase(0.3)|label_noise(0.1)|mix(0.2, 1.0)",
             "repeats": 2,
-            "eval_method": "bilinear",
+            "evaluation": "resize_shorter(36)|center_crop(32)",
         }
     )
     tiny_config.update(
         {
             "teacher": str(tmp_path / "teacher.safetensors"),
-            "mixup": 0.2,
-            "cutmix": 1.0,
             "batch_size": 32,  # mixing needs 4 pictures on a device for repeats of 2
             "accumulate": 2,
             "label_smoothing": 0.1,
@@ -68,7 +61,7 @@ def test_recalibrated_statistics_are_those_of_training_pictures_as_the_test_sees
     state = initial_state(setup, of_run)
     found = recalibrated(state, setup, of_run)
     jax.tree.map(np.testing.assert_array_equal, found.params, state.params)
-    batches = data.train_batches(setup.dataset, 16, seed=0, view=data.View((28, 28)))
+    batches = data.train_batches(setup.dataset, 16, seed=0, view=setup.views[0])
     pictures = np.concatenate([next(batches)["image"] for _ in range(3)])
     kernel = jax.device_get(state.params)["stem"]["kernel"]
     outputs = jax.lax.conv_general_dilated(
@@ -92,11 +85,12 @@ def test_what_cannot_be_trained_or_would_do_nothing_is_refused(
         return str(error.value)
 
     assert "accumulate must divide the 2 images" in refused(accumulate=3)
-    assert "need 2 pictures or more on each device" in refused(mixup=0.2, batch_size=8)
-    tiny_config.update(mixup=0.0, batch_size=16, accumulate=1)
-    tiny_config.data.distortion = "fast"
+    tiny_config.data.train = "mix(0.2)"
+    assert "needs 2 pictures or more on each device" in refused(batch_size=8)
+    tiny_config.update(batch_size=16, accumulate=1)
+    tiny_config.data.train = "distort_color"
     assert "those of fashion_mnist are gray" in refused()
-    tiny_config.data.distortion = "none"
+    tiny_config.data.train = ""
     tiny_config.data.normalization = "imagenet"
     assert "is for colour pictures: use half" in refused()
     tiny_config.data.normalization = "half"

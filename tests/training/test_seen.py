@@ -2,15 +2,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnv2.data import View
 from mnv2.training import seen
 from mnv2.training.config import from_config
-from mnv2.training.step import Mixing
+from tests.views import on_device, view_of
 
 
 def test_a_config_can_be_looked_at_before_it_trains(tiny_config, tmp_path):
-    tiny_config.data.augmentation = "crop_flip"
-    tiny_config.cutmix = 1.0
+    tiny_config.data.train = "pad_crop|flip|mix(cutmix=1.0)"
     seen.draw_seen(from_config(tiny_config), tmp_path / "seen.png")
     with Image.open(tmp_path / "seen.png") as drawn:
         assert drawn.width > 800
@@ -18,13 +16,13 @@ def test_a_config_can_be_looked_at_before_it_trains(tiny_config, tmp_path):
 
 
 def test_versions_of_a_picture_differ_and_mixed_ones_have_both_pictures():
-    import tensorflow as tf
-
-    zeros, ones = (tf.fill((20, 20, 3), tf.constant(value, tf.uint8)) for value in (0, 255))
-    view = View((20, 20), erasing=1.0, erased=(7, 7, 7))
-    one, other = (seen.trained([ones], view, version) for version in (0, 1))
+    zeros, ones = (np.full((20, 20, 3), value, np.uint8) for value in (0, 255))
+    view = view_of(size=(20, 20), channels=3)
+    one, other = (
+        seen.trained([ones], view, version, on_device("erase(1.0, fill=7)")) for version in (0, 1)
+    )
     assert not np.array_equal(one, other)
     assert set(np.unique(one)) == {7, 255}
-    mixed = seen.trained([zeros, ones], View((20, 20)), 3, Mixing(cutmix=1.0, until=10))
+    mixed = seen.trained([zeros, ones], view, 3, on_device("mix(cutmix=1.0)"))
     assert set(np.unique(mixed)) == {0.0, 255.0}
     assert mixed[0].mean() == pytest.approx(255 - mixed[1].mean())

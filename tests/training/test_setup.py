@@ -20,25 +20,18 @@ def changed(config, **fields):
     ("fields", "message"),
     [
         (
-            {"data__augmentation": "inception", "data__crop_area": (0.02, 0.1)},
-            "must end above 0.1 with data.augmentation inception",
+            {"data__train": "inception_crop(0.8, 1.0, (2.0, 3.0))"},
+            "no crop of a picture of 28 x 28 pixels can be as inception_crop says",
         ),
         (
-            {
-                "data__augmentation": "inception",
-                "data__crop_area": (0.8, 1.0),
-                "data__crop_aspect": (2.0, 3.0),
-            },
-            "no crop of a picture of 28 x 28 pixels has data.crop_area",
-        ),
-        (
-            {"data__augmentation": "resized_crop", "data__crop_area": (1e-9, 1e-8)},
+            {"data__train": "resized_crop(1e-9, 1e-8)"},
             "no crop of a picture of 28 x 28 pixels",
         ),
-        ({"data__augmentation": "crop_flip", "data__pad": 29}, "data.pad must be at most .* 28"),
+        ({"data__train": "flip|mix"}, "mix mixes nothing"),
+        ({"data__train": "pad_crop(29)"}, "pad of pad_crop must be at most the 28 pixels"),
         ({"data__repeats": 10**6}, "data.repeats must be at most the"),
         (
-            {"data__repeats": 2, "mixup": 0.2},
+            {"data__repeats": 2, "data__train": "flip|mix(0.2)"},
             "at most half of the 2 pictures that each device gets .* mixed with itself",
         ),
         ({"model__dtype": "float16"}, "float16 loses small gradients .*: use bfloat16"),
@@ -103,6 +96,6 @@ def test_a_rate_that_hardly_changes_is_said(tiny_config, capsys):
 def test_a_policy_that_shifts_pictures_out_of_themselves_is_noted(
     tiny_config, fashion_mnist, capsys, side, said
 ):
-    set_up(changed(tiny_config, data__policy="trivial_wide", data__image_size=side))
+    set_up(changed(tiny_config, data__train="trivial_augment_wide", data__image_size=side))
     lines = capsys.readouterr().err
     assert said in lines if said else "shifts" not in lines

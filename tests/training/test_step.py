@@ -17,6 +17,7 @@ from mnv2.training.config import from_config
 from mnv2.training.state import create_state
 from mnv2.training.step import replicate, shard
 from tests.variables import random_variables
+from tests.views import eval_view_of, view_of
 
 SHAPE = (28, 28, 1)
 
@@ -136,7 +137,7 @@ def losses(config, batches):
 def test_the_training_curve_is_that_of_the_plain_operations(tiny_config, fashion_mnist):
     # In float64, since in float32 either form's rounding errors change the third step's gradient
     # by its own size.
-    batches = data.train_batches(fashion_mnist, 16, seed=0, view=data.View(SHAPE[:2]))
+    batches = data.train_batches(fashion_mnist, 16, seed=0, view=view_of(size=SHAPE[:2]))
     batches = [
         {"image": batch["image"][:, ::2, ::2] / 127.5 - 1, "label": batch["label"]}
         for batch in itertools.islice(batches, 5)
@@ -157,7 +158,7 @@ def test_an_evaluation_counts_all_test_images_once_whatever_the_batch_size(
     tiny_config, fashion_mnist, few_test_pictures
 ):
     steps, state = steps_and_state(tiny_config)
-    view = partial(data.eval_view, size=SHAPE[:2])
+    view = eval_view_of(size=SHAPE[:2])
     summaries = [
         evaluation.evaluate(
             partial(evaluated, steps, state), fashion_mnist, "test", batch_size, view

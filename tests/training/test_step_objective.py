@@ -10,18 +10,18 @@ import numpy as np
 import optax
 import pytest
 
+from mnv2.preprocess import Pipeline
+from mnv2.preprocess.mixing import partners
 from mnv2.pretrained import Preprocessing
 from mnv2.training.state import TrainState
 from mnv2.training.step import (
-    Mixing,
     Objective,
     Teacher,
-    mix,
     parallel,
-    partners,
     shard,
     train_step,
 )
+from tests.views import on_device
 
 PIXELS = Preprocessing()
 KEY = jax.random.key(3)
@@ -32,6 +32,7 @@ class Small(nn.Module):
 
     normalised: bool = False
     dtype: type = jnp.float32
+    num_classes: int = 5
     axis_name: Any = None
 
     @nn.compact
@@ -98,13 +99,18 @@ def test_with_accumulation_batch_norm_sees_one_part_after_another(batch):
     assert not np.allclose(after["bn"]["mean"], at_once["bn"]["mean"], rtol=1e-3)
 
 
-@pytest.mark.parametrize("mixing", [Mixing(0.4, 0.0, 9), Mixing(0.0, 1.0, 9), Mixing(0.2, 1.0, 9)])
-def test_mixed_pictures_have_the_loss_of_their_mixed_labels(batch, mixing):
-    model = Small()
+def mix_until_9(mixup, cutmix):
+    (call,) = on_device(f"mix({mixup}, {cutmix})").calls
+    return Pipeline((call.replace(until=9),))
+
+
+@pytest.mark.parametrize("alphas", [(0.4, 0.0), (0.0, 1.0), (0.2, 1.0)])
+def test_mixed_pictures_have_the_loss_of_their_mixed_labels(batch, alphas):
+    model, mixing = Small(), mix_until_9(*alphas)
     variables = variables_of(model)
     _, _, sums = compute(model, Objective(0.1, mixing), batch, variables=variables, step=6)
     pixels = jnp.asarray(batch["image"], jnp.float32)
-    mixed, share = mix(pixels, KEY, jnp.asarray(6), mixing)
+    mixed, share = mixing.calls[0](pixels, KEY, jnp.asarray(6))
     one_hot = jax.nn.one_hot(batch["label"], 5)
     target = optax.smooth_labels(share * one_hot + (1 - share) * partners(one_hot), 0.1)
     logits = model.apply(variables, PIXELS(mixed), train=True)
@@ -116,7 +122,7 @@ def test_mixed_pictures_have_the_loss_of_their_mixed_labels(batch, mixing):
 
 def test_after_its_last_step_nothing_is_mixed(batch):
     plain, _, _ = compute(Small(), Objective(), batch, step=9)
-    found, _, _ = compute(Small(), Objective(mixing=Mixing(0.4, 1.0, 9)), batch, step=9)
+    found, _, _ = compute(Small(), Objective(pipeline=mix_until_9(0.4, 1.0)), batch, step=9)
     assert_close(found, plain)
 
 
