@@ -30,6 +30,8 @@ from experiments.common.writers import write_csv, write_markdown
 from mnv2 import data, pretrained
 from mnv2.analysis.activations import activity, before_activation, effective_rank
 from mnv2.ops import relu6
+from mnv2.preprocess import Pipeline
+from mnv2.preprocess.host import View
 from mnv2.pretrained import Preprocessing
 from mnv2.runtime.cli import command_parser, run
 from mnv2.runtime.machine import keep_freed_memory
@@ -246,7 +248,7 @@ def main() -> None:
     arguments = parser.parse_args()
     results = shortcuts.train(arguments.workdir, arguments.steps, arguments.seeds)
     dataset = data.open_dataset("fashion_mnist")
-    batches = data.eval_batches(dataset, "test", PICTURES, transform=lambda x: x)
+    batches = data.eval_batches(dataset, "test", PICTURES, view=View(Pipeline(), (28, 28), 1))
     images = np.asarray(Preprocessing()(next(batches)["image"]))
     tensors = {
         arm: [

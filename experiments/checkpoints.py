@@ -51,8 +51,8 @@ def blocks(config: Any, pairs: int, folder: Path) -> Iterator[Block]:
     settings = from_config(config)
     setup = set_up(settings)
     steps, state = setup.steps, initial_state(setup, settings)
-    size = setup.image_shape[:2]
-    batches = data.train_batches(setup.dataset, config.batch_size, seed=0, view=data.View(size))
+    view = setup.views[0]
+    batches = data.train_batches(setup.dataset, config.batch_size, seed=0, view=view)
     key = jax.random.key(0)
     checkpoints = Checkpoints(folder)
     for block in range(2 * pairs + 2):

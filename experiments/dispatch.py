@@ -78,7 +78,7 @@ def measures(task: Task) -> dict[int, Callable[[], float]]:
     images = random.integers(0, 256, (EXAMPLES, *shape)).astype(np.uint8)
     labels = random.integers(0, 10, EXAMPLES).astype(np.int32)
     on_device = replicate(images), replicate(labels)
-    batches = data.train_rows(EXAMPLES, task.batch, seed=0)
+    batches = data.Order(EXAMPLES, task.batch, seed=0).rows_from(0)
     states = {
         per_call: replicate(create_state(model, steps.optimizer, shape, seed=0, ema=False))
         for per_call in PER_CALL
@@ -92,8 +92,9 @@ def measures(task: Task) -> dict[int, Callable[[], float]]:
                 rows = stack([next(batches) for _ in range(per_call)])
                 state, _ = steps.train_many(state, *on_device, rows, per_call, key, None)
             else:
-                index = next(batches)["index"]
-                batch = {"image": images[index], "label": labels[index]}
+                rows = next(batches)
+                index = rows["index"]
+                batch = {"image": images[index], "label": labels[index], **rows}
                 state, _ = steps.train(state, shard(batch), key, None)
         states[per_call] = jax.block_until_ready(state)
         return STEPS / (time.perf_counter() - began)

@@ -32,7 +32,9 @@ def line_of(rows: Sequence[Row]) -> tuple[str, ...]:
 
 def main() -> None:
     parser = command_parser("experiments.loading", __doc__)
-    parser.add_argument("--augmentations", nargs="+", choices=AUGMENTATIONS, default=AUGMENTATIONS)
+    parser.add_argument(
+        "--augmentations", nargs="+", choices=AUGMENTATIONS, default=tuple(AUGMENTATIONS)
+    )
     parser.add_argument("--size", type=whole_number(), default=224, help="pixels (default: 224)")
     parser.add_argument("--rounds", type=whole_number(), default=5)
     parser.add_argument("--seconds", type=real_number(), default=3.0, help="least length of a turn")

@@ -28,7 +28,8 @@ from configs import imagenet
 from experiments import imagenet_shaped
 from experiments.common.writers import write_csv, write_markdown
 from mnv2 import data
-from mnv2.pretrained.preprocessing import NORMALIZATIONS
+from mnv2.prepare import write_resized
+from mnv2.pretrained import Preprocessing
 from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import read_json, write_json
@@ -37,10 +38,12 @@ from mnv2.runtime.terminal import StatusLine
 from mnv2.sweeps.plan import resolve
 from mnv2.sweeps.workdir import read_result
 from mnv2.training.config import from_config
-from mnv2.training.setup import train_view
+from mnv2.training.setup import train_views
 
 STEPS = 10
 HOST_BATCHES = 6  # that are timed, after one that is not
+SIDE = 256  # of the shorter sides of pictures that are prepared once
+WANTED = 9000  # pictures per second of an accelerator, for which cores are counted
 
 
 class Recipe(NamedTuple):
@@ -56,11 +59,15 @@ class Recipe(NamedTuple):
 
 
 class Host(NamedTuple):
-    """Pictures per second that all cores together prepare for a preset's training."""
+    """Pictures per second that a core prepares for a preset's training.
+
+    per_core  of the data set
+    resized   of the same set, prepared once with shorter sides of 256 pixels
+    """
 
     preset: str
-    pictures_per_second: float
     per_core: float
+    resized: float
 
 
 def command(preset: str, data_dir: Path, workdir: Path, batch: int) -> list[str]:
@@ -152,10 +159,12 @@ def measure(preset: str, dataset: data.Dataset, data_dir: Path, out: Path, batch
     if result["test"]["examples"] != dataset.num_examples("test"):
         raise UserError(f"{preset}: the test counted {result['test']['examples']} pictures")
     chosen = imagenet.get_config(preset).data
+    side = chosen.image_size
+    tested = Preprocessing(chosen.evaluation).view_of((side, side), 3)
     return Recipe(
         preset,
-        chosen.image_size,
-        chosen.eval_size or chosen.image_size,
+        side,
+        tested.size[0],
         result["images_per_second"],
         memory,
         100 * result["waiting_for_input"],
@@ -163,25 +172,28 @@ def measure(preset: str, dataset: data.Dataset, data_dir: Path, out: Path, batch
     )
 
 
-def time_host(preset: str, dataset: data.Dataset, batch: int = 64) -> Host:
-    """Measures how many pictures per second are read, decoded and augmented."""
+def time_host(preset: str, dataset: data.Dataset, batch: int = 64) -> float:
+    """Measures how many pictures per second a core reads, decodes, crops and resizes."""
     config = resolve(imagenet.get_config(preset), preset)
     settings = from_config(config)
-    side, mean = settings.data.image_size or 0, NORMALIZATIONS[settings.data.normalization][0]
-    view = train_view(settings, (side, side, 3), mean)
+    side = settings.data.image_size or 0
+    (view,) = train_views(settings, (side, side, 3))
     batches = data.train_batches(dataset, batch, seed=0, view=view, repeats=settings.data.repeats)
     next(batches)
     began = time.perf_counter()
     for _ in range(HOST_BATCHES):
         next(batches)
     rate = HOST_BATCHES * batch / (time.perf_counter() - began)
-    return Host(preset, rate, rate / len(os.sched_getaffinity(0)))
+    return rate / len(os.sched_getaffinity(0))
 
 
 def measured(
     presets: Sequence[str], dataset: data.Dataset, data_dir: Path, out: Path, batch: int
 ) -> Iterator[tuple[Recipe, Host]]:
     """Yields what was measured of each preset; what was measured before is read from `out`."""
+    small = data_dir / "resized"
+    write_resized(dataset, SIDE, small)
+    resized = data.open_dataset(f"folder:{small}")
     line = StatusLine("recipes")
     for number, preset in enumerate(presets, start=1):
         line.say(f"{preset}, {number} of {len(presets)}")
@@ -189,7 +201,7 @@ def measured(
         how = {"batch": batch, "data_dir": str(data_dir.absolute())}
         found = read_json(stored, "remove it") if stored.exists() else {}
         if found.get("how") != how:
-            host = time_host(preset, dataset)
+            host = Host(preset, time_host(preset, dataset), time_host(preset, resized))
             recipe = measure(preset, dataset, data_dir, out, batch)
             found = {"recipe": recipe._asdict(), "host": host._asdict(), "how": how}
             stored.parent.mkdir(parents=True, exist_ok=True)
@@ -238,8 +250,14 @@ def main() -> None:
     write_markdown(
         arguments.out,
         "recipes_host",
-        ("preset", "pictures/s", "pictures/s per core"),
-        [(one.preset, f"{one.pictures_per_second:,.0f}", f"{one.per_core:,.0f}") for one in hosts],
+        ("preset", "pictures/s per core", "cores", "resized to 256", "cores"),
+        [
+            (
+                *(one.preset, f"{one.per_core:,.0f}", f"{WANTED / one.per_core:.0f}"),
+                *(f"{one.resized:,.0f}", f"{WANTED / one.resized:.0f}"),
+            )
+            for one in hosts
+        ],
     )
     print((arguments.out / "recipes.md").read_text())
     print((arguments.out / "recipes_host.md").read_text())

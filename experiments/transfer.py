@@ -57,8 +57,7 @@ def main() -> None:
     config.weights = str(workdir / "source/linear/0")
     config.data.name = f"folder:{workdir / 'pictures/target'}"
     config.data.image_size = 28
-    config.data.augmentation = "crop_flip"
-    config.data.pad = 2
+    config.data.train = "pad_crop(2)|flip"
     config.eval_batch_size = 500
     config.duration = f"{arguments.steps} steps"
     config.optimization.backbone_rate = 0.5  # high, since these weights come from few pictures

@@ -9,26 +9,26 @@ from typing import Any, NamedTuple
 
 from experiments.common.timing import Step
 from experiments.frameworks import runtimes
-from experiments.frameworks.tasks import READING, Task
+from experiments.frameworks.tasks import AUGMENTATIONS, READING, Task
 
 
 def mnv2(task: Task) -> Step:
     """This project: the training step of `mnv2.main`, or `models.for_inference`."""
     from experiments.common import our_steps
     from mnv2 import data
-    from mnv2.data.augment import Policy
+    from mnv2.preprocess import PICTURES, Pipeline, parse
+    from mnv2.preprocess.host import View
+    from mnv2.training.seen import on_device
 
     batches = None
     if task.mode in READING:
         dataset = data.open_dataset(f"folder:{task.pictures}", None)
-        view = data.View((task.size, task.size), "inception")
-        if task.augmentation == "erasing":
-            view = view._replace(erasing=1.0)
-        elif task.augmentation != "inception":
-            view = view._replace(policy=Policy(task.augmentation))
+        pipeline = parse(AUGMENTATIONS[task.augmentation], "augmentation")
+        view = View(pipeline, (task.size, task.size), 3, rounds=True)
         batches = data.train_batches(dataset, task.batch, seed=0, view=view)
     if batches is not None and task.mode == "load":
-        return lambda: next(batches)
+        changes = Pipeline(pipeline.of(PICTURES))
+        return lambda: on_device(changes, next(batches)["image"], 0)
     fields = {"name": task.network, "width": task.width, "dtype": task.dtype}
     if task.mode == "infer":
         return our_steps.inference(fields, task.images())

@@ -7,8 +7,14 @@ import numpy as np
 MODES = ("train", "infer", "load", "feed")
 TRAINING = ("train", "feed")  # modes that train
 READING = ("load", "feed")  # modes that read pictures
-# Each is Inception's crop and a flip. All but the first are followed by what they name.
-AUGMENTATIONS = ("inception", "random", "trivial_wide", "auto_imagenet", "erasing")
+# Each is Inception's crop and a flip, and what the name says.
+AUGMENTATIONS = {
+    "inception": "inception_crop|flip",
+    "random": "inception_crop|flip|rand_augment",
+    "trivial_wide": "inception_crop|flip|trivial_augment_wide",
+    "auto_imagenet": "inception_crop|flip|auto_augment",
+    "erasing": "inception_crop|flip|erase(1.0, fill=128)",
+}
 NETWORKS = {  # and their titles
     "mobilenet_v1": "V1",
     "mobilenet_v2": "V2",
