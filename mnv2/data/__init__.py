@@ -1,6 +1,6 @@
 """Data sets by name, and the batches that a run sees of them."""
 
-from mnv2.data.datasets import Dataset as Dataset
+from mnv2.data.base import Dataset as Dataset
 from mnv2.data.datasets import open_dataset as open_dataset
 from mnv2.data.pipeline import Batch as Batch
 from mnv2.data.pipeline import Order as Order

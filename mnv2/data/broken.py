@@ -76,16 +76,20 @@ def find_broken(
     return broken
 
 
+def stored(
+    builder: tfds.core.DatasetBuilder, split: str, config: tfds.ReadConfig, *, shuffle: bool = False
+) -> tf.data.Dataset:
+    """Returns the examples of a TFDS split, with their pictures as they are stored."""
+    skipping = {"image": tfds.decode.SkipDecoding()}
+    return builder.as_dataset(split, shuffle_files=shuffle, read_config=config, decoders=skipping)
+
+
 def _find_broken_in(
     builder: tfds.core.DatasetBuilder, split: str, decode: Decode
 ) -> list[BrokenExample]:
     """Returns the broken examples in the order of the split; decodes on all cores."""
-    examples = builder.as_dataset(
-        split,
-        shuffle_files=False,
-        read_config=tfds.ReadConfig(add_tfds_id=True, interleave_cycle_length=1),
-        decoders={"image": tfds.decode.SkipDecoding()},
-    ).map(lambda example: (example["tfds_id"], example["image"]))
+    config = tfds.ReadConfig(add_tfds_id=True, interleave_cycle_length=1)
+    examples = stored(builder, split, config).map(lambda x: (x["tfds_id"], x["image"]))
     count = builder.info.splits[split].num_examples
     status = StatusLine(f"checking the pictures in {split} of {builder.name}")
     broken: list[BrokenExample] = []

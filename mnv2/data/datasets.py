@@ -2,20 +2,17 @@
 
 import contextlib
 import functools
-from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from mnv2.data import fashion_mnist
+from mnv2.data.base import Dataset
 from mnv2.data.broken import ON_BROKEN
 from mnv2.data.connection import reachable
 from mnv2.data.folder_tree import folders_below
-from mnv2.data.image_folder import open_image_folder
-from mnv2.data.splits import Part
+from mnv2.data.image_folder import ImageFolder, open_image_folder, stamp
 from mnv2.data.tfds_dataset import TfdsDataset
 from mnv2.runtime.errors import UserError, check_choice, first_line
 from mnv2.runtime.files import SCHEME, AnyPath, as_path, locked, matches
@@ -25,74 +22,6 @@ FOLDER_PREFIX = "folder:"
 # TFDS would leave an empty folder behind for each set that is not prepared, in which it copies
 # nothing: by default it does not ask Google Cloud Storage what is known of a set.
 tfds.core.DatasetInfo.initialize_from_bucket = lambda self: None
-
-
-@runtime_checkable
-class Dataset(Protocol):
-    """A classification data set with some of the splits `train`, `validation` and `test`."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def validation(self) -> int:
-        """The number of examples that are held out from the end of train."""
-
-    @property
-    def folder(self) -> AnyPath:
-        """The folder of the data set."""
-
-    @property
-    def num_classes(self) -> int: ...
-
-    @property
-    def class_names(self) -> list[str]: ...
-
-    @property
-    def image_shape(self) -> tuple[int | None, int | None, int]:
-        """(height, width, channels); None if the size differs from image to image."""
-
-    @property
-    def parts(self) -> dict[str, Part]:
-        """Where the examples of each split come from."""
-
-    @property
-    def splits(self) -> list[str]:
-        """The splits that there are."""
-
-    def num_examples(self, split: str) -> int:
-        """Returns the number of examples. Raises UserError if there is no such split."""
-
-    def fits_in_memory(self) -> bool: ...
-
-    def arrays(self, split: str) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns all images (n h w c, uint8) and labels (n, int64) of a small data set.
-
-        The images are decoded once.
-        """
-
-    def encoded(
-        self, split: str, shuffle_seed: int | None = None, part: tuple[int, int] = (0, 1)
-    ) -> tf.data.Dataset:
-        """Returns examples with `label`, `index` and an encoded image, in the order of the seed.
-
-        The index is a number of the example that is the same in every order.
-
-        `part` is (index, number of parts). The parts have each example once, and their sizes
-        differ by at most one.
-        """
-
-    def decode(self, example: dict[str, tf.Tensor]) -> tf.Tensor:
-        """Decodes the image of an encoded example: h w c, uint8."""
-
-    def table(self, split: str) -> dict[str, tf.Tensor] | None:
-        """Returns all encoded examples; None if they can only be read one after another."""
-
-    def explain(self, error: Exception, split: str, latest: Iterable[int] = ()) -> str:
-        """Explains in one line why reading a split failed.
-
-        `latest` has the numbers of the examples that were read last, where they are known.
-        """
 
 
 def open_dataset(
@@ -118,38 +47,20 @@ def open_dataset(
     if name.startswith(FOLDER_PREFIX + SCHEME):
         raise UserError(f"{name}: pictures are read from a local folder only; copy them first")
     root = Path(name.removeprefix(FOLDER_PREFIX)).expanduser()
-    before = _FOLDERS.get((name, validation, on_broken))
-    if before is None or before.state != _state(before.state):
+    key = (name, validation, on_broken)
+    dataset, before = _FOLDERS.get(key, (None, {}))
+    if dataset is None or before != {path: stamp(path) for path in before}:
         # Looked at before the pictures are: what changes meanwhile is seen by the next call.
-        state = _state(folders_below(root) if root.is_dir() else ())
+        state = {path: stamp(path) for path in (folders_below(root) if root.is_dir() else ())}
         dataset = open_image_folder(name, root, validation, on_broken)
-        before = _Opened(_checked(dataset), state | _state(dataset.broken))
-        _FOLDERS[name, validation, on_broken] = before
-    return before.dataset
+        state |= {path: stamp(path) for path in dataset.broken}
+        _FOLDERS[key] = (_checked(dataset), state)
+    return dataset
 
 
-class _Opened(NamedTuple):
-    """A folder of pictures, and when each folder and broken picture in it was changed last."""
-
-    dataset: Dataset
-    state: dict[Path, int]
-
-
-_FOLDERS: dict[tuple[str, int, str], _Opened] = {}  # the runs of one process share them
-
-
-def _state(paths: Iterable[Path]) -> dict[Path, int]:
-    """Returns when each path was changed; -1 if it is gone.
-
-    A folder is changed when files in it are added, removed or renamed.
-    """
-    times = {}
-    for path in paths:
-        try:
-            times[path] = path.stat().st_mtime_ns
-        except OSError:
-            times[path] = -1
-    return times
+# The folders of pictures that are open, which the runs of one process share, with the stamps of the
+# folders in each, which are changed when files are added, removed or renamed, and of broken files.
+_FOLDERS: dict[tuple[str, int, str], tuple[ImageFolder, dict[Path, list[int]]]] = {}
 
 
 @functools.cache  # the runs of one process share it
@@ -158,7 +69,7 @@ def _open_tfds(name: str, data_dir: str | None, validation: int, on_broken: str)
     return _checked(dataset.without_broken(on_broken) if on_broken == "skip" else dataset)
 
 
-def _checked(dataset: Dataset) -> Dataset:
+def _checked[D: Dataset](dataset: D) -> D:
     """Returns a data set. Raises UserError if there is nothing to learn from it."""
     name = dataset.name
     if not dataset.splits:  # also divides the examples, which can be impossible
@@ -172,11 +83,12 @@ def _open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     """Returns the TFDS builder of a classification data set, prepared."""
     builder = _create_builder(name, data_dir)
     features = builder.info.features
-    if not (
+    is_classification = (
         {"image", "label"} <= set(features)
         and isinstance(features["image"], tfds.features.Image)
         and getattr(features["label"], "num_classes", None)
-    ):
+    )
+    if not is_classification:
         raise UserError(
             f"data set {name!r} is not for image classification: its features are "
             f"{', '.join(sorted(features))}"

@@ -17,38 +17,26 @@ from mnv2.runtime.errors import UserError
 # What Pillow finds odd in a picture that it decodes would fill the terminal.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-# The formats that Pillow decodes. Its name for each, and ours.
-BY_PILLOW = {
-    "BMP": "BMP",
-    "GIF": "GIF",
-    "TIFF": "TIFF",
-    "WEBP": "WebP",
-    "AVIF": "AVIF",
-    "JPEG2000": "JPEG 2000",
-    "PPM": "PPM",
-}
-READ = ("JPEG", "PNG", *BY_PILLOW.values())
+# The formats that Pillow decodes, by its names.
+BY_PILLOW = ("BMP", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM")
+READ = ("JPEG", "PNG", *BY_PILLOW)
 
 _JPEG = b"\xff\xd8\xff"
 _PNG = b"\x89PNG\r\n\x1a\n"
-# How the content of a file starts, and which format it has then.
-_STARTS = (
-    (_JPEG, "JPEG"),
-    (_PNG, "PNG"),
-    (b"GIF87a", "GIF"),
-    (b"GIF89a", "GIF"),
-    *((start, "TIFF") for start in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
-    (b"\0\0\0\x0cjP  ", "JPEG 2000"),
-    (b"\xff\x4f\xff\x51", "JPEG 2000"),
-    *((b"P%d%c" % (number, space), "PPM") for number in range(1, 7) for space in b" \n\t\r#"),
-    (b"\0\0\0\x0cJXL ", "JPEG XL"),
-    (b"\xff\x0a", "JPEG XL"),
-    (b"8BPS", "PSD"),
-    (b"<svg", "SVG"),
-)
+# How the content of a file in a format starts.
+_STARTS = {
+    "JPEG": (_JPEG,),
+    "PNG": (_PNG,),
+    "GIF": (b"GIF87a", b"GIF89a"),
+    "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    "JPEG2000": (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),
+    "PPM": tuple(b"P%d%c" % (number, space) for number in range(1, 7) for space in b" \n\t\r#"),
+    "JPEG XL": (b"\0\0\0\x0cJXL ", b"\xff\x0a"),
+    "PSD": (b"8BPS",),
+    "SVG": (b"<svg",),
+}
 _BMP_HEADERS = [size.to_bytes(4, "little") for size in (12, 16, 40, 52, 56, 64, 108, 124)]
 _EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
-_OTHER_PIXELS = {"F": "floating-point numbers", "I": "integers of 32 bits"}
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # TIFF tags
 _WHITE_IS_ZERO = 0
 
@@ -68,7 +56,7 @@ def decode_picture(content: bytes) -> np.ndarray:
         raise UserError(f"it is no picture: it starts like none of {', '.join(READ)}")
     if kind not in READ:
         raise UserError(f"it is a picture in the format {kind}: convert it to JPEG or PNG")
-    if kind in BY_PILLOW.values():
+    if kind in BY_PILLOW:
         return _decode_by_pillow(content)
     try:
         return decode(tf.constant(content)).numpy()
@@ -88,7 +76,7 @@ def decode(content: tf.Tensor, *, turn: bool = True) -> tf.Tensor:
         return _upright(image, tf.ensure_shape(held, ()))
 
     def by_pillow() -> tf.Tensor:
-        return tf.numpy_function(_pixels, (content,), tf.uint8, stateful=False)
+        return tf.numpy_function(_decode_by_pillow, (content,), tf.uint8, stateful=False)
 
     is_jpeg, is_png = (
         tf.strings.substr(content, 0, len(start)) == start for start in (_JPEG, _PNG)
@@ -98,36 +86,30 @@ def decode(content: tf.Tensor, *, turn: bool = True) -> tf.Tensor:
     return image
 
 
-# What TensorFlow calls within a graph. Outside of one it gives an array of one object.
+def _bytes(content: Any) -> bytes:
+    """Returns what TensorFlow gives to a function: outside of a graph, an array of one object."""
+    return np.asarray(content, object).item()
+
+
 def _orientation(content: Any) -> np.ndarray:
-    return np.asarray(orientation(np.asarray(content, object).item()), np.int32)
-
-
-def _pixels(content: Any) -> np.ndarray:
-    return _decode_by_pillow(np.asarray(content, object).item())
-
-
-def orientation(content: bytes) -> int:
     """Returns the EXIF orientation of a JPEG or PNG, 1 to 8; 1 if it has none or an invalid one."""
-    if not content.startswith((_JPEG, _PNG)):
-        return 1  # Pillow turns the others
     try:
-        with Image.open(io.BytesIO(content)) as picture:
+        with Image.open(io.BytesIO(_bytes(content))) as picture:
             held = picture.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # Pillow can fail, in many ways, on pictures that TensorFlow decodes
-        return 1
-    return held if held in range(1, 9) else 1
+        held = 1
+    return np.array(held if held in range(1, 9) else 1, np.int32)
 
 
 def format_of(content: bytes) -> str | None:
     """Returns the format of a picture by the first bytes of its file; None if it is no picture."""
-    for start, kind in _STARTS:
-        if content.startswith(start):
+    for kind, starts in _STARTS.items():
+        if content.startswith(starts):
             return kind
     if content[:2] == b"BM" and content[14:18] in _BMP_HEADERS:
         return "BMP"  # two letters could also be a text
     if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
-        return "WebP"
+        return "WEBP"
     if content[4:8] == b"ftyp":
         brands = content[8:64]
         if b"avif" in brands or b"avis" in brands:
@@ -145,11 +127,11 @@ def short_message(message: str) -> str:
     return lines[0].rpartition("}} ")[2].partition(" [Op:")[0]
 
 
-def _decode_by_pillow(content: bytes) -> np.ndarray:
+def _decode_by_pillow(content: Any) -> np.ndarray:
     """Decodes a file that is neither JPEG nor PNG. Raises UserError if that is impossible."""
-    kind = format_of(content)
+    kind = format_of(content := _bytes(content))
     try:
-        with Image.open(io.BytesIO(content), formats=list(BY_PILLOW)) as picture:
+        with Image.open(io.BytesIO(content), formats=BY_PILLOW) as picture:
             _check_pixels(picture)
             white_is_zero = _tag(picture, _PHOTOMETRIC) == _WHITE_IS_ZERO
             upright = ImageOps.exif_transpose(picture)
@@ -168,14 +150,14 @@ def _decode_by_pillow(content: bytes) -> np.ndarray:
 
 def _check_pixels(picture: Image.Image) -> None:
     """Raises UserError unless the pixels have 8 bits or 16."""
-    if picture.mode in _EIGHT_BITS or (picture.format == "PPM" and picture.mode == "I"):
-        return  # Pillow scales those of PPM to 16 bits
-    pixels = _OTHER_PIXELS.get(picture.mode, f"of Pillow's mode {picture.mode}")
-    if picture.mode.startswith("I;16"):
-        bits = _tag(picture, _BITS_PER_SAMPLE) or 16
-        if bits == 16:
-            return
-        pixels = f"integers of {bits} bits"
+    bits = _tag(picture, _BITS_PER_SAMPLE) or 16
+    is_16_bits = picture.mode.startswith("I;16") and bits == 16
+    # Pillow scales those of PPM to 16 bits.
+    if picture.mode in _EIGHT_BITS or is_16_bits or (picture.format, picture.mode) == ("PPM", "I"):
+        return
+    pixels = {"F": "floating-point numbers", "I": "integers of 32 bits"}.get(
+        picture.mode, f"of Pillow's mode {picture.mode}, of {bits} bits"
+    )
     raise UserError(
         f"its pixels are {pixels}, and what is white is unclear: "
         "convert it to 8 or 16 bits per channel"
@@ -190,14 +172,11 @@ def _tag(picture: Image.Image, tag: int) -> int | None:
 
 def _upright(image: tf.Tensor, held: tf.Tensor) -> tf.Tensor:
     """Turns an image (h w c) upright, given its EXIF orientation, 1 to 8."""
+    image = tf.cond(held > 4, lambda: tf.transpose(image, (1, 0, 2)), lambda: image)
     turned = (
         lambda: image,
         lambda: image[:, ::-1],
         lambda: image[::-1, ::-1],
         lambda: image[::-1],
-        lambda: tf.transpose(image, (1, 0, 2)),
-        lambda: tf.transpose(image, (1, 0, 2))[:, ::-1],
-        lambda: tf.transpose(image, (1, 0, 2))[::-1, ::-1],
-        lambda: tf.transpose(image, (1, 0, 2))[::-1],
     )
-    return tf.switch_case(held - 1, turned)
+    return tf.switch_case((held - 1) % 4, turned)

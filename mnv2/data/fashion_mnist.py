@@ -4,7 +4,6 @@ The server of its authors has them, and Debian's package `dataset-fashion-mnist`
 four files. If the package is installed, or Debian's mirrors can be reached, nothing else is needed.
 """
 
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -44,21 +43,17 @@ def _unpack_package(folder: Path) -> Path:
 
     Returns the folder of the four files.
     """
-    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
-        raise UserError(
-            "cannot download fashion_mnist: its server cannot be reached, and there is no apt-get "
-            f"to download Debian's package {PACKAGE}; copy its four files to {INSTALLED}"
-        )
     try:
         _download_package(folder)
         (package,) = folder.glob("*.deb")
         _run("dpkg-deb", "-x", str(package), str(folder / "unpacked"))
-    except (subprocess.CalledProcessError, ValueError) as error:
+    except (OSError, subprocess.CalledProcessError, ValueError) as error:
         printed = (getattr(error, "stderr", "") or "").strip().splitlines()
         reason = printed[-1] if printed else first_line(error)
         raise UserError(
             "cannot download fashion_mnist: neither its server nor Debian's mirrors can be reached "
-            f"({reason}); once there is a connection, run 'apt-get install {PACKAGE}'"
+            f"({reason}); once there is a connection, run 'apt-get install {PACKAGE}', or copy the "
+            f"four files of that package to {INSTALLED}"
         ) from None
     return folder / "unpacked" / FOLDER_IN_PACKAGE
 

@@ -149,7 +149,7 @@ def _classes(folder: Path, others: list[Path]) -> dict[str, list[Path]]:
         pictures, no_pictures = files_below(path)
         others.extend(no_pictures)
         if pictures:
-            classes[_in_utf8(entry.name)] = sorted(pictures)
+            classes[_in_utf8(entry.name)] = pictures
         else:
             empty.append(path)
     _leave_out_loose(folder, loose)
@@ -163,37 +163,28 @@ def _in_utf8(name: str) -> str:
 
 
 def files_below(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Returns the pictures in a folder and in the folders below, and the other files.
+    """Returns the pictures in a folder and in the folders below, and the other files, sorted.
 
     Hidden files and those of the system are in neither.
     """
     pictures: list[Path] = []
     others: list[Path] = []
-    for file in _walk(folder, (folder.resolve(),)):
-        (pictures if _is_picture(file) else others).append(file)
-    return pictures, others
+    for place in folders_below(folder):
+        for file in (Path(entry.path) for entry in _entries(place) if not entry.is_dir()):
+            (pictures if _is_picture(file) else others).append(file)
+    return sorted(pictures), sorted(others)
 
 
-def folders_below(folder: Path) -> Iterator[Path]:
-    """Yields a folder and all folders in it, at any depth and behind links; no loops."""
-    yield from _folders(folder, (folder.resolve(),))
+def folders_below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """Yields a folder and all folders in it, at any depth and behind links; no loops.
 
-
-def _folders(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
-    yield folder
-    for entry in _entries(folder):
-        if entry.is_dir() and (place := Path(entry.path).resolve()) not in above:
-            yield from _folders(Path(entry.path), (*above, place))
-
-
-def _walk(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
-    """Yields all files in a folder, in the folders below, and behind links; no loops."""
-    for entry in _entries(folder):
-        path = Path(entry.path)
-        if not entry.is_dir():
-            yield path
-        elif (place := path.resolve()) not in above:
-            yield from _walk(path, (*above, place))
+    `above` has the places of the folders that it is in.
+    """
+    if (place := folder.resolve()) not in above:
+        yield folder
+        for entry in _entries(folder):
+            if entry.is_dir():
+                yield from folders_below(Path(entry.path), (*above, place))
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

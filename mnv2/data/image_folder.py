@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from mnv2.data import decoding
+from mnv2.data.base import Dataset
 from mnv2.data.broken import cache_name, raise_or_warn
 from mnv2.data.folder_tree import Pictures, find_pictures
 from mnv2.data.splits import TEST_SHARE, Part, bounds_of, check_split, divide, shuffled
@@ -39,7 +40,7 @@ class Picture(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ImageFolder:
+class ImageFolder(Dataset):
     """The readable pictures of a folder, in a fixed order that mixes the classes.
 
     `pictures` has those of each split of the folder, and `parts` says what of them are train,
@@ -47,38 +48,17 @@ class ImageFolder:
     """
 
     name: str
-    root: Path
+    folder: Path
     class_names: list[str]
     pictures: dict[str, list[Picture]]
     parts: dict[str, Part]
     validation: int
     broken: Sequence[Path] = ()  # files that are left out
+    image_shape: tuple[int | None, int | None, int] = (None, None, 3)
     _tables: dict[str, dict[str, tf.Tensor]] = dataclasses.field(default_factory=dict)
-
-    @property
-    def folder(self) -> Path:
-        return self.root
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    @property
-    def image_shape(self) -> tuple[int | None, int | None, int]:
-        return None, None, 3
-
-    @property
-    def splits(self) -> list[str]:
-        return list(self.parts)
 
     def num_examples(self, split: str) -> int:
         return len(self._pictures(split))
-
-    def fits_in_memory(self) -> bool:
-        return False
-
-    def arrays(self, split: str) -> tuple[tf.Tensor, tf.Tensor]:
-        raise UserError(f"pictures of {self.name} differ in size")
 
     def encoded(
         self, split: str, shuffle_seed: int | None = None, part: tuple[int, int] = (0, 1)
@@ -267,7 +247,7 @@ def _errors(root: Path, files: Sequence[Path], cache: str, pool: Executor) -> li
     """Returns why each file cannot be decoded, or None, from a cache as far as possible."""
     # path under root -> size and time of change when the file was checked, and the error
     cached = read_cache(cache)
-    stamps = {file.relative_to(root).as_posix(): _stamp(file) for file in files}
+    stamps = {file.relative_to(root).as_posix(): stamp(file) for file in files}
     changed = {
         path: file
         for file, (path, stamp) in zip(files, stamps.items(), strict=True)
@@ -280,10 +260,10 @@ def _errors(root: Path, files: Sequence[Path], cache: str, pool: Executor) -> li
     return [cached[path][2] for path in stamps]
 
 
-def _stamp(file: Path) -> list[int]:
-    """Returns the size and modification time of a file; -1 for a link to nothing."""
+def stamp(path: Path) -> list[int]:
+    """Returns the size and modification time of a file or folder; -1 for a link to nothing."""
     try:
-        stat = file.stat()
+        stat = path.stat()
     except OSError:
         return [-1, -1]
     return [stat.st_size, stat.st_mtime_ns]

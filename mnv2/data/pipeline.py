@@ -10,6 +10,7 @@ holds while the number of processes divides `number_of_parts`.
 """
 
 import collections
+import functools
 import itertools
 import math
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 from jaxtyping import Int
 
-from mnv2.data.datasets import Dataset
+from mnv2.data.base import Dataset
 from mnv2.data.splits import bounds_of, shuffled
 from mnv2.preprocess.host import View
 from mnv2.runtime.errors import UserError
@@ -33,7 +34,7 @@ MOST_BYTES = 1 << 30  # of images, in the memory of each device
 Numbers = collections.deque[np.ndarray]  # of the examples in each of some batches
 
 
-class Rows(TypedDict):
+class Rows(TypedDict, total=False):
     """The rows of a training batch, each an int32 vector (b): from them the devices augment.
 
     index     of the example in the data set
@@ -46,7 +47,7 @@ class Rows(TypedDict):
     position: np.ndarray
 
 
-class Batch(TypedDict, total=False):
+class Batch(Rows, total=False):
     """A batch of examples; those for training have the fields of `Rows`, others have a mask.
 
     image  b h w c in [0, 255]: uint8, or float32 with views of evaluation that do not round
@@ -57,16 +58,13 @@ class Batch(TypedDict, total=False):
     image: np.ndarray
     label: np.ndarray
     mask: np.ndarray
-    index: np.ndarray
-    epoch: np.ndarray
-    position: np.ndarray
 
 
 def check_batch_size(batch_size: int, dataset: Dataset) -> None:
     """Raises UserError if a batch is larger than the training set."""
-    if batch_size > (examples := dataset.num_examples("train")):
+    if batch_size > (count := dataset.num_examples("train")):
         raise UserError(
-            f"batch_size {batch_size} is larger than the {examples} training examples of "
+            f"batch_size {batch_size} is larger than the {count} training examples of "
             f"{dataset.name}"
         )
 
@@ -116,18 +114,14 @@ class Order(NamedTuple):
             return every.reshape(self.steps, self.shard[1], self.rows)[:, self.shard[0]]
         # The order of a data set that is read from disk in parts: see `_epoch_from_disk`.
         order = shuffled(self.examples, _epoch_seed(self.seed, epoch))
-        of_parts = [
-            np.concatenate(
-                [
-                    np.repeat(order[slice(*bounds_of(part, self.examples))], self.repeats)
-                    for part in self.parts_read(number, epoch)
-                ]
-            )
-            for number in self.own_parts
-        ]
-        each = self.rows // len(of_parts)  # rows of a batch from each part
-        cut = [part[: self.steps * each].reshape(self.steps, each) for part in of_parts]
-        return np.concatenate(cut, axis=1)
+        each = self.rows // len(self.own_parts)  # rows of a batch from each part
+        columns = []
+        for number in self.own_parts:
+            bounds = (bounds_of(part, self.examples) for part in self.parts_read(number, epoch))
+            read = np.concatenate([order[start:stop] for start, stop in bounds])
+            rows = np.repeat(read, self.repeats)[: self.steps * each]
+            columns.append(rows.reshape(self.steps, each))
+        return np.concatenate(columns, axis=1)
 
     @property
     def own_parts(self) -> range:
@@ -185,13 +179,12 @@ def train_batches(
         # One endless pipeline: to build one takes seconds, and memory that is not given back.
         numbers: Numbers = collections.deque()
         batches = _by_number(dataset, order, view, first_step, numbers)
-        yield from _to_numpy(dataset, "train", batches.prefetch(tf.data.AUTOTUNE), numbers)
+        yield from _to_numpy(dataset, "train", batches, numbers)
         return
-    epoch, step = divmod(first_step, order.steps)
-    while True:
-        batches = _epoch_from_disk(dataset, order, view, epoch, step)
-        yield from _to_numpy(dataset, "train", batches.prefetch(tf.data.AUTOTUNE))
-        epoch, step = epoch + 1, 0
+    first_epoch, first_step = divmod(first_step, order.steps)
+    for epoch in itertools.count(first_epoch):
+        step = first_step if epoch == first_epoch else 0
+        yield from _to_numpy(dataset, "train", _epoch_from_disk(dataset, order, view, epoch, step))
 
 
 def eval_batches(
@@ -217,29 +210,30 @@ def eval_batches(
             of_batch = mask[begin : begin + rows]
             taken = np.where(of_batch > 0, start + begin + np.arange(rows), 0)
             check_labels(dataset, split, labels[taken])
-            seen = (
-                images[taken] if view.keeps(tuple(images.shape[1:])) else map(view, images[taken])
-            )
-            image = np.stack(list(seen))
+            image = images[taken]
+            if not view.keeps(images.shape[1:]):
+                image = np.stack([view(one) for one in image])
             yield {"image": image, "label": labels[taken].astype(np.int32), "mask": of_batch}
         return
-    own = dataset.encoded(split, part=shard) if shard[1] > 1 else dataset.encoded(split)
-    examples = own.concatenate(dataset.encoded(split).take(1).cache().repeat(padding))
+    unused = dataset.encoded(split).take(1).cache().repeat(padding)
+    examples = dataset.encoded(split, part=shard).concatenate(unused)
 
     def decode(example: dict[str, tf.Tensor], mask: tf.Tensor) -> dict[str, tf.Tensor]:
-        image = _seen(view, dataset.decode(example))
-        return {"image": image, "label": tf.cast(example["label"], tf.int32), "mask": mask}
+        return _to_batch(_seen(view, dataset.decode(example)), example["label"], {"mask": mask})
 
     masks = tf.data.Dataset.from_tensor_slices(mask)
     batches = tf.data.Dataset.zip(examples, masks).map(decode, tf.data.AUTOTUNE).batch(rows)
     numbers = np.arange(start, stop)
     read = collections.deque(np.split(numbers, range(rows, len(numbers), rows)))
-    yield from _to_numpy(dataset, split, batches.prefetch(tf.data.AUTOTUNE), read)
+    yield from _to_numpy(dataset, split, batches, read)
 
 
 def _seen(view: View, image: tf.Tensor, *seed: Any) -> tf.Tensor:
-    """Shows a picture through a view within a graph; `seed` has the numbers of what is random."""
-    if view.keeps(tuple(image.shape)):
+    """Shows a picture through a view within a graph; `seed` has the numbers of what is random.
+
+    Also shows a batch of pictures that the view keeps.
+    """
+    if view.keeps(tuple(image.shape[-3:])):
         return image
 
     def see(image: np.ndarray, *seed: np.ndarray) -> np.ndarray:
@@ -265,28 +259,20 @@ def _by_number(
 
     signature = {name: tf.TensorSpec((order.rows,), tf.int32) for name in Rows.__annotations__}
     chosen = tf.data.Dataset.from_generator(every, output_signature=signature)
-    table = dataset.table("train") or {}
-    if not table:
-        images, labels = dataset.arrays("train")
-        if view.keeps(tuple(images.shape[1:])):
-            return chosen.map(
-                lambda rows: _to_batch(
-                    tf.gather(images, rows["index"]), tf.gather(labels, rows["index"]), rows
-                ),
-                tf.data.AUTOTUNE,
-            )
+    in_memory = dataset.fits_in_memory()
+    table = dataset.table("train") or dict(
+        zip(("image", "label"), dataset.arrays("train"), strict=True)
+    )
 
-    def decode(row: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        number = row["index"]
-        if table:
-            encoded = {name: tf.gather(values, number) for name, values in table.items()}
-            image, label = dataset.decode(encoded), encoded["label"]
-        else:
-            image, label = tf.gather(images, number), tf.gather(labels, number)
-        return _to_batch(_seen(view, image, order.seed, row["epoch"], row["position"]), label, row)
+    def show(rows: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        taken = {name: tf.gather(values, rows["index"]) for name, values in table.items()}
+        image = taken["image"] if in_memory else dataset.decode(taken)
+        seen = _seen(view, image, order.seed, rows["epoch"], rows["position"])
+        return _to_batch(seen, taken["label"], rows)
 
-    decoded = chosen.unbatch().map(decode, tf.data.AUTOTUNE)
-    return decoded.batch(order.rows, drop_remainder=True)
+    if in_memory and view.keeps(dataset.image_shape):
+        return chosen.map(show, tf.data.AUTOTUNE)
+    return chosen.unbatch().map(show, tf.data.AUTOTUNE).batch(order.rows, drop_remainder=True)
 
 
 def _epoch_from_disk(
@@ -298,41 +284,36 @@ def _epoch_from_disk(
     reads only the parts of its own rows. The order of the examples depends on the number of parts.
     """
     rows, own_parts = order.rows, order.own_parts
-    rows_of_part = rows // len(own_parts)
+    each = rows // len(own_parts)
     # Examples before `first_step` are only read, and never decoded.
     parts = [
-        _part_of_epoch(dataset, order, number, epoch).skip(first_step * rows_of_part)
+        _part_of_epoch(dataset, order, number, epoch).skip(first_step * each)
         for number in own_parts
     ]
     numbers = tf.data.Dataset.range(first_step * rows, order.steps * rows)
     examples = tf.data.Dataset.choose_from_datasets(
-        parts, numbers.map(lambda n: n % rows // rows_of_part), stop_on_empty_dataset=False
+        parts, numbers.map(lambda n: n % rows // each), stop_on_empty_dataset=False
     )
-    first_row = order.shard[0] * rows
-    positions = numbers.map(lambda n: n // rows * order.batch_size + first_row + n % rows)
 
-    def decode(position: tf.Tensor, encoded: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        row = {"index": encoded["index"], "epoch": tf.constant(epoch, tf.int32)}
-        row["position"] = tf.cast(position, tf.int32)
-        image = _seen(view, dataset.decode(encoded), order.seed, epoch, position)
-        return _to_batch(image, encoded["label"], row)
+    def show(number: tf.Tensor, encoded: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        step, row = number // rows, number % rows
+        position = tf.cast(step * order.batch_size + order.shard[0] * rows + row, tf.int32)
+        seen = _seen(view, dataset.decode(encoded), order.seed, epoch, position)
+        place = {"index": encoded["index"], "epoch": tf.constant(epoch), "position": position}
+        return _to_batch(seen, encoded["label"], place)
 
-    decoded = tf.data.Dataset.zip(positions, examples).map(decode, tf.data.AUTOTUNE)
-    return decoded.batch(rows, drop_remainder=True)
+    shown = tf.data.Dataset.zip(numbers, examples).map(show, tf.data.AUTOTUNE)
+    return shown.batch(rows, drop_remainder=True)
 
 
 def _part_of_epoch(dataset: Dataset, order: Order, number: int, epoch: int) -> tf.data.Dataset:
     """Returns the examples that an epoch reads of a part, each as often as it comes in a row."""
-    shuffle_seed = _epoch_seed(order.seed, epoch)
-    first, *second = (
-        dataset.encoded("train", shuffle_seed, part) for part in order.parts_read(number, epoch)
-    )
-    examples = first.concatenate(second[0]) if second else first
+    seed = _epoch_seed(order.seed, epoch)
+    read = (dataset.encoded("train", seed, part) for part in order.parts_read(number, epoch))
+    examples = functools.reduce(tf.data.Dataset.concatenate, read)
     if order.repeats == 1:
         return examples
-    return examples.flat_map(
-        lambda example: tf.data.Dataset.from_tensors(example).repeat(order.repeats)
-    )
+    return examples.flat_map(lambda one: tf.data.Dataset.from_tensors(one).repeat(order.repeats))
 
 
 def number_of_parts(batch_size: int, processes: int) -> int:
@@ -349,7 +330,9 @@ def _epoch_seed(seed: int, epoch: int) -> int:
     return int(np.random.default_rng((seed, epoch)).integers(2**31))
 
 
-def _to_batch(images: tf.Tensor, labels: tf.Tensor, rows: Any) -> dict[str, tf.Tensor]:
+def _to_batch(
+    images: tf.Tensor, labels: tf.Tensor, rows: dict[str, tf.Tensor]
+) -> dict[str, tf.Tensor]:
     return {"image": images, "label": tf.cast(labels, tf.int32), **rows}
 
 
@@ -362,7 +345,7 @@ def _to_numpy(
     Raises UserError if TensorFlow fails to read one, or if a label is none of the classes.
     """
     try:
-        for batch in batches.as_numpy_iterator():
+        for batch in batches.prefetch(tf.data.AUTOTUNE).as_numpy_iterator():
             check_labels(dataset, split, batch["label"])
             if read:
                 read.popleft()

@@ -8,10 +8,11 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from mnv2.data import decoding
-from mnv2.data.broken import BrokenExample, find_broken, raise_or_warn
+from mnv2.data.base import Dataset
+from mnv2.data.broken import BrokenExample, find_broken, raise_or_warn, stored
 from mnv2.data.splits import SPLITS, Part, bounds_of, check_split, divide
 from mnv2.runtime.errors import UserError, first_line
-from mnv2.runtime.files import AnyPath, as_path
+from mnv2.runtime.files import as_path
 from mnv2.runtime.terminal import note
 
 # A data set is kept in memory as one array if its decoded images are smaller than this.
@@ -24,8 +25,8 @@ SHUFFLE_BUFFER = 16 * 1024
 FIRST_LABELS = 16  # examples that show whether a split is labelled
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class TfdsDataset:
+@dataclasses.dataclass(eq=False)
+class TfdsDataset(Dataset):
     """A TFDS data set that is prepared on disk.
 
     `validation` examples are held out from the end of train. TFDS splits without labels, as test in
@@ -37,24 +38,14 @@ class TfdsDataset:
     validation: int
     broken: Mapping[str, Sequence[BrokenExample]] = dataclasses.field(default_factory=dict)
 
-    @property
-    def folder(self) -> AnyPath:
-        return as_path(str(self.builder.data_dir))
+    def __post_init__(self) -> None:
+        features = self.builder.info.features
+        self.folder = as_path(str(self.builder.data_dir))
+        self.class_names = features["label"].names
+        self.image_shape = features["image"].shape
+        self.parts = self._divided()
 
-    @property
-    def num_classes(self) -> int:
-        return self.builder.info.features["label"].num_classes
-
-    @property
-    def class_names(self) -> list[str]:
-        return self.builder.info.features["label"].names
-
-    @property
-    def image_shape(self) -> tuple[int | None, int | None, int]:
-        return self.builder.info.features["image"].shape
-
-    @functools.cached_property
-    def parts(self) -> dict[str, Part]:
+    def _divided(self) -> dict[str, Part]:
         splits = self.builder.info.splits
         counts = {split: splits[split].num_examples for split in SPLITS if split in splits}
         if not counts:
@@ -75,21 +66,13 @@ class TfdsDataset:
 
     def _is_labelled(self, split: str) -> bool:
         """Tells whether any of the first examples of a TFDS split belongs to a class."""
-        examples = self.builder.as_dataset(
-            split,
-            shuffle_files=False,
-            read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
-            decoders={"image": tfds.decode.SkipDecoding()},
-        )
+        config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
+        examples = stored(self.builder, split, config)
         try:
             labels = [int(example["label"]) for example in examples.take(FIRST_LABELS)]
         except tf.errors.OpError:
             return True  # it cannot be read, which is said when it is used
         return not labels or max(labels) >= 0
-
-    @property
-    def splits(self) -> list[str]:
-        return list(self.parts)
 
     def tfds_range(self, split: str) -> Part:
         """Returns the TFDS split that contains `split`, and the start and end in that split."""
@@ -138,18 +121,14 @@ class TfdsDataset:
             return at
 
         start, stop = map(position, bounds_of(part, self.num_examples(split)))
-        read_config = tfds.ReadConfig(
+        config = tfds.ReadConfig(
             shuffle_seed=shuffle_seed,
             interleave_cycle_length=max(2, 16 // part[1]),
             try_autocache=False,
             add_tfds_id=True,
         )
-        examples = self.builder.as_dataset(
-            f"{tfds_split}[{start}:{stop}]",
-            shuffle_files=shuffle_seed is not None,
-            read_config=read_config,
-            decoders={"image": tfds.decode.SkipDecoding()},
-        )
+        place = f"{tfds_split}[{start}:{stop}]"
+        examples = stored(self.builder, place, config, shuffle=shuffle_seed is not None)
         if broken:
             names = [x.name for x in broken]
             examples = examples.filter(lambda x: tf.reduce_all(x["tfds_id"] != names))
@@ -165,9 +144,6 @@ class TfdsDataset:
         image = decoding.decode(example["image"], turn=False)
         image.set_shape(self.image_shape)
         return image
-
-    def table(self, split: str) -> None:
-        """Returns None: examples are read one after another."""
 
     def explain(self, error: Exception, split: str, latest: Iterable[int] = ()) -> str:
         """Explains in one line why reading failed; raises UserError if pictures are broken."""

@@ -1,0 +1,77 @@
+"""What every data set has, wherever its pictures come from."""
+
+from collections.abc import Iterable
+from typing import Protocol, runtime_checkable
+
+import tensorflow as tf
+
+from mnv2.data.splits import Part
+from mnv2.runtime.errors import UserError
+from mnv2.runtime.files import AnyPath
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """A classification data set with some of the splits `train`, `validation` and `test`.
+
+    validation   the number of examples that are held out from the end of train
+    image_shape  (height, width, channels); None if the size differs from image to image
+    parts        where the examples of each split come from
+    """
+
+    name: str
+    folder: AnyPath
+    class_names: list[str]
+    image_shape: tuple[int | None, int | None, int]
+    parts: dict[str, Part]
+    validation: int
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits that there are."""
+        return list(self.parts)
+
+    def num_examples(self, split: str) -> int:
+        """Returns the number of examples. Raises UserError if there is no such split."""
+        ...
+
+    def fits_in_memory(self) -> bool:
+        return False
+
+    def arrays(self, split: str) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns all images (n h w c, uint8) and labels (n, int64) of a small data set.
+
+        The images are decoded once. Raises UserError if the data set does not fit in memory.
+        """
+        raise UserError(f"pictures of {self.name} differ in size")
+
+    def encoded(
+        self, split: str, shuffle_seed: int | None = None, part: tuple[int, int] = (0, 1)
+    ) -> tf.data.Dataset:
+        """Returns examples with `label`, `index` and an encoded image, in the order of the seed.
+
+        The index is a number of the example that is the same in every order.
+
+        `part` is (index, number of parts). The parts have each example once, and their sizes
+        differ by at most one.
+        """
+        ...
+
+    def decode(self, example: dict[str, tf.Tensor]) -> tf.Tensor:
+        """Decodes the image of an encoded example: h w c, uint8."""
+        ...
+
+    def table(self, split: str) -> dict[str, tf.Tensor] | None:
+        """Returns all encoded examples; None if they can only be read one after another."""
+        return None
+
+    def explain(self, error: Exception, split: str, latest: Iterable[int] = ()) -> str:
+        """Explains in one line why reading a split failed.
+
+        `latest` has the numbers of the examples that were read last, where they are known.
+        """
+        ...
