@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from mnv2.preprocess.resizing import ALL, METHODS, Part, Picture, Size, resized, to_uint8
-from mnv2.preprocess.text import HOST, Call, Pipeline, operation, parse
-from mnv2.runtime.errors import UserError, check_choice, choice, number, ordered, whole
+from mnv2.preprocess.resizing import METHODS, Picture, Size, resized, to_uint8
+from mnv2.preprocess.text import HOST, Pipeline, operation, parse
+from mnv2.runtime.errors import Check, UserError, check_choice, choice, number, ordered, whole
 
 # The views of finished networks by their short names, which are those of their authors' code.
 VIEWS = {
@@ -33,27 +33,37 @@ LUMINANCE = np.array([[0.2989], [0.5870], [0.1140]], np.float32)
 COVERED = 0.1  # slim redraws crops below a tenth of the picture
 _INCEPTION_TRIES = 100  # of slim
 _CROP_TRIES = 10  # of torchvision's RandomResizedCrop
+LONGEST = 256  # times its shorter side that resize_shorter sees of a picture's longer one
 
 CROPS = ("fit.crop", "central_crop.fraction", "resize_shorter.crop")  # the part that is kept
 RANDOM = ("inception_crop", "resized_crop")
+LARGEST_SIDE = 4096  # of the pictures that operations make: `pixels` counts on it
 Side = int | Size | None  # of a square, or (height, width); None for the size of the caller
 Random = np.random.Generator | None
+Part = tuple[slice, slice]  # rows, columns
 _share = number(0, 1, low_open=True, high_open=False)
-_aspects = ordered(1e-2, 1e2)
 
 
 def _side(field: str, value: Any) -> Any:
     """Checks a size in pixels: of a square, or (height, width)."""
+    check = whole(1, LARGEST_SIDE)
     if isinstance(value, tuple) and len(value) == 2:
-        return tuple(whole(1)(field, side) for side in value)
-    return whole(1)(field, value)
+        return tuple(check(field, side) for side in value)
+    return check(field, value)
+
+
+# The checks of what random crops have in common.
+_DRAWN: dict[str, Check] = {
+    "smallest": _share,
+    "largest": _share,
+    "aspect": ordered(1e-2, 1e2),
+    "method": choice(METHODS),
+    "size": _side,
+}
 
 
 def named_view(
-    name: str,
-    crop: float | None = None,
-    first: Size | None = None,
-    size: int | None = None,
+    name: str, crop: float | None = None, first: Size | None = None, size: int | None = None
 ) -> str:
     """Returns the text of a view of VIEWS, which keeps the part `crop` of each side (0.875).
 
@@ -63,16 +73,12 @@ def named_view(
     Raises UserError for a name that is unknown.
     """
     check_choice(name, VIEWS, "view")
-    text = VIEWS[name].format(crop=0.875 if crop is None else crop)
+    part = 0.875 if crop is None else crop
+    text = VIEWS[name].format(crop=part)
     if size is not None and "center_crop" in text:
-        method = ", method='bicubic_antialiased'" if name == "bicubic" else ""
-        shorter = int(size / (0.875 if crop is None else crop))
-        text = f"resize_shorter({shorter}{method})|center_crop({size})"
+        text = text.replace(f"crop={part}", f"{int(size / part)}") + f"({size})"
     elif size is not None:
-        head, _, last = text.rpartition("|")
-        last = last if "(" in last else f"{last}()"
-        last = f"{last[:-1]}{', ' if last[-2] != '(' else ''}size={size})"
-        text = f"{head}|{last}" if head else last
+        text = f"{text[:-1]}, size={size})" if text.endswith(")") else f"{text}(size={size})"
     return f"resize({tuple(first)}, 'keras')|{text}" if first else text
 
 
@@ -108,8 +114,11 @@ class View:
 
     def __post_init__(self) -> None:
         for call in self.pipeline.of(HOST):
-            if call.name in RANDOM:
-                _check_areas(call.name, call["smallest"], call["largest"])
+            if call.name in RANDOM and call["smallest"] > call["largest"]:
+                raise UserError(
+                    f"smallest of {call.name} must not exceed largest, got {call['smallest']!r} "
+                    f"and {call['largest']!r}"
+                )
 
     @property
     def size(self) -> Size:
@@ -135,17 +144,13 @@ class View:
 
     def __call__(self, picture: Picture, random: Random = None) -> Picture:
         """Returns what is seen of a picture (h w c), of the type `dtype`."""
-        calls, wanted = list(self.pipeline.of(HOST)), self.wanted
+        calls = self.pipeline.of(HOST)
         if not calls:
-            picture = resized(picture, wanted, "bilinear")
-        while calls:
-            call = calls.pop(0)
-            if call.name == "resize_shorter" and calls and calls[0].name == "center_crop":
-                picture = _shorter_centre(picture, wanted, call, calls.pop(0))
-            elif call.name == "fit":
-                picture = _fitted(picture, _wanted(call["size"], wanted), call["crop"])
-            else:
-                picture = call(picture, wanted, random)
+            picture = resized(picture, self.wanted, "bilinear")
+        for call in calls:
+            if random is None and call.name in RANDOM:
+                raise UserError(f"{call.name} is random, and only training has random views")
+            picture = call(picture, self.wanted, random)
         # Before rounding: a luminance is rounded once.
         picture = to_channels(picture, self.channels)
         return to_uint8(picture) if self.dtype == np.uint8 else picture.astype(np.float32)
@@ -185,14 +190,31 @@ def resize_shorter(
     """The shorter side becomes `size`, by default the network's / `crop`; the other in proportion.
 
     As torchvision's Resize. If the network's size is not square, both sides cover it, as in timm.
+    Of a picture with a side of more than LONGEST times the other only the centre is seen: one of
+    2 x 60,000 pixels would need gigabytes.
     """
-    return resized(picture, _shorter_size(picture, wanted, size, crop), method)
+    picture = picture[_centre(picture.shape, [LONGEST * min(picture.shape[:2])] * 2)]
+    height, width = picture.shape[:2]
+    high, wide = _wanted(size, (int(wanted[0] / crop), int(wanted[1] / crop)))
+    if high * width >= wide * height:
+        wide = max(high * width // height, 1)
+    else:
+        high = max(wide * height // width, 1)
+    if high * wide > 4 * LARGEST_SIDE**2:
+        raise UserError(f"resize_shorter would make a picture of {high} x {wide} pixels")
+    return resized(picture, (high, wide), method)
 
 
 @operation(HOST, sizes=True, size=_side)
 def center_crop(picture: Picture, wanted: Size, random: Random, *, size: Side = None) -> Picture:
     """The centre of `size` x `size`, by default of the size that the network gets."""
-    return picture[_centre(picture.shape, _wanted(size, wanted))]
+    high, wide = _wanted(size, wanted)
+    if picture.shape[0] < high or picture.shape[1] < wide:
+        raise UserError(
+            f"center_crop cannot cut {high} x {wide} out of a picture of {picture.shape[0]} x "
+            f"{picture.shape[1]}: resize it to at least that before, as with resize_shorter"
+        )
+    return picture[_centre(picture.shape, (high, wide))]
 
 
 @operation(HOST, fraction=_share)
@@ -200,7 +222,8 @@ def central_crop(
     picture: Picture, wanted: Size, random: Random, *, fraction: float = 0.875
 ) -> Picture:
     """The central `fraction` of height and width, as tf.image.central_crop."""
-    return _central(picture, fraction)
+    top, left = (int((side - side * fraction) / 2) for side in picture.shape[:2])
+    return picture[top : len(picture) - top, left : picture.shape[1] - left]
 
 
 @operation(HOST, sizes=True, crop=_share, size=_side)
@@ -209,24 +232,20 @@ def fit(
 ) -> Picture:
     """A picture of the network's size as it is; of any other the central `crop`, stretched.
 
-    Bilinear without antialiasing, as slim's evaluation does on TensorFlow 2, rounded to 8 bits.
+    Bilinear without antialiasing, as slim's evaluation does on TensorFlow 2; as the only operation
+    rounded to 8 bits.
     """
-    return to_uint8(_fitted(picture, _wanted(size, wanted), crop))
+    if picture.shape[:2] == _wanted(size, wanted):
+        return picture
+    centre = central_crop(picture, wanted, random, fraction=crop)
+    return resized(centre, _wanted(size, wanted), "bilinear")
 
 
-@operation(
-    HOST,
-    sizes=True,
-    smallest=_share,
-    largest=_share,
-    aspect=_aspects,
-    method=choice(METHODS),
-    size=_side,
-)
+@operation(HOST, sizes=True, **_DRAWN)
 def inception_crop(
     picture: Picture,
     wanted: Size,
-    random: Random,
+    random: np.random.Generator,
     *,
     smallest: float = 0.05,
     largest: float = 1.0,
@@ -239,25 +258,15 @@ def inception_crop(
     slim's inception_preprocessing, which is tf.image.sample_distorted_bounding_box with the whole
     picture as the object: the aspect is uniform, and then the height.
     """
-    random = _needed(random, "inception_crop")
-    _check_areas("inception_crop", smallest, largest)
     part = _inception_part(picture.shape, (smallest, largest), aspect, random)
     return resized(picture[part], _wanted(size, wanted), method)
 
 
-@operation(
-    HOST,
-    sizes=True,
-    smallest=_share,
-    largest=_share,
-    aspect=_aspects,
-    method=choice(METHODS),
-    size=_side,
-)
+@operation(HOST, sizes=True, **_DRAWN)
 def resized_crop(
     picture: Picture,
     wanted: Size,
-    random: Random,
+    random: np.random.Generator,
     *,
     smallest: float = 0.08,
     largest: float = 1.0,
@@ -269,8 +278,6 @@ def resized_crop(
 
     torchvision's RandomResizedCrop: the area is uniform, and the logarithm of the aspect.
     """
-    random = _needed(random, "resized_crop")
-    _check_areas("resized_crop", smallest, largest)
     part = _resized_crop_part(picture.shape, (smallest, largest), aspect, random)
     return resized(picture[part], _wanted(size, wanted), method)
 
@@ -281,56 +288,11 @@ def _wanted(size: Side, wanted: Size) -> Size:
     return size if isinstance(size, tuple) else (size, size)
 
 
-def _needed(random: Random, name: str) -> np.random.Generator:
-    if random is None:
-        raise UserError(f"{name} is random, and only training has random views")
-    return random
-
-
-def _check_areas(name: str, smallest: float, largest: float) -> None:
-    if smallest > largest:
-        raise UserError(
-            f"smallest of {name} must not exceed largest, got {smallest!r} and {largest!r}"
-        )
-
-
-def _central(picture: Picture, fraction: float) -> Picture:
-    top, left = (int((side - side * fraction) / 2) for side in picture.shape[:2])
-    return picture[top : len(picture) - top, left : picture.shape[1] - left]
-
-
-def _fitted(picture: Picture, size: Size, crop: float) -> Picture:
-    """Returns what fit sees, not yet rounded."""
-    if picture.shape[:2] == size:
-        return picture
-    return resized(_central(picture, crop), size, "bilinear")
-
-
-def _shorter_size(picture: Picture, wanted: Size, size: Side, crop: float) -> Size:
-    """Returns the (height, width) to which resize_shorter brings a picture (h w c)."""
-    height, width = picture.shape[:2]
-    high, wide = _wanted(size, (int(wanted[0] / crop), int(wanted[1] / crop)))
-    if high * width >= wide * height:
-        return high, max(high * width // height, 1)
-    return max(wide * height // width, 1), wide
-
-
-def _shorter_centre(picture: Picture, wanted: Size, shorter: Call, centre: Call) -> Picture:
-    """Does resize_shorter and center_crop at once, without memory for what is cropped away."""
-    whole = _shorter_size(picture, wanted, shorter["size"], shorter["crop"])
-    part = _centre(whole, _wanted(centre["size"], wanted))
-    return resized(picture, whole, shorter["method"], part)
-
-
-def _centre(shape: tuple[int, ...], size: Size) -> Part:
-    """Returns the central part of a size; it begins as torchvision rounds, ties to even."""
-    if shape[0] < size[0] or shape[1] < size[1]:
-        raise UserError(
-            f"center_crop cannot cut {size[0]} x {size[1]} out of a picture of {shape[0]} x "
-            f"{shape[1]}: resize it to at least that before, as with resize_shorter"
-        )
-    top, left = (round((own - side) / 2) for own, side in zip(shape[:2], size, strict=True))
-    return slice(top, top + size[0]), slice(left, left + size[1])
+def _centre(shape: tuple[int, ...], size: Sequence[int]) -> Part:
+    """Returns the central part, at most of a size. It begins as in torchvision: ties to even."""
+    high, wide = (min(own, side) for own, side in zip(shape, size, strict=False))
+    top, left = round((shape[0] - high) / 2), round((shape[1] - wide) / 2)
+    return slice(top, top + high), slice(left, left + wide)
 
 
 def _inception_part(
@@ -364,7 +326,7 @@ def _inception_part(
                 int(random.integers(max(free, 1))) for free in (height - high, width - wide)
             )
             return slice(top, top + high), slice(left, left + wide)
-    return ALL
+    return slice(None), slice(None)
 
 
 def _resized_crop_part(

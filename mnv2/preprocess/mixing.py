@@ -15,7 +15,7 @@ KEY = 0x6D69786E  # sets the random numbers of mixing apart from those of dropou
 
 def alpha(field: str, value: Any) -> float:
     """Checks the alpha of a beta distribution, 0 for none."""
-    return value if value == 0 else number(SMALLEST_ALPHA)(field, value)
+    return value if value == 0 else number(SMALLEST_ALPHA, 1e6, high_open=False)(field, value)
 
 
 def partners(rows: Array) -> Array:

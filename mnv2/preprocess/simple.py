@@ -4,29 +4,28 @@
 pixels and key, whatever batch it is in.
 """
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Int32, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int32, Key
 
 from mnv2.preprocess import pixels
+from mnv2.preprocess.pixels import Keys, Pictures
 from mnv2.preprocess.text import LABELS, PICTURES, Pipeline, operation
 from mnv2.runtime.errors import UserError, number, truth, whole
 
 AREA = (0.02, 0.33)  # of the picture, that is erased
 ASPECT = (0.3, 3.3)  # height to width
 _TRIES = 10  # to find a rectangle that is smaller than the picture
-BRIGHTNESS = 32 / 255  # at most added or subtracted, of a range of 1
-SATURATION = CONTRAST = (0.5, 1.5)  # factors
-HUE = 0.2  # at most added or subtracted, of a turn of 1
-_AMOUNTS = {
-    "brightness": (-BRIGHTNESS, BRIGHTNESS),
-    "saturation": SATURATION,
-    "hue": (-HUE, HUE),
-    "contrast": CONTRAST,
+_AMOUNTS = {  # are added to values of 0 to 1 and to a hue of 0 to 1, or multiply distances
+    "brightness": (-32 / 255, 32 / 255),
+    "saturation": (0.5, 1.5),
+    "hue": (-0.2, 0.2),
+    "contrast": (0.5, 1.5),
 }
 _FAST = (("brightness", "saturation"), ("saturation", "brightness"))  # the second thrice as likely
 _FULL = (
@@ -37,30 +36,25 @@ _FULL = (
 )
 _PROBABILITY = number(0, 1, high_open=False)
 
+type Labels = Int32[Array, "b"]
+type Colour = int | tuple[int, ...]  # one value, or one for each channel
 
-def _colour(field: str, value: Any) -> int | tuple[int, ...]:
-    """Checks a value of 0 to 255, or one for each channel."""
-    check = whole(0, 255)
-    return (
-        tuple(check(field, one) for one in value)
-        if isinstance(value, tuple | list)
-        else check(field, value)
-    )
+
+def _colour(field: str, value: Any) -> Colour:
+    """Checks values of 0 to 255."""
+    several, check = isinstance(value, tuple | list), whole(0, 255)
+    return tuple(check(field, one) for one in value) if several else check(field, value)
 
 
 @operation(PICTURES, probability=_PROBABILITY)
-def flip(
-    images: UInt8[Array, "b h w c"], keys: Key[Array, "b"], probability: float = 0.5
-) -> UInt8[Array, "b h w c"]:
+def flip(images: Pictures, keys: Keys, probability: float = 0.5) -> Pictures:
     """Mirrors left to right."""
     flips = jax.vmap(jax.random.uniform)(keys) < probability
     return jnp.where(flips[:, None, None, None], images[:, :, ::-1], images)
 
 
 @operation(PICTURES, pad=whole(1))
-def pad_crop(
-    images: UInt8[Array, "b h w c"], keys: Key[Array, "b"], pad: int = 4
-) -> UInt8[Array, "b h w c"]:
+def pad_crop(images: Pictures, keys: Keys, pad: int = 4) -> Pictures:
     """Adds `pad` black pixels on each side, and crops back to the old size at a random place.
 
     Section 4.2 of the ResNet paper (arXiv 1512.03385); torchvision's RandomCrop with padding.
@@ -76,11 +70,8 @@ def pad_crop(
 
 @operation(PICTURES, probability=_PROBABILITY, fill=_colour)
 def erase(
-    images: UInt8[Array, "b h w c"],
-    keys: Key[Array, "b"],
-    probability: float = 0.25,
-    fill: tuple[int, ...] | int | None = None,
-) -> UInt8[Array, "b h w c"]:
+    images: Pictures, keys: Keys, probability: float = 0.25, fill: Colour | None = None
+) -> Pictures:
     """Fills a rectangle with one colour, or the mean of pixels if none is given.
 
     Random erasing (arXiv 1708.04896). The rectangle is drawn as by torchvision's RandomErasing,
@@ -122,58 +113,45 @@ def with_fill(pipeline: Pipeline, mean: tuple[float, ...]) -> Pipeline:
     """Returns a pipeline whose `erase` without a fill has the mean of pixels (of 1) as its fill."""
     values = tuple(round(255 * value) for value in mean)
     fill = values[0] if len(set(values)) == 1 else values
-    lacking = [call.name == "erase" and call["fill"] is None for call in pipeline.calls]
     return Pipeline(
         tuple(
-            call.replace(fill=fill) if lacks else call
-            for call, lacks in zip(pipeline.calls, lacking, strict=True)
+            call.replace(fill=fill) if call.name == "erase" and call["fill"] is None else call
+            for call in pipeline.calls
         )
     )
 
 
 @operation(PICTURES, fast=truth)
-def distort_color(
-    images: UInt8[Array, "b h w c"], keys: Key[Array, "b"], fast: bool = True
-) -> UInt8[Array, "b h w c"]:
+def distort_color(images: Pictures, keys: Keys, fast: bool = True) -> Pictures:
     """Changes brightness and saturation, and with fast=False hue and contrast too.
 
     `distort_color` of slim's inception_preprocessing.py, in one of its four orders, then rounded.
     The papers' networks were trained with its fast mode. Gray pictures have no saturation or hue.
     """
-    names = [
-        [name for name in order if images.shape[-1] == 3 or name in ("brightness", "contrast")]
-        for order in (_FAST if fast else _FULL)
-    ]
+    forms = [functools.partial(_in_order, order) for order in (_FAST if fast else _FULL)]
+    low, high = jnp.array(tuple(_AMOUNTS.values())).T
 
-    def distorted(image: Array, order: Array, amounts: Array) -> Array:
-        scaled = image.astype(jnp.float32) / 255
-        forms = [lambda x, names=names: _in_order(names, x, amounts) for names in names]
-        changed = lax.switch(order, forms, scaled)  # the last form if there are fewer than four
+    def distorted(image: Array, key: Array) -> Array:
+        for_order, for_amounts = jax.random.split(key)
+        order = jax.random.randint(for_order, (), 0, 4)  # the last form if there are only two
+        amounts = jax.random.uniform(for_amounts, (len(_AMOUNTS),), minval=low, maxval=high)
+        changed = lax.switch(order, forms, image.astype(jnp.float32) / 255, amounts)
         return jnp.round(255 * jnp.clip(changed, 0, 1)).astype(jnp.uint8)
 
-    return pixels.each(distorted, images, *jax.vmap(_drawn_colours)(keys))
-
-
-def _drawn_colours(key: Key[Array, ""]) -> tuple[Int[Array, ""], Float[Array, "4"]]:
-    """Draws the number of an order, and an amount for each of _AMOUNTS."""
-    for_order, for_amounts = jax.random.split(key)
-    low, high = jnp.array(tuple(_AMOUNTS.values())).T
-    return (
-        jax.random.randint(for_order, (), 0, 4),
-        jax.random.uniform(for_amounts, (len(_AMOUNTS),), minval=low, maxval=high),
-    )
+    return pixels.each(distorted, images, keys)
 
 
 def _in_order(
-    names: list[str], image: Float[Array, "h w c"], amounts: Float[Array, "4"]
+    names: tuple[str, ...], image: Float[Array, "h w c"], amounts: Float[Array, "4"]
 ) -> Float[Array, "h w c"]:
-    for name, amount in ((name, amounts[list(_AMOUNTS).index(name)]) for name in names):
+    for name in names:
+        amount = amounts[list(_AMOUNTS).index(name)]
         if name == "brightness":
             image = image + amount
         elif name == "contrast":
             mean = image.mean((0, 1))
             image = mean + amount * (image - mean)
-        else:
+        elif image.shape[-1] == 3:
             image = _saturated(image, amount) if name == "saturation" else _turned(image, amount)
     return image
 
@@ -202,9 +180,7 @@ def _turned(image: Float[Array, "h w 3"], turn: Array) -> Float[Array, "h w 3"]:
 
 
 @operation(LABELS, probability=_PROBABILITY)
-def label_noise(
-    labels: Int32[Array, "b"], keys: Key[Array, "b"], classes: int, probability: float = 0.1
-) -> Int32[Array, "b"]:
+def label_noise(labels: Labels, keys: Keys, classes: int, probability: float = 0.1) -> Labels:
     """Replaces labels by another class, each as likely, and always the same for an example."""
 
     def noisy(label: Array, key: Array) -> Array:

@@ -7,11 +7,12 @@ arguments in the text, and the first line of its docstring is its line of help.
 """
 
 import ast
+import collections
 import dataclasses
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from mnv2.runtime.errors import Check, UserError
@@ -21,14 +22,10 @@ HOST = "crop or resize one picture, on the host"
 PICTURES = "change a batch of pictures, on the device"
 LABELS = "change a batch of labels, on the device"
 MIX = "mix the pictures of a batch and their labels, on the device"
+_MOST = 20  # operations: XLA compiles 20 flips in 3 s on a CPU, and 40 in minutes
 _ORDER = {HOST: 0, PICTURES: 1, LABELS: 1, MIX: 2}
 # The modules that have the operations of each kind. Those of the host need no JAX.
-_MODULES = {
-    HOST: ("host",),
-    PICTURES: ("simple", "policies"),
-    LABELS: ("simple",),
-    MIX: ("mixing",),
-}
+_MODULES = {HOST: ["host"], PICTURES: ["simple", "policies"], LABELS: ["simple"], MIX: ["mixing"]}
 
 
 class Operation(NamedTuple):
@@ -46,6 +43,10 @@ class Operation(NamedTuple):
     checks: dict[str, Check]
     sizes: bool
     help: str
+
+    def __str__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.defaults.items())
+        return f"{self.name}({arguments})"
 
 
 OPERATIONS: dict[str, Operation] = {}
@@ -121,11 +122,10 @@ class Pipeline(NamedTuple):
         The second operation of a name is OPERATION_2.
         """
         found: dict[str, Any] = {}
-        names: list[str] = []
+        count: collections.Counter[str] = collections.Counter()
         for call in self.calls:
-            names.append(call.name)
-            count = names.count(call.name)
-            name = call.name if count == 1 else f"{call.name}_{count}"
+            count[call.name] += 1
+            name = call.name if count[call.name] == 1 else f"{call.name}_{count[call.name]}"
             found |= {f"{name}.{argument}": value for argument, value in call.arguments}
         return found
 
@@ -137,9 +137,10 @@ def parse(text: str, field: str, kinds: tuple[str, ...] = tuple(_ORDER)) -> Pipe
     argument, a value that an argument cannot have, and operations in another order than `kinds`.
     """
     _register(kinds)
-    calls = tuple(_call(part, field) for part in _parts(text, field))
-    before = None
-    for call in calls:
+    calls = tuple(_call(node, field) for node in _nodes(text, field))
+    if len(calls) > _MOST:
+        raise UserError(f"{field} has {len(calls)} operations, and must have at most {_MOST}")
+    for before, call in zip((None, *calls), calls, strict=False):
         kind = call.operation.kind
         if kind not in kinds:
             raise UserError(f"{field} cannot have {call.name}: it can have {_names(kinds)}")
@@ -148,9 +149,8 @@ def parse(text: str, field: str, kinds: tuple[str, ...] = tuple(_ORDER)) -> Pipe
                 f"{field} has {call.name} after {before.name}, but must have it before: first what "
                 "crops and resizes, then other operations, and mix at the end"
             )
-        if kind == MIX and before is not None and before.operation.kind == MIX:
+        if before is not None and kind == before.operation.kind == MIX:
             raise UserError(f"{field} must have {call.name} only once")
-        before = call
     host = Pipeline(calls).of(HOST)
     if host and not host[-1].operation.sizes:
         raise UserError(
@@ -165,72 +165,62 @@ def _register(kinds: Iterable[str]) -> None:
         importlib.import_module(f"mnv2.preprocess.{module}")
 
 
-def _parts(text: str, field: str) -> Iterator[str]:
-    """Yields the text of each operation; a | within quotes or parentheses divides nothing."""
+def _nodes(text: str, field: str) -> list[ast.expr]:
+    """Returns the operations, as parsed; a | within quotes or parentheses divides nothing."""
+    if not text.strip():
+        return []
     try:
-        tree = ast.parse(text.strip(), mode="eval").body if text.strip() else None
-    except (SyntaxError, ValueError):
+        tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: far too long
         raise UserError(
-            f'{field} must be like "flip|erase(0.25)", operations divided by |, got {text!r}'
+            f'{field} must be like "flip|erase(0.25)", operations divided by |, got {text[:200]!r}'
         ) from None
-    found = []
+    nodes: list[ast.expr] = []
     while isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.BitOr):
-        found.append(tree.right)
+        nodes.insert(0, tree.right)
         tree = tree.left
-    if tree is not None:
-        found.append(tree)
-    yield from (ast.unparse(node) for node in reversed(found))
+    return [tree, *nodes]
 
 
-def _call(part: str, field: str) -> Call:
-    node = ast.parse(part, mode="eval").body
-    name = node.func if isinstance(node, ast.Call) else node
-    if not isinstance(name, ast.Name):
-        raise UserError(f'{field} must be like "flip|erase(0.25)", got {part!r}')
-    if name.id not in OPERATIONS:
+def _call(node: ast.expr, field: str) -> Call:
+    function = node.func if isinstance(node, ast.Call) else node
+    if not isinstance(function, ast.Name):
+        raise UserError(f'{field} must be like "flip|erase(0.25)", got {ast.unparse(node)!r}')
+    name = function.id
+    if name not in OPERATIONS:
         _register(_ORDER)
-    if name.id not in OPERATIONS:
-        raise UserError(f"{field} has the unknown operation {name.id}{_nearest(name.id)}")
-    found = OPERATIONS[name.id]
-    given: dict[str, Any] = {}
-    if isinstance(node, ast.Call):
-        if len(node.args) > len(found.defaults):
-            raise UserError(f"{field}: {_signature(found)} takes no further value")
-        names = [*list(found.defaults)[: len(node.args)], *(one.arg for one in node.keywords)]
-        values = [*node.args, *(one.value for one in node.keywords)]
-        for argument, value in zip(names, values, strict=True):
-            if argument not in found.defaults:
-                raise UserError(f"{field}: {_signature(found)} has no argument {argument}")
-            if argument in given:
-                raise UserError(f"{field}: {name.id} has {argument} twice")
-            given[argument] = _value(value, part, field)
-    arguments = []
-    for argument, default in found.defaults.items():
-        value = given.get(argument, default)
-        check = found.checks.get(argument)
-        if check is not None and not (value is None and default is None):
-            value = check(f"{field}: {argument} of {name.id}", value)
-        arguments.append((argument, value))
-    return Call(name.id, tuple(arguments))
+    if name not in OPERATIONS:
+        nearest = difflib.get_close_matches(name, OPERATIONS, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"there are {_names(tuple(_ORDER))}"
+        raise UserError(f"{field} has the unknown operation {name[:50]}: {hint}")
+    found = OPERATIONS[name]
+    values = dict(found.defaults)
+    for argument, value in _given(node, found, field).items():
+        try:
+            values[argument] = ast.literal_eval(value)
+        except ValueError:
+            text = ast.unparse(node)
+            raise UserError(f"{field}: the values in {text} must be numbers or texts") from None
+    for argument, check in found.checks.items():
+        if not (values[argument] is None and found.defaults[argument] is None):
+            values[argument] = check(f"{field}: {argument} of {name}", values[argument])
+    return Call(name, tuple(values.items()))
 
 
-def _value(node: ast.expr, part: str, field: str) -> Any:
-    try:
-        return ast.literal_eval(node)
-    except ValueError:
-        raise UserError(f"{field}: the values in {part} must be numbers or texts") from None
-
-
-def _signature(found: Operation) -> str:
-    arguments = ", ".join(f"{name}={value!r}" for name, value in found.defaults.items())
-    return f"{found.name}({arguments})"
-
-
-def _nearest(name: str) -> str:
-    nearest = difflib.get_close_matches(name, OPERATIONS, n=1)
-    if nearest:
-        return f": did you mean {nearest[0]}?"
-    return f": there are {_names(tuple(_ORDER))}"
+def _given(node: ast.expr, found: Operation, field: str) -> dict[str, ast.expr]:
+    """Returns the arguments that a text gives, by their names."""
+    if not isinstance(node, ast.Call):
+        return {}
+    if len(node.args) > len(found.defaults):
+        raise UserError(f"{field}: {found} takes no further value")
+    given = dict(zip(found.defaults, node.args, strict=False))
+    for name, value in ((keyword.arg or "**", keyword.value) for keyword in node.keywords):
+        if name not in found.defaults:
+            raise UserError(f"{field}: {found} has no argument {name}")
+        if name in given:
+            raise UserError(f"{field}: {found.name} has {name} twice")
+        given[name] = value
+    return given
 
 
 def _names(kinds: tuple[str, ...]) -> str:
@@ -244,5 +234,5 @@ def described() -> str:
     for kind in _ORDER:
         of_kind = [found for found in OPERATIONS.values() if found.kind == kind]
         lines += [f"To {kind}:", "", "| operation | what it does |", "|---|---|"]
-        lines += [f"| `{_signature(found)}` | {found.help} |" for found in of_kind] + [""]
+        lines += [f"| `{found}` | {found.help} |" for found in of_kind] + [""]
     return "\n".join(lines).strip()

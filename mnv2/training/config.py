@@ -16,8 +16,8 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from mnv2.preprocess.host import named_view, parse_view
-from mnv2.preprocess.text import parse
+from mnv2.preprocess.host import LARGEST_SIDE, named_view, parse_view
+from mnv2.preprocess.text import HOST, parse
 from mnv2.runtime.errors import (
     Check,
     UserError,
@@ -133,7 +133,7 @@ def sizes(field: str, value: Any) -> None:
     if not isinstance(value, tuple | list) or len(value) == 1:
         raise UserError(f"{field} must be () or two sizes or more, as (128, 176), got {value!r}")
     for one in value:
-        whole(1)(field, one)
+        whole(1, LARGEST_SIDE)(field, one)
 
 
 def train_pipeline(field: str, value: Any) -> str:
@@ -167,6 +167,10 @@ _AUGMENTED = ActsWith(
     lambda s: bool(s.data.train.strip()),
     "some operation in data.train: all versions of a picture are equal",
 )
+_NO_SIZE = ActsWith(
+    lambda s: all(call["size"] is None for call in parse(s.data.train, "data.train").of(HOST)[-1:]),
+    "a data.train whose crop has no size of its own",
+)
 _WARMUP = ActsWith(lambda s: not is_never(s.optimization.warmup), "optimization.warmup")
 _EXPONENTIAL = ActsWith(
     lambda s: s.optimization.schedule == "exponential", "optimization.schedule exponential"
@@ -184,7 +188,7 @@ class Data:
     on_broken: str = _field("stop", choice(("stop", "skip")),
         "What to do about pictures that cannot be read.")
     validation: int = _field(5000, whole(0), "Examples held out from the end of train.")
-    image_size: int | None = _field(None, whole(1),
+    image_size: int | None = _field(None, whole(1, LARGEST_SIDE),
         "The side of the network's pictures; default: that of the data set.")
     train: str = _field("", train_pipeline,
         "What a training picture goes through, such as \"resized_crop|flip|rand_augment(2, 9)\": "
@@ -195,7 +199,8 @@ class Data:
         "How often an epoch has each of its pictures: repeated augmentation.", _AUGMENTED)
     progressive: tuple[int, ...] = _field((), sizes,
         "Sizes of the pictures in training, each for an equal part of the run, such as "
-        "(128, 160, 192); (): image_size all the time (arXiv 2104.00298, section 4.2).")
+        "(128, 160, 192); (): image_size all the time (arXiv 2104.00298, section 4.2).",
+        _NO_SIZE)
     normalization: str = _field("half", choice(("half", "cifar10", "imagenet")),
         "Of pixels: half (-1 to 1), or mean and deviation of imagenet or cifar10.")
     # fmt: on

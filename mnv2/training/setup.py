@@ -3,10 +3,12 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict
 
 from mnv2 import data, pretrained
@@ -14,7 +16,7 @@ from mnv2.analysis import complexity
 from mnv2.models import NETWORKS, STRIDES, MobileNetV2, create_model, name_and_fields
 from mnv2.ops import DeviceGroup
 from mnv2.preprocess import HOST, LABELS, MIX, PICTURES, Pipeline, parse
-from mnv2.preprocess.host import View
+from mnv2.preprocess.host import LARGEST_SIDE, View
 from mnv2.preprocess.policies import largest_shift
 from mnv2.preprocess.simple import with_fill
 from mnv2.pretrained.preprocessing import NORMALIZATIONS
@@ -80,10 +82,12 @@ def set_up(settings: Settings) -> Setup:
     shape = image_shape(settings, dataset, weights)
     data.check_batch_size(settings.batch_size, dataset)
     durations = _durations(settings, dataset.num_examples("train"))
-    _check_data(settings, dataset)
+    preprocess = _preprocessing(settings, shape[2], weights)
+    views, eval_view = train_views(settings, shape), preprocess.view_of(shape[:2], shape[2])
+    _check_data(settings, dataset, views)
+    _check_view(eval_view, "data.evaluation", dataset.image_shape)
     _check_network(model, settings, shape)
     note_what_does_nothing(settings)
-    preprocess = _preprocessing(settings, shape[2], weights)
     loaded, teacher = None, None
     if settings.teacher is not None:
         loaded = _match_teacher(settings.teacher, dataset, shape[2])
@@ -98,12 +102,11 @@ def set_up(settings: Settings) -> Setup:
         examples=dataset.num_examples("train"),
         teacher=teacher,
     )
-    eval_view = preprocess.view_of(shape[:2], shape[2])
     return Setup(
         dataset,
         model,
         eval_view.shape,
-        train_views(settings, shape),
+        views,
         eval_view,
         preprocess,
         durations,
@@ -165,7 +168,7 @@ def device_pipeline(
             )
         if call.name == "mix" and (until := call["until"]) is not None:
             step = to_steps(
-                until,
+                str(until),
                 examples=examples,
                 batch_size=settings.batch_size,
                 what="data.train: until of mix",
@@ -391,7 +394,7 @@ def _durations(settings: Settings, examples: int) -> Durations:
     return durations
 
 
-def _check_data(settings: Settings, dataset: data.Dataset) -> None:
+def _check_data(settings: Settings, dataset: data.Dataset, views: tuple[View, ...]) -> None:
     """Raises UserError for settings that do not fit the data set or each other."""
     pipeline = parse(settings.data.train, "data.train")
     if pipeline.find("distort_color") and dataset.image_shape[2] == 1:
@@ -413,13 +416,33 @@ def _check_data(settings: Settings, dataset: data.Dataset) -> None:
         )
     if settings.recalibrate and settings.optimization.classifier_only:
         raise UserError("recalibrate must be 0 with a frozen backbone, whose batch norm is frozen")
-    _check_crops(pipeline, settings, dataset)
+    _check_crops(pipeline, views, dataset)
     if settings.data.repeats > (examples := dataset.num_examples("train")):
         raise UserError(f"data.repeats must be at most the {examples} training examples")
-    _note_lost_pictures(pipeline, settings, dataset)
+    _note_lost_pictures(pipeline, min(view.size[1] for view in views))
 
 
-def _check_crops(pipeline: Pipeline, settings: Settings, dataset: data.Dataset) -> None:
+def _check_view(view: View, field: str, shape: Sequence[int | None]) -> None:
+    """Raises UserError if pictures are too small for what the field crops, or it enlarges too much.
+
+    If pictures differ in size, only if all are, be they square, wide or high.
+    """
+    if not any(call.name in ("center_crop", "resize_shorter") for call in view.pipeline.calls):
+        return
+    sizes = [shape[:2]]
+    if None in shape:
+        sizes = [(LARGEST_SIDE // i, LARGEST_SIDE // j) for i, j in ((1, 1), (2, 1), (1, 2))]
+    error = None
+    for size in sizes:
+        try:
+            view(np.zeros((*size, shape[2] or 3), np.uint8), np.random.default_rng(0))
+            return
+        except UserError as wrong:
+            error = error or wrong
+    raise UserError(f"{field}: {error}")
+
+
+def _check_crops(pipeline: Pipeline, views: tuple[View, ...], dataset: data.Dataset) -> None:
     """Raises UserError if no crop of the pictures can be as the settings say."""
     height, width, _ = dataset.image_shape
     for call in pipeline.of(HOST):
@@ -431,17 +454,26 @@ def _check_crops(pipeline: Pipeline, settings: Settings, dataset: data.Dataset) 
                     f"data.train: no crop of a picture of {height} x {width} pixels can be as "
                     f"{call.name} says"
                 )
-    side = settings.data.image_size or min(height or 0, width or 0)
-    padded = pipeline.find("pad_crop")
-    if padded and side and padded["pad"] > side:
-        raise UserError(f"data.train: pad of pad_crop must be at most the {side} pixels of a side")
-
-
-def _note_lost_pictures(pipeline: Pipeline, settings: Settings, dataset: data.Dataset) -> None:
-    """Says in a note if a policy can shift pictures out of themselves, as torchvision's can."""
-    side = settings.data.image_size or dataset.image_shape[1]
+    for view in views:
+        _check_view(view, "data.train", dataset.image_shape)
+    side, channels = min(min(view.size) for view in views), views[0].channels
     for call in pipeline.of(PICTURES):
-        if side and (shift := largest_shift(call, side)) >= side:
+        if call.name == "pad_crop" and call["pad"] > side:
+            raise UserError(
+                f"data.train: pad of pad_crop must be at most the {side} pixels of a side"
+            )
+        fill = call["fill"] if call.name == "erase" else None
+        if isinstance(fill, tuple) and len(fill) != channels:
+            raise UserError(
+                f"data.train: fill of erase must have a value for each channel, {channels}, got "
+                f"{fill!r}"
+            )
+
+
+def _note_lost_pictures(pipeline: Pipeline, side: int) -> None:
+    """Says in a note if a policy can shift pictures out of themselves, as torchvision's can."""
+    for call in pipeline.of(PICTURES):
+        if (shift := largest_shift(call, side)) >= side:
             note_once(
                 f"data.train: {call.name} shifts pictures of {side} pixels by up to {shift}: some "
                 "keep their label with nothing left of them but its fill"

@@ -9,7 +9,7 @@ import scipy.stats
 import tensorflow as tf
 from PIL import Image
 
-from mnv2.preprocess import host, resizing
+from mnv2.preprocess import host
 from mnv2.preprocess.resizing import METHODS, resized, to_uint8
 from mnv2.preprocess.text import parse
 from mnv2.runtime.errors import UserError
@@ -51,11 +51,11 @@ def by_pillow(picture, size, method="bilinear"):
 def test_without_antialiasing_pixels_are_those_of_tensorflow(size, target):
     picture = noise(*size)
     for values in (picture, picture.astype(np.float32) + np.float32(0.3)):
-        for method, most in (("nearest", 0), ("bilinear", 0), ("bicubic", 1e-3)):
+        for method in ("nearest", "bilinear"):
             ours = view(f"resize(method={method!r})", target)(values)
             assert ours.shape == (*target, 3)
             assert ours.dtype in (values.dtype, np.float32)
-            np.testing.assert_allclose(ours, by_tensorflow(values, target, method), 0, most)
+            np.testing.assert_allclose(ours, by_tensorflow(values, target, method), 0, 0)
 
 
 @pytest.mark.parametrize("crop", [0.875, 0.9, 0.3, 1.0])
@@ -104,8 +104,6 @@ def test_the_shorter_side_is_resized_and_the_centre_cropped_as_in_pil(method, sh
     for text in (f"resize_shorter(crop={224 / shorter}", f"resize_shorter({shorter}"):
         ours = view(f"{text}, method='{method}_antialiased')|center_crop", (224, 224))(picture)
         np.testing.assert_array_equal(ours, expected)
-    text = f"resize_shorter({shorter}, method='{method}_antialiased')|central_crop(1.0)|center_crop"
-    np.testing.assert_array_equal(view(text, (224, 224))(picture), expected)  # not as a pair
 
 
 @pytest.mark.parametrize("size", [(375, 500), (224, 200), (256, 256), (70, 333)])
@@ -138,17 +136,14 @@ def test_a_size_that_is_not_square_is_covered_and_keeps_the_proportions(size, ta
     np.testing.assert_array_equal(ours, expected)
 
 
-def test_of_a_very_wide_picture_only_the_part_that_is_kept_is_computed(monkeypatch):
+def test_of_a_very_long_picture_only_the_centre_is_computed(monkeypatch):
     for method in METHODS:
-        huge = view(f"resize_shorter(method={method!r})|center_crop", (224, 224))
-        assert huge(noise(2, 60000)).shape == (224, 224, 3)  # as a whole, 6 GB
-        assert huge(noise(60000, 2)).shape == (224, 224, 3)
-    for size in ((375, 500), (40, 900), (900, 40)):
-        for method in METHODS:
-            one = view(f"resize_shorter(method={method!r})|center_crop", (224, 224))
+        one = view(f"resize_shorter(method={method!r})|center_crop", (64, 64))
+        assert one(noise(2, 60000)).shape == one(noise(60000, 2)).shape == (64, 64, 3)
+        for size in ((40, 900), (900, 40)):
             whole = one(smooth(*size)).astype(np.float32)
             with monkeypatch.context() as patch:
-                patch.setattr(resizing, "_WHOLE", 0)
+                patch.setattr(host, "LONGEST", 6)
                 assert np.abs(one(smooth(*size)) - whole).max() <= 1, (size, method)
 
 
@@ -318,7 +313,7 @@ def test_a_random_crop_depends_only_on_its_random_numbers(text):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("resize(0)", "size of resize must be a whole number, 1 or more"),
+        ("resize(0)", "size of resize must be a whole number, 1 to 4096"),
         ("resize(method='bilinaer')", "did you mean 'bilinear'"),
         ("fit(0)", "crop of fit must be greater than 0 and at most 1"),
         ("inception_crop(0.5, 0.2)", "smallest of inception_crop must not exceed largest"),

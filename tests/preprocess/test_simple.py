@@ -128,7 +128,7 @@ def test_colours_are_changed_as_their_names_say():
     image = np.random.default_rng(0).uniform(0, 1, (5, 4, 3)).astype(np.float32)
     brightness, saturation, hue, contrast = 0.1, 1.4, -0.15, 0.7
     amounts = jnp.array((brightness, saturation, hue, contrast))
-    changed = jax.jit(functools.partial(_in_order, ["contrast", "hue", "saturation", "brightness"]))
+    changed = jax.jit(functools.partial(_in_order, ("contrast", "hue", "saturation", "brightness")))
     result = changed(image, amounts)
     expected = (image - image.mean((0, 1))) * contrast + image.mean((0, 1))
     for pixel in expected.reshape(-1, 3):

@@ -8,11 +8,11 @@ from mnv2.runtime.errors import UserError
 
 
 def test_operations_have_their_arguments_in_order_and_their_defaults():
-    text = "resized_crop(0.2, method='bicubic')| flip |erase(0.25)|mix(mixup=0.2, until='3 epochs')"
+    text = "resized_crop(0.2, method='nearest')| flip |erase(0.25)|mix(mixup=0.2, until='3 epochs')"
     found = parse(text, "data.train")
     assert [call.name for call in found.calls] == ["resized_crop", "flip", "erase", "mix"]
     crop, flip, _, mix = found.calls
-    assert (crop["smallest"], crop["largest"], crop["method"]) == (0.2, 1.0, "bicubic")
+    assert (crop["smallest"], crop["largest"], crop["method"]) == (0.2, 1.0, "nearest")
     assert flip["probability"] == 0.5
     assert (mix["mixup"], mix["cutmix"], mix["until"]) == (0.2, 0.0, "3 epochs")
     assert [call.name for call in found.of(HOST)] == ["resized_crop"]
@@ -36,6 +36,7 @@ def test_an_empty_text_has_no_operations(text):
         ("erase(2)", "probability of erase must be at least 0 and at most 1, got 2"),
         ("erase(0.1, 1, 2, 3)", "takes no further value"),
         ("erase(0.1, probability=0.2)", "erase has probability twice"),
+        ("flip(**{'a': 1})", r"has no argument \*\*"),
         ("flip(x)", r"the values in flip\(x\) must be numbers or texts"),
         ("flip|resize", "has resize after flip, but must have it before"),
         ("mix(0.2)|flip", "has flip after mix, but must have it before"),
@@ -46,6 +47,11 @@ def test_an_empty_text_has_no_operations(text):
         ("optax.flip", "must be like"),
         ("flip\nimport os", "must be like"),
         ("mix(1e-9)", "mixup of mix must be at least 0.001"),
+        ("mix(1e39)", "mixup of mix must be at least 0.001 and at most 1e"),
+        ("resize((28, 5000))", "size of resize must be a whole number, 1 to 4096, got 5000"),
+        ("flip|" * 99 + "flip", "has 100 operations, and must have at most 20"),
+        ("flip|" * 20000 + "flip", "must be like .{,300}$"),
+        ("flip(" + "-" * 100000 + "1)", "must be like"),
         ("rand_augment(0)", "operations of rand_augment must be a whole number, 1 to 14"),
         ("__import__('os')", "unknown operation"),
     ],
