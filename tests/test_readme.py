@@ -65,7 +65,11 @@ def test_every_run_can_start(command, tmp_path, fashion_mnist, weights, monkeypa
         given = (config.value.weights, config.value.data.name)
         assert given in (("FILE", "folder:PATH"), ("runs/v2_ablation/linear/0", "fashion_mnist"))
         config.value.weights, config.value.data.name = str(weights), "fashion_mnist"
-    if config.value.data.name in ("cifar10", "imagenet2012"):  # which tests do not download
+    if config.value.data.name in (
+        "cifar10",
+        "imagenet2012",
+        "folder:~/imagenet_256",
+    ):  # which tests do not download
         config.value.data.name = "fashion_mnist"
         config.value.data.normalization = "half"  # its pictures are gray
         config.value.data.train = ""

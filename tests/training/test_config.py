@@ -87,7 +87,7 @@ def test_a_size_of_pictures_is_a_whole_number_of_pixels():
     config = finetune.get_config()
     config.weights = "FILE"
     config.data.image_size = -8
-    with pytest.raises(UserError, match=r"data.image_size must be a whole number, 1 or more"):
+    with pytest.raises(UserError, match=r"data.image_size must be a whole number, 1 to 4096"):
         from_config(resolve(config, "finetune"))
 
 

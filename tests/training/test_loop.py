@@ -175,10 +175,8 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused(tiny_config):
 
 
 def test_images_of_any_size_need_a_size(tiny_config, fashion_mnist):
-    class Pictures(TfdsDataset):
-        image_shape = (None, None, 3)
-
-    pictures = Pictures("pictures", fashion_mnist.builder, 0)
+    pictures = TfdsDataset("pictures", fashion_mnist.builder, 0)
+    pictures.image_shape = (None, None, 3)
     with pytest.raises(UserError, match=r"images of pictures differ in size: set data.image_size"):
         setup.image_shape(from_config(tiny_config), pictures)
     tiny_config.data.image_size = 96

@@ -1,9 +1,11 @@
 import pytest
 
+from mnv2.preprocess.host import View
+from mnv2.preprocess.text import parse
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.terminal import note_once
-from mnv2.training.config import from_config
-from mnv2.training.setup import check_durations, initial_state, set_up
+from mnv2.training.config import from_config, note_what_does_nothing
+from mnv2.training.setup import _check_view, check_durations, initial_state, set_up
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +31,23 @@ def changed(config, **fields):
         ),
         ({"data__train": "flip|mix"}, "mix mixes nothing"),
         ({"data__train": "pad_crop(29)"}, "pad of pad_crop must be at most the 28 pixels"),
+        ({"data__train": "resize(4)|pad_crop(5)"}, "pad of pad_crop must be at most the 4 pixels"),
+        ({"data__train": "erase(fill=(1, 2, 3))"}, "data.train: fill of erase .* each channel, 1,"),
+        (
+            {"data__train": "flip|mix(0.2, until=3)"},
+            "until of mix must be like '2 epochs', .*got '3'$",
+        ),
+        (
+            {"data__train": "center_crop", "data__progressive": (28, 56), "duration": "2 steps"},
+            "^data.train: center_crop cannot cut 56 x 56 out of a picture of 28 x 28",
+        ),
+        (
+            {"data__train": "resize_shorter(crop=1e-9)|fit"},
+            "^data.train: resize_shorter would make",
+        ),
+        ({"data__evaluation": "center_crop(29)"}, "^data.evaluation: center_crop cannot cut 29"),
+        ({"data__image_size": 10**5}, "data.image_size must be a whole number, 1 to 4096"),
+        ({"data__train": "resize(100000)"}, "size of resize must be a whole number, 1 to 4096"),
         ({"data__repeats": 10**6}, "data.repeats must be at most the"),
         (
             {"data__repeats": 2, "data__train": "flip|mix(0.2)"},
@@ -55,6 +74,21 @@ def test_fields_that_do_not_fit_each_other_are_refused(tiny_config, fashion_mnis
     tiny_config.optimization.warmup = "0 steps"
     with pytest.raises(UserError, match=message):
         set_up(changed(tiny_config, **fields))
+
+
+def test_a_crop_is_refused_if_no_picture_can_be_as_large():
+    views = [View(parse(f"resize_shorter(20)|center_crop({size})", "x"), (9, 9), 3)
+             for size in (20, (20, 30), 24)]  # fmt: skip
+    for view in views[:2]:
+        _check_view(view, "data.train", (None, None, 3))
+    with pytest.raises(UserError, match="center_crop cannot cut 24 x 24"):
+        _check_view(views[2], "data.train", (None, None, 3))
+
+
+def test_sizes_of_training_are_noted_if_the_crop_has_its_own(tiny_config, capsys):
+    of_run = changed(tiny_config, data__progressive=(14, 28), data__train="resized_crop(size=20)")
+    note_what_does_nothing(of_run)
+    assert "data.progressive acts only with a data.train whose crop" in capsys.readouterr().err
 
 
 def test_weight_decay_on_nothing_is_refused(tiny_config, fashion_mnist):
