@@ -9,10 +9,12 @@ Together the shards are the batches that a single process would read. For a data
 holds while the number of processes divides `number_of_parts`.
 """
 
+import atexit
 import collections
 import functools
 import itertools
 import math
+import weakref
 from collections.abc import Iterator
 from typing import Any, NamedTuple, TypedDict
 
@@ -344,15 +346,35 @@ def _to_numpy(
     `read` has the numbers of the examples of the next batches, as far as they are known.
     Raises UserError if TensorFlow fails to read one, or if a label is none of the classes.
     """
+    failed = tf.errors.OpError  # a name that still exists while the interpreter ends
     try:
-        for batch in batches.prefetch(tf.data.AUTOTUNE).as_numpy_iterator():
+        for batch in _until_exit(batches.prefetch(tf.data.AUTOTUNE)):
             check_labels(dataset, split, batch["label"])
             if read:
                 read.popleft()
             yield batch
-    except tf.errors.OpError as error:
+    except failed as error:
         latest = itertools.chain.from_iterable(read or ())
         raise UserError(dataset.explain(error, split, map(int, latest))) from error
+
+
+_READING: weakref.WeakSet[Any] = weakref.WeakSet()  # generators that are not at their end
+
+
+def _until_exit(batches: tf.data.Dataset) -> Iterator[Any]:
+    """Returns the batches as NumPy arrays; they are closed before the interpreter ends.
+
+    A thread of TensorFlow that calls Python while the interpreter ends would wait for ever.
+    """
+    every = (batch for batch in batches.as_numpy_iterator())
+    _READING.add(every)
+    return every
+
+
+@atexit.register
+def _close_all() -> None:
+    for every in list(_READING):
+        every.close()
 
 
 def check_labels(dataset: Dataset, split: str, labels: np.ndarray) -> None:
