@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from mnv2.preprocess.text import parse
 from mnv2.runtime.errors import UserError, check_choice, reason
 from mnv2.runtime.files import AnyPath, matches, read_json, to_json, write_json
 from mnv2.runtime.layout import CHECKPOINTS, CONFIG, ENVIRONMENT, FAILURE, RESULT, SWEEP
@@ -314,7 +313,7 @@ def record(one: Run) -> None:
     If it is resumed in another environment, those before stay recorded, as `earlier`.
     """
     (one.folder / FAILURE).unlink(missing_ok=True)
-    operations = parse(one.settings.data.train, "data.train").flat()
+    operations = one.settings.data.pipeline.flat()
     write_json(one.folder / CONFIG, {**one.config, OPERATIONS: operations})
     now, before = environment(), _environments_before(one.folder)
     if before and before[-1] == now:

@@ -17,7 +17,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from mnv2.preprocess.host import LARGEST_SIDE, named_view, parse_view
-from mnv2.preprocess.text import HOST, parse
+from mnv2.preprocess.text import HOST, Pipeline, parse
 from mnv2.runtime.errors import (
     Check,
     UserError,
@@ -164,11 +164,11 @@ def _field(
 
 
 _AUGMENTED = ActsWith(
-    lambda s: bool(s.data.train.strip()),
+    lambda s: bool(s.data.pipeline.calls),
     "some operation in data.train: all versions of a picture are equal",
 )
 _NO_SIZE = ActsWith(
-    lambda s: all(call["size"] is None for call in parse(s.data.train, "data.train").of(HOST)[-1:]),
+    lambda s: all(call["size"] is None for call in s.data.pipeline.of(HOST)[-1:]),
     "a data.train whose crop has no size of its own",
 )
 _WARMUP = ActsWith(lambda s: not is_never(s.optimization.warmup), "optimization.warmup")
@@ -204,6 +204,11 @@ class Data:
     normalization: str = _field("half", choice(("half", "cifar10", "imagenet")),
         "Of pixels: half (-1 to 1), or mean and deviation of imagenet or cifar10.")
     # fmt: on
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The operations of `train`."""
+        return parse(self.train, "data.train")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,7 +64,7 @@ class HostFeed:
         """Returns the first images of the next step, augmented."""
         self.prepare()
         first = {name: values[:SHOWN] for name, values in self._batch.items()}
-        return np.asarray(self._augment(first, self._key))
+        return np.asarray(self._augment(first, self._key)[0])
 
     def prepare(self) -> None:
         """Fetches the next batch, if there is one, and begins to copy it to the devices."""
@@ -141,7 +141,7 @@ class DeviceFeed:
         first = {name: values[:SHOWN] for name, values in rows.items()}
         for name, of_set in (("image", self._images), ("label", self._labels)):
             first[name] = np.asarray(of_set[first["index"]])
-        return np.asarray(self._augment(first, self._key))
+        return np.asarray(self._augment(first, self._key)[0])
 
     def prepare(self) -> None:
         """Does nothing: there are only numbers to copy."""

@@ -11,7 +11,6 @@ from tensorboard.plugins.scalar.metadata import create_summary_metadata
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.util.tensor_util import make_tensor_proto
 
-from mnv2.preprocess import parse
 from mnv2.runtime.files import (
     AnyPath,
     Growing,
@@ -117,7 +116,7 @@ def _hyperparameters(settings: Settings) -> dict[str, Any]:
 
     Also each argument of the operations in data.train, as data.train.erase.probability.
     """
-    operations = parse(settings.data.train, "data.train").flat()
+    operations = settings.data.pipeline.flat()
     values = {**settings.flat(), **{f"data.train.{name}": x for name, x in operations.items()}}
     return {
         name: value if isinstance(value, int | float) else printable(value)

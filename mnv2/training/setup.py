@@ -15,7 +15,7 @@ from mnv2 import data, pretrained
 from mnv2.analysis import complexity
 from mnv2.models import NETWORKS, STRIDES, MobileNetV2, create_model, name_and_fields
 from mnv2.ops import DeviceGroup
-from mnv2.preprocess import HOST, LABELS, MIX, PICTURES, Pipeline, parse
+from mnv2.preprocess import HOST, LABELS, MIX, PICTURES, Pipeline
 from mnv2.preprocess.host import LARGEST_SIDE, View
 from mnv2.preprocess.policies import largest_shift
 from mnv2.preprocess.simple import with_fill
@@ -159,7 +159,7 @@ def device_pipeline(
     What is erased is the `mean` of pixels. `mix` is left out if it never mixes; if it ends before
     the run does, it has the step.
     """
-    pipeline = with_fill(parse(settings.data.train, "data.train"), mean)
+    pipeline = with_fill(settings.data.pipeline, mean)
     calls = []
     for call in pipeline.of(PICTURES, LABELS, MIX):
         if call.name == "mix" and not (call["mixup"] or call["cutmix"]):
@@ -206,7 +206,7 @@ def initial_state(setup: Setup, settings: Settings) -> TrainState:
 
 def train_views(settings: Settings, shape: tuple[int, int, int]) -> tuple[View, ...]:
     """Returns what training makes of a picture on the host, in each part of the run."""
-    pipeline = parse(settings.data.train, "data.train")
+    pipeline = settings.data.pipeline
     sizes = [(size, size) for size in settings.data.progressive] or [shape[:2]]
     return tuple(View(pipeline, size, shape[2], rounds=True) for size in sizes)
 
@@ -396,7 +396,7 @@ def _durations(settings: Settings, examples: int) -> Durations:
 
 def _check_data(settings: Settings, dataset: data.Dataset, views: tuple[View, ...]) -> None:
     """Raises UserError for settings that do not fit the data set or each other."""
-    pipeline = parse(settings.data.train, "data.train")
+    pipeline = settings.data.pipeline
     if pipeline.find("distort_color") and dataset.image_shape[2] == 1:
         raise UserError(
             "data.train: distort_color is for colour pictures, and those of "
@@ -494,7 +494,7 @@ def check_devices(settings: Settings, count: int) -> None:
             f"bn_group must divide the number of devices, {count}, got {settings.bn_group}"
         )
     part, repeats = settings.batch_size // count, settings.data.repeats
-    mixes = parse(settings.data.train, "data.train").find("mix") is not None
+    mixes = settings.data.pipeline.find("mix") is not None
     if mixes and part == 1:
         raise UserError(
             "data.train: mix needs 2 pictures or more on each device: raise batch_size above "

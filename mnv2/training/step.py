@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Real, UInt8
 
 from mnv2.ops import DeviceGroup, traced_for
 from mnv2.ops.precision import accumulator
@@ -257,26 +257,26 @@ def loss_of(
 
 
 def augmented(
-    batch: Batch, key: Array, step: Array, model: nn.Module, pipeline: Pipeline
+    batch: Batch, key: Array, *, model: nn.Module, pipeline: Pipeline
+) -> tuple[Real[Array, "b h w c"], Int[Array, " b"]]:
+    """Returns the images and labels of a batch as training has them, but not mixed."""
+    classes: int = model.num_classes
+    return augment(pipeline, batch["image"], batch["label"], key, batch, classes)
+
+
+def mixed(
+    batch: Batch, key: Array, step: Array, *, model: nn.Module, pipeline: Pipeline
 ) -> tuple[dict[str, Array], Float[Array, ""]]:
     """Returns image, label and, if pictures are mixed, the partners' labels; and the own share.
 
-    Without mixing the images stay bytes, which are normalised where they are used.
+    They are augmented before. Without mixing the images stay bytes, which are normalised where they
+    are used.
     """
-    classes: int = model.num_classes
-    images, labels = augment(pipeline, batch["image"], batch["label"], key, batch, classes)
+    images, labels = augmented(batch, key, model=model, pipeline=pipeline)
     if mixes := pipeline.find("mix"):
         images, share = mixes(images.astype(accumulator(model.dtype)), key, step)
         return {"image": images, "label": labels, "partner": partners(labels)}, share
     return {"image": images, "label": labels}, jnp.ones(())
-
-
-def augmented_images(
-    batch: Batch, key: Array, *, model: nn.Module, pipeline: Pipeline
-) -> UInt8[Array, "b h w c"]:
-    """Returns the images of a batch as training has them, but not mixed: to look at."""
-    classes: int = model.num_classes
-    return augment(pipeline, batch["image"], batch["label"], key, batch, classes)[0]
 
 
 def accumulated(
@@ -332,7 +332,7 @@ def train_step(
     others of it. With `skip_nan`, a step whose loss, gradients or update are not finite changes
     only the counts of steps; its metrics are 0, and `skipped_steps` is 1.
     """
-    rows, share = augmented(batch, key, state.step, model, objective.pipeline)
+    rows, share = mixed(batch, key, state.step, model=model, pipeline=objective.pipeline)
 
     loss = functools.partial(loss_of, model=model, preprocess=preprocess, objective=objective)
     gradient = jax.grad(loss, has_aux=True)
@@ -530,16 +530,18 @@ def shard[Tree](batch: Tree, devices: Devices = None) -> Tree:
 def parallel(
     function: Callable[..., Any], *, devices: Devices = None, **options: Any
 ) -> Callable[..., Any]:
-    """Returns a function that computes on each device, by `jax.pmap` over AXIS.
+    """Returns a function that computes on each device, by `jax.pmap` over AXIS."""
+    return jax.pmap(on_platform(function, devices), axis_name=AXIS, devices=devices, **options)
 
-    It is traced for the platform of the devices: see `ops.traced_for`.
-    """
+
+def on_platform(function: Callable[..., Any], devices: Devices = None) -> Callable[..., Any]:
+    """Returns a function that is traced for the platform of the devices: see `ops.traced_for`."""
     first = (devices or jax.devices())[0]
     platform: str | None = first.platform
     if platform == "gpu":
         platform = "cuda" if "cuda" in first.client.platform_version.lower() else None
-    on_platform = traced_for(platform)(function)
-    return jax.pmap(on_platform, axis_name=AXIS, devices=devices, **options)
+    traced: Callable[..., Any] = traced_for(platform)(function)
+    return traced
 
 
 class Steps(NamedTuple):
@@ -549,7 +551,7 @@ class Steps(NamedTuple):
     train_many  as `train_steps`; rows are (devices MOST_STEPS b/devices)
     evaluate    state, batch (devices b/devices ...) -> StepMetrics, classes (devices b/devices)
     statistics  state, batch, key -> batch norm's statistics
-    augment     batch (b ...), key -> images (b h w c) as `train` has them, but not mixed
+    augment     batch (b ...), key -> images (b h w c), labels, as `train` has them, but not mixed
     optimizer   the optax optimiser inside them, and its
     schedule    learning rate at a step
 
@@ -560,7 +562,7 @@ class Steps(NamedTuple):
     train_many: Callable[..., tuple[TrainState, StepMetrics]]
     evaluate: Callable[..., tuple[StepMetrics, Array]]
     statistics: Callable[..., Any]
-    augment: Callable[..., Array]
+    augment: Callable[..., tuple[Array, Array]]
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
 
@@ -598,7 +600,7 @@ def create_steps(
         skip_nan=skip_nan,
     )
     many = functools.partial(train_steps, step=step, metrics=no_metrics(model, skip_nan))
-    pipeline = objective.pipeline
+    augments = functools.partial(augmented, model=model, pipeline=objective.pipeline)
     evaluate = functools.partial(eval_state, model=model, preprocess=preprocess)
     statistics = functools.partial(statistics_of, model=model, preprocess=preprocess)
     # The state, the key and the metrics have no device axis (None). The first axis of a batch and
@@ -614,7 +616,7 @@ def create_steps(
         ),
         evaluate=each(evaluate, in_axes=(None, 0), out_axes=(None, 0)),
         statistics=each(statistics, in_axes=(None, 0, None), out_axes=None),
-        augment=jax.jit(functools.partial(augmented_images, model=model, pipeline=pipeline)),
+        augment=jax.jit(on_platform(augments, devices)),
         optimizer=optimizer,
         schedule=schedule,
     )
