@@ -3,6 +3,8 @@
 import collections
 import dataclasses
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -260,3 +262,18 @@ def test_repeated_augmentation_shows_each_picture_in_a_row_and_each_time_anew(sm
         assert np.mean([np.array_equal(four[0], four[1]) for four in cropped]) < 0.2
     (rows,) = take(train_batches(small, 500, seed=2, view=view_of(), repeats=4), 1)
     assert len(np.unique(rows["image"], axis=0)) == 125  # a quarter of the pictures
+
+
+ENDS_WHILE_IT_READS = """
+import sys
+from mnv2.data import open_dataset, train_batches
+from tests.views import view_of
+view = view_of("resized_crop", size=(224, 224), channels=3)
+batches = train_batches(open_dataset(sys.argv[1]), 8, seed=0, view=view)
+next(batches)
+"""
+
+
+def test_a_process_ends_while_batches_are_prepared(picture_folder):
+    command = [sys.executable, "-c", ENDS_WHILE_IT_READS, f"folder:{picture_folder}"]
+    assert subprocess.run(command, timeout=60, check=True).returncode == 0
