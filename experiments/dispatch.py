@@ -8,6 +8,7 @@ these steps/s, as median and range over --rounds, to --out as dispatch.csv and d
 
 import dataclasses
 import functools
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -78,7 +79,7 @@ def measures(task: Task) -> dict[int, Callable[[], float]]:
     images = random.integers(0, 256, (EXAMPLES, *shape)).astype(np.uint8)
     labels = random.integers(0, 10, EXAMPLES).astype(np.int32)
     on_device = replicate(images), replicate(labels)
-    batches = data.Order(EXAMPLES, task.batch, seed=0).rows_from(0)
+    batches = map(data.Order(EXAMPLES, task.batch, seed=0).rows_at, itertools.count())
     states = {
         per_call: replicate(create_state(model, steps.optimizer, shape, seed=0, ema=False))
         for per_call in PER_CALL

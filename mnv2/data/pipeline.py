@@ -94,19 +94,16 @@ class Order(NamedTuple):
     def steps(self) -> int:
         return self.examples // self.batch_size
 
-    def rows_from(self, first_step: int) -> Iterator[Rows]:
-        """Yields this shard's rows of the batches from a step on, without end.
+    def rows_at(self, step: int) -> Rows:
+        """Returns this shard's rows of the batch of a step, counted from the run's beginning.
 
         Only for a data set of which any example can be read at any time.
         """
-        first_epoch, first_step = divmod(first_step, self.steps)
-        first_row = self.shard[0] * self.rows
-        for epoch in itertools.count(first_epoch):
-            numbers = self.numbers(epoch).astype(np.int32)
-            epochs = np.full(self.rows, epoch, np.int32)
-            for step in range(first_step if epoch == first_epoch else 0, self.steps):
-                position = step * self.batch_size + first_row + np.arange(self.rows, dtype=np.int32)
-                yield {"index": numbers[step], "epoch": epochs, "position": position}
+        epoch, step = divmod(step, self.steps)
+        numbers = _numbers(self, epoch)[step]
+        first = step * self.batch_size + self.shard[0] * self.rows
+        position = first + np.arange(self.rows, dtype=np.int32)
+        return {"index": numbers, "epoch": np.full_like(numbers, epoch), "position": position}
 
     def numbers(self, epoch: int) -> Int[np.ndarray, "steps rows"]:
         """Returns the number of the example in each row of an epoch."""
@@ -144,6 +141,11 @@ class Order(NamedTuple):
             return [(number, count)]
         shares = ((epoch + later) % repeats for later in (0, 1))
         return [(number * repeats + share, count * repeats) for share in shares]
+
+
+@functools.lru_cache(maxsize=1)
+def _numbers(order: Order, epoch: int) -> Int[np.ndarray, "steps rows"]:
+    return order.numbers(epoch).astype(np.int32)
 
 
 def fits_on_device(dataset: Dataset, view: View) -> bool:
@@ -254,13 +256,21 @@ def _by_number(
     The numbers of each batch that is read are added to `read`.
     """
 
-    def every() -> Iterator[Rows]:
-        for rows in order.rows_from(first_step):
-            read.append(rows["index"])
-            yield rows
+    def rows_at(step: np.int64) -> list[np.ndarray]:
+        rows = order.rows_at(int(step))
+        read.append(rows["index"])
+        return [rows["index"], rows["epoch"], rows["position"]]
 
-    signature = {name: tf.TensorSpec((order.rows,), tf.int32) for name in Rows.__annotations__}
-    chosen = tf.data.Dataset.from_generator(every, output_signature=signature)
+    def choose(step: tf.Tensor) -> dict[str, tf.Tensor]:
+        names = Rows.__annotations__
+        rows = tf.numpy_function(rows_at, (step,), [tf.int32] * len(names))
+        return {
+            name: tf.ensure_shape(row, (order.rows,)) for name, row in zip(names, rows, strict=True)
+        }
+
+    # Dataset.from_generator would do, but TensorFlow then sets glibc's M_MMAP_THRESHOLD to 128 KiB,
+    # for the whole process: each larger array, of a training step too, gets fresh pages.
+    chosen = tf.data.Dataset.range(first_step, tf.int64.max).map(choose)
     in_memory = dataset.fits_in_memory()
     table = dataset.table("train") or dict(
         zip(("image", "label"), dataset.arrays("train"), strict=True)

@@ -126,9 +126,8 @@ class DeviceFeed:
         self._before, self._asked = 0, time.perf_counter()  # of the last call
         examples, repeats = setup.dataset.num_examples("train"), settings.data.repeats
         order = data.Order(examples, settings.batch_size, settings.seed, repeats, process_shard())
-        rows = order.rows_from(first_step)
-        self._first = next(rows)
-        self._rows = itertools.chain([self._first], rows)
+        self._first = order.rows_at(first_step)
+        self._rows = map(order.rows_at, itertools.count(first_step))
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ SIZES = [
     *((3, 400), (400, 3), (28, 1000), (20, 36)),
 ]
 TARGETS = [(28, 28), (20, 36)]
+CLOSE = 0.05  # grey levels: TensorFlow places pixels in float32, OpenCV in float64
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -55,7 +56,8 @@ def test_without_antialiasing_pixels_are_those_of_tensorflow(size, target):
             ours = view(f"resize(method={method!r})", target)(values)
             assert ours.shape == (*target, 3)
             assert ours.dtype in (values.dtype, np.float32)
-            np.testing.assert_allclose(ours, by_tensorflow(values, target, method), 0, 0)
+            close = CLOSE if method == "bilinear" else 0
+            np.testing.assert_allclose(ours, by_tensorflow(values, target, method), 0, close)
 
 
 @pytest.mark.parametrize("crop", [0.875, 0.9, 0.3, 1.0])
@@ -70,14 +72,14 @@ def test_fit_and_slim_are_those_of_tensorflow(target, crop):
         )
         grid_of_1 = tf.compat.v1.image.resize_bilinear(centre[None], target, align_corners=False)[0]
         ours = view(host.VIEWS["slim"].format(crop=crop), target)(picture)
-        np.testing.assert_array_equal(ours, grid_of_1)
+        np.testing.assert_allclose(ours, grid_of_1, 0, CLOSE)
         for channels in (0, 1):
             fitted = tf.image.resize(centre, target) if picture.shape[:2] != target else picture
             if channels:
                 fitted = tf.image.rgb_to_grayscale(tf.cast(fitted, tf.float32))
             ours = view(f"fit({crop})", target, channels)(picture)
             assert ours.dtype == np.uint8
-            np.testing.assert_array_equal(ours, np.rint(fitted))
+            np.testing.assert_allclose(ours, fitted, 0, 0.5 + CLOSE)
 
 
 @pytest.mark.parametrize("size", [*SIZES, (375, 500), (90, 700)])
@@ -194,9 +196,8 @@ def test_gray_and_colour_are_converted_as_by_tensorflow():
 def test_without_an_operation_a_picture_is_stretched():
     picture = noise(50, 60)
     for text in ("", "resize"):
-        np.testing.assert_array_equal(
-            view(text, (28, 32))(picture), by_tensorflow(picture, (28, 32))
-        )
+        expected = by_tensorflow(picture, (28, 32))
+        np.testing.assert_allclose(view(text, (28, 32))(picture), expected, 0, CLOSE)
 
 
 @pytest.mark.parametrize(
