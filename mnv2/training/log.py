@@ -1,6 +1,7 @@
 """The curves of a run: metrics.jsonl, and the same for TensorBoard."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,6 @@ from mnv2.runtime.files import (
 from mnv2.runtime.layout import METRICS
 from mnv2.runtime.processes import is_writer
 from mnv2.runtime.terminal import printable
-from mnv2.training.config import Settings
 
 TIME = "time"  # of a line of metrics.jsonl, in seconds since 1970
 
@@ -37,9 +37,10 @@ class MetricsLog:
         self._path = self._growing.here / METRICS
         self._tensorboard: metric_writers.MetricWriter = metric_writers.MultiWriter(())
 
-    def resume(self, step: int, settings: Settings) -> None:
+    def resume(self, step: int, hyperparameters: Mapping[str, Any]) -> None:
         """Starts after `step`: drops what was written of later steps, which are done again.
 
+        `hyperparameters` tell this run from others in TensorBoard, by name.
         TensorBoard's events cannot be dropped one by one, so they are written again from the lines
         that stay: each step is in its curves once, at the time when it was measured.
         """
@@ -50,7 +51,8 @@ class MetricsLog:
                 old.unlink()
             self._write_again()
             self._tensorboard = metric_writers.SummaryWriter(str(self._path.parent))
-        self._tensorboard.write_hparams(_hyperparameters(settings))
+        shown = {name: _shown(value) for name, value in hyperparameters.items()}
+        self._tensorboard.write_hparams(shown)
         self.store()
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -111,14 +113,6 @@ def _scalars(values: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in values.items() if not name.endswith("/examples")}
 
 
-def _hyperparameters(settings: Settings) -> dict[str, Any]:
-    """Returns all fields of a run, as numbers, truth values and strings, for TensorBoard.
-
-    Also each argument of the operations in data.train, as data.train.erase.probability.
-    """
-    operations = settings.data.pipeline.flat()
-    values = {**settings.flat(), **{f"data.train.{name}": x for name, x in operations.items()}}
-    return {
-        name: value if isinstance(value, int | float) else printable(value)
-        for name, value in values.items()
-    }
+def _shown(value: Any) -> float | str:
+    """Returns a number, a truth value or a text, which TensorBoard can show."""
+    return value if isinstance(value, int | float) else printable(value)
