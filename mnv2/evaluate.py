@@ -51,7 +51,7 @@ def main() -> None:
     hide_gpus_from_tensorflow()
     from mnv2 import data
     from mnv2.deployment.usage import evaluate_any, open_as_asked
-    from mnv2.pretrained.usage import describe_input
+    from mnv2.pretrained.usage import describe_input, note_unlike
     from mnv2.training.classes import match_classes
 
     loaded = open_as_asked(arguments)
@@ -60,6 +60,7 @@ def main() -> None:
     )
     loaded = match_classes(loaded, dataset, arguments.weights)
     describe_input(loaded.preprocess, loaded.image_size, arguments.mean is not None)
+    note_unlike(loaded.image_size, loaded.channels, lambda: dataset.first(arguments.split))
     if loaded.output != "softmax":
         note(f"the loss is that of a softmax, though the network ends in a {loaded.output}")
     evaluation = evaluate_any(loaded, dataset, arguments.split, arguments.batch_size)

@@ -75,7 +75,7 @@ def main() -> None:
     if arguments.plot and len(paths) > MOST_DRAWN:
         raise UserError(f"--plot draws {MOST_DRAWN} pictures at most, not {len(paths)}")
     from mnv2.deployment.usage import open_as_asked
-    from mnv2.pretrained.usage import describe_input
+    from mnv2.pretrained.usage import describe_input, note_unlike
 
     loaded = open_as_asked(arguments)
     unreadable: list[Path] = []
@@ -84,6 +84,7 @@ def main() -> None:
     predictions: list[Prediction] = []
     if first:
         describe_input(loaded.preprocess, loaded.image_size, arguments.mean is not None)
+        note_unlike(loaded.image_size, loaded.channels, lambda: first[1])
         line = StatusLine("predicting")
         line.say("compiling")
         for new in predict(loaded, itertools.chain([first], pictures), batch_size(len(paths))):

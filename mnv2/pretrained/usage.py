@@ -2,13 +2,18 @@
 
 import argparse
 import dataclasses
+from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 from mnv2.pretrained import Preprocessing, Pretrained, load_classifier
 from mnv2.pretrained.options import read_class_names, read_numbers
 from mnv2.pretrained.preprocessing import check_view
 from mnv2.runtime.errors import UserError
-from mnv2.runtime.terminal import note
+from mnv2.runtime.terminal import note, note_once
+
+SMALL = 64  # pixels of a side, below which pictures are usually prepared for the network
 
 
 def load_as_asked(arguments: argparse.Namespace) -> Pretrained:
@@ -43,6 +48,26 @@ def load_as_asked(arguments: argparse.Namespace) -> Pretrained:
         preprocess = dataclasses.replace(preprocess, **scaling, assumed=False)
     loaded = dataclasses.replace(loaded, preprocess=preprocess)
     return loaded if names is None else loaded.with_class_names(names, str(arguments.classes))
+
+
+def note_unlike(
+    image_size: tuple[int, int], channels: int, first: Callable[[], np.ndarray | None]
+) -> None:
+    """Says in one line if weights for small or gray pictures get large or coloured ones.
+
+    `first` returns one of them, h w c, or None. It is called only if the weights are such.
+    """
+    is_small = max(image_size) < SMALL
+    if not (is_small or channels == 1) or (picture := first()) is None:
+        return
+    height, width, _ = picture.shape
+    coloured = channels == 1 and bool(np.ptp(picture, axis=2).any())
+    if coloured or (is_small and min(height, width) > 2 * max(image_size)):
+        note_once(
+            f"the weights are for {'gray ' if channels == 1 else ''}pictures of {image_size[0]} x "
+            f"{image_size[1]} pixels; the first one here has {'colours, and ' if coloured else ''}"
+            f"{height} x {width} pixels"
+        )
 
 
 def describe_input(

@@ -209,6 +209,14 @@ def test_the_report_is_printed_and_written(workdir, capsys):
     assert shown.width > 1000
 
 
+def test_one_arm_has_no_figure(workdir, capsys):
+    for arm in ("relu6", "t_1", "width_0.25"):
+        shutil.rmtree(workdir / arm)
+    write_report(workdir)
+    assert not (workdir / "report.png").exists()
+    assert f"{workdir}/report.md, report.csv\n" in capsys.readouterr().out
+
+
 def test_what_is_not_finished_is_named(workdir, capsys):
     (workdir / "t_1" / "0" / "result.json").unlink()
     (workdir / "linear" / "1" / "result.json").unlink()
