@@ -1,8 +1,8 @@
 """The figure of a report: one panel per ablation, and accuracy against cost."""
 
+import contextlib
 import math
 import struct
-import time
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
@@ -10,10 +10,8 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 from matplotlib.axes import Axes
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
 
+from mnv2.runtime import events
 from mnv2.runtime.files import AnyPath, matches, replacing
 from mnv2.runtime.terminal import drawn
 from mnv2.sweeps.statistics import Row, prediction_interval
@@ -70,18 +68,13 @@ def draw(sweep: Sweep, rows: Sequence[Row], path: AnyPath) -> None:
 
 def write_to_tensorboard(image: AnyPath, folder: AnyPath) -> None:
     """Writes the figure as an image to `folder`, in place of an earlier one."""
-    for old in matches(folder, "events.out.tfevents.*"):
+    for old in matches(folder, events.PATTERN):
         old.unlink(missing_ok=True)  # another process may write a report too
-    png, now = image.read_bytes(), time.time_ns()
-    width, height = struct.unpack(">II", png[16:24])  # of the header of every PNG
-    picture = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=png)
-    summary = Summary(value=[Summary.Value(tag="report", image=picture)])
     folder.mkdir(parents=True, exist_ok=True)
-    # TensorBoard's EventFileWriter would import TensorFlow, which takes three seconds.
-    with (folder / f"events.out.tfevents.{now}").open("wb") as file:
-        for event in (Event(file_version="brain.Event:2"), Event(step=0, summary=summary)):
-            event.wall_time = now / 1e9
-            RecordWriter(file).write(event.SerializeToString())
+    png = image.read_bytes()
+    width, height = struct.unpack(">II", png[16:24])  # of the header of every PNG
+    with contextlib.closing(events.EventFile(folder)) as file:
+        file.images(0, "report", [png], (height, width))
 
 
 def _draw_panel(

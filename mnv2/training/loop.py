@@ -227,7 +227,7 @@ class _Run(NamedTuple):
         """
         jax.block_until_ready(state)
         self.stopwatch.stop(step)
-        self.log.write_images(step + 1, "train/input", images / 255)
+        self.log.write_images(step + 1, "train/input", images)
         if trained:
             self.save(state, step)
             self.checkpoints.wait()

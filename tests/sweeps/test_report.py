@@ -204,9 +204,10 @@ def test_the_report_is_printed_and_written(workdir, capsys):
     assert found["t_1"]["accuracy_ci95"] == ""
     assert matplotlib.image.imread(workdir / "report.png").shape[1] > 1000
     events = EventAccumulator(str(workdir / "report")).Reload()
-    (shown,) = events.Images("report")
-    assert shown.encoded_image_string == (workdir / "report.png").read_bytes()
-    assert shown.width > 1000
+    (shown,) = events.Tensors("report")
+    width, _, png = shown.tensor_proto.string_val
+    assert png == (workdir / "report.png").read_bytes()
+    assert int(width) > 1000
 
 
 def test_one_arm_has_no_figure(workdir, capsys):

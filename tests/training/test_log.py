@@ -1,6 +1,11 @@
+import io
 import itertools
 
+import numpy as np
 import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import read_lines
@@ -21,7 +26,6 @@ def test_nothing_that_is_not_finite_is_logged(tmp_path, value):
 
 
 def test_a_resumed_run_has_each_step_once_in_tensorboard_at_its_own_time(tmp_path, monkeypatch):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util.tensor_util import make_ndarray
 
     hours = itertools.count(1_000_000_000, 3600)
@@ -48,3 +52,20 @@ def test_a_resumed_run_has_each_step_once_in_tensorboard_at_its_own_time(tmp_pat
     assert dict(found) == pytest.approx({10: 0.1, 20: 0.05, 30: 2 / 30, 40: 0.05})
     assert len(found) == 4
     assert [event.wall_time for event in events.Tensors("train/loss")][:2] == times[:2]
+
+
+def test_tensorboard_has_the_hyperparameters_and_the_pictures_of_a_run(tmp_path):
+    curves = log.MetricsLog(tmp_path)
+    curves.resume(0, {"arm": "relu6", "model.width": 0.5, "data.progressive": (28, 32)})
+    curves.write_images(1, "train/input", np.full((2, 3, 4, 1), 200.0, np.float32))
+    curves.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    (image,) = events.Tensors("train/input")
+    width, height, *pngs = image.tensor_proto.string_val
+    assert (image.step, width, height, len(pngs)) == (1, b"4", b"3", 2)
+    assert np.asarray(Image.open(io.BytesIO(pngs[1]))).tolist() == [[200] * 4] * 3
+    content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    found = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert {name: value.WhichOneof("kind") for name, value in found.items()} == {
+        "arm": "string_value", "model.width": "number_value", "data.progressive": "string_value"
+    }  # fmt: skip
