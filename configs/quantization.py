@@ -13,8 +13,8 @@ same batches:
 
 `channel` is what exported files have. `--only channel` trains nothing else. The fields are those
 of configs/finetune.py, set for Fashion-MNIST; for other data set --config.data.name,
---config.data.image_size and --config.duration. `python -m experiments.quantized_training` compares
-the arms in LiteRT.
+--config.data.image_size and --config.duration. `python -m experiments.paper.quantized_training`
+compares the arms in LiteRT.
 """
 
 import ml_collections
