@@ -14,6 +14,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 
+from experiments.common.table import Table
 from mnv2.analysis import complexity
 from mnv2.models import create_model
 from mnv2.models.mobilenet_v2 import REPEATS
@@ -99,12 +100,13 @@ def fits(multiply_adds: float, weights: float) -> bool:
 def main() -> None:
     command_parser("experiments.paper.architecture", __doc__).parse_args()
     print(f"published: {PUBLISHED[0]:g} M multiply-adds, {PUBLISHED[1]} M parameters\n")
-    print(f"{'question':9} {'reading':45} {'MAdds, M':>9} {'weights, M':>10}  fits")
+    lines = []
     for question, reading, model in readings():
         madds = complexity.multiply_adds(model, IMAGE) / 1e6
         weights = complexity.weights(model, IMAGE) / 1e6
         verdict = "yes" if fits(madds, weights) else "no"
-        print(f"{question:9} {reading:45} {madds:9.1f} {weights:10.2f}  {verdict}")
+        lines.append((f"{question}: {reading}", f"{madds:.1f}", f"{weights:.2f}", verdict))
+    print(Table("architecture", ("reading", "MAdds, M", "weights, M", "fits"), lines))
     print(f"\n{CONCLUSION}")
 
 
