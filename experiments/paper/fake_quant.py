@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -163,3 +163,9 @@ class FakeQuant:
         if isinstance(module, InvertedResidual) and y[0].shape == x.shape:
             return to_8_bits(y[0], "sum_rounding"), y[1]
         return y
+
+
+def without_ranges(variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the variables of the network alone."""
+    flat = flatten_dict(variables)
+    return unflatten_dict({path: x for path, x in flat.items() if path[-1] not in ("low", "high")})
