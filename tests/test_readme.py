@@ -109,7 +109,7 @@ def test_the_table_is_the_one_that_was_measured():
 
 def test_every_file_that_is_named_exists():
     files = [ROOT / path for path in re.findall(r"^((?:mnv2|configs)/\S+)", README, re.MULTILINE)]
-    for folder in (ROOT, ROOT / "docs", ROOT / "experiments"):
+    for folder in (ROOT, ROOT / "docs", *(ROOT / "experiments").glob("*/")):
         for page in folder.glob("*.md"):
             linked = re.findall(r"\]\(((?!http)[^)#]+)[^)]*\)", page.read_text())
             files += [folder / path for path in linked]
