@@ -139,12 +139,18 @@ def test_the_speeds_are_those_that_were_measured():
         assert f", {size} px, batch {batch} | {cells} |" in README
 
 
-def test_every_file_that_is_named_exists():
-    files = []
-    for pattern in ("*.md", "docs/*.md", "experiments/**/*.md", "weights/*/*.md"):
-        for page in ROOT.glob(pattern):
-            linked = re.findall(r"\]\(((?!http)[^)#]+)[^)]*\)", page.read_text())
-            files += [page.parent / path for path in linked]
-    assert len(files) > 5
-    for path in files:
+def test_every_link_leads_to_a_file_and_to_a_heading():
+    def anchors(page):
+        headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+        return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+    links = [
+        (page.parent / path if path else page, anchor)
+        for pattern in ("*.md", "docs/*.md", "experiments/*/*.md", "weights/*/*.md")
+        for page in ROOT.glob(pattern)
+        for path, anchor in re.findall(r"\]\((?!http)([^)#\s]*)(?:#([^)]+))?\)", page.read_text())
+    ]
+    assert len(links) > 50
+    for path, anchor in links:
         assert path.exists(), path
+        assert not anchor or anchor in anchors(path), f"{path}#{anchor}"

@@ -19,16 +19,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
+from jaxtyping import Array, Float
 
 from experiments.common.initialisation import unoptimised
-from experiments.common.writers import write_csv, write_markdown
+from experiments.common.table import Table
 from experiments.paper import shortcuts
 from mnv2 import data, pretrained
-from mnv2.analysis.activations import activity, before_activation, effective_rank
+from mnv2.models.batch_norm import BatchNorm
 from mnv2.ops import relu6
 from mnv2.preprocess import Pipeline
 from mnv2.preprocess.host import View
@@ -49,6 +51,83 @@ HEADER = (
     "cut to 6, %",
     "dead channels, %",
 )
+
+
+class Activity(NamedTuple):
+    """Statistics of the input of ReLU6 over all images and pixels."""
+
+    channels: int
+    positive: float  # number of positive channels, mean over pixels
+    deviation: float  # the same, standard deviation over pixels
+    fewest: int  # the same, minimum over pixels
+    most: int  # the same, maximum over pixels
+    cut: float  # share of values that are not positive: ReLU6 maps them to 0
+    saturated: float  # share of values that are 6 or more: ReLU6 maps them to 6
+    dead: float  # share of channels that are not positive at any pixel
+
+
+def before_activation(
+    model: nn.Module, variables: Any, images: Float[Array, "n h w c"], train: bool = False
+) -> dict[str, Float[Array, "n h2 w2 c2"]]:
+    """Returns the output of every batch norm by the path of its layer, such as block_3/expand.
+
+    The layer then applies its activation function, if it has one, to these values. With `train`,
+    batch norm uses the statistics of `images`. A new network has no other statistics.
+    """
+    found: dict[str, Array] = {}
+
+    def note(following: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        if not isinstance(context.module, BatchNorm) or context.method_name != "__call__":
+            return following(*args, **kwargs)
+        # Batch norm applies ReLU6 itself where it can.
+        y = following(*args, **{**kwargs, "then_relu6": False})
+        found["/".join(context.module.path[:-1])] = y
+        return relu6(y) if kwargs.get("then_relu6") else y
+
+    with nn.intercept_methods(note):
+        model.apply(
+            variables,
+            images,
+            train=train,
+            mutable=["intermediates", "batch_stats"],
+            rngs={"dropout": jax.random.key(0)},
+        )
+    return found
+
+
+def activity(values: Float[Array, "n h w c"]) -> Activity:
+    """Computes the statistics of `values`, the input of ReLU6."""
+    channels = values.shape[-1]
+    flat = np.asarray(values).reshape(-1, channels)
+    positive = flat > 0
+    count = positive.sum(axis=1)
+    return Activity(
+        channels,
+        float(count.mean()),
+        float(count.std()),
+        int(count.min()),
+        int(count.max()),
+        float(1 - positive.mean()),
+        float((flat >= 6).mean()),
+        float(1 - positive.any(axis=0).mean()),
+    )
+
+
+def effective_rank(values: Float[Array, "n h w c"]) -> float:
+    """Computes the number of directions, 1 to c, over which the channels of a tensor spread.
+
+    This is the exponential of an entropy (Roy & Vetterli 2007, EUSIPCO). The entropy is that of the
+    eigenvalues of the channels' covariance, each divided by the trace. The result is 0 for a
+    constant tensor.
+    """
+    flat = jnp.asarray(values, jnp.float32).reshape(-1, values.shape[-1])
+    centred = np.asarray(flat - flat.mean(axis=0), np.float64)
+    eigenvalues = np.clip(np.linalg.eigvalsh(centred.T @ centred), 0, None)
+    if not eigenvalues.sum():
+        return 0.0
+    shares = eigenvalues / eigenvalues.sum()
+    shares = shares[shares > 0]
+    return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
 class Positive(NamedTuple):
@@ -160,28 +239,22 @@ def _estimate(values: Iterable[float]) -> Estimate:
     return estimate
 
 
-def print_positive(rows: Sequence[Positive]) -> None:
-    """Prints figure 7 as a table."""
-    print("\npositive channels after each expansion, % of its channels")
-    print(f"  {'layer':18} {'channels':>8}   before training        after training")
+def table_of_positive(rows: Sequence[Positive]) -> Table:
+    """Returns figure 7 as a table."""
     before = {row.layer: row for row in rows if not row.trained}
-    for after in (row for row in rows if row.trained):
-        texts = (
-            f"{row.mean:4.0f} ± {row.deviation:3.0f} ({row.fewest:2.0f}-{row.most:3.0f})"
-            for row in (before[after.layer], after)
+    lines = [
+        (
+            *(after.layer, after.channels),
+            *(
+                f"{row.mean:.0f} ± {row.deviation:.0f} ({row.fewest:.0f}-{row.most:.0f})"
+                for row in (before[after.layer], after)
+            ),
         )
-        print(f"  {after.layer:18} {after.channels:8}   {'   '.join(texts)}")
-    lost = [row for row in rows if row.trained and row.mean < row.threshold]
-    print(f"  below 1/t of the channels on average, after training: {len(lost)} layers")
-
-
-def print_bottlenecks(rows: Sequence[Bottleneck]) -> None:
-    """Prints the table of bottlenecks."""
-    print("\nthe narrow output of each block: its effective rank, and the effect of ReLU6")
-    print("  " + "  ".join(f"{title:>9}" for title in HEADER))
-    for row in rows:
-        texts = zip(HEADER, cells(row), strict=True)
-        print("  " + "  ".join(f"{text:>{max(9, len(title))}}" for title, text in texts))
+        for after in rows
+        if after.trained
+    ]
+    header = ("expansion", "channels", "positive, %", "after training, %")
+    return Table("figure_7", header, lines)
 
 
 def cells(row: Bottleneck) -> tuple[str, ...]:
@@ -261,14 +334,13 @@ def main() -> None:
     positive = positive_channels(batch_norm_outputs(first, images, trained=False), False, 6)
     positive += positive_channels(tensors["linear"][0], True, 6)
     narrow = bottlenecks(tensors["linear"], tensors["relu6"])
-    print_positive(positive)
-    print_bottlenecks(narrow)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    write_csv(positive, arguments.out / "figure_7.csv")
-    write_csv(narrow, arguments.out / "bottlenecks.csv")
-    write_markdown(arguments.out, "bottlenecks", HEADER, [cells(row) for row in narrow])
+    table_of_positive(positive).write(arguments.out, positive)
+    lost = [row for row in positive if row.trained and row.mean < row.threshold]
+    print(f"below 1/t of the channels on average, after training: {len(lost)} layers")
+    table = Table("bottlenecks", HEADER, [cells(row) for row in narrow])
+    table.write(arguments.out, narrow)
     draw(positive, narrow, arguments.out / "activations.png")
-    print(f"\nwritten: {arguments.out}/figure_7.csv, bottlenecks.csv, activations.png")
+    print(f"\nin {arguments.out}: figure_7.csv, bottlenecks.csv, activations.png")
 
 
 if __name__ == "__main__":

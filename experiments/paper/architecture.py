@@ -9,11 +9,13 @@ about 300 M multiply-adds and 3.4 M parameters, and these numbers decide between
 """
 
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 
+from experiments.common.table import Table
 from mnv2.analysis import complexity
 from mnv2.models import create_model
 from mnv2.models.mobilenet_v2 import REPEATS
@@ -97,14 +99,18 @@ def fits(multiply_adds: float, weights: float) -> bool:
 
 
 def main() -> None:
-    command_parser("experiments.paper.architecture", __doc__).parse_args()
-    print(f"published: {PUBLISHED[0]:g} M multiply-adds, {PUBLISHED[1]} M parameters\n")
-    print(f"{'question':9} {'reading':45} {'MAdds, M':>9} {'weights, M':>10}  fits")
+    parser = command_parser("experiments.paper.architecture", __doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/architecture"))
+    out = parser.parse_args().out
+    print(f"published: {PUBLISHED[0]:g} M multiply-adds, {PUBLISHED[1]} M parameters")
+    lines = []
     for question, reading, model in readings():
         madds = complexity.multiply_adds(model, IMAGE) / 1e6
         weights = complexity.weights(model, IMAGE) / 1e6
         verdict = "yes" if fits(madds, weights) else "no"
-        print(f"{question:9} {reading:45} {madds:9.1f} {weights:10.2f}  {verdict}")
+        lines.append((f"{question}: {reading}", f"{madds:.1f}", f"{weights:.2f}", verdict))
+    header = ("reading of table 2", "multiply-adds, M", "weights, M", "fits")
+    Table("architecture", header, lines).write(out)
     print(f"\n{CONCLUSION}")
 
 

@@ -9,7 +9,6 @@ Writes one workdir per budget, and budget.md and budget.png, to --out. The same 
 unfinished runs. --also names workdirs of the same arms, such as runs/v2_ablation-hour.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import ml_collections
 import numpy as np
 
 from configs import v2_ablation
-from experiments.common.writers import write_markdown
+from experiments.common.table import Table
 from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.runtime.errors import UserError
 from mnv2.sweeps.launch import run_sweep
@@ -30,7 +29,8 @@ from mnv2.sweeps.workdir import Sweep, load
 DATA, BASELINE = "fashion_mnist", "linear"
 ARMS = (BASELINE, "relu6", "no_shortcut", "separable", "hourglass")
 BUDGETS = (100, 200, 500, 1000, 2000)
-STYLES = ("o-", "s--", "^:", "D-.", "v-")  # markers and lines of the arms, readable in grey
+STYLES = ("o-", "s--", "^:", "D-.", "v-")  # markers and lines of the arms
+COLORS = ("black", "#d55e00", "#0072b2", "#009e73", "#cc79a7")  # told apart by all eyes
 
 
 def config_of(steps: int, seeds: int) -> ml_collections.ConfigDict:
@@ -72,11 +72,10 @@ def draw(sweeps: Mapping[int, Sweep], path: Path) -> None:
     figure = matplotlib.figure.Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     found = {steps: rows_of(sweep) for steps, sweep in sweeps.items()}
-    for number, (arm, style) in enumerate(zip(ARMS, STYLES, strict=True)):
+    for number, (arm, style, color) in enumerate(zip(ARMS, STYLES, COLORS, strict=True)):
         of_arm = {steps: arms[arm] for steps, arms in found.items() if arm in arms}
         means = [row.accuracy.mean for row in of_arm.values()]
-        shade = str(0.15 * number)
-        left.plot(list(of_arm), means, style, color=shade, markerfacecolor="white", label=arm)
+        left.plot(list(of_arm), means, style, color=color, markerfacecolor="white", label=arm)
         known = {steps: row.difference for steps, row in of_arm.items() if row.difference}
         if known:
             intervals = [one.half_width for one in known.values()]
@@ -85,7 +84,7 @@ def draw(sweeps: Mapping[int, Sweep], path: Path) -> None:
                 [one.mean for one in known.values()],
                 yerr=[np.nan if one is None else one for one in intervals],
                 fmt=style,
-                color=shade,
+                color=color,
                 markerfacecolor="white",
                 capsize=3,
                 label=arm,
@@ -105,14 +104,6 @@ def draw(sweeps: Mapping[int, Sweep], path: Path) -> None:
         fontsize="medium",
     )
     figure.savefig(path, dpi=110)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments that say what is trained."""
-    parser.add_argument("--out", type=Path, default=Path("runs/budget"))
-    parser.add_argument("--budgets", type=whole_number(10), nargs="+", default=BUDGETS)
-    parser.add_argument("--seeds", type=whole_number(), default=3)
-    parser.add_argument("--also", type=Path, nargs="*", default=[], metavar="WORKDIR")
 
 
 def sweeps_of(folders: Sequence[Path]) -> dict[int, Sweep]:
@@ -135,7 +126,10 @@ def sweeps_of(folders: Sequence[Path]) -> dict[int, Sweep]:
 
 def main() -> None:
     parser = command_parser("experiments.paper.budget", __doc__)
-    add_arguments(parser)
+    parser.add_argument("--out", type=Path, default=Path("runs/budget"))
+    parser.add_argument("--budgets", type=whole_number(10), nargs="+", default=BUDGETS)
+    parser.add_argument("--seeds", type=whole_number(), default=3)
+    parser.add_argument("--also", type=Path, nargs="*", default=[], metavar="WORKDIR")
     arguments = parser.parse_args()
     if twice := sorted(sweeps_of(arguments.also).keys() & set(arguments.budgets)):
         raise UserError(f"--also has {twice[0]} steps already: leave that out of --budgets")
@@ -144,10 +138,9 @@ def main() -> None:
         run_sweep(config_of(steps, arguments.seeds), folder)
     sweeps = sweeps_of([*folders, *arguments.also])
     header = ("steps", f"{BASELINE}, %", *ARMS[1:], "order")
-    write_markdown(arguments.out, "budget", header, lines_of(sweeps))
+    Table("budget", header, lines_of(sweeps)).write(arguments.out)
     draw(sweeps, arguments.out / "budget.png")
-    print((arguments.out / "budget.md").read_text())
-    print(f"in {arguments.out}: budget.md, budget.png")
+    print(f"\nin {arguments.out}: budget.md, budget.png")
 
 
 if __name__ == "__main__":

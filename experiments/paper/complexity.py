@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import matplotlib.figure
 
-from experiments.common import published, writers
+from experiments.common import published
+from experiments.common.table import Table, write_csv
 from mnv2.analysis import complexity
 from mnv2.models import NETWORKS, create_model
 from mnv2.runtime.cli import command_parser, real_number, run, whole_number
@@ -80,20 +81,29 @@ def _count(
     )
 
 
+HEADER = (
+    "table",
+    "network",
+    "pixels",
+    "MAdds, M",
+    "printed",
+    "parameters, M",
+    "weights, M",
+    "printed",
+)
+
+
 def print_rows(counted: Sequence[Row]) -> None:
-    """Prints the published and counted costs side by side, and marks the rows that differ."""
-    print(f"{'':32}  {'MAdds, M':>16}  {'parameters, M':>22}")
-    print(
-        f"{'table':10} {'network':12} {'width':>5} {'at':>3} {'printed':>8} {'counted':>8}", end=""
-    )
-    print(f" {'printed':>8} {'all':>6} {'weights':>7}")
-    for row in counted:
-        mark = "" if row.agrees() else "  <- differs"
-        print(
-            f"{row.table:10} {row.network:12} {row.width:5g} {row.resolution:3} "
-            f"{row.printed_multiply_adds:8g} {row.multiply_adds:8.2f} "
-            f"{row.printed_parameters:8g} {row.parameters:6.3f} {row.weights:7.3f}{mark}"
+    """Prints the published and counted costs side by side, and why some differ."""
+    lines = [
+        (
+            *(row.table, f"{row.network} {row.width:g}", row.resolution),
+            *(f"{row.multiply_adds:.2f}", f"{row.printed_multiply_adds:g}"),
+            *(f"{row.parameters:.3f}", f"{row.weights:.3f}", f"{row.printed_parameters:g}"),
         )
+        for row in counted
+    ]
+    print(Table("complexity", HEADER, lines))
     differing = [row for row in counted if not row.agrees()]
     print(f"\n{len(counted) - len(differing)} of {len(counted)} rows agree. The others:")
     for row in differing:
@@ -105,28 +115,23 @@ def reason(row: Row) -> str:
     return REASONS.get((row.table, row.width), "not known")
 
 
-def print_layers(network: str, width: float, resolution: int) -> None:
-    """Prints the output, the parameters, the MAdds and their share for each layer of a network."""
-    model = create_model(network, width=width)
-    layers = complexity.layers(model, (resolution, resolution, 3))
+def table_of_layers(network: str, width: float, resolution: int) -> Table:
+    """Returns the output, the parameters, the MAdds and their share for each layer of a network."""
+    layers = complexity.layers(create_model(network, width=width), (resolution, resolution, 3))
     total = sum(layer.multiply_adds for layer in layers)
-    print(f"{'layer':22} {'output':>16} {'parameters':>12} {'MAdds':>14} {'share':>7}")
-    for layer in layers:
-        print(
-            f"{layer.name:22} {' x '.join(map(str, layer.output)):>16} {layer.parameters:12,} "
-            f"{layer.multiply_adds:14,} {layer.multiply_adds / total:7.2%}"
+    lines = [
+        (
+            *(layer.name, " x ".join(map(str, layer.output)), f"{layer.parameters:,}"),
+            *(f"{layer.multiply_adds:,}", f"{layer.multiply_adds / total:.2%}"),
         )
+        for layer in layers
+    ]
     parameters = sum(layer.parameters for layer in layers)
-    print(f"{'total':22} {'':16} {parameters:12,} {total:14,} {1:7.2%}")
+    last = ("total", "", f"{parameters:,}", f"{total:,}", "100.00%")
+    return Table("layers", ("layer", "output", "parameters", "MAdds", "share"), [*lines, last])
 
 
-def write_csv(counted: Sequence[Row], path: Path) -> None:
-    """Writes the rows, and whether they agree."""
-    derived = {"agrees": [row.agrees() for row in counted]}
-    writers.write_csv(counted, path, derived, digits=None)
-
-
-def draw(path: Path) -> None:
+def draw(counted: Sequence[Row], path: Path) -> None:
     """Draws published top-1 accuracy against counted multiply-adds, one line per width."""
     figure = matplotlib.figure.Figure(figsize=(8, 5.2), layout="constrained")
     axis = figure.subplots()
@@ -134,11 +139,12 @@ def draw(path: Path) -> None:
         ("mobilenet_v2", published.MOBILENET_V2, "black", "-"),
         ("mobilenet_v1", published.MOBILENET_V1, "#3b6ea5", "--"),
     ):
+        costs = {row[2:4]: row.multiply_adds for row in counted if row.network == network}
         markers = dict(zip(sorted({row.width for row in table}), "ovs^Dp", strict=False))
         for width, marker in markers.items():
             points = [row for row in table if row.width == width]
             axis.plot(
-                [_count("", network, *row[:4]).multiply_adds for row in points],
+                [costs[row[:2]] for row in points],
                 [row.top1 for row in points],
                 color=color,
                 linestyle=style,
@@ -170,14 +176,14 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     if arguments.layers:
-        print_layers(arguments.layers, arguments.width, arguments.resolution)
+        print(table_of_layers(arguments.layers, arguments.width, arguments.resolution))
         return
     counted = rows()
     print_rows(counted)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    write_csv(counted, arguments.out / "complexity.csv")
-    draw(arguments.out / "complexity.png")
-    print(f"\nwritten: {arguments.out}/complexity.csv, complexity.png")
+    records = [{**row._asdict(), "agrees": row.agrees()} for row in counted]
+    write_csv(records, arguments.out / "complexity.csv")
+    draw(counted, arguments.out / "complexity.png")
+    print(f"\nin {arguments.out}: complexity.csv, complexity.png")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from configs import v2_ablation
-from experiments.common.writers import write_markdown
+from experiments.common.table import Table
 from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.sweeps.launch import run_sweep
 from mnv2.sweeps.plan import with_arms
@@ -77,8 +77,8 @@ def write_table(results: Sweep) -> None:
     for row in rows(results):
         name = row.arm.split("_")[0]
         usual = results.accuracies(f"{name}_{USUAL:g}")
-        theirs = results.accuracies(row.arm)
-        difference = Estimate.of([theirs[s] - usual[s] for s in theirs if s in usual])
+        accuracies = results.accuracies(row.arm)
+        both = [accuracies[seed] - usual[seed] for seed in accuracies if seed in usual]
         changes = results.arms[row.arm]
         lines.append(
             (
@@ -86,13 +86,13 @@ def write_table(results: Sweep) -> None:
                 f"{changes['model.expansion']:g}",
                 f"{changes['model.width']:g}",
                 f"{row.multiply_adds / 1e6:.2f} M",
-                len(theirs),
+                len(accuracies),
                 plus_minus(row.accuracy),
-                "" if theirs is usual or theirs == usual else plus_minus(difference, "+"),
+                "" if accuracies == usual else plus_minus(Estimate.of(both), "+"),
             )
         )
     header = ("network", "t", "width", "MAdds", "seeds", "test top-1, %", "difference to t = 6")
-    write_markdown(results.workdir, "expansion", header, lines)
+    Table("expansion", header, lines).write(Path(results.workdir))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@
     machines   the ratio of V2's time to V1's on machines where both have been measured, compared to
                the model's prediction from two numbers of the vendor; and predictions for others
 
-Prints tables. Writes networks.csv, layers.csv, machines.csv and latency.png to --out.
+Prints tables. Writes them and latency.png to --out.
 """
 
 import os
@@ -20,31 +20,19 @@ from pathlib import Path
 import matplotlib.figure
 import numpy as np
 
-from experiments.common.writers import write_csv, write_markdown
-from experiments.paper.roofline import networks
+from experiments.paper.roofline import machines, networks
 from experiments.paper.roofline.layers import (
     KINDS,
-    SHARE_HEADER,
-    SUM_HEADER,
     LayerTime,
     Sum,
     measure_ceilings,
-    print_layers,
-    share_cells,
     shares,
-    sum_cells,
     sum_of,
+    tables,
     time_layers,
 )
-from experiments.paper.roofline.machines import (
-    MACHINE_HEADER,
-    Ratio,
-    machine_cells,
-    machines,
-    print_machines,
-)
+from experiments.paper.roofline.model import Machine
 from experiments.paper.roofline.networks import NETWORKS, TITLES, Timed
-from mnv2.analysis.roofline import Machine
 from mnv2.runtime.cli import command_parser, real_number, run, whole_number
 from mnv2.runtime.machine import keep_freed_memory
 from mnv2.runtime.terminal import StatusLine
@@ -53,7 +41,7 @@ from mnv2.runtime.terminal import StatusLine
 def draw(
     layers: Mapping[str, Sequence[LayerTime]],
     machine: Machine,
-    ratios: Sequence[Ratio],
+    ratios: Sequence[machines.Ratio],
     path: Path,
 ) -> None:
     """Draws the layers under this machine's roofline, and published against predicted ratios."""
@@ -83,12 +71,16 @@ def draw(
     left.set_title("Layers on this machine (area: share of the network's time)", fontsize="medium")
     left.legend(fontsize="small")
     known = [row for row in ratios if row.published is not None]
-    for i, row in enumerate(known, 1):
+    labels: dict[tuple[float, float], str] = {}  # by position; points that touch share a label
+    for number, row in enumerate(known, 1):
         assert row.published is not None
-        right.scatter(row.predicted, row.published, marker="o" if row.agrees else "X", color="k")
-        right.annotate(
-            str(i), (row.predicted, row.published), xytext=(5, 2), textcoords="offset points"
-        )
+        here = (row.predicted, row.published)
+        right.scatter(*here, marker="o" if row.agrees else "X", color="k")
+        near = [at for at in labels if np.all(np.abs(np.subtract(at, here)) < (0.02, 0.06))]
+        position = near[0] if near else here
+        labels[position] = f"{labels[position]}, {number}" if near else str(number)
+    for position, label in labels.items():
+        right.annotate(label, position, xytext=(5, 2), textcoords="offset points")
     right.margins(0.08)
     right.axhline(1, color="0.6", linewidth=0.8)
     right.axvline(1, color="0.6", linewidth=0.8)
@@ -117,16 +109,16 @@ def main() -> None:
         help="only print the table of machines, without measuring",
     )
     arguments = parser.parse_args()
+    ratios = machines.machines()
     if arguments.machines:
-        print_machines(machines())
+        print(machines.table(ratios))
+        machines.print_agreement(ratios)
         return
-    arguments.out.mkdir(parents=True, exist_ok=True)
     cores = len(os.sched_getaffinity(0))
     timed: list[Timed] = []
     for threads in sorted({1, cores}):
         timed += networks.time_networks(NETWORKS, threads, arguments.rounds, arguments.seconds)
-    networks.print_networks(timed)
-    write_csv(timed, arguments.out / "networks.csv")
+    networks.table(timed).write(arguments.out, timed)
     machine = measure_ceilings(arguments.rounds, arguments.seconds)
     print(
         f"\nceilings: {machine.flops / 1e9:.0f} GFLOP/s, {machine.bandwidth / 1e9:.1f} GB/s; "
@@ -141,21 +133,13 @@ def main() -> None:
         line.clear()
         layers[name] = rows
         sums.append(sum_of(rows, whole))
-    of_kinds = [share for rows in layers.values() for share in shares(rows)]
-    print_layers(sums, of_kinds)
-    write_csv([row for rows in layers.values() for row in rows], arguments.out / "layers.csv")
-    ratios = machines()
-    print_machines(ratios)
-    write_csv(ratios, arguments.out / "machines.csv")
-    for name, header, cells in (
-        ("latency_networks", networks.HEADER, [networks.cells(row) for row in timed]),
-        ("latency_sums", SUM_HEADER, [sum_cells(row) for row in sums]),
-        ("latency_layers", SHARE_HEADER, [share_cells(row) for row in of_kinds]),
-        ("latency_machines", MACHINE_HEADER, [machine_cells(row) for row in ratios]),
-    ):
-        write_markdown(arguments.out, name, header, cells)
+    of_sums, of_shares = tables(sums, [one for rows in layers.values() for one in shares(rows)])
+    of_sums.write(arguments.out)
+    of_shares.write(arguments.out, [row for rows in layers.values() for row in rows])
+    machines.table(ratios).write(arguments.out, ratios)
+    machines.print_agreement(ratios)
     draw(layers, machine, ratios, arguments.out / "latency.png")
-    print(f"\nwritten: {arguments.out}/networks.csv, layers.csv, machines.csv, latency.png")
+    print(f"\nin {arguments.out}: the tables, as Markdown and CSV, and latency.png")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import matplotlib.figure
 import numpy as np
 from jaxtyping import Float
 
-from experiments.common.writers import write_csv, write_markdown
+from experiments.common.table import Table
 from mnv2.runtime.cli import command_parser, run, whole_number
 
 PLANE = 2  # dimensions of the space that is embedded
@@ -89,20 +89,6 @@ def _error(curve: np.ndarray, back: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.sum((back - curve) ** 2, axis=0))))
 
 
-def print_rows(rows: Sequence[Row], draws: int) -> None:
-    """Prints the table."""
-    print(f"{draws} draws, %")
-    print(
-        f"  {'n':>3} {'collapsed':>10} {'+-':>6} {'theorem 1':>10} {'error':>7} {'best error':>11}"
-    )
-    for row in rows:
-        share, deviation, theorem, error, best = (100 * value for value in row[1:])
-        print(
-            f"  {row.dimensions:3} {share:10.3f} {deviation:6.2f} {theorem:10.3f} {error:7.1f} "
-            f"{best:11.1f}"
-        )
-
-
 HEADER = (
     "n",
     "points that collapse, %",
@@ -152,12 +138,9 @@ def main() -> None:
     arguments = parser.parse_args()
     curve = spiral()
     rows = [measure(curve, dimensions, arguments.draws) for dimensions in DIMENSIONS]
-    print_rows(rows, arguments.draws)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    write_csv(rows, arguments.out / "manifold.csv")
-    write_markdown(arguments.out, "manifold", HEADER, [cells(row) for row in rows])
+    Table("manifold", HEADER, [cells(row) for row in rows]).write(arguments.out, rows)
     draw(curve, rows, arguments.seed, arguments.out / "manifold.png")
-    print(f"written: {arguments.out}/manifold.csv, manifold.png")
+    print(f"\nover {arguments.draws} draws; in {arguments.out}: manifold.csv, manifold.png")
 
 
 if __name__ == "__main__":

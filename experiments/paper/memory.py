@@ -32,12 +32,12 @@ import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
 
+from experiments.common.block_sizes import BlockSize, block_sizes, splits_within
 from experiments.common.initialisation import random_network
 from experiments.common.process_memory import peak_memory, reset_peak_memory
 from experiments.common.submodules import submodules
+from experiments.common.table import Table, write_csv
 from experiments.common.timing import times
-from experiments.common.writers import write_csv, write_markdown
-from mnv2.analysis.memory import BlockSize, block_sizes, splits_within
 from mnv2.models import fold_batch_norm
 from mnv2.models.blocks import InvertedResidual
 from mnv2.models.split import inverted_residual_by_slices
@@ -187,109 +187,83 @@ def _infer(splits: tuple[int, ...], seconds: float, sending: Connection) -> None
     )
 
 
-BLOCK_HEADER = ("block", *(f"t = {t}" for t in BLOCK_SPLITS))
-NETWORK_HEADER = (
-    "slices of each block",
-    "largest block by equation 2, MB",
-    "planned temporaries, MB",
-    "peak resident, MB",
-    "ms per image",
-)
-
-
-def block_lines(rows: Sequence[Measured]) -> list[tuple[str, ...]]:
+def table_of_blocks(rows: Sequence[Measured]) -> Table:
     """Returns one line per block: for each t the planned MB, and in brackets equation 2's MB."""
-    names = dict.fromkeys(row.name for row in rows)
-    return [
+    cells: dict[str, list[str]] = {}
+    for row in rows:
+        sizes = f"{row.planned / 1e6:.2f} ({row.equation_2 / 1e6:.2f})"
+        cells.setdefault(row.name.removeprefix("block_"), []).append(sizes)
+    lines = [(name, *of_block) for name, of_block in cells.items()]
+    return Table("memory_blocks", ("block", *(f"t = {t}" for t in BLOCK_SPLITS)), lines)
+
+
+def table_of_networks(rows: Sequence[Measured]) -> Table:
+    """Returns one line per number of slices of the whole network."""
+    lines = [
         (
-            name.removeprefix("block_"),
-            *(
-                f"{row.planned / 1e6:.2f} ({row.equation_2 / 1e6:.2f})"
-                for row in rows
-                if row.name == name
-            ),
+            row.splits,
+            *(f"{size / 1e6:.1f}" for size in (row.equation_2, row.planned, row.resident or 0)),
+            f"{row.milliseconds:.1f}",
         )
-        for name in names
+        for row in rows
     ]
+    header = (
+        "slices of each block",
+        "largest block by equation 2, MB",
+        "planned temporaries, MB",
+        "peak resident, MB",
+        "ms per image",
+    )
+    return Table("memory_network", header, lines)
 
 
-def network_cells(row: Measured) -> tuple[str, ...]:
-    """Returns one row of the table under NETWORK_HEADER."""
-    sizes = (row.equation_2, row.planned, row.resident or 0)
-    return str(row.splits), *(f"{size / 1e6:.1f}" for size in sizes), f"{row.milliseconds:.1f}"
-
-
-TABLE_3_HEADER = ("pixels", "channels / kB, printed", "counted, kB", "in the network", "kB")
-
-
-def table_3_lines() -> list[tuple[str, ...]]:
-    """Returns one line per resolution, under TABLE_3_HEADER."""
-    return [
+def table_3() -> Table:
+    """Returns table 3, as printed and counted: the largest tensor between layers, 16 bits."""
+    lines = [
         (
-            f"{side} x {side}",
-            f"{channels} / {printed}",
-            f"{2 * side**2 * channels / 1000:.0f}",
-            str(real),
-            f"{2 * side**2 * real / 1000:.0f}",
+            *(f"{side} x {side}", f"{channels} / {printed}"),
+            *(f"{2 * side**2 * channels / 1000:.0f}", real, f"{2 * side**2 * real / 1000:.0f}"),
         )
         for side, channels, printed, real in TABLE_3
     ]
-
-
-def print_table_3() -> None:
-    """Prints table 3, as published and counted."""
-    print("table 3: the largest tensor between layers, 16 bits")
-    for line in (TABLE_3_HEADER, *table_3_lines()):
-        print(f"  {line[0]:>9} {line[1]:>22} {line[2]:>12} {line[3]:>15} {line[4]:>6}")
-
-
-def print_measured(title: str, rows: Sequence[Measured]) -> None:
-    """Prints a table of blocks or networks."""
-    print(f"\n{title}")
-    print(
-        f"  {'':10} {'t':>3} {'eq. 2, kB':>10} {'planned, kB':>12} {'resident, kB':>13} {'ms':>7}"
-    )
-    for row in rows:
-        resident = "" if row.resident is None else f"{row.resident / 1000:,.0f}"
-        print(
-            f"  {row.name:10} {row.splits:3} {row.equation_2 / 1000:10,.0f} "
-            f"{row.planned / 1000:12,.0f} {resident:>13} {row.milliseconds:7.2f}"
-        )
+    header = ("pixels", "channels / kB, printed", "counted, kB", "in the network", "kB")
+    return Table("memory_table_3", header, lines)
 
 
 def draw(blocks: Sequence[Measured], network: Sequence[Measured], path: Path) -> None:
     """Draws the planned temporaries of each block, and the memory and time of the network."""
-    figure = matplotlib.figure.Figure(figsize=(11, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    names = list(dict.fromkeys(row.name for row in blocks))
+    figure = matplotlib.figure.Figure(figsize=(12, 4), layout="constrained")
+    of_blocks, of_memory, of_time = figure.subplots(1, 3, width_ratios=(5, 4, 3))
+    names = list(dict.fromkeys(row.name.removeprefix("block_") for row in blocks))
     for i, splits in enumerate(BLOCK_SPLITS):
         planned = [row.planned / 1e6 for row in blocks if row.splits == splits]
-        color, marker = str(0.75 * i / len(BLOCK_SPLITS)), "osD^v"[i]
-        left.plot(names, planned, color=color, marker=marker, label=f"t = {splits}")
-    left.set_yscale("log")
-    left.set_ylabel("planned temporaries, MB")
-    left.set_xticks(range(len(names)), [name.removeprefix("block_") for name in names])
-    left.set_xlabel("block")
-    left.legend()
-    of_network = [row.splits for row in network]
+        color = matplotlib.colormaps["viridis"](i / len(BLOCK_SPLITS))
+        of_blocks.plot(names, planned, color=color, marker="osD^v"[i], label=f"t = {splits}")
+    of_blocks.set_yscale("log")
+    of_blocks.set_yticks((0.2, 0.5, 1, 2, 5, 10), ("0.2", "0.5", "1", "2", "5", "10"))
+    of_blocks.minorticks_off()
+    of_blocks.set_ylabel("planned temporaries, MB")
+    of_blocks.set_xlabel("block")
+    of_blocks.set_title("each block alone")
+    of_blocks.legend(fontsize="small")
+    slices = [row.splits for row in network]
     for field, label, style in (
-        ("equation_2", "largest block by equation 2", "k:"),
-        ("planned", "planned temporaries", "k-o"),
         ("resident", "peak resident memory, its rise", "k--s"),
+        ("planned", "planned temporaries", "k-o"),
+        ("equation_2", "largest block by equation 2", "k:^"),
     ):
-        right.plot(of_network, [getattr(row, field) / 1e6 for row in network], style, label=label)
-    right.set_ylabel("MB")
-    right.set_xlabel("slices t of every block")
-    time_axis = right.twinx()
-    time_axis.plot(
-        of_network, [row.milliseconds for row in network], "^-", color="0.6", label="time"
-    )
-    time_axis.set_ylim(0, 1.9 * max(row.milliseconds for row in network))
-    time_axis.set_ylabel("ms per image (grey)")
-    right.set_ylim(0, 1.45 * max(row.resident or row.planned for row in network) / 1e6)
-    right.legend(loc="upper right")
-    left.set_title("each block alone")
-    right.set_title(f"MobileNetV2 1.0, {SIZE} pixels, one image")
+        values = [getattr(row, field) / 1e6 for row in network]
+        of_memory.plot(slices, values, style, markerfacecolor="w", label=label)
+    of_memory.set_ylabel("MB")
+    of_memory.legend(fontsize="small")
+    of_memory.set_title(f"MobileNetV2 1.0, {SIZE} pixels: memory")
+    of_time.plot(slices, [row.milliseconds for row in network], "k-o", markerfacecolor="w")
+    of_time.set_ylabel("ms per image")
+    of_time.set_title("and time")
+    for axis in (of_memory, of_time):
+        axis.set_ylim(bottom=0)
+        axis.set_xticks(slices)
+        axis.set_xlabel("slices t of every block")
     figure.savefig(path, dpi=110)
 
 
@@ -308,11 +282,9 @@ def main() -> None:
         print(f"splits of the blocks: {', '.join(map(str, splits))}")
         held = max(BYTES * size.held(t) for size, t in zip(sizes, splits, strict=True))
         planned, milliseconds, resident = measure_network(splits, arguments.seconds)
-        print_measured(
-            "network", [Measured("", max(splits), held, planned, milliseconds, resident)]
-        )
+        measured = Measured("network", max(splits), held, planned, milliseconds, resident)
+        print(table_of_networks([measured]))
         return
-    arguments.out.mkdir(parents=True, exist_ok=True)
     line = StatusLine("memory")
     for width in CHECKED_WIDTHS:
         error = largest_error(width, ODD_IMAGE, line.say)
@@ -333,17 +305,11 @@ def main() -> None:
         planned, milliseconds, resident = measure_network((t,) * len(sizes), arguments.seconds)
         network.append(Measured("network", t, held, planned, milliseconds, resident))
     line.clear()
-    print_table_3()
-    print_measured("each block alone", blocks)
-    print_measured("the network", network)
+    for table in (table_3(), table_of_blocks(blocks), table_of_networks(network)):
+        table.write(arguments.out)
     write_csv([*blocks, *network], arguments.out / "memory.csv")
-    write_markdown(arguments.out, "memory_table_3", TABLE_3_HEADER, table_3_lines())
-    write_markdown(arguments.out, "memory_blocks", BLOCK_HEADER, block_lines(blocks))
-    write_markdown(
-        arguments.out, "memory_network", NETWORK_HEADER, [network_cells(row) for row in network]
-    )
     draw(blocks, network, arguments.out / "memory.png")
-    print(f"\nwritten: {arguments.out}/memory.csv, memory.png")
+    print(f"\nin {arguments.out}: memory.csv, memory.png")
 
 
 if __name__ == "__main__":

@@ -14,15 +14,15 @@ with the float32 file of the same seed. Files: quantization.csv, .md and .png in
 command goes on where it stopped.
 """
 
-import argparse
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib.figure
 import numpy as np
 
-from experiments.common.writers import write_csv, write_markdown
+from experiments.common.table import Table
 from mnv2 import data, pretrained
 from mnv2.deployment import pictures
 from mnv2.deployment.exported import open_exported
@@ -154,8 +154,6 @@ def costs(accuracies: Sequence[Accuracy]) -> dict[str, dict[str, Estimate]]:
 
 def draw(accuracies: Sequence[Accuracy], path: Path) -> None:
     """Draws what 8 bits cost: a row per arm, a dot per seed, scales per channel and per tensor."""
-    import matplotlib.figure
-
     by_run = forms_by_run(accuracies)
     arms = list(dict.fromkeys(arm for arm, _ in by_run))
     figure = matplotlib.figure.Figure(figsize=(9, 0.36 * len(arms) + 1.5), layout="constrained")
@@ -191,18 +189,13 @@ def draw(accuracies: Sequence[Accuracy], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments that say what is quantized."""
+def main() -> None:
+    parser = command_parser("experiments.paper.quantization", __doc__)
     parser.add_argument("--workdir", type=Path, default=Path("runs/eight_bits"))
     parser.add_argument("--out", type=Path, default=Path("runs/quantization"))
     parser.add_argument(
         "--pictures", type=whole_number(BATCH), default=200, help="to calibrate with (default: 200)"
     )
-
-
-def main() -> None:
-    parser = command_parser("experiments.paper.quantization", __doc__)
-    add_arguments(parser)
     arguments = parser.parse_args()
     sweep = sweep_of(arguments.workdir)
     accuracies = list(measure(sweep, arguments.out, arguments.pictures))
@@ -217,11 +210,9 @@ def main() -> None:
         )
         for arm, by_form in found.items()
     ]
-    write_csv(accuracies, arguments.out / "quantization.csv")
-    write_markdown(arguments.out, "quantization", header, lines)
+    Table("quantization", header, lines).write(arguments.out, accuracies)
     draw(accuracies, arguments.out / "quantization.png")
-    print((arguments.out / "quantization.md").read_text())
-    print(f"in {arguments.out}: quantization.csv, quantization.md, quantization.png")
+    print(f"\nin {arguments.out}: quantization.csv, quantization.md, quantization.png")
 
 
 if __name__ == "__main__":

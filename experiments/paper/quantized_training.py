@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 
 from configs import quantization as config_file
-from experiments.common.writers import write_csv, write_markdown
+from experiments.common.table import Table
 from experiments.paper.quantization import DATA, FLOAT, Prepared, sweep_of, top1
 from mnv2 import data, pretrained
 from mnv2.models import for_inference
@@ -175,11 +175,9 @@ def main() -> None:
     keep_compiled_programs()
     out = arguments.out
     results = list(measure(arguments.workdir, arguments.arms, arguments.steps, out))
-    write_csv(results, out / "quantized_training.csv")
-    write_markdown(out, "quantized_training", HEADER, list(lines_of(results)))
+    Table("quantized_training", HEADER, list(lines_of(results))).write(out, results)
     draw(results, out / "quantized_training.png")
-    print((out / "quantized_training.md").read_text())
-    print(f"in {out}: quantized_training.csv, quantized_training.md, quantized_training.png")
+    print(f"\nin {out}: quantized_training.csv, quantized_training.md, quantized_training.png")
 
 
 if __name__ == "__main__":

@@ -8,12 +8,11 @@ report.png to --workdir. The same command resumes unfinished runs.
 """
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from configs import v2_ablation
-from experiments.common.writers import write_markdown
+from experiments.common.table import Table
 from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.sweeps.launch import run_sweep
 from mnv2.sweeps.plan import with_arms
@@ -27,7 +26,6 @@ ARMS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("linear_alone", {"model.shortcut": "none"}),
     ("relu6_alone", {"model.shortcut": "none", "model.bottleneck": "relu6"}),
 )
-
 TITLES = {
     "linear": "linear, with shortcuts",
     "relu6": "ReLU6, with shortcuts",
@@ -45,19 +43,16 @@ def effects(accuracies: dict[str, dict[int, float]]) -> list[tuple[str, Estimate
         accuracies: The accuracy in per cent, by arm and seed.
     """
     seeds = set.intersection(*(set(accuracies[arm]) for arm, _ in ARMS))
-    pairs = [
-        (
-            accuracies["relu6"][seed] - accuracies["linear"][seed],
-            accuracies["relu6_alone"][seed] - accuracies["linear_alone"][seed],
-        )
-        for seed in sorted(seeds)
-    ]
-    named: list[tuple[str, Sequence[float]]] = [
-        ("ReLU6 - linear, with shortcuts", [with_ for with_, _ in pairs]),
-        ("ReLU6 - linear, without shortcuts", [without for _, without in pairs]),
-        ("what shortcuts make up for", [with_ - without for with_, without in pairs]),
-    ]
-    estimates = [(name, Estimate.of(values)) for name, values in named]
+    with_, without = (
+        [accuracies[relu6][seed] - accuracies[linear][seed] for seed in sorted(seeds)]
+        for relu6, linear in (("relu6", "linear"), ("relu6_alone", "linear_alone"))
+    )
+    named = {
+        "ReLU6 - linear, with shortcuts": with_,
+        "ReLU6 - linear, without shortcuts": without,
+        "what shortcuts make up for": [a - b for a, b in zip(with_, without, strict=True)],
+    }
+    estimates = [(name, Estimate.of(values)) for name, values in named.items()]
     return [(name, estimate) for name, estimate in estimates if estimate]
 
 
@@ -89,17 +84,13 @@ def main() -> None:
     arguments = parser.parse_args()
     results = train(arguments.workdir, arguments.steps, arguments.seeds)
     found = effects({arm: results.accuracies(arm) for arm, _ in ARMS})
-    lines = [(name, plus_minus(estimate, "+")) for name, estimate in found]
-    print()
-    for name, estimate in lines:
-        print(f"{name:34} {estimate} points")
     by_arm = {row.arm: row for row in rows(results)}
     lines = [
         *((title, plus_minus(by_arm[arm].accuracy)) for arm, title in TITLES.items()),
-        *lines,
+        *((name, plus_minus(estimate, "+")) for name, estimate in found),
     ]
     header = ("", f"test top-1, %, or points ({arguments.seeds} seeds)")
-    write_markdown(arguments.workdir, "shortcuts", header, lines)
+    Table("shortcuts", header, lines).write(arguments.workdir)
 
 
 if __name__ == "__main__":

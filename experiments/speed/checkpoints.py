@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from configs import v2_ablation
-from experiments.common.writers import write_csv, write_markdown
+from experiments.common.table import Table
 from mnv2 import data
 from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.runtime.machine import keep_compiled_programs, keep_freed_memory
@@ -84,8 +84,6 @@ def main() -> None:
             measured.append(block)
             line.say(f"{len(measured)}/{2 * arguments.pairs} times {STEPS} steps")
     line.clear()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    write_csv(measured, arguments.out / "checkpoints.csv")
     header = (
         f"{STEPS} steps, ms",
         "with a checkpoint, ms",
@@ -94,8 +92,8 @@ def main() -> None:
         "cost, %",
         "95 % interval",
     )
-    write_markdown(arguments.out, "checkpoints", header, [row(measured, config.batch_size)])
-    print((arguments.out / "checkpoints.md").read_text())
+    lines = [row(measured, config.batch_size)]
+    Table("checkpoints", header, lines).write(arguments.out, measured)
 
 
 def row(measured: list[Block], batch_size: int) -> tuple[str, ...]:

@@ -15,15 +15,16 @@ program takes 10 s to 4 minutes.
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from experiments.common.writers import write_csv, write_markdown
+from experiments.common.table import Table, write_csv
 from experiments.speed.compilers.chips import CHIPS, check_installed, environment
 from experiments.speed.compilers.cost import Cost
 from experiments.speed.compilers.steps import FRAMEWORKS, TASKS, Task
@@ -37,23 +38,29 @@ GPU = ("network", "traffic, GB", "plain Flax", "ratio", "kernels", "plain Flax",
 
 
 class Row(NamedTuple):
-    """The cost of one program, which trains a network.
-
-    per_second  images per second; 0 if it is not known
-    """
+    """The cost of one program, which trains a network."""
 
     chip: str
-    network: str
-    pixels: int
-    batch: int
+    task: Task
     framework: str
-    cycles: float
-    traffic: float
-    kernels: int
-    memory: float
-    flops: float
-    per_second: float
-    compile_seconds: float
+    cost: Cost
+
+    @property
+    def per_second(self) -> float:
+        """Images per second by the chip's clock or its memory; 0 if neither is known."""
+        target = CHIPS[self.chip]
+        if target.gigahertz:
+            return self.task.batch * target.gigahertz * 1e9 / self.cost.cycles
+        if target.bandwidth:
+            return self.task.batch * target.bandwidth / self.cost.traffic
+        return 0.0
+
+    def record(self) -> dict[str, Any]:
+        """Returns the columns of the CSV."""
+        task, cost = self.task, dataclasses.asdict(self.cost)
+        del cost["by_kind"]
+        where = {"chip": self.chip, "network": task.title, "pixels": task.size, "batch": task.batch}
+        return {**where, "framework": self.framework, **cost, "per_second": self.per_second}
 
 
 def cost_of(task: str, framework: str, chip: str) -> Cost:
@@ -72,54 +79,22 @@ def cost_of(task: str, framework: str, chip: str) -> Cost:
     return Cost(**json.loads(lines[-1]))
 
 
-def to_row(task: str, framework: str, chip: str, cost: Cost) -> Row:
-    """Returns the row of a cost, with the images per second that it implies."""
-    what, target = TASKS[task], CHIPS[chip]
-    seconds = 0.0
-    if target.gigahertz:
-        seconds = cost.cycles / (target.gigahertz * 1e9)
-    elif target.bandwidth:
-        seconds = cost.traffic / target.bandwidth
-    return Row(
-        chip=chip,
-        network=what.title,
-        pixels=what.size,
-        batch=what.batch,
-        framework=framework,
-        cycles=cost.cycles,
-        traffic=cost.traffic,
-        kernels=cost.kernels,
-        memory=cost.memory,
-        flops=cost.flops,
-        per_second=what.batch / seconds if seconds else 0.0,
-        compile_seconds=cost.compile_seconds,
-    )
-
-
-def table(rows: Sequence[Row]) -> tuple[Sequence[str], list[list[str]]]:
-    """Returns the header and the lines of the table of one chip: mnv2 beside plain Flax."""
+def table_of(rows: Sequence[Row]) -> Table:
+    """Returns the table of one chip: mnv2 beside plain Flax."""
     lines = []
+    on_tpu = bool(rows[0].cost.cycles)
     for ours in (row for row in rows if row.framework == "mnv2"):
-        same = [r for r in rows if r.framework != "mnv2" and r[1:4] == ours[1:4]]
-        stock = same[0] if same else None
-        task = Task(ours.network, size=ours.pixels, batch=ours.batch)
+        stock = [row.cost for row in rows if row.task == ours.task and row is not ours]
+        field, unit = ("cycles", 1e6) if on_tpu else ("traffic", 1e9)
+        costs = [getattr(cost, field) for cost in (ours.cost, *stock)]
+        cells = [*(f"{cost / unit:,.2f}" for cost in costs), *[""] * (2 - len(costs))]
+        cells.append(f"{costs[0] / costs[1]:.2f}" if stock else "")
+        if not on_tpu:
+            kernels = [f"{cost.kernels:,}" for cost in (ours.cost, *stock)]
+            cells += [*kernels, *[""] * (2 - len(kernels))]
         images = f"{ours.per_second:,.0f}" if ours.per_second else ""
-        memory = f"{ours.memory / 1e9:.1f}"
-        if ours.cycles:
-            lines.append([str(task), *_compared(ours, stock, "cycles", 1e6), memory, images])
-        else:
-            kernels = [f"{ours.kernels:,}", f"{stock.kernels:,}" if stock else ""]
-            traffic = _compared(ours, stock, "traffic", 1e9)
-            lines.append([str(task), *traffic, *kernels, memory, images])
-    return (TPU if rows[0].cycles else GPU), lines
-
-
-def _compared(ours: Row, stock: Row | None, field: str, unit: float) -> list[str]:
-    value = getattr(ours, field)
-    if stock is None:
-        return [f"{value / unit:,.2f}", "", ""]
-    other = getattr(stock, field)
-    return [f"{value / unit:,.2f}", f"{other / unit:,.2f}", f"{value / other:.2f}"]
+        lines.append([str(ours.task), *cells, f"{ours.cost.memory / 1e9:.1f}", images])
+    return Table(f"chips_{rows[0].chip}", TPU if on_tpu else GPU, lines)
 
 
 def _print_kinds(cost: Cost, chip: str) -> None:
@@ -137,19 +112,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/chips"))
     arguments = parser.parse_args()
     _check(arguments)
-    arguments.out.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     for chip in arguments.chips:
         here = []
         for row in _rows(chip, arguments.networks, arguments.only):
             here.append(row)
-            write_csv([*rows, *here], arguments.out / "chips.csv")
+            write_csv([one.record() for one in [*rows, *here]], arguments.out / "chips.csv")
         if here:
-            write_markdown(arguments.out, f"chips_{chip}", *table(here))
+            table_of(here).write(arguments.out)
         rows += here
     if not rows:
         raise UserError("no step could be compiled")
-    print(f"written: {arguments.out}/chips.csv and a table per chip")
+    print(f"\nin {arguments.out}: chips.csv and a table per chip")
 
 
 def _rows(chip: str, networks: Sequence[str], frameworks: Sequence[str]) -> Iterator[Row]:
@@ -164,16 +138,15 @@ def _rows(chip: str, networks: Sequence[str], frameworks: Sequence[str]) -> Iter
             line.clear()
             warn(f"{TASKS[task]} is left out: {error}")
             continue
-        row = to_row(task, framework, chip, cost)
         line.clear()
-        if row.cycles:
-            amount = f"{row.cycles / 1e6:9.2f} M cycles"
+        if cost.cycles:
+            amount = f"{cost.cycles / 1e6:9.2f} M cycles"
         else:
-            amount = f"{row.traffic / 1e9:9.2f} GB, {row.kernels:,} kernels"
-        print(f"{chip:5} {what:42} {amount}  compiled in {row.compile_seconds:.0f} s", flush=True)
+            amount = f"{cost.traffic / 1e9:9.2f} GB, {cost.kernels:,} kernels"
+        print(f"{chip:5} {what:42} {amount}  compiled in {cost.compile_seconds:.0f} s", flush=True)
         if framework == "mnv2":
             _print_kinds(cost, chip)
-        yield row
+        yield Row(chip, TASKS[task], framework, cost)
 
 
 def _check(arguments: argparse.Namespace) -> None:

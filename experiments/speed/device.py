@@ -28,8 +28,8 @@ import jax
 import jaxlib
 import numpy as np
 
+from experiments.common.table import Table, write_csv
 from experiments.common.timing import times
-from experiments.common.writers import write_csv, write_markdown
 from experiments.speed.frameworks.steps import CONTENDERS, installed
 from experiments.speed.frameworks.tasks import NETWORKS, Task
 from mnv2.runtime import machine
@@ -142,8 +142,8 @@ def _free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def write_table(measured: Sequence[Row], folder: Path) -> None:
-    """Writes device.md: a line per network, mode and type, with a column per framework."""
+def table_of(measured: Sequence[Row]) -> Table:
+    """Returns a line per network, mode and type, with a column per framework."""
     names = [name for name in FRAMEWORKS if any(row.framework == name for row in measured)]
     lines = []
     for task in dict.fromkeys(row.task for row in measured):
@@ -153,7 +153,7 @@ def write_table(measured: Sequence[Row], folder: Path) -> None:
         what = f"{mode} {NETWORKS[network]}, {dtype}, {pixels} px, batch {batch}"
         cells = (f"{speeds[name]:,.0f}" if name in speeds else "" for name in names)
         lines.append([what, *cells, ratio])
-    write_markdown(folder, "device", ["images/s", *names, "mnv2 to Flax"], lines)
+    return Table("device", ["images/s", *names, "mnv2 to Flax"], lines)
 
 
 def main() -> None:
@@ -174,7 +174,6 @@ def main() -> None:
     if batch % (count := jax.device_count()):
         raise UserError(f"--batch must be a multiple of the {count} devices, got {batch}")
     frameworks = _usable(arguments.only)
-    arguments.out.mkdir(parents=True, exist_ok=True)
     tasks = [
         Task(mode, network, 1.0, arguments.size, batch, machine.threads(), dtype=dtype)
         for mode in arguments.modes
@@ -189,11 +188,10 @@ def main() -> None:
         what = f"{row.mode:5}  {row.network:12}  {row.dtype:8}  {row.framework:13}"
         print(f"{what}  {speed}  compiled in {row.compile_seconds:.0f} s{memory}", flush=True)
         write_csv(measured, arguments.out / "device.csv")
-        write_table(measured, arguments.out)
     if not measured:
         raise UserError("no network fits the memory: give a smaller --batch")
-    print((arguments.out / "device.md").read_text())
-    print(f"written: {arguments.out}/device.csv and device.md")
+    table_of(measured).write(arguments.out)
+    print(f"\nin {arguments.out}: device.csv, device.md")
 
 
 def _usable(names: Sequence[str]) -> list[str]:

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from configs import v2_ablation
-from experiments.common.writers import write_csv, write_markdown
+from experiments.common.table import Table
 from mnv2 import data
 from mnv2.models import create_model
 from mnv2.pretrained import Preprocessing
@@ -36,8 +36,6 @@ from mnv2.training.step import replicate, shard
 
 STEPS = 100  # of one measurement
 EXAMPLES = 1000
-
-
 PER_CALL = (0, 1, 10, 100)  # steps; 0: the batches come from the host
 
 
@@ -133,11 +131,8 @@ def main() -> None:
         everything += measured
         lines.append(row(task, measured))
     line.clear()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    write_csv(everything, arguments.out / "dispatch.csv")
     header = ["steps/s", "from the host", *(f"{count} per call" for count in PER_CALL[1:])]
-    write_markdown(arguments.out, "dispatch", header, lines)
-    print((arguments.out / "dispatch.md").read_text())
+    Table("dispatch", header, lines).write(arguments.out, everything)
     kind = jax.devices()[0].device_kind
     print(f"on {jax.device_count()} x {kind}, {machine.threads()} threads")
 

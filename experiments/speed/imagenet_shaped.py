@@ -9,7 +9,6 @@ JPEG files of its usual size, read and written by the official builder of Tensor
 What is trained on it says nothing about accuracy.
 """
 
-import argparse
 import colorsys
 import io
 import tarfile
@@ -98,16 +97,11 @@ def prepare(data_dir: Path, train: int = TRAIN, test: int = TEST) -> data.Datase
     return dataset
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments that say what is written."""
+def main() -> None:
+    parser = command_parser("experiments.speed.imagenet_shaped", __doc__)
     parser.add_argument("--data_dir", type=Path, default=Path("runs/imagenet_shaped"))
     parser.add_argument("--train", type=whole_number(1000), default=TRAIN, help="(default: 4000)")
     parser.add_argument("--test", type=whole_number(), default=TEST, help="(default: 1000)")
-
-
-def main() -> None:
-    parser = command_parser("experiments.speed.imagenet_shaped", __doc__)
-    add_arguments(parser)
     arguments = parser.parse_args()
     dataset = prepare(arguments.data_dir, arguments.train, arguments.test)
     counts = ", ".join(f"{split} {dataset.num_examples(split)}" for split in dataset.splits)

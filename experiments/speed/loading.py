@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.common import photographs
-from experiments.common.writers import write_markdown
+from experiments.common.table import Table
 from experiments.speed.frameworks.results import OURS, Row, print_rows, write_csv
 from experiments.speed.frameworks.steps import installed
 from experiments.speed.frameworks.tasks import AUGMENTATIONS, Task
@@ -48,23 +48,17 @@ def main() -> None:
     rows: list[Row] = []
     lines = []
     for augmentation in arguments.augmentations:
-        task = Task(
-            "load",
-            size=arguments.size,
-            threads=1,
-            pictures=str(pictures),
-            augmentation=augmentation,
-        )
-        print(f"\n{augmentation}", end="")
+        task = Task("load", "mobilenet_v2", 1.0, arguments.size, 32, 1, str(pictures), augmentation)
         found = measure(task, AS_RUN, names, arguments.rounds, arguments.seconds)
         if len(found) < len(names):
             raise UserError(f"{augmentation} could not be measured")
+        print(f"\n{augmentation}", end="")
         print_rows(found)
         rows += found
         lines.append(line_of(found))
     write_csv(rows, arguments.out / "loading.csv")
     header = ("augmentation", "mnv2", "torchvision", "ratio")
-    write_markdown(arguments.out, "loading", header, lines)
+    Table("loading", header, lines).write(arguments.out)
     print(f"\nin {arguments.out}: loading.csv, loading.md")
 
 

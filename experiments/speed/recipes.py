@@ -11,7 +11,6 @@ pictures the host prepares per second. Files: recipes.csv, recipes.md and recipe
 The same command goes on where it stopped.
 """
 
-import argparse
 import os
 import shutil
 import signal
@@ -25,7 +24,7 @@ from typing import NamedTuple
 import psutil
 
 from configs import imagenet
-from experiments.common.writers import write_csv, write_markdown
+from experiments.common.table import Table
 from experiments.speed import imagenet_shaped
 from mnv2 import data
 from mnv2.prepare import write_resized
@@ -86,17 +85,8 @@ def command(preset: str, data_dir: Path, workdir: Path, batch: int) -> list[str]
         "model.dtype": "float32",
     }
     options = [f"--config.{name}={value}" for name, value in changes.items()]
-    config = f"configs/imagenet.py:{preset}"
-    return [
-        sys.executable,
-        "-m",
-        "mnv2.main",
-        "--config",
-        config,
-        "--workdir",
-        str(workdir),
-        *options,
-    ]
+    start = [sys.executable, "-m", "mnv2.main", "--config", f"configs/imagenet.py:{preset}"]
+    return [*start, "--workdir", str(workdir), *options]
 
 
 def _memory(process: psutil.Process) -> float:
@@ -210,8 +200,8 @@ def measured(
     line.clear()
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments that say what is tried."""
+def main() -> None:
+    parser = command_parser("experiments.speed.recipes", __doc__)
     parser.add_argument("--data_dir", type=Path, default=Path("runs/imagenet_shaped"))
     parser.add_argument("--out", type=Path, default=Path("runs/recipes"))
     parser.add_argument("--batch", type=whole_number(), default=32, help="(default: 32)")
@@ -223,20 +213,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=quick,
         help="(default: all but resnet50, which takes 18 minutes on two cores)",
     )
-
-
-def main() -> None:
-    parser = command_parser("experiments.speed.recipes", __doc__)
-    add_arguments(parser)
     arguments = parser.parse_args()
     dataset = imagenet_shaped.prepare(arguments.data_dir)
-    arguments.out.mkdir(parents=True, exist_ok=True)
     where = (arguments.data_dir, arguments.out, arguments.batch)
     found = list(measured(arguments.presets, dataset, *where))
     recipes, hosts = [recipe for recipe, _ in found], [host for _, host in found]
-    write_csv(recipes, arguments.out / "recipes.csv")
-    write_markdown(
-        arguments.out,
+    Table(
         "recipes",
         ("preset", "train, px", "test, px", "images/s", "memory, MB", "waiting, %", "tested"),
         [
@@ -246,9 +228,8 @@ def main() -> None:
             )
             for one in recipes
         ],
-    )
-    write_markdown(
-        arguments.out,
+    ).write(arguments.out, recipes)
+    Table(
         "recipes_host",
         ("preset", "pictures/s per core", "cores", "resized to 256", "cores"),
         [
@@ -258,10 +239,8 @@ def main() -> None:
             )
             for one in hosts
         ],
-    )
-    print((arguments.out / "recipes.md").read_text())
-    print((arguments.out / "recipes_host.md").read_text())
-    print(f"in {arguments.out}: recipes.csv, recipes.md, recipes_host.md")
+    ).write(arguments.out)
+    print(f"\nin {arguments.out}: recipes.csv, recipes.md, recipes_host.md")
 
 
 if __name__ == "__main__":

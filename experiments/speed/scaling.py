@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.figure
+from matplotlib import ticker
 
 from experiments.speed.frameworks.results import OURS, Row, print_rows, ranges, write_csv
 from experiments.speed.frameworks.steps import CONTENDERS, installed
@@ -21,10 +22,6 @@ from experiments.speed.frameworks.tasks import Task
 from experiments.speed.frameworks.turns import AS_RUN, measure
 from mnv2.runtime.cli import command_parser, real_number, run, whole_number
 from mnv2.runtime.errors import UserError, check_choice
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib import ticker
 
 LABELS = {
     "batch": "batch size",
@@ -50,7 +47,8 @@ def series(base: Task, cores: int) -> dict[str, list[Task]]:
 
 def draw(curves: Mapping[str, list[Task]], rows: Sequence[Row], title: str, path: Path) -> None:
     """Draws images/s against each field, with logarithmic axes."""
-    figure, panels = plt.subplots(2, 2, figsize=(8, 6), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=(8, 6), layout="constrained")
+    panels = figure.subplots(2, 2)
     for (field, tasks), axes in zip(curves.items(), panels.flat, strict=True):
         for i, name in enumerate(dict.fromkeys(row.name for row in rows)):
             curve = [row for task in tasks for row in rows if (row.task, row.name) == (task, name)]
@@ -58,7 +56,7 @@ def draw(curves: Mapping[str, list[Task]], rows: Sequence[Row], title: str, path
                 [getattr(row.task, field) for row in curve],
                 [row.median for row in curve],
                 yerr=ranges(curve),
-                color="black" if name == OURS else "gray",
+                color="#3b6ea5" if name == OURS else "gray",
                 marker="osD^vX*P"[i],
                 linestyle=("-", "--", ":", "-.")[i % 4],
                 capsize=2,
@@ -77,8 +75,7 @@ def draw(curves: Mapping[str, list[Task]], rows: Sequence[Row], title: str, path
         axes.spines[["top", "right"]].set_visible(False)
     panels[0, 0].legend(fontsize=9)
     figure.suptitle(title, fontsize="medium")
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
@@ -94,7 +91,6 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0))
     base = Task("train", size=96, batch=32, threads=cores)
     curves = series(base, cores)
-    arguments.out.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
     for task in dict.fromkeys(task for tasks in curves.values() for task in tasks):
         rows += (new := measure(task, AS_RUN, names, arguments.rounds, arguments.seconds))
@@ -105,7 +101,7 @@ def main() -> None:
         raise UserError("no framework could be measured")
     title = f"{base}, {cores} threads; each varied alone"
     draw(curves, rows, title, arguments.out / "scaling.png")
-    print(f"\nwritten: {arguments.out}/scaling.csv, scaling.png")
+    print(f"\nin {arguments.out}: scaling.csv, scaling.png")
 
 
 if __name__ == "__main__":

@@ -11,11 +11,12 @@ import numpy as np
 
 from experiments.common.initialisation import random_network
 from experiments.common.submodules import Submodule, at, submodules
+from experiments.common.table import Table
 from experiments.common.timing import Step, in_turns
 from experiments.paper.roofline.machines import SIZE
+from experiments.paper.roofline.model import Machine, intensity, layer_seconds
 from experiments.paper.roofline.networks import TITLES, whole_network
 from mnv2.analysis import complexity
-from mnv2.analysis.roofline import Machine, intensity, layer_seconds
 from mnv2.models import fold_batch_norm
 from mnv2.models.blocks import ConvBN
 from mnv2.runtime.terminal import StatusLine
@@ -173,31 +174,22 @@ def sum_of(rows: Sequence[LayerTime], whole: float) -> Sum:
     return Sum(rows[0].network, whole, measured, roofline)
 
 
-def sum_cells(row: Sum) -> tuple[str, ...]:
-    """Returns one row of the table under SUM_HEADER."""
-    return (
-        TITLES[row.network],
-        f"{row.whole:.1f}",
-        f"{row.layers:.1f} ({row.layers / row.whole:.0%})",
-        f"{row.roofline:.1f} ({row.roofline / row.whole:.0%})",
+def tables(sums: Sequence[Sum], of_kinds: Sequence[Share]) -> tuple[Table, Table]:
+    """Returns the tables of sums and of shares."""
+    of_sums = [
+        (
+            *(TITLES[row.network], f"{row.whole:.1f}"),
+            *(f"{time:.1f} ({time / row.whole:.0%})" for time in (row.layers, row.roofline)),
+        )
+        for row in sums
+    ]
+    of_shares = [
+        (
+            *(f"{TITLES[row.network]}: {row.kind}", f"{row.multiply_adds:.1f}"),
+            *(f"{row.measured:.1f}", f"{row.of_roofline:.0f}"),
+        )
+        for row in of_kinds
+    ]
+    return Table("latency_sums", SUM_HEADER, of_sums), Table(
+        "latency_layers", SHARE_HEADER, of_shares
     )
-
-
-def share_cells(row: Share) -> tuple[str, ...]:
-    """Returns one row of the table under SHARE_HEADER."""
-    return (
-        f"{TITLES[row.network]}: {row.kind}",
-        f"{row.multiply_adds:.1f}",
-        f"{row.measured:.1f}",
-        f"{row.of_roofline:.0f}",
-    )
-
-
-def print_layers(sums: Sequence[Sum], of_kinds: Sequence[Share]) -> None:
-    """Prints the tables of sums and of shares."""
-    print(f"\n{LAYER_BATCH} images, batch norm folded, all threads")
-    for line in (SUM_HEADER, *(sum_cells(row) for row in sums)):
-        print(f"  {line[0]:22} {line[1]:>17} {line[2]:>22} {line[3]:>26}")
-    print()
-    for line in (SHARE_HEADER, *(share_cells(row) for row in of_kinds)):
-        print(f"  {line[0]:22} {line[1]:>17} {line[2]:>22} {line[3]:>26}")

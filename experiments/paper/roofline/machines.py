@@ -7,11 +7,20 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from experiments.common.published import ACCELERATORS, LATENCIES, Latency
+from experiments.common.table import Table
+from experiments.paper.roofline.model import Machine, layer_seconds
 from mnv2.analysis import complexity
-from mnv2.analysis.roofline import Machine, layer_seconds
 from mnv2.models import create_model
 
 SIZE = 224  # pixels
+HEADER = (
+    "machine",
+    "framework",
+    "FLOP per byte at the ridge",
+    "predicted",
+    "published",
+    "source of the published ratio",
+)
 
 
 class Ratio(NamedTuple):
@@ -61,38 +70,22 @@ def _machine(ceilings: tuple[float, float]) -> Machine:
     return Machine(1e9 * gflops, 1e9 * gigabytes)
 
 
-def print_machines(rows: Sequence[Ratio]) -> None:
-    """Prints the ratios, and for how many machines the prediction has the right sign."""
-    known = [row for row in rows if row.published is not None]
-    print("\nV2's time / V1's: predicted from the vendors' ceilings, and published")
-    print(f"  {'machine':24} {'framework':14} {'ridge':>6} {'predicted':>9} {'published':>9}")
+def table(rows: Sequence[Ratio]) -> Table:
+    """Returns the table of the ratios; ✗ marks a wrong prediction."""
+    lines = []
     for row in rows:
-        published = "" if row.published is None else f"{row.published:.2f}"
-        mark = "  <- wrong" if row in known and not row.agrees else ""
-        print(
-            f"  {row.machine:24} {row.framework:14} {row.ridge:6.1f} {row.predicted:9.2f} "
-            f"{published:>9}{mark}"
-        )
+        known = row.published is not None
+        mark = " ✗" if known and not row.agrees else ""
+        published = f"{row.published:.2f}" if known else ""
+        numbers = (f"{row.ridge:.1f}", f"{row.predicted:.2f}{mark}", published)
+        lines.append((row.machine, row.framework, *numbers, row.source))
+    return Table("latency_machines", HEADER, lines)
+
+
+def print_agreement(rows: Sequence[Ratio]) -> None:
+    """Prints for how many machines the prediction has the right sign."""
+    known = [row for row in rows if row.published is not None]
     right = sum(row.agrees for row in known)
-    print(f"  V2 faster or slower: predicted correctly for {right} of {len(known)} machines")
+    print(f"V2 faster or slower: predicted correctly for {right} of {len(known)} machines")
     unknown = ", ".join(row.machine for row in LATENCIES if row.ceilings is None)
-    print(f"  without published ceilings: {unknown}")
-
-
-MACHINE_HEADER = (
-    "machine",
-    "framework",
-    "FLOP per byte at the ridge",
-    "predicted",
-    "published",
-    "source of the published ratio",
-)
-
-
-def machine_cells(row: Ratio) -> tuple[str, ...]:
-    """Returns one row of the table under MACHINE_HEADER; ✗ marks a wrong prediction."""
-    if row.published is None:
-        return row.machine, "", f"{row.ridge:.1f}", f"{row.predicted:.2f}", "", ""
-    mark = "" if row.agrees else " ✗"
-    ratios = (f"{row.predicted:.2f}{mark}", f"{row.published:.2f}")
-    return row.machine, row.framework, f"{row.ridge:.1f}", *ratios, row.source
+    print(f"without published ceilings: {unknown}")

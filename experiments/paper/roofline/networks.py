@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.common.initialisation import random_network
+from experiments.common.table import Table
 from experiments.common.timing import Step, in_turns
 from experiments.paper.roofline.machines import SIZE
 from mnv2.models import for_inference
@@ -104,19 +105,14 @@ def _time_networks(
     sending.send(json.dumps(rows))
 
 
-def print_networks(rows: Sequence[Timed]) -> None:
-    """Prints a table of the networks' times."""
-    print("\nms per image: the median of the rounds, and their range")
-    for line in (HEADER, *(cells(row) for row in rows)):
-        print(f"  {line[0]:14} {line[1]:>5} {line[2]:>7}  {line[3]:10}  {line[4]}")
-
-
-def cells(row: Timed) -> tuple[str, ...]:
-    """Returns one row of the table under HEADER."""
-    return (
-        f"{TITLES[row.network]} {row.width:g}",
-        str(row.batch),
-        str(row.threads),
-        "folded" if row.folded else "not folded",
-        f"{row.median:.2f} ({row.lowest:.2f}-{row.highest:.2f})",
-    )
+def table(rows: Sequence[Timed]) -> Table:
+    """Returns the networks' times: the median of the rounds, and their range."""
+    lines = [
+        (
+            *(f"{TITLES[row.network]} {row.width:g}", row.batch, row.threads),
+            "folded" if row.folded else "not folded",
+            f"{row.median:.2f} ({row.lowest:.2f}-{row.highest:.2f})",
+        )
+        for row in rows
+    ]
+    return Table("latency_networks", HEADER, lines)

@@ -1,15 +1,15 @@
-"""The measured speed and memory of frameworks, as text and as CSV."""
+"""The measured speed and memory of frameworks, as tables and as CSV."""
 
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.common import writers
+from experiments.common import table
 from experiments.speed.frameworks.tasks import Task
 
 OURS = "mnv2"
-PEERS = ("PyTorch", "torch.compile", "Keras")  # the best of these has the ratio 1
+HEADER = ("", "images/s", "memory, MiB", "images/s, huge pages for all", "memory, MiB")
 
 
 class Row(NamedTuple):
@@ -32,43 +32,46 @@ class Row(NamedTuple):
         return f"{self.task}\n{self.settings}"
 
 
+def table_of(rows: Sequence[Row], name: str = "") -> table.Table:
+    """Returns the table of one task, fastest first, with two columns for each of its settings."""
+    settings = list(dict.fromkeys(row.settings for row in rows))
+    cells = {(row.name, row.settings): _cells(row) for row in rows}
+    first = sorted((r for r in rows if r.settings == settings[0]), key=lambda row: -row.median)
+    lines = [
+        [row.name, *(cell for each in settings for cell in cells.get((row.name, each), ("", "")))]
+        for row in first
+    ]
+    return table.Table(name, HEADER[: 1 + 2 * len(settings)], lines)
+
+
+def _cells(row: Row) -> tuple[str, str]:
+    speeds = (row.median, min(row.images_per_second), max(row.images_per_second))
+    median, *ends = (f"{speed:,.{0 if speed >= 100 else 1}f}" for speed in speeds)
+    return f"{median} ({'-'.join(ends)})", f"{row.peak_memory / 2**20:,.0f}"
+
+
 def print_rows(rows: Sequence[Row]) -> None:
-    """Prints the table of one task, fastest first."""
-    if not rows:
-        return
-    best = max((row.median for row in rows if row.name in PEERS), default=None)
-    task, settings = rows[0].task, rows[0].settings
-    print(f"\n{task}, {task.threads} threads, {settings}")
-    width = max(len(row.name) for row in rows)
-    titles = f"{'images/s':>9} {'range':>15} {'ms/batch':>9} {'ratio':>6} {'peak memory':>12}"
-    print(f"  {'':{width}} {titles}")
-    for row in sorted(rows, key=lambda row: -row.median):
-        low, high = min(row.images_per_second), max(row.images_per_second)
-        ratio = f"{row.median / best:.2f}" if best else ""
-        print(
-            f"  {row.name:{width}} {row.median:9,.1f} {f'{low:,.1f}-{high:,.1f}':>15} "
-            f"{1000 * task.batch / row.median:9.2f} {ratio:>6} "
-            f"{row.peak_memory / 2**20:8,.0f} MiB",
-            flush=True,
-        )
+    """Prints the table of one task."""
+    if rows:
+        task = rows[0].task
+        print(f"\n{task}, {task.threads} threads\n{table_of(rows)}", flush=True)
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
     """Writes one line per row: the fields of its task, then the measurements."""
-    writers.write_csv(
-        [row.task for row in rows],
-        path,
+    records = [
         {
-            "settings": [row.settings for row in rows],
-            "framework": [row.name for row in rows],
-            "images_per_second": [f"{row.median:.4g}" for row in rows],
-            "lowest": [f"{min(row.images_per_second):.4g}" for row in rows],
-            "highest": [f"{max(row.images_per_second):.4g}" for row in rows],
-            "peak_mib": [round(row.peak_memory / 2**20) for row in rows],
-        },
-        digits=None,
-        line_end="\r\n",
-    )
+            **vars(row.task),
+            "settings": row.settings,
+            "framework": row.name,
+            "images_per_second": f"{row.median:.4g}",
+            "lowest": f"{min(row.images_per_second):.4g}",
+            "highest": f"{max(row.images_per_second):.4g}",
+            "peak_mib": round(row.peak_memory / 2**20),
+        }
+        for row in rows
+    ]
+    table.write_csv(records, path)
 
 
 def ranges(rows: Sequence[Row]) -> tuple[list[float], list[float]]:

@@ -1,4 +1,5 @@
 import csv
+import sys
 
 import pytest
 
@@ -35,20 +36,19 @@ def test_a_wrong_count_does_not_agree(counted):
     assert not row._replace(parameters=7.0, weights=7.0).agrees()
 
 
-def test_the_table_and_the_figure_are_written(counted, tmp_path, capsys):
-    complexity.print_rows(counted)
+def test_the_table_and_the_figure_are_written(counted, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(complexity, "rows", lambda: counted)
+    monkeypatch.setattr(sys, "argv", ["complexity", "--out", str(tmp_path)])
+    complexity.main()
     printed = capsys.readouterr().out
     assert "42 of 49 rows agree" in printed
     assert max(map(len, printed.splitlines())) <= 110
-    complexity.write_csv(counted, tmp_path / "rows.csv")
-    with (tmp_path / "rows.csv").open() as file:
+    with (tmp_path / "complexity.csv").open() as file:
         assert sum(row["agrees"] == "True" for row in csv.DictReader(file)) == 42
-    complexity.draw(tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").stat().st_size > 10_000
+    assert (tmp_path / "complexity.png").stat().st_size > 10_000
 
 
-def test_layers_add_up_to_the_network(capsys):
-    complexity.print_layers("mobilenet_v2", 1.0, 224)
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1 + 53 + 1
-    assert lines[-1].split()[1:3] == ["3,504,872", "300,774,272"]
+def test_layers_add_up_to_the_network():
+    lines = complexity.table_of_layers("mobilenet_v2", 1.0, 224).lines
+    assert len(lines) == 53 + 1
+    assert lines[-1][2:4] == ("3,504,872", "300,774,272")

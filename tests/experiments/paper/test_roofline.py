@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from mnv2.analysis import complexity, roofline
+from experiments.paper.roofline import model as roofline
+from mnv2.analysis import complexity
 from mnv2.models import create_model
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from experiments.common.initialisation import unoptimised
-from mnv2.analysis import activations
+from experiments.paper import activations
 from mnv2.models import create_model
 from tests.variables import random_variables
 

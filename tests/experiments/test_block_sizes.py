@@ -1,6 +1,6 @@
 import pytest
 
-from mnv2.analysis import memory
+from experiments.common import block_sizes as memory
 from mnv2.models import create_model
 from mnv2.runtime.errors import UserError
 
