@@ -9,6 +9,7 @@ about 300 M multiply-adds and 3.4 M parameters, and these numbers decide between
 """
 
 import math
+from pathlib import Path
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -98,15 +99,18 @@ def fits(multiply_adds: float, weights: float) -> bool:
 
 
 def main() -> None:
-    command_parser("experiments.paper.architecture", __doc__).parse_args()
-    print(f"published: {PUBLISHED[0]:g} M multiply-adds, {PUBLISHED[1]} M parameters\n")
+    parser = command_parser("experiments.paper.architecture", __doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/architecture"))
+    out = parser.parse_args().out
+    print(f"published: {PUBLISHED[0]:g} M multiply-adds, {PUBLISHED[1]} M parameters")
     lines = []
     for question, reading, model in readings():
         madds = complexity.multiply_adds(model, IMAGE) / 1e6
         weights = complexity.weights(model, IMAGE) / 1e6
         verdict = "yes" if fits(madds, weights) else "no"
         lines.append((f"{question}: {reading}", f"{madds:.1f}", f"{weights:.2f}", verdict))
-    print(Table("architecture", ("reading", "MAdds, M", "weights, M", "fits"), lines))
+    header = ("reading of table 2", "multiply-adds, M", "weights, M", "fits")
+    Table("architecture", header, lines).write(out)
     print(f"\n{CONCLUSION}")
 
 

@@ -76,12 +76,14 @@ def draw(
         assert row.published is not None
         here = (row.predicted, row.published)
         right.scatter(*here, marker="o" if row.agrees else "X", color="k")
-        near = [at for at in labels if np.all(np.abs(np.subtract(at, here)) < (0.02, 0.06))]
+        near = [at for at in labels if np.all(np.abs(np.subtract(at, here)) < (0.02, 0.04))]
         position = near[0] if near else here
         labels[position] = f"{labels[position]}, {number}" if near else str(number)
     for position, label in labels.items():
-        right.annotate(label, position, xytext=(5, 2), textcoords="offset points")
-    right.margins(0.08)
+        right.annotate(
+            label, position, xytext=(6, -3), textcoords="offset points", fontsize="small"
+        )
+    right.margins(0.13)
     right.axhline(1, color="0.6", linewidth=0.8)
     right.axvline(1, color="0.6", linewidth=0.8)
     right.set_xlabel("V2's time over V1's, predicted")

@@ -41,6 +41,11 @@ TABLE = (
 )
 
 
+def _color(name: str) -> str:
+    """Returns blue for this project, light blue for its files in other runtimes."""
+    return "#3b6ea5" if name == OURS else "#a9c4e4" if name.startswith(OURS) else "silver"
+
+
 def draw_bars(rows: Sequence[Row], path: Path) -> None:
     """Draws bars of images/s, with one panel for each task and its settings."""
     titles = list(dict.fromkeys(row.panel for row in rows))
@@ -56,7 +61,7 @@ def draw_bars(rows: Sequence[Row], path: Path) -> None:
             [row.name for row in here],
             [row.median for row in here],
             xerr=ranges(here),
-            color=["#3b6ea5" if row.name == OURS else "silver" for row in here],
+            color=[_color(row.name) for row in here],
             ecolor="black",
             capsize=2,
         )
