@@ -156,9 +156,9 @@ def _others(tree: Any, keys: tuple[str, ...]) -> list[str]:
     """Names what stands beside the state dict to which `keys` lead, and what in it is no tensor."""
     names = []
     for key in keys:
-        names += [str(name) for name in tree if name != key]
+        names += [name for name in tree if isinstance(name, str) and name != key]
         tree = tree[key]
-    return names + [str(name) for name, value in tree.items() if not _is_tensor(value)]
+    return names + [name for name, x in tree.items() if isinstance(name, str) and not _is_tensor(x)]
 
 
 def _explain_absence(tree: Any, dicts: Mapping[tuple[str, ...], Tensors]) -> str:
@@ -171,10 +171,14 @@ def _explain_absence(tree: Any, dicts: Mapping[tuple[str, ...], Tensors]) -> str
         return f"{holds}: its tensors have names such as {name}"
     objects = {"it": tree} | (tree if isinstance(tree, dict) else {})
     for name, value in objects.items():
-        if isinstance(value, pickles.Foreign) and value.kind not in pickles.HARMLESS:
+        if isinstance(value, pickles.Foreign) and value.name not in pickles.HARMLESS:
             return (
-                f"holds more than tensors: {name} is an object of the class {value.kind}; "
+                f"holds more than tensors: {name} is an object of the class {value.name}; "
                 "save the model's state_dict()"
             )
-    keys = ", ".join(map(str, tree))[:80] if isinstance(tree, dict) else type(tree).__name__
+    keys = (
+        ", ".join(x for x in tree if isinstance(x, str))[:80]
+        if isinstance(tree, dict)
+        else type(tree).__name__
+    )
     return f"{holds}, and no tensors, only: {keys or 'nothing'}"
