@@ -12,6 +12,7 @@ import dataclasses
 import io
 import math
 import pickle
+import re
 import zipfile
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -47,18 +48,12 @@ WRAPPERS = (  # what they get is what they give, as far as weights are concerned
     *("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"),
     *("torch.Size", "builtins.list", "builtins.tuple"),
 )
-# What common harmless objects beside the weights would call. Their results are left out.
-HARMLESS = (
-    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core")
-      for name in ("scalar", "_reconstruct")),
-    "numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer", "numpy.dtype",
-    "_codecs.encode", "copyreg._reconstructor", "torch.device", "datetime.datetime",
-    *(f"builtins.{name}" for name in
-      ("bytearray", "complex", "frozenset", "range", "set", "slice")),
-    "datetime.date", "datetime.timedelta", "datetime.timezone",
-    *(f"pathlib.{part}{name}" for part in ("", "_local.")
-      for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
-)  # fmt: skip
+# What harmless objects beside the weights would call. Their results are left out.
+HARMLESS = re.compile(
+    r"numpy\._?core\.(multiarray\.(scalar|_reconstruct)|numeric\._frombuffer)|numpy\.dtype"
+    r"|datetime\.\w+|pathlib\.(_local\.)?\w+|_codecs\.encode|copyreg\._reconstructor"
+    r"|torch\.device|builtins\.(bytearray|complex|frozenset|range|set|slice)"
+)
 OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # their names in Python 2
 
 
@@ -98,7 +93,7 @@ class Foreign:
             return container
         if name in WRAPPERS:
             return arguments[0] if arguments else ()
-        if name in HARMLESS:
+        if HARMLESS.fullmatch(name):
             return self
         raise _Refused(f"call {name}")
 
@@ -146,25 +141,17 @@ class _Refused(Exception):
 def read(path: Path) -> Any:
     """Returns what a file holds: containers, numbers, strings, and `Tensor` and `Foreign` objects.
 
-    Raises UserError if the file is damaged, or if it would call a function.
+    Raises UserError if the file would call a function, and an error of almost any type if it is
+    damaged.
     """
+    data = path.read_bytes()
     try:
-        data = path.read_bytes()
         return _read_zip(data) if data.startswith(b"PK") else _read_legacy(data)
     except _Refused as refusal:
         raise UserError(
             f"{path} holds more than tensors and is not read: it would {refusal}; "
             "save the model's state_dict() with torch.save"
         ) from None
-    except Exception as error:  # damaged data can raise almost any type
-        raise cannot_read(path, error) from error
-
-
-def cannot_read(path: Path, error: Exception) -> UserError:
-    """Returns the error for a damaged file, in one line."""
-    said = error.args[0] if isinstance(error, KeyError) and error.args else error
-    reason = " ".join(str(said).split()) or type(error).__name__
-    return UserError(f"cannot read {path}: {reason}")
 
 
 def _read_zip(data: bytes) -> Any:
