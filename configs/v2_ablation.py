@@ -25,9 +25,9 @@ Presets, with their cost and the expected result:
                                       its own, which are chosen on validation with other seeds.
                                       84 minutes on two CPU cores, beside other work. linear 85.3 %,
                                       relu6 81.3 %.
-    configs/v2_ablation.py:eight_bits  the arms of experiments.quantization: blocks, widths, ReLU
-                                      or ReLU6 inside, V1 as a network; 500 steps, 5 seeds each.
-                                      33 minutes on two CPU cores. Expect 84.7 % for linear,
+    configs/v2_ablation.py:eight_bits  the arms of experiments.paper.quantization: blocks, widths,
+                                      ReLU or ReLU6 inside, V1 as a network; 500 steps, 5 seeds
+                                      each. 33 minutes on two CPU cores. Expect 84.7 % for linear,
                                       84.4 % for relu_inside, 83.3 % for mobilenet_v1.
     configs/v2_ablation.py:cifar10    CIFAR-10, 100 epochs, width 0.5, 3 seeds. For one GPU.
     configs/v2_ablation.py:imagenet   ImageNet, 150 epochs, width 1.0, the paper's RMSProp, 1 seed.

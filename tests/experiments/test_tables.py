@@ -1,5 +1,5 @@
 from experiments import tables
-from experiments.common import writers
+from experiments.common.table import Table
 
 README = """# Results
 <!-- found: measured by a command -->
@@ -14,7 +14,7 @@ Text in between.
 
 
 def test_tables_are_filled_between_their_markers_and_nothing_else_changes(tmp_path):
-    writers.write_markdown(tmp_path / "runs" / "some", "found", ("a", "b"), [("x", 1), ("y", 2.5)])
+    Table("found", ("a", "b"), [("x", 1), ("y", 2.5)]).write(tmp_path / "runs" / "some")
     text, missing = tables.fill(README, tmp_path / "runs")
     assert missing == ["other"]
     assert text == README.replace("| old |", "| a | b |\n| --- | --: |\n| x | 1 |\n| y | 2.5 |")
