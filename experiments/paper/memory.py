@@ -17,6 +17,7 @@ partial sums over slices of its expanded channels, with one slice in memory at a
 All is in float32, with batch norm folded. Prints tables. Writes memory.csv and memory.png to --out.
 """
 
+import functools
 import json
 import multiprocessing
 import os
@@ -38,9 +39,9 @@ from experiments.common.process_memory import peak_memory, reset_peak_memory
 from experiments.common.submodules import submodules
 from experiments.common.table import Table, write_csv
 from experiments.common.timing import times
+from experiments.paper.slices import in_slices, inverted_residual_by_slices
 from mnv2.models import fold_batch_norm
 from mnv2.models.blocks import InvertedResidual
-from mnv2.models.split import inverted_residual_by_slices
 from mnv2.ops import explicit_padding
 from mnv2.runtime.cli import command_parser, real_number, run, whole_number
 from mnv2.runtime.machine import TUNABLES
@@ -80,9 +81,9 @@ class Measured(NamedTuple):
     resident: int | None = None  # bytes, the rise of the peak of resident memory
 
 
-def folded_network(splits: tuple[int, ...] = (), width: float = 1.0) -> tuple[Any, Any]:
+def folded_network(width: float = 1.0) -> tuple[Any, Any]:
     """Returns MobileNetV2 with random weights, and its variables with batch norm folded."""
-    model, variables = random_network("mobilenet_v2", width=width, splits=splits)
+    model, variables = random_network("mobilenet_v2", width=width)
     return model, fold_batch_norm(model, variables)
 
 
@@ -107,7 +108,8 @@ def largest_error(width: float, image: tuple[int, int], say: Callable[[str], Non
         channels = block.params["depthwise"]["kernel"].shape[-1]
         for splits in (*SPLITS, channels):
             say(f"checking width {width:g}, {path}, t = {splits}")
-            result, _ = jax.jit(block.module.clone(splits=splits).apply)(params, x)
+            with in_slices(splits):  # a new function, or JAX would use what it compiled before
+                result, _ = jax.jit(functools.partial(block.module.apply))(params, x)
             error = jnp.abs(result - expected).max() / jnp.abs(expected).max()
             largest = max(largest, float(error))
     return largest
@@ -171,9 +173,10 @@ def _in_a_process(splits: tuple[int, ...], seconds: float, tunables: str) -> dic
 
 
 def _infer(splits: tuple[int, ...], seconds: float, sending: Connection) -> None:
-    model, variables = folded_network(splits)
+    model, variables = folded_network()
     image = jnp.zeros((1, SIZE, SIZE, 3))
-    compiled = jax.jit(lambda x: model.apply(variables, x)).lower(image).compile()
+    with in_slices({f"block_{i}": count for i, count in enumerate(splits)}):
+        compiled = jax.jit(lambda x: model.apply(variables, x)).lower(image).compile()
     reset_peak_memory()
     before = peak_memory()
     for _ in range(5):

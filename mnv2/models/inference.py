@@ -5,7 +5,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -40,7 +39,7 @@ def fold_batch_norm(model: nn.Module, variables: Mapping[str, Any]) -> dict[str,
     """Returns variables with which `model` computes the same in evaluation, without batch norm.
 
     It uses conv(x, w) * factor + shift = conv(x, w * factor) + shift. The result has no statistics
-    of batch norm, so it cannot be trained further. Ranges of activations (`quantized`) are kept.
+    of batch norm, so it cannot be trained further.
     """
     epsilon = model.bn_epsilon
 
@@ -55,7 +54,4 @@ def fold_batch_norm(model: nn.Module, variables: Mapping[str, Any]) -> dict[str,
         bias = batch_norm["bias"] - running["mean"] * factor
         return {"kernel": params["kernel"] * factor, "bias": bias}
 
-    folded = {"params": fold(variables["params"], variables["batch_stats"])}
-    statistics = flatten_dict(variables["batch_stats"])
-    ranges = {path: value for path, value in statistics.items() if "bn" not in path}
-    return {**folded, "batch_stats": unflatten_dict(ranges)} if ranges else folded
+    return {"params": fold(variables["params"], variables["batch_stats"])}

@@ -164,9 +164,9 @@ def _file_in(folder: Path) -> Path:
     return found
 
 
-# Fields that change nothing of what a network computes in evaluation: what training alone uses, the
-# type of numbers, and in how many parts a block is computed.
-SAME_RESULTS = ("bn_momentum", "bn_frozen", "dropout", "axis_name", "dtype", "splits")
+# Fields that change nothing of what a network computes in evaluation: what training alone uses, and
+# the type of numbers.
+SAME_RESULTS = ("bn_momentum", "bn_frozen", "dropout", "axis_name", "dtype")
 
 
 def _check_buildable(pretrained: Pretrained, names: str) -> None:
@@ -178,11 +178,6 @@ def _check_buildable(pretrained: Pretrained, names: str) -> None:
     is_v1 = isinstance(model, mobilenet_v1.MobileNetV1)
     if not isinstance(model, mobilenet_v2.MobileNetV2) and not (names == "keras" and is_v1):
         raise UserError(f"{names} names exist for MobileNetV2, not for {type(model).__name__}")
-    if model.quantized != "none":
-        raise UserError(
-            f"this network is trained for 8 bits, which {names} names cannot tell: export it, as "
-            "mnv2.export --to litert-int8, or keep the names of mnv2"
-        )
     conventions = {
         "keras": {"padding": "same", "bn_epsilon": 1e-3},
         "torchvision": {"padding": "symmetric", "bn_epsilon": 1e-5},

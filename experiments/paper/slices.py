@@ -9,15 +9,52 @@ Only the expanded tensor of one slice needs to exist at a time. The multiply-add
 stay the same.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mnv2.ops import Padding, depthwise_conv, pointwise_conv, relu6
+from mnv2.models.blocks import InvertedResidual
+from mnv2.ops import Padding, depthwise_conv, explicit_padding, pointwise_conv, relu6
+from mnv2.runtime.errors import UserError
+
+
+def in_slices(splits: int | Mapping[str, int]) -> AbstractContextManager[None]:
+    """Lets each InvertedResidual that is applied within it compute itself as so many partial sums.
+
+    `splits` is their number, of all blocks or by the name of each. Batch norm must be folded, the
+    activation ReLU6, and the shortcut the paper's. Raises UserError if they are not.
+    """
+    return nn.intercept_methods(functools.partial(_by_slices, splits))
+
+
+def _by_slices(
+    splits: int | Mapping[str, int],
+    call: Callable[..., Any],
+    arguments: Any,
+    options: Any,
+    context: Any,
+) -> Any:
+    block = context.module
+    if not isinstance(block, InvertedResidual) or context.method_name != "__call__":
+        return call(*arguments, **options)
+    x, params = arguments[0], block.variables["params"]
+    if "bias" not in params["depthwise"] or block.shortcut == "expansion":
+        raise UserError("slices need folded batch norm and no shortcuts between expansions")
+    count = splits if isinstance(splits, int) else splits[str(block.name)]
+    if count == 1:
+        return call(*arguments, **options)
+    convention = getattr(block.conv_bn, "keywords", {}).get("padding", "same")
+    padding = explicit_padding((x.shape[1], x.shape[2]), 3, block.stride, convention)
+    y = inverted_residual_by_slices(x, params, count, block.stride, padding)
+    y = relu6(y) if block.bottleneck == "relu6" else y
+    return (y + x if block.shortcut == "bottleneck" and y.shape == x.shape else y), None
 
 
 def inverted_residual_by_slices(

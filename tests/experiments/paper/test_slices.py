@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.paper.slices import in_slices, inverted_residual_by_slices
 from mnv2.models import create_model, fold_batch_norm
 from mnv2.models.blocks import ConvBN, InvertedResidual
-from mnv2.models.split import inverted_residual_by_slices
 from mnv2.runtime.errors import UserError
 from tests.deployment.networks import SHORT
 from tests.variables import random_variables
@@ -21,7 +21,6 @@ class Block(nn.Module):
     stride: int
     expansion: float
     padding: str = "same"
-    splits: int = 1
     bn_epsilon: float = 1e-3
 
     @nn.compact
@@ -31,8 +30,6 @@ class Block(nn.Module):
             self.features,
             self.stride,
             expansion=self.expansion,
-            splits=self.splits,
-            padding=self.padding,
             conv_bn=conv_bn,
             name="block",
         )(x, train)[0]
@@ -55,7 +52,8 @@ def test_any_number_of_slices_gives_the_same_result(features, stride, expansion,
     expected = whole.apply(variables, x)
     channels = 16 * expansion
     for splits in (3, 8, channels):
-        result = whole.clone(splits=splits).apply(variables, x)
+        with in_slices(splits):
+            result = whole.apply(variables, x)
         error = np.abs(result - expected).max() / np.abs(expected).max()
         assert error < 1e-5, splits
 
@@ -64,12 +62,11 @@ def test_the_whole_network_in_slices_gives_the_same_logits():
     images = jnp.asarray(np.random.default_rng(1).normal(size=(2, 37, 45, 3)), jnp.float32)
     model = create_model("mobilenet_v2", width=0.35, repeats=SHORT, num_classes=10)
     variables = random_variables(model)
-    split = model.clone(splits=(3,) * sum(SHORT))
     folded_variables = fold_batch_norm(model, variables)
     quick = {"xla_backend_optimization_level": 0}
-    ours, expected = (
-        jax.jit(m.apply, compiler_options=quick)(folded_variables, images) for m in (split, model)
-    )
+    expected = jax.jit(model.apply, compiler_options=quick)(folded_variables, images)
+    with in_slices(3):
+        ours = jax.jit(lambda *x: model.apply(*x), compiler_options=quick)(folded_variables, images)
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
@@ -88,10 +85,8 @@ def test_only_one_slice_of_the_expanded_tensor_exists_at_a_time():
     assert temporary(6) < 0.5 * temporary(1)
 
 
-def test_splits_are_refused_with_batch_norm_and_with_a_wrong_number_of_blocks():
-    block = Block(16, 1, 6, splits=2)
+def test_slices_are_refused_with_batch_norm():
+    block = Block(16, 1, 6)
     variables = random_variables(block, 16)
-    with pytest.raises(UserError, match="batch norm folded"):
+    with in_slices(2), pytest.raises(UserError, match="folded batch norm"):
         block.apply(variables, jnp.zeros((1, 8, 8, 16)))
-    with pytest.raises(UserError, match="splits must be 17 numbers"):
-        create_model("mobilenet_v2", splits=(2, 2))
