@@ -24,11 +24,9 @@ from experiments.paper.roofline import machines, networks
 from experiments.paper.roofline.layers import (
     KINDS,
     LayerTime,
-    Sum,
     measure_ceilings,
-    shares,
-    sum_of,
-    tables,
+    table_of_kinds,
+    table_of_sums,
     time_layers,
 )
 from experiments.paper.roofline.model import Machine
@@ -49,12 +47,13 @@ def draw(
     left, right = figure.subplots(1, 2)
     colors = {"mobilenet_v1": "tab:blue", "mobilenet_v2": "black"}
     for name, color in colors.items():
+        total = sum(row.measured for row in layers[name])
         for kind, marker in zip(KINDS, "osD", strict=True):
             of_kind = [row for row in layers[name] if row.kind == kind]
             left.scatter(
                 [row.intensity for row in of_kind],
                 [row.gflops for row in of_kind],
-                s=[10 + 4 * 100 * row.measured / _total(layers[name]) for row in of_kind],
+                s=[10 + 400 * row.measured / total for row in of_kind],
                 marker=marker,
                 facecolors=color if name == "mobilenet_v2" else "none",
                 edgecolors=color,
@@ -94,10 +93,6 @@ def draw(
     figure.savefig(path, dpi=110)
 
 
-def _total(rows: Sequence[LayerTime]) -> float:
-    return sum(row.measured for row in rows)
-
-
 def main() -> None:
     parser = command_parser("experiments.paper.latency", __doc__)
     parser.add_argument("--rounds", type=whole_number(), default=5)
@@ -127,17 +122,15 @@ def main() -> None:
         f"below {machine.ridge:.1f} FLOP per byte, memory is the limit"
     )
     layers: dict[str, list[LayerTime]] = {}
-    sums: list[Sum] = []
+    whole: dict[str, float] = {}
     line = StatusLine("layers")
     for name in TITLES:
         # The turns are short, since there are 135 layers.
-        rows, whole = time_layers(name, machine, 2 * arguments.rounds, 0.02, line)
+        layers[name], whole[name] = time_layers(name, machine, 2 * arguments.rounds, 0.02, line)
         line.clear()
-        layers[name] = rows
-        sums.append(sum_of(rows, whole))
-    of_sums, of_shares = tables(sums, [one for rows in layers.values() for one in shares(rows)])
-    of_sums.write(arguments.out)
-    of_shares.write(arguments.out, [row for rows in layers.values() for row in rows])
+    table_of_sums(layers, whole).write(arguments.out)
+    records = [row for rows in layers.values() for row in rows]
+    table_of_kinds(layers).write(arguments.out, records)
     machines.table(ratios).write(arguments.out, ratios)
     machines.print_agreement(ratios)
     draw(layers, machine, ratios, arguments.out / "latency.png")
