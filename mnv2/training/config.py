@@ -99,8 +99,10 @@ def to_steps(duration: str, *, examples: int, batch_size: int, what: str = "dura
     except ValueError:
         amount, unit = -1.0, UNITS[0]
     if not 0 <= amount < math.inf:
+        hint = f": did you mean '{duration} steps'?" if duration.isdecimal() else ""
         raise UserError(
             f"{what} must be like '2 epochs', '1000 steps' or '100000 examples', got {duration!r}"
+            f"{hint}"
         )
     unit = unit if unit.endswith("s") else unit + "s"
     check_choice(unit, UNITS, f"unit in {what}")
