@@ -21,7 +21,7 @@ from mnv2.deployment.options import add_weights_options, weights_options
 from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.runtime.errors import check_choice
 from mnv2.runtime.files import write_json, write_text
-from mnv2.runtime.machine import keep_freed_memory
+from mnv2.runtime.machine import keep_compiled_programs, keep_freed_memory
 from mnv2.runtime.terminal import as_line, note
 
 if TYPE_CHECKING:  # these import JAX and TensorFlow, which --help does not wait for
@@ -53,6 +53,7 @@ def main() -> None:
     from mnv2.deployment.usage import describe_input, open_weights
     from mnv2.training.classes import match_classes
 
+    keep_compiled_programs()
     loaded = open_weights(arguments.weights, **weights_options(arguments))
     dataset = data.open_dataset(
         arguments.dataset, arguments.data_dir, on_broken=arguments.on_broken

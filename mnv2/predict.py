@@ -32,6 +32,7 @@ from mnv2.runtime.files import (
     write_json,
     write_text,
 )
+from mnv2.runtime.machine import keep_compiled_programs
 from mnv2.runtime.terminal import StatusLine, as_line, drawn, first_few, note, warn
 
 if TYPE_CHECKING:  # imports JAX, which --help does not wait for
@@ -75,6 +76,7 @@ def main() -> None:
         raise UserError(f"--plot draws {MOST_DRAWN} pictures at most, not {len(paths)}")
     from mnv2.deployment.usage import describe_input, open_weights
 
+    keep_compiled_programs()
     loaded = open_weights(arguments.weights, **weights_options(arguments))
     unreadable: list[Path] = []
     pictures = read_pictures(paths, unreadable)
