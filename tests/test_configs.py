@@ -1,7 +1,7 @@
 import pytest
 from flax.traverse_util import flatten_dict
 
-from configs import cifar10, finetune, imagenet, quantization, recipes, v2_ablation
+from configs import cifar10, finetune, imagenet, recipes, v2_ablation
 from mnv2.analysis import complexity
 from mnv2.models import STRIDES, create_model, name_and_fields
 from mnv2.models.shapes import variable_shapes
@@ -117,12 +117,6 @@ def test_fine_tuning_presets_resolve(preset):
     assert config.baseline in rates
 
 
-def test_networks_are_trained_on_in_float32_and_rounded_in_two_ways():
-    config = quantization.get_config()
-    models = {arm: resolve(config, arm).model["quantized"] for arm in dict(config.arms)}
-    assert models == {"float32": "none", "channel": "channel", "tensor": "tensor"}
-
-
 @pytest.mark.parametrize("preset", imagenet.RECIPES)
 def test_a_recipe_for_imagenet_builds_the_published_network(preset):
     config = imagenet.get_config(preset)
@@ -170,7 +164,7 @@ def test_a_recipe_decays_what_its_source_decays():
     ("config", "presets"),
     [
         *((module, module.PRESETS) for module in (finetune, recipes, v2_ablation)),
-        *((imagenet, tuple(imagenet.RECIPES)), (cifar10, ("",)), (quantization, ("",))),
+        *((imagenet, tuple(imagenet.RECIPES)), (cifar10, ("",))),
     ],
 )
 def test_no_preset_sets_a_field_that_does_nothing(config, presets, capsys):

@@ -1,1 +1,1 @@
-"""Analyses of networks: complexity, roofline, memory, activations, and confused classes."""
+"""Analyses of networks: complexity, and which classes are confused."""

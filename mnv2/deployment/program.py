@@ -125,9 +125,8 @@ def program_of(loaded: Pretrained, *, pixels: bool = True, batch: int = 1) -> Pr
 
 
 def _plain(model: Any) -> Any:
-    """Returns the same network, computing in float32 without rounding, however it was trained."""
+    """Returns the same network, computing in float32 however it was trained."""
     if isinstance(model, DenseHead):
         backbone: nn.Module = _plain(model.backbone)
         return model.clone(backbone=backbone)
-    fields = {"dtype": jnp.float32, "quantized": "none"}
-    return model.clone(**{name: value for name, value in fields.items() if hasattr(model, name)})
+    return model.clone(dtype=jnp.float32) if hasattr(model, "dtype") else model

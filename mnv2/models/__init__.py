@@ -20,7 +20,7 @@ from mnv2.models.inference import for_inference as for_inference
 from mnv2.models.mobilenet_v1 import MobileNetV1 as MobileNetV1
 from mnv2.models.mobilenet_v2 import MobileNetV2 as MobileNetV2
 from mnv2.models.resnet import ResNet50 as ResNet50
-from mnv2.runtime.errors import check_choice
+from mnv2.runtime.errors import UserError, check_choice
 
 NETWORKS: dict[str, type[nn.Module]] = {
     "mobilenet_v1": MobileNetV1,
@@ -42,6 +42,9 @@ STRIDES: dict[str, dict[str, tuple[int, ...]]] = {
 }
 
 
+GONE = ("quantized", "splits")  # fields of version 0.2.0
+
+
 def create_model(name: str, **fields: Any) -> nn.Module:
     """Creates the network `mobilenet_v1`, `mobilenet_v2` or `resnet50`.
 
@@ -60,6 +63,10 @@ def create_model(name: str, **fields: Any) -> nn.Module:
         if field.name not in ("parent", "name")
     }
     for field in fields:
+        if field in GONE:
+            raise UserError(
+                f"networks with the field {field} are read by version 0.2.0 of mnv2 only"
+            )
         check_choice(field, defaults, f"field of {name}")
     if (strides := _only_name(fields.get("strides"))) is not None:
         check_choice(strides, STRIDES[name], "strides")

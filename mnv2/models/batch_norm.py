@@ -1,5 +1,6 @@
 """Batch norm as a layer, with its parameters and running statistics."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mnv2.ops import Axis, expand_and_normalize, normalize_batch, relu6
+from mnv2.ops import Axis, normalize_batch
 
 
 class BatchNorm(nn.Module):
@@ -18,11 +19,11 @@ class BatchNorm(nn.Module):
     variance, and uses these averages in evaluation. Parameters and statistics are float32. The
     result has type `dtype`.
 
-    With a `kernel`, which must be None in evaluation, the layer convolves `x` with this 1x1 kernel
-    first. With `then_relu6`, which must be False if there is a kernel, the result goes through
-    ReLU6. Operations together can be faster than one after the other.
+    `normalize` is what computes it in training: an operation of `mnv2.ops`, which can include a
+    neighbour of the batch norm where both together are faster.
     """
 
+    features: int
     momentum: float = 0.99
     epsilon: float = 1e-3
     axis_name: Axis = None
@@ -33,25 +34,19 @@ class BatchNorm(nn.Module):
         self,
         x: Float[Array, "n h w c"],
         train: bool,
-        kernel: Float[Array, "1 1 c d"] | None = None,
-        then_relu6: bool = False,
+        normalize: Callable[..., tuple[Array, Array, Array]] = normalize_batch,
     ) -> Float[Array, "n h w d"]:
-        shape = (x.shape[-1] if kernel is None else kernel.shape[-1],)
+        shape = (self.features,)
         scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
         if not train:
             factor = scale * lax.rsqrt(running_var.value + self.epsilon)
-            y = (x * factor + (bias - running_mean.value * factor)).astype(self.dtype)
-            return relu6(y) if then_relu6 else y
+            return (x * factor + (bias - running_mean.value * factor)).astype(self.dtype)
         # No device axis exists while the parameters are initialised.
         axis_name = None if self.is_initializing() else self.axis_name
-        constants = scale, bias, self.epsilon, axis_name
-        if kernel is None:
-            y, mean, var = normalize_batch(x, *constants, then_relu6)
-        else:
-            y, mean, var = expand_and_normalize(x, kernel, *constants)
+        y, mean, var = normalize(x, scale, bias, self.epsilon, axis_name)
         if not self.is_initializing():
             running_mean.value = _average(running_mean.value, mean, self.momentum)
             running_var.value = _average(running_var.value, var, self.momentum)

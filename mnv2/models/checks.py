@@ -70,7 +70,6 @@ CHECKS: dict[str, Check] = {
     "width": number(0, low_open=True),
     "expansion": number(0, low_open=True),
     "repeats": rows,
-    "splits": several,
     "strides": several,
     "dropout": number(0, 1),
     "padding": convention,

@@ -9,10 +9,9 @@ from jaxtyping import Array, Float
 
 from mnv2.models.blocks import ConvBN, SeparableBlock
 from mnv2.models.classifier import classify
-from mnv2.models.rounding import GRANULARITIES, rounded_by, rounding_of
 from mnv2.ops import Axis
 from mnv2.ops.precision import accumulator
-from mnv2.runtime.errors import UserError, check_choice, check_positive
+from mnv2.runtime.errors import UserError, check_positive
 
 # Channels of the 13 pointwise convolutions.
 CHANNELS = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
@@ -42,8 +41,6 @@ class MobileNetV1(nn.Module):
     dropout       rate before the classifier
     padding       same (TensorFlow) or symmetric (PyTorch)
     bn_frozen     batch norm uses its running statistics in training too
-    quantized     channel or tensor: computes what 8 bits will make of the network, with a scale for
-                  each output channel of a kernel or for all of it (`mnv2.models.rounding`)
     axis_name     device axis over which batch norm is synchronised
     dtype         type of the computation; parameters, statistics and logits are at least float32
 
@@ -59,7 +56,6 @@ class MobileNetV1(nn.Module):
     bn_momentum: float = 0.99
     bn_epsilon: float = 1e-3
     bn_frozen: bool = False
-    quantized: str = "none"
     axis_name: Axis = None
     dtype: Any = jnp.float32
 
@@ -69,7 +65,6 @@ class MobileNetV1(nn.Module):
         check_positive(self.width, "width")
         if len(self.strides) != 1 + len(CHANNELS):
             raise UserError(f"strides must be {1 + len(CHANNELS)} numbers, got {self.strides}")
-        check_choice(self.quantized, ("none", *GRANULARITIES), "quantized")
         super().__post_init__()
 
     @nn.compact
@@ -82,11 +77,9 @@ class MobileNetV1(nn.Module):
             bn_momentum=self.bn_momentum,
             bn_epsilon=self.bn_epsilon,
             bn_frozen=self.bn_frozen,
-            quantized=self.quantized,
             axis_name=self.axis_name,
             dtype=self.dtype,
         )
-        images = rounded_by(rounding_of(self), "input_rounding", images, train)
         stem_stride, *block_strides = self.strides
         stem_channels, *block_channels = scaled_channels(self.width)
         x = conv_bn(stem_channels, 3, stem_stride, name="stem")(images, train)

@@ -18,7 +18,6 @@ from mnv2.models.blocks import (
     make_divisible,
 )
 from mnv2.models.classifier import classify
-from mnv2.models.rounding import GRANULARITIES, rounded_by, rounding_of
 from mnv2.ops import Axis, relu6
 from mnv2.ops.precision import accumulator
 from mnv2.runtime.errors import UserError, check_choice, check_positive
@@ -88,15 +87,11 @@ class MobileNetV2(nn.Module):
                   (ResNet). It compares blocks in the same network
     repeats       number of blocks in each row (n); a row of 0 is left out, with
                   its stride
-    splits        number of partial sums as which each block is computed (section 5.1), one number
-                  per block; () for 1 everywhere. For inference with batch norm folded only
     strides       of the stem and of the first block of each row: IMAGENET_STRIDES for 96 to 224
                   pixels, SMALL_STRIDES for 28 to 64
     dropout       rate before the classifier
     padding       same (TensorFlow) or symmetric (PyTorch)
     bn_frozen     batch norm uses its running statistics in training too
-    quantized     channel or tensor: computes what 8 bits will make of the network, with a scale for
-                  each output channel of a kernel or for all of it (`mnv2.models.rounding`)
     axis_name     device axis over which batch norm is synchronised
     dtype         type of the computation; parameters, statistics and logits are at least float32
 
@@ -113,14 +108,12 @@ class MobileNetV2(nn.Module):
     shortcut: str = "bottleneck"
     block: str = "inverted_residual"
     repeats: tuple[int, ...] = REPEATS
-    splits: tuple[int, ...] = ()
     strides: tuple[int, ...] = IMAGENET_STRIDES
     dropout: float = 0.2
     padding: str = "same"
     bn_momentum: float = 0.99
     bn_epsilon: float = 1e-3
     bn_frozen: bool = False
-    quantized: str = "none"
     axis_name: Axis = None
     dtype: Any = jnp.float32
 
@@ -138,11 +131,6 @@ class MobileNetV2(nn.Module):
             raise UserError(f"repeats must be {len(CHANNELS)} numbers, got {self.repeats}")
         if len(self.strides) != 1 + len(CHANNELS):
             raise UserError(f"strides must be {1 + len(CHANNELS)} numbers, got {self.strides}")
-        if self.splits and len(self.splits) != sum(self.repeats):
-            raise UserError(f"splits must be {sum(self.repeats)} numbers, got {self.splits}")
-        if self.splits and self.quantized != "none":
-            raise UserError("a quantized network cannot be computed in splits")
-        check_choice(self.quantized, ("none", *GRANULARITIES), "quantized")
         super().__post_init__()
 
     @nn.compact
@@ -157,12 +145,9 @@ class MobileNetV2(nn.Module):
             bn_momentum=self.bn_momentum,
             bn_epsilon=self.bn_epsilon,
             bn_frozen=self.bn_frozen,
-            quantized=self.quantized,
             axis_name=self.axis_name,
             dtype=self.dtype,
         )
-        to_8_bits = rounding_of(self)
-        images = rounded_by(to_8_bits, "input_rounding", images, train)
         stem_stride, *row_strides = self.strides
         channels = scaled_channels(self.width, self.rounding)
         x = conv_bn(channels.stem, 3, stem_stride, name="stem")(images, train)
@@ -178,9 +163,6 @@ class MobileNetV2(nn.Module):
                     activation=activation,
                     bottleneck=self.bottleneck,
                     shortcut=self.shortcut,
-                    splits=self.splits[i] if self.splits else 1,
-                    padding=self.padding,
-                    rounding=to_8_bits,
                     conv_bn=conv_bn,
                     name=name,
                 )(x, train, expanded)
@@ -190,12 +172,11 @@ class MobileNetV2(nn.Module):
                     stride,
                     shortcut=self.block == "separable_shortcut",
                     activation=activation,
-                    rounding=to_8_bits,
                     conv_bn=conv_bn,
                     name=name,
                 )(x, train)
             else:
-                x = Hourglass(features, stride, to_8_bits, conv_bn, name=name)(x, train)
+                x = Hourglass(features, stride, conv_bn, name=name)(x, train)
 
         x = conv_bn(channels.last, 1, name="last_conv")(x, train)  # n h/32 w/32 1280
         x = jnp.mean(x, axis=(1, 2), dtype=accumulator(self.dtype))  # n 1280

@@ -10,10 +10,9 @@ from jaxtyping import Array, Float
 
 from mnv2.models.blocks import ConvBN, Hourglass, make_divisible
 from mnv2.models.classifier import classify
-from mnv2.models.rounding import GRANULARITIES, rounded_by, rounding_of
 from mnv2.ops import Axis, explicit_padding
 from mnv2.ops.precision import accumulator
-from mnv2.runtime.errors import UserError, check_choice, check_positive
+from mnv2.runtime.errors import UserError, check_positive
 
 # The four stages of table 1: output channels and number of blocks.
 STAGES = ((256, 3), (512, 4), (1024, 6), (2048, 3))
@@ -35,8 +34,6 @@ class ResNet50(nn.Module):
     dropout       rate before the classifier
     padding       same (TensorFlow) or symmetric (PyTorch)
     bn_frozen     batch norm uses its running statistics in training too
-    quantized     channel or tensor: computes what 8 bits will make of the network, with a scale for
-                  each output channel of a kernel or for all of it (`mnv2.models.rounding`)
     axis_name     device axis over which batch norm is synchronised
     dtype         type of the computation; parameters, statistics and logits are at least float32
 
@@ -51,7 +48,6 @@ class ResNet50(nn.Module):
     bn_momentum: float = 0.9
     bn_epsilon: float = 1e-5
     bn_frozen: bool = False
-    quantized: str = "none"
     axis_name: Axis = None
     dtype: Any = jnp.float32
 
@@ -61,7 +57,6 @@ class ResNet50(nn.Module):
         check_positive(self.width, "width")
         if len(self.strides) != 2 + len(STAGES):
             raise UserError(f"strides must be {2 + len(STAGES)} numbers, got {self.strides}")
-        check_choice(self.quantized, ("none", *GRANULARITIES), "quantized")
         super().__post_init__()
 
     @nn.compact
@@ -74,12 +69,9 @@ class ResNet50(nn.Module):
             bn_momentum=self.bn_momentum,
             bn_epsilon=self.bn_epsilon,
             bn_frozen=self.bn_frozen,
-            quantized=self.quantized,
             axis_name=self.axis_name,
             dtype=self.dtype,
         )
-        to_8_bits = rounding_of(self)
-        images = rounded_by(to_8_bits, "input_rounding", images, train)
         stem_stride, pool_stride, *stage_strides = self.strides
         x = conv_bn(
             make_divisible(64 * self.width),
@@ -96,7 +88,7 @@ class ResNet50(nn.Module):
             for repeat in range(repeats):
                 stride = stage_stride if repeat == 0 else 1
                 features = make_divisible(channels * self.width)
-                x = Hourglass(features, stride, to_8_bits, conv_bn, name=f"block_{i}")(x, train)
+                x = Hourglass(features, stride, conv_bn, name=f"block_{i}")(x, train)
                 i += 1
         x = jnp.mean(x, axis=(1, 2), dtype=accumulator(self.dtype))  # n 2048
         self.sow("intermediates", "pooled", x)

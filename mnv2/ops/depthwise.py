@@ -2,7 +2,7 @@
 
 XLA has one operation for it, the grouped convolution, and on each platform a better way exists for
 some or all layers. The figures are for training MobileNetV2 at 224 pixels; those of TPU and GPU
-are the estimates of XLA's compilers (`experiments.compilers`), with 256 images per chip in
+are the estimates of XLA's compilers (`experiments.speed.compilers`), with 256 images per chip in
 bfloat16.
 
   CPU   Forward, the grouped convolution is about ten times slower than the arithmetic needs. Its

@@ -7,7 +7,9 @@ Files are read as arrays and are never unpickled: nothing in them is run. Neithe
 has to be installed.
 """
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,20 @@ def save(pretrained: Pretrained, path: str | Path, *, names: str = "mnv2") -> No
             keras.write(unfinished, arrays, "mobilenet_v1" if is_v1 else "mobilenet_v2")
 
 
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns the errors for damaged data, of almost any type, into one line that names the file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        said = error.args[0] if isinstance(error, KeyError) and error.args else error
+        raise UserError(
+            f"cannot read {path}: {' '.join(str(said).split())[:200] or type(error).__name__}"
+        ) from error
+
+
 def _read(source: Path, prefix: Path | None, format: str | None, need_head: bool) -> Pretrained:
     """Reads `source`, or the slim checkpoint `prefix`; `format` is the only one to accept."""
     if native.is_run(source):
@@ -133,8 +149,9 @@ def _read(source: Path, prefix: Path | None, format: str | None, need_head: bool
         raise UserError(f"{source} has the format {found}, not {format}")
     if found == "mnv2":
         return native.read_run(source) if source.is_dir() else native.read(source)
-    read = {"keras": keras.read, "torch": torch.read}.get(found)
-    contents = read(source, need_head) if read else slim.read(source)
+    with reading(source):
+        read = {"keras": keras.read, "torch": torch.read}.get(found)
+        contents = read(source, need_head) if read else slim.read(source)
     loaded = infer_network(contents, str(source))
     if contents.head or loaded.class_names is not None:
         return loaded
@@ -166,9 +183,9 @@ def _file_in(folder: Path) -> Path:
     return found
 
 
-# Fields that change nothing of what a network computes in evaluation: what training alone uses, the
-# type of numbers, and in how many parts a block is computed.
-SAME_RESULTS = ("bn_momentum", "bn_frozen", "dropout", "axis_name", "dtype", "splits")
+# Fields that change nothing of what a network computes in evaluation: what training alone uses, and
+# the type of numbers.
+SAME_RESULTS = ("bn_momentum", "bn_frozen", "dropout", "axis_name", "dtype")
 
 
 def _check_buildable(pretrained: Pretrained, names: str) -> None:
@@ -180,11 +197,6 @@ def _check_buildable(pretrained: Pretrained, names: str) -> None:
     is_v1 = isinstance(model, mobilenet_v1.MobileNetV1)
     if not isinstance(model, mobilenet_v2.MobileNetV2) and not (names == "keras" and is_v1):
         raise UserError(f"{names} names exist for MobileNetV2, not for {type(model).__name__}")
-    if model.quantized != "none":
-        raise UserError(
-            f"this network is trained for 8 bits, which {names} names cannot tell: export it, as "
-            "mnv2.export --to litert-int8, or keep the names of mnv2"
-        )
     conventions = {
         "keras": {"padding": "same", "bn_epsilon": 1e-3},
         "torchvision": {"padding": "symmetric", "bn_epsilon": 1e-5},

@@ -19,8 +19,7 @@ from mnv2.preprocess import HOST, LABELS, MIX, PICTURES, Pipeline
 from mnv2.preprocess.host import LARGEST_SIDE, View
 from mnv2.preprocess.policies import largest_shift
 from mnv2.preprocess.simple import with_fill
-from mnv2.pretrained.preprocessing import NORMALIZATIONS
-from mnv2.pretrained.usage import note_unlike
+from mnv2.pretrained.preprocessing import NORMALIZATIONS, note_unlike
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.processes import say
 from mnv2.runtime.terminal import first_few, note_once

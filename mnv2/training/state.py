@@ -102,8 +102,7 @@ def with_weights(state: TrainState, loaded: Pretrained) -> TrainState:
     """
 
     def replaced(fresh: Any, given: Any) -> Any:
-        # What the file does not have stays, such as the ranges of a network that is quantized now.
-        # The rest is copied, because a step overwrites the arrays of its state.
+        # Copied, because a step overwrites the arrays of its state.
         copied = {path: jnp.copy(array) for path, array in flatten_dict(given).items()}
         return unflatten_dict({**flatten_dict(fresh), **copied})
 

@@ -2,13 +2,18 @@
 
 import importlib
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-FILES = (Path(__file__).parents[2] / "experiments").glob("*.py")
-NAMES = sorted(path.stem for path in FILES if "add_argument" in path.read_text())
+FOLDER = Path(__file__).parents[2] / "experiments"
+NAMES = sorted(
+    ".".join(path.relative_to(FOLDER).with_suffix("").parts)
+    for path in FOLDER.rglob("*.py")
+    if "command_parser" in path.read_text()
+)
 
 
 def output_of(name, monkeypatch, capsys, *arguments):
@@ -35,3 +40,10 @@ def test_help_teaches_and_no_number_is_taken_that_cannot_be(name, monkeypatch, c
             assert code == 2
             assert re.fullmatch(rf"error: --{option} must be .*, got '{value}'.*\n", printed.err)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_old_name_says_the_new_one():
+    command = [sys.executable, "-m", "experiments.complexity"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: experiments.complexity is now experiments.paper.complexity\n"

@@ -1,5 +1,7 @@
+import pytest
+
 from experiments import tables
-from experiments.common import writers
+from experiments.common.table import Table
 
 README = """# Results
 <!-- found: measured by a command -->
@@ -9,12 +11,12 @@ Text in between.
 <!-- other: measured by a command -->
 | kept |
 <!-- end of other -->
-![a figure](../docs/found.png) ![another](../docs/other.png) ![of a page](photograph.jpg)
+![a figure](../../docs/found.png) ![another](../../docs/other.png) ![of a page](photograph.jpg)
 """
 
 
 def test_tables_are_filled_between_their_markers_and_nothing_else_changes(tmp_path):
-    writers.write_markdown(tmp_path / "runs" / "some", "found", ("a", "b"), [("x", 1), ("y", 2.5)])
+    Table("found", ("a", "b"), [("x", 1), ("y", 2.5)]).write(tmp_path / "runs" / "some")
     text, missing = tables.fill(README, tmp_path / "runs")
     assert missing == ["other"]
     assert text == README.replace("| old |", "| a | b |\n| --- | --: |\n| x | 1 |\n| y | 2.5 |")
@@ -33,7 +35,7 @@ def test_existing_figures_are_copied(tmp_path):
     assert (tmp_path / "docs/found.png").read_bytes() == b"new"
 
 
-def test_every_table_of_the_readme_has_both_markers():
-    text = tables.README.read_text()
-    begun = text.count(": measured by a command -->")
-    assert begun == len(tables.TABLE.findall(text)) > 0
+@pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.name)
+def test_every_table_of_a_page_has_both_markers(page):
+    text = page.read_text()
+    assert text.count(": measured by a command -->") == len(tables.TABLE.findall(text)) > 0

@@ -45,7 +45,7 @@ def test_every_stride_is_a_whole_number_of_1_or_more(name, bad):
         ({"repeats": (1, 2)}, r"repeats must be 7 numbers, got \(1, 2\); such as 1, 2, 3, 4"),
         ({"repeats": (1, 2, 3, 4, 3, 3, -1)}, "repeats must be whole numbers, the first"),
         ({"repeats": (0, 2, 3, 4, 3, 3, 1)}, "repeats must be whole numbers, the first of them 1"),
-        ({"splits": (0,) * 17}, "splits must be whole numbers of 1 or more"),
+        ({"quantized": "channel"}, "with the field quantized are read by version 0.2.0"),
         ({"strides": (1,) * 6}, "strides must be 8 numbers, .* or imagenet or small"),
         ({"strides": ("imagnet",)}, "unknown strides 'imagnet': did you mean 'imagenet'"),
     ],

@@ -104,7 +104,6 @@ CHANGED = {
     "strides": "small",
     "padding": {"same": "symmetric", "symmetric": "same"},
     "bn_epsilon": 1e-4,
-    "quantized": "channel",
     "xception": True,
 }
 
@@ -129,8 +128,7 @@ def test_every_field_is_what_the_other_framework_builds_or_changes_no_result(nam
             value = value[getattr(usual, field.name)]
         fields = {**CONVENTIONS[names], field.name: value}
         changed = dataclasses.replace(loaded, model=create_model(network, num_classes=3, **fields))
-        problem = "8 bits" if field.name == "quantized" else f"network has {field.name} = "
-        with pytest.raises(UserError, match=problem):
+        with pytest.raises(UserError, match=f"network has {field.name} = "):
             pretrained._check_buildable(changed, names)
 
 
@@ -175,13 +173,6 @@ def test_an_interrupted_conversion_leaves_the_old_file(names, name, tmp_path, mo
         pretrained.save(loaded, tmp_path / name, names=names)
     assert (tmp_path / name).read_bytes() == b"precious"
     assert [path.name for path in tmp_path.iterdir()] == [name]
-
-
-def test_the_backbone_of_a_network_for_8_bits_is_saved_and_loaded_again(tmp_path):
-    fields = {"width": 0.1, "num_classes": 3, "repeats": (1,) * 7, "quantized": "channel"}
-    loaded = random_weights(create_model("mobilenet_v2", **fields))
-    pretrained.save(loaded.backbone(), tmp_path / "backbone.safetensors")
-    assert pretrained.load(tmp_path / "backbone.safetensors", need_head=False).num_classes == 0
 
 
 def test_a_damaged_or_incomplete_file_is_rejected_in_one_line(tmp_path):

@@ -1,1 +1,0 @@
-"""The comparison of frameworks, used by `experiments.throughput` and `experiments.scaling`."""

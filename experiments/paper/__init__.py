@@ -1,0 +1,1 @@
+"""Questions about the paper. README.md has the answers."""

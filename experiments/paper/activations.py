@@ -1,0 +1,333 @@
+"""What does ReLU6 destroy in each layer of a network? Figure 7 of the MobileNetV2 paper, and more.
+
+    python -m experiments.paper.activations
+
+Analyses the linear and the ReLU6 networks of `experiments.paper.shortcuts` on 1,000 test pictures
+of Fashion-MNIST. If these networks are not there, they are trained first.
+
+    figure 7       the positive channels after each expansion: their mean and range over places in
+                   the image, before and after training. If more than 1/t of the channels are
+                   positive, the narrow input could be recovered
+    bottlenecks    the narrow output of each block: the number of directions that it spreads over
+                   (effective rank) with a linear bottleneck, and before and after ReLU6; the shares
+                   of values that ReLU6 cuts to 0 and to 6, and the share of dead channels
+
+Prints tables. Writes them, figure_7.csv and activations.png to --out.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import matplotlib.figure
+import numpy as np
+from jaxtyping import Array, Float
+
+from experiments.common.initialisation import unoptimised
+from experiments.common.table import Table
+from experiments.paper import shortcuts
+from mnv2 import data, pretrained
+from mnv2.models.batch_norm import BatchNorm
+from mnv2.ops import relu6
+from mnv2.preprocess import Pipeline
+from mnv2.preprocess.host import View
+from mnv2.pretrained import Preprocessing
+from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.machine import keep_freed_memory
+from mnv2.sweeps.report import with_half_width
+from mnv2.sweeps.statistics import Estimate
+
+PICTURES = 1000
+
+
+class Activity(NamedTuple):
+    """Statistics of the input of ReLU6 over all images and pixels."""
+
+    channels: int
+    positive: float  # number of positive channels, mean over pixels
+    deviation: float  # the same, standard deviation over pixels
+    fewest: int  # the same, minimum over pixels
+    most: int  # the same, maximum over pixels
+    cut: float  # share of values that are not positive: ReLU6 maps them to 0
+    saturated: float  # share of values that are 6 or more: ReLU6 maps them to 6
+    dead: float  # share of channels that are not positive at any pixel
+
+
+def before_activation(
+    model: nn.Module, variables: Any, images: Float[Array, "n h w c"], train: bool = False
+) -> dict[str, Float[Array, "n h2 w2 c2"]]:
+    """Returns the output of every batch norm by the path of its layer, such as block_3/expand.
+
+    The layer then applies its activation function, if it has one, to these values. With `train`,
+    batch norm uses the statistics of `images`. A new network has no other statistics.
+    """
+    found: dict[str, Array] = {}
+
+    def note(following: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        if not isinstance(context.module, BatchNorm) or context.method_name != "__call__":
+            return following(*args, **kwargs)
+        # Batch norm applies ReLU6 itself where it can.
+        y = following(*args, **{**kwargs, "then_relu6": False})
+        found["/".join(context.module.path[:-1])] = y
+        return relu6(y) if kwargs.get("then_relu6") else y
+
+    with nn.intercept_methods(note):
+        model.apply(
+            variables,
+            images,
+            train=train,
+            mutable=["intermediates", "batch_stats"],
+            rngs={"dropout": jax.random.key(0)},
+        )
+    return found
+
+
+def activity(values: Float[Array, "n h w c"]) -> Activity:
+    """Computes the statistics of `values`, the input of ReLU6."""
+    channels = values.shape[-1]
+    flat = np.asarray(values).reshape(-1, channels)
+    positive = flat > 0
+    count = positive.sum(axis=1)
+    return Activity(
+        channels,
+        float(count.mean()),
+        float(count.std()),
+        int(count.min()),
+        int(count.max()),
+        float(1 - positive.mean()),
+        float((flat >= 6).mean()),
+        float(1 - positive.any(axis=0).mean()),
+    )
+
+
+def effective_rank(values: Float[Array, "n h w c"]) -> float:
+    """Computes the number of directions, 1 to c, over which the channels of a tensor spread.
+
+    This is the exponential of an entropy (Roy & Vetterli 2007, EUSIPCO). The entropy is that of the
+    eigenvalues of the channels' covariance, each divided by the trace. The result is 0 for a
+    constant tensor.
+    """
+    flat = jnp.asarray(values, jnp.float32).reshape(-1, values.shape[-1])
+    centred = np.asarray(flat - flat.mean(axis=0), np.float64)
+    eigenvalues = np.clip(np.linalg.eigvalsh(centred.T @ centred), 0, None)
+    if not eigenvalues.sum():
+        return 0.0
+    shares = eigenvalues / eigenvalues.sum()
+    shares = shares[shares > 0]
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+class Positive(NamedTuple):
+    """The positive channels after one expansion, in per cent of its channels."""
+
+    layer: str
+    trained: bool
+    channels: int
+    threshold: float  # 1/t, the channels of the input
+    mean: float  # over places, as the three below
+    deviation: float
+    fewest: float
+    most: float
+
+
+class Bottleneck(NamedTuple):
+    """The narrow output of one block: over seeds, the effective ranks, and shares in per cent."""
+
+    block: str
+    channels: int
+    linear: Estimate  # ranks
+    before: Estimate
+    after: Estimate
+    cut: float  # values that ReLU6 sets to 0, in the ReLU6 networks
+    saturated: float  # values that ReLU6 sets to 6
+    dead: float  # channels that are positive nowhere
+
+
+def batch_norm_outputs(folder: Path, images: np.ndarray, trained: bool = True) -> dict[str, Any]:
+    """Returns the output of each batch norm of a finished run, by the path of its layer.
+
+    Args:
+        folder: The folder of the run.
+        images: The network's input, "n h w c".
+        trained: Whether to use the trained weights, or the weights that the run began with.
+    """
+    loaded = pretrained.load(str(folder))
+    model, variables = loaded.model, loaded.variables
+    if not trained:
+        variables = unoptimised(model.init)(jax.random.key(int(folder.name)), images[:1])
+    apply = jax.jit(lambda x: before_activation(model, variables, x, train=not trained))
+    return apply(jnp.asarray(images))
+
+
+def block_number(path: str) -> int:
+    """Returns the number in a path: 12 for block_12/expand."""
+    return int(path.split("/")[0].removeprefix("block_"))
+
+
+def of_blocks(tensors: Mapping[str, Any], layer: str) -> list[str]:
+    """Returns the paths of one layer of each block, in the order of the blocks."""
+    return sorted((path for path in tensors if path.endswith(layer)), key=block_number)
+
+
+def positive_channels(
+    tensors: Mapping[str, Any], trained: bool, expansion: float
+) -> list[Positive]:
+    """Counts the positive channels after each expansion of one network (figure 7)."""
+    rows = []
+    for path in of_blocks(tensors, "expand"):
+        found = activity(tensors[path])
+        numbers = (found.positive, found.deviation, found.fewest, found.most)
+        shares = (100 * number / found.channels for number in numbers)
+        rows.append(Positive(path, trained, found.channels, 100 / expansion, *shares))
+    return rows
+
+
+def bottlenecks(
+    linear: Sequence[Mapping[str, Any]], with_relu6: Sequence[Mapping[str, Any]]
+) -> list[Bottleneck]:
+    """Compares the narrow output of each block between both kinds of network.
+
+    Args:
+        linear: The tensors of the linear networks by path, one mapping per seed.
+        with_relu6: The same for the ReLU6 networks.
+    """
+    rows = []
+    for path in of_blocks(linear[0], "project"):
+        found = [activity(tensors[path]) for tensors in with_relu6]
+        rows.append(
+            Bottleneck(
+                path.split("/")[0],
+                found[0].channels,
+                _estimate(effective_rank(tensors[path]) for tensors in linear),
+                _estimate(effective_rank(tensors[path]) for tensors in with_relu6),
+                _estimate(effective_rank(relu6(tensors[path])) for tensors in with_relu6),
+                *(
+                    100 * float(np.mean([getattr(one, field) for one in found]))
+                    for field in ("cut", "saturated", "dead")
+                ),
+            )
+        )
+    return rows
+
+
+def _estimate(values: Iterable[float]) -> Estimate:
+    estimate = Estimate.of(list(values))
+    assert estimate is not None
+    return estimate
+
+
+def table_of_positive(rows: Sequence[Positive]) -> Table:
+    """Returns figure 7 as a table."""
+    before = {row.layer: row for row in rows if not row.trained}
+    lines = [
+        (
+            *(after.layer, after.channels),
+            *(
+                f"{row.mean:.0f} ± {row.deviation:.0f} ({row.fewest:.0f}-{row.most:.0f})"
+                for row in (before[after.layer], after)
+            ),
+        )
+        for after in rows
+        if after.trained
+    ]
+    header = ("expansion", "channels", "positive, %", "after training, %")
+    return Table("figure_7", header, lines)
+
+
+def table_of_bottlenecks(rows: Sequence[Bottleneck]) -> Table:
+    """Returns the effective ranks of the bottlenecks, and the effect of ReLU6."""
+    lines = [
+        (
+            *(row.block, row.channels),
+            with_half_width(row.linear.mean, row.linear.half_width, digits=1),
+            f"{row.before.mean:.1f}",
+            with_half_width(row.after.mean, row.after.half_width, digits=1),
+            *(f"{row.cut:.0f}", f"{row.saturated:.1f}", f"{row.dead:.1f}"),
+        )
+        for row in rows
+    ]
+    header = (
+        *("bottleneck of", "channels", "rank, linear", "rank before ReLU6", "rank after ReLU6"),
+        *("cut to 0, %", "cut to 6, %", "dead channels, %"),
+    )
+    return Table("bottlenecks", header, lines)
+
+
+def draw(positive: Sequence[Positive], narrow: Sequence[Bottleneck], path: Path) -> None:
+    """Draws figure 7 before and after training, and the effective ranks of the bottlenecks."""
+    figure = matplotlib.figure.Figure(figsize=(12, 4), layout="constrained")
+    *of_positive, right = figure.subplots(1, 3)
+    for axis, trained in zip(of_positive, (False, True), strict=True):
+        rows = [row for row in positive if row.trained == trained]
+        x = [block_number(row.layer) for row in rows]
+        axis.fill_between(
+            x, [r.fewest for r in rows], [r.most for r in rows], color="0.9", label="range"
+        )
+        axis.errorbar(
+            x,
+            [r.mean for r in rows],
+            yerr=[r.deviation for r in rows],
+            color="k",
+            marker="o",
+            capsize=2,
+            label="mean ± standard deviation",
+        )
+        axis.axhline(rows[0].threshold, color="k", linestyle=":", label="1/t: invertible above")
+        axis.set_ylim(0, 100)
+        axis.set_xlabel("block")
+        axis.set_xticks(range(0, 17, 2))
+        axis.set_title(f"{'after' if trained else 'before'} training")
+    of_positive[0].set_ylabel("positive channels after expansion, %")
+    of_positive[0].legend(fontsize="small")
+    x = list(range(len(narrow)))
+    for field, style, fill, label in (
+        ("linear", "k-s", "k", "linear"),
+        ("before", "k--v", "w", "ReLU6: before it"),
+        ("after", "k:o", "w", "ReLU6: after it"),
+    ):
+        ranks = [getattr(row, field).mean for row in narrow]
+        right.plot(x, ranks, style, markerfacecolor=fill, label=label)
+    right.step(x, [r.channels for r in narrow], where="mid", color="0.6", label="channels")
+    right.set_yscale("log")
+    right.set_yticks((2, 5, 10, 20, 50, 100), ("2", "5", "10", "20", "50", "100"))
+    right.set_xticks(range(0, 17, 2))
+    right.set_xlabel("block")
+    right.set_ylabel("effective rank of the bottleneck")
+    right.legend(fontsize="small")
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = command_parser("experiments.paper.activations", __doc__)
+    shortcuts.add_arguments(parser)
+    parser.add_argument("--out", type=Path, default=Path("runs/activations"))
+    arguments = parser.parse_args()
+    results = shortcuts.train(arguments.workdir, arguments.steps, arguments.seeds)
+    dataset = data.open_dataset("fashion_mnist")
+    batches = data.eval_batches(dataset, "test", PICTURES, view=View(Pipeline(), (28, 28), 1))
+    images = np.asarray(Preprocessing()(next(batches)["image"]))
+    tensors = {
+        arm: [
+            batch_norm_outputs(arguments.workdir / arm / str(seed), images)
+            for seed in results.results[arm]
+        ]
+        for arm in ("linear", "relu6")
+    }
+    first = arguments.workdir / "linear" / str(next(iter(results.results["linear"])))
+    positive = positive_channels(batch_norm_outputs(first, images, trained=False), False, 6)
+    positive += positive_channels(tensors["linear"][0], True, 6)
+    narrow = bottlenecks(tensors["linear"], tensors["relu6"])
+    table_of_positive(positive).write(arguments.out, positive)
+    lost = [row for row in positive if row.trained and row.mean < row.threshold]
+    print(f"below 1/t of the channels on average, after training: {len(lost)} layers")
+    table_of_bottlenecks(narrow).write(arguments.out)
+    draw(positive, narrow, arguments.out / "activations.png")
+    print(f"\nin {arguments.out}: the tables, figure_7.csv, activations.png")
+
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    run(main)

@@ -1,0 +1,147 @@
+"""When does an effect settle?
+
+Trains the main arms of the ablation for several numbers of steps, each with its own schedule from
+the first step to the last: a short run is not the beginning of a long one. Shows how the difference
+of each arm to the baseline depends on the budget, with 95 % intervals, paired by seed, and in which
+order the arms come.
+
+Writes one workdir per budget, and budget.md and budget.png, to --out. The same command resumes
+unfinished runs. --also names workdirs of the same arms, such as runs/v2_ablation-hour.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.figure
+import ml_collections
+import numpy as np
+
+from configs import v2_ablation
+from experiments.common.table import Table
+from mnv2.runtime.cli import command_parser, run, whole_number
+from mnv2.runtime.errors import UserError
+from mnv2.sweeps.launch import run_sweep
+from mnv2.sweeps.plan import with_arms
+from mnv2.sweeps.report import plus_minus
+from mnv2.sweeps.statistics import Row, rows
+from mnv2.sweeps.workdir import Sweep, load
+
+DATA, BASELINE = "fashion_mnist", "linear"
+ARMS = (BASELINE, "relu6", "no_shortcut", "separable", "hourglass")
+BUDGETS = (100, 200, 500, 1000, 2000)
+STYLES = ("o-", "s--", "^:", "D-.", "v-")  # markers and lines of the arms
+COLORS = ("black", "#d55e00", "#0072b2", "#009e73", "#cc79a7")  # told apart by all eyes
+
+
+def config_of(steps: int, seeds: int) -> ml_collections.ConfigDict:
+    """Returns the ablation's config for a number of steps, of which a tenth is the warm-up."""
+    config = with_arms(v2_ablation.get_config("hour"))
+    config.arms = tuple((arm, changes) for arm, changes in config.arms if arm in ARMS)
+    config.panels = (("arms", "arm", ARMS),)
+    config.seeds = seeds
+    config.duration = f"{steps} steps"
+    config.optimization.warmup = f"{steps // 10} steps"
+    config.eval_every = config.checkpoint_every = "500 steps"
+    return config
+
+
+def rows_of(sweep: Sweep) -> dict[str, Row]:
+    """Returns what the report says about each arm that has a finished run."""
+    return {row.arm: row for row in rows(sweep) if row.arm in ARMS}
+
+
+def order(sweep: Sweep) -> str:
+    """Lists the arms from the best to the worst."""
+    best_first = sorted(rows_of(sweep).values(), key=lambda row: -row.accuracy.mean)
+    return " > ".join(row.arm for row in best_first)
+
+
+def lines_of(sweeps: Mapping[int, Sweep]) -> list[tuple[object, ...]]:
+    """Returns one line per budget: the baseline's accuracy, all differences, the order of arms."""
+    lines: list[tuple[object, ...]] = []
+    for steps, sweep in sweeps.items():
+        found = rows_of(sweep)
+        differences = (found[arm].difference if arm in found else None for arm in ARMS[1:])
+        texts = (plus_minus(one, "+") for one in differences)
+        lines.append((steps, f"{found[BASELINE].accuracy.mean:.2f}", *texts, order(sweep)))
+    return lines
+
+
+def draw(sweeps: Mapping[int, Sweep], path: Path) -> None:
+    """Draws accuracy, and the difference to the baseline, against the number of steps."""
+    figure = matplotlib.figure.Figure(figsize=(11, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    found = {steps: rows_of(sweep) for steps, sweep in sweeps.items()}
+    for number, (arm, style, color) in enumerate(zip(ARMS, STYLES, COLORS, strict=True)):
+        of_arm = {steps: arms[arm] for steps, arms in found.items() if arm in arms}
+        means = [row.accuracy.mean for row in of_arm.values()]
+        left.plot(list(of_arm), means, style, color=color, markerfacecolor="white", label=arm)
+        known = {steps: row.difference for steps, row in of_arm.items() if row.difference}
+        if known:
+            intervals = [one.half_width for one in known.values()]
+            right.errorbar(
+                [steps * (0.94 + 0.04 * number) for steps in known],  # beside each other
+                [one.mean for one in known.values()],
+                yerr=[np.nan if one is None else one for one in intervals],
+                fmt=style,
+                color=color,
+                markerfacecolor="white",
+                capsize=3,
+                label=arm,
+            )
+    right.axhline(0, color="black", linewidth=0.8, linestyle=":")
+    left.set_ylabel("test top-1 accuracy, %")
+    right.set_ylabel(f"difference to {BASELINE}, points")
+    for axis in (left, right):
+        axis.set_xscale("log")
+        axis.set_xticks(list(sweeps), [str(steps) for steps in sweeps])
+        axis.minorticks_off()
+        axis.set_xlabel("training steps, batch 128")
+        axis.legend()
+    figure.suptitle(
+        "Fashion-MNIST. Each point is the end of runs with their own schedule. "
+        "Bars: 95 % intervals over seeds, paired",
+        fontsize="medium",
+    )
+    figure.savefig(path, dpi=110)
+
+
+def sweeps_of(folders: Sequence[Path]) -> dict[int, Sweep]:
+    """Reads the workdirs; returns the sweeps by the number of steps of the baseline, in order.
+
+    Raises UserError for runs of something else, without a baseline, or twice of so many steps.
+    """
+    known: dict[int, Sweep] = {}
+    for folder in folders:
+        sweep = load(folder)
+        if sweep.baseline != BASELINE or sweep.config["data"]["name"] != DATA:
+            raise UserError(f"{folder} must hold runs on {DATA} with the baseline {BASELINE}")
+        if not sweep.results[BASELINE] or BASELINE not in sweep.steps:
+            raise UserError(f"no run of {BASELINE} is finished in {folder}")
+        if (steps := sweep.steps[BASELINE]) in known:
+            raise UserError(f"{known[steps].workdir} and {folder} both have {steps} steps")
+        known[steps] = sweep
+    return {steps: known[steps] for steps in sorted(known)}
+
+
+def main() -> None:
+    parser = command_parser("experiments.paper.budget", __doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/budget"))
+    parser.add_argument("--budgets", type=whole_number(10), nargs="+", default=BUDGETS)
+    parser.add_argument("--seeds", type=whole_number(), default=3)
+    parser.add_argument("--also", type=Path, nargs="*", default=[], metavar="WORKDIR")
+    arguments = parser.parse_args()
+    if twice := sorted(sweeps_of(arguments.also).keys() & set(arguments.budgets)):
+        raise UserError(f"--also has {twice[0]} steps already: leave that out of --budgets")
+    folders = [arguments.out / str(steps) for steps in arguments.budgets]
+    for steps, folder in zip(arguments.budgets, folders, strict=True):
+        run_sweep(config_of(steps, arguments.seeds), folder)
+    sweeps = sweeps_of([*folders, *arguments.also])
+    header = ("steps", f"{BASELINE}, %", *ARMS[1:], "order")
+    Table("budget", header, lines_of(sweeps)).write(arguments.out)
+    draw(sweeps, arguments.out / "budget.png")
+    print(f"\nin {arguments.out}: budget.md, budget.png")
+
+
+if __name__ == "__main__":
+    run(main)

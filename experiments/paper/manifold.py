@@ -1,0 +1,145 @@
+"""How much of a plane curve does ReLU destroy? Figure 1 and theorem 1 of the MobileNetV2 paper.
+
+    python -m experiments.paper.manifold
+
+A random matrix T embeds a spiral in n dimensions, with n = 2, 3, 5, 15 and 30. ReLU is applied, and
+the pseudo-inverse of T brings the spiral back. One draw of T for each n is shown as a picture. Over
+many draws these are measured:
+
+    collapsed    the share of points with fewer than two positive channels. The position of such a
+                 point in the plane is lost (lemma 2). Theorem 1 gives the mean of this share:
+                 1 - N/2^n, where N is the sum of the binomials (n over k) for k = 0 ... n - 2
+    error        the RMS error of the result, in % of the spiral's size. It is the median over
+                 draws, since the error of a nearly singular T has no bound
+    best error   the same with the best linear map instead of the pseudo-inverse
+
+Prints the table. Writes manifold.csv and manifold.png to --out.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib.figure
+import numpy as np
+from jaxtyping import Float
+
+from experiments.common.table import Table
+from mnv2.runtime.cli import command_parser, run, whole_number
+
+PLANE = 2  # dimensions of the space that is embedded
+DIMENSIONS = (2, 3, 5, 15, 30)
+
+
+class Row(NamedTuple):
+    """The measurements for one number of dimensions, as shares (1 is 100 %)."""
+
+    dimensions: int
+    collapsed: float  # mean over draws
+    collapsed_deviation: float  # standard deviation over draws
+    theorem: float  # mean by theorem 1
+    error: float  # median over draws
+    best_error: float  # median over draws
+
+
+def spiral(points: int = 1000, turns: float = 2.5) -> Float[np.ndarray, "2 points"]:
+    """Returns a spiral from the middle outwards; the root mean square of its radius is 1."""
+    radius = np.sqrt(np.linspace(0.002, 1, points))
+    angle = 2 * np.pi * turns * radius
+    curve = radius * np.stack([np.cos(angle), np.sin(angle)])
+    return curve / np.sqrt(np.mean(np.sum(curve**2, axis=0)))
+
+
+def embed(
+    curve: Float[np.ndarray, "2 points"], dimensions: int, random: np.random.Generator
+) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, "n points"]]:
+    """Returns (T, ReLU(T curve)) for a random T of independent normal numbers."""
+    matrix = random.normal(size=(dimensions, PLANE))
+    return matrix, np.maximum(matrix @ curve, 0)
+
+
+def collapsed_by_theorem(dimensions: int) -> float:
+    """Returns the mean share of a plane that ReLU collapses in n dimensions (theorem 1)."""
+    kept = sum(math.comb(dimensions, k) for k in range(dimensions - PLANE + 1))
+    return 1 - kept / 2**dimensions
+
+
+def measure(curve: Float[np.ndarray, "2 points"], dimensions: int, draws: int) -> Row:
+    """Measures collapse and errors over `draws` random matrices."""
+    random = np.random.default_rng(dimensions)
+    collapsed, errors, best_errors = [], [], []
+    for _ in range(draws):
+        matrix, wide = embed(curve, dimensions, random)
+        collapsed.append(np.mean(np.count_nonzero(wide, axis=0) < PLANE))
+        errors.append(_error(curve, np.linalg.pinv(matrix) @ wide))
+        best = np.linalg.lstsq(wide.T, curve.T, rcond=None)[0].T
+        best_errors.append(_error(curve, best @ wide))
+    return Row(
+        dimensions,
+        float(np.mean(collapsed)),
+        float(np.std(collapsed, ddof=1)) if draws > 1 else 0.0,
+        collapsed_by_theorem(dimensions),
+        float(np.median(errors)),
+        float(np.median(best_errors)),
+    )
+
+
+def _error(curve: np.ndarray, back: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.sum((back - curve) ** 2, axis=0))))
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """Returns the measurements in per cent."""
+    lines = [
+        (
+            row.dimensions,
+            *(f"{100 * share:.3f}" for share in (row.collapsed, row.theorem)),
+            *(f"{100 * error:.1f}" for error in (row.error, row.best_error)),
+        )
+        for row in rows
+    ]
+    errors = ("error by the pseudo-inverse, %", "error by the best linear map, %")
+    return Table("manifold", ("n", "points that collapse, %", "theorem 1, %", *errors), lines)
+
+
+def draw(curve: np.ndarray, rows: Sequence[Row], seed: int, path: Path) -> None:
+    """Draws the spiral, and its image under one T for each n; dark to light from the middle."""
+    figure = matplotlib.figure.Figure(figsize=(3 * (len(rows) + 1), 3.5), layout="constrained")
+    axes = figure.subplots(1, len(rows) + 1)
+    _scatter(axes[0], curve, "input", "")
+    for axis, row in zip(axes[1:], rows, strict=True):
+        matrix, wide = embed(curve, row.dimensions, np.random.default_rng(seed))
+        below = f"collapsed {100 * row.collapsed:.2g} %, error {100 * row.error:.0f} %"
+        _scatter(axis, np.linalg.pinv(matrix) @ wide, f"n = {row.dimensions}", below)
+    figure.savefig(path, dpi=110)
+
+
+def _scatter(axis: matplotlib.axes.Axes, curve: np.ndarray, title: str, below: str) -> None:
+    axis.scatter(curve[0], curve[1], c=np.arange(curve.shape[1]), cmap="viridis", s=3)
+    axis.set_aspect("equal", adjustable="datalim")
+    axis.set_title(title)
+    axis.set_xlabel(below)
+    axis.set_xticks([])
+    axis.set_yticks([])
+
+
+def main() -> None:
+    parser = command_parser("experiments.paper.manifold", __doc__)
+    parser.add_argument(
+        "--draws", type=whole_number(), default=1000, help="random matrices for each n"
+    )
+    parser.add_argument(
+        "--seed", type=whole_number(0), default=0, help="seed of the draw in the pictures"
+    )
+    parser.add_argument("--out", type=Path, default=Path("runs/manifold"))
+    arguments = parser.parse_args()
+    curve = spiral()
+    rows = [measure(curve, dimensions, arguments.draws) for dimensions in DIMENSIONS]
+    table(rows).write(arguments.out, rows)
+    draw(curve, rows, arguments.seed, arguments.out / "manifold.png")
+    print(f"\nover {arguments.draws} draws; in {arguments.out}: manifold.csv, manifold.png")
+
+
+if __name__ == "__main__":
+    run(main)

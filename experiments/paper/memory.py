@@ -1,0 +1,295 @@
+"""How much memory does it save to compute a block in slices? MobileNetV2 section 5.1.
+
+Between its two 1x1 convolutions a block works channel by channel. So it can be computed as t
+partial sums over slices of its expanded channels, with one slice in memory at a time.
+
+    check        compares each block in slices to the block as it is, at two widths
+    table 3      the paper's tensor sizes: as printed, and counted from the network
+    blocks       for each block and several t: the memory by equation 2, the temporaries that XLA
+                 plans, and the time
+    network      MobileNetV2 1.0 with all blocks in t slices, on one image of 224 pixels: the
+                 planned temporaries, the time per image, and the rise of the peak of resident
+                 memory in a process that returns freed memory to the system immediately
+
+All is in float32, with batch norm folded. Prints tables. Writes memory.csv and memory.png to --out.
+"""
+
+import functools
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib.figure
+import numpy as np
+
+from experiments.common.block_sizes import BlockSize, block_sizes
+from experiments.common.initialisation import random_network
+from experiments.common.process_memory import peak_memory, reset_peak_memory
+from experiments.common.submodules import submodules
+from experiments.common.table import Table, write_csv
+from experiments.common.timing import times
+from experiments.paper.slices import in_slices, inverted_residual_by_slices
+from mnv2.models import fold_batch_norm
+from mnv2.models.blocks import InvertedResidual
+from mnv2.ops import explicit_padding
+from mnv2.runtime.cli import command_parser, real_number, run
+from mnv2.runtime.machine import TUNABLES
+from mnv2.runtime.terminal import StatusLine
+
+SIZE = 224  # pixels
+SPLITS = (1, 2, 3, 4, 5, 6, 7, 8)
+BLOCK_SPLITS = (1, 2, 3, 5, 8)
+PROCESSES = 3
+# Freed memory is unmapped. The default threshold of glibc grows, which makes the resident memory
+# vary by 6 MB.
+UNMAP = "glibc.malloc.mmap_threshold=131072"
+PAUSE = 0.05  # seconds between images: XLA frees temporaries after it returns the result
+BYTES = 4  # of a float32
+CHECKED_WIDTHS = (1.0, 0.35)
+ODD_IMAGE = (101, 75)  # the inputs of blocks are 51 x 38, 26 x 19, 13 x 10, 7 x 5, 4 x 3
+# Table 3, in 16 bits. At each resolution: the channels and kB as printed, and the channels of the
+# widest bottleneck there in the network of table 2.
+TABLE_3 = (
+    (112, 16, 400, 16),
+    (56, 32, 200, 24),
+    (28, 64, 100, 32),
+    (14, 160, 62, 96),
+    (7, 320, 32, 320),
+    (1, 1280, 2, 1280),
+)
+
+
+class Measured(NamedTuple):
+    """One block, or the whole network, in `splits` slices per block."""
+
+    name: str
+    splits: int
+    equation_2: int  # bytes by equation 2, of the largest block
+    planned: int  # bytes of temporaries that XLA plans
+    milliseconds: float
+    resident: int | None = None  # bytes, the rise of the peak of resident memory
+
+
+def folded_network(width: float = 1.0) -> tuple[Any, Any]:
+    """Returns MobileNetV2 with random weights, and its variables with batch norm folded."""
+    model, variables = random_network("mobilenet_v2", width=width)
+    return model, fold_batch_norm(model, variables)
+
+
+def largest_error(width: float, image: tuple[int, int], say: Callable[[str], None]) -> float:
+    """Returns the largest error of a block in slices, relative to the block's largest value.
+
+    All blocks are tried, with t = 1 to 8 and with one slice per expanded channel.
+
+    Args:
+        width: The width multiplier of the network.
+        image: The height and width of the network's input, in pixels.
+        say: Shows which block is checked.
+    """
+    model, variables = folded_network(width=width)
+    random = np.random.default_rng(0)
+    largest = 0.0
+    blocks = submodules(model, variables, (1, *image, 3), InvertedResidual)
+    for path, block in blocks.items():
+        x = jnp.asarray(random.normal(size=block.input_shape), jnp.float32)
+        params = {"params": block.params}
+        expected, _ = jax.jit(block.module.apply)(params, x)
+        channels = block.params["depthwise"]["kernel"].shape[-1]
+        for splits in (*SPLITS, channels):
+            say(f"checking width {width:g}, {path}, t = {splits}")
+            with in_slices(splits):  # a new function, or JAX would use what it compiled before
+                result, _ = jax.jit(functools.partial(block.module.apply))(params, x)
+            error = jnp.abs(result - expected).max() / jnp.abs(expected).max()
+            largest = max(largest, float(error))
+    return largest
+
+
+def median_milliseconds(step: Callable[[], Any], seconds: float) -> float:
+    """Returns the median time of a call within `seconds`. The first call is not counted."""
+    step()
+    return 1000 * statistics.median(times(lambda: jax.block_until_ready(step()), seconds))
+
+
+def planned_bytes(compiled: Any) -> int:
+    """Returns the bytes of temporaries that XLA plans for a compiled program."""
+    return int(compiled.memory_analysis().temp_size_in_bytes)
+
+
+def measure_block(size: BlockSize, params: Any, splits: int, seconds: float) -> Measured:
+    """Measures one block of the network alone, on one image."""
+    side = round(size.pixels_before**0.5)
+    stride = side // round(size.pixels_after**0.5)
+    padding = explicit_padding((side, side), 3, stride, "same")
+    shape = (1, side, side, size.inputs // size.pixels_before)
+    image = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+    # The weights are constants, as in inference, so they are sliced during compilation.
+    block = jax.jit(lambda x: inverted_residual_by_slices(x, params, splits, stride, padding))
+    compiled = block.lower(image).compile()
+    return Measured(
+        size.name,
+        splits,
+        BYTES * size.held(splits),
+        planned_bytes(compiled),
+        median_milliseconds(lambda: compiled(image), seconds),
+    )
+
+
+def measure_network(splits: int, equation_2: int, seconds: float) -> Measured:
+    """Measures the network on one image, with `splits` slices of each block.
+
+    The milliseconds are the median of three processes. The resident memory is that of a fourth one,
+    which returns freed memory to the system immediately, and is slower for it.
+    """
+    planned, milliseconds, _ = zip(
+        *(_in_a_process(splits, seconds, "") for _ in range(PROCESSES)), strict=True
+    )
+    *_, resident = _in_a_process(splits, seconds, UNMAP)
+    median = statistics.median(milliseconds)
+    return Measured("network", splits, equation_2, planned[0], median, resident)
+
+
+def _in_a_process(splits: int, seconds: float, tunables: str) -> tuple[int, float, int]:
+    """Runs `_infer` in a new process with these GLIBC_TUNABLES."""
+    os.environ[next(iter(TUNABLES))] = tunables  # glibc reads this when the process starts
+    spawning = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawning) as process:
+        return process.submit(_infer, splits, seconds).result()
+
+
+def _infer(splits: int, seconds: float) -> tuple[int, float, int]:
+    """Returns the planned bytes, the milliseconds per image, and the rise of the peak in bytes."""
+    model, variables = folded_network()
+    image = jnp.zeros((1, SIZE, SIZE, 3))
+    with in_slices(splits):
+        compiled = jax.jit(lambda x: model.apply(variables, x)).lower(image).compile()
+    reset_peak_memory()
+    before = peak_memory()
+    for _ in range(5):
+        jax.block_until_ready(compiled(image))
+        time.sleep(PAUSE)
+    resident = peak_memory() - before
+    return planned_bytes(compiled), median_milliseconds(lambda: compiled(image), seconds), resident
+
+
+def table_of_blocks(rows: Sequence[Measured]) -> Table:
+    """Returns one line per block: for each t the planned MB, and in brackets equation 2's MB."""
+    cells: dict[str, list[str]] = {}
+    for row in rows:
+        sizes = f"{row.planned / 1e6:.2f} ({row.equation_2 / 1e6:.2f})"
+        cells.setdefault(row.name.removeprefix("block_"), []).append(sizes)
+    lines = [(name, *of_block) for name, of_block in cells.items()]
+    return Table("memory_blocks", ("block", *(f"t = {t}" for t in BLOCK_SPLITS)), lines)
+
+
+def table_of_networks(rows: Sequence[Measured]) -> Table:
+    """Returns one line per number of slices of the whole network."""
+    lines = [
+        (
+            row.splits,
+            *(f"{size / 1e6:.1f}" for size in (row.equation_2, row.planned, row.resident or 0)),
+            f"{row.milliseconds:.1f}",
+        )
+        for row in rows
+    ]
+    header = (
+        "slices of each block",
+        "largest block by equation 2, MB",
+        "planned temporaries, MB",
+        "peak resident, MB",
+        "ms per image",
+    )
+    return Table("memory_network", header, lines)
+
+
+def table_3() -> Table:
+    """Returns table 3, as printed and counted: the largest tensor between layers, 16 bits."""
+    lines = [
+        (
+            *(f"{side} x {side}", f"{channels} / {printed}"),
+            *(f"{2 * side**2 * channels / 1000:.0f}", real, f"{2 * side**2 * real / 1000:.0f}"),
+        )
+        for side, channels, printed, real in TABLE_3
+    ]
+    header = ("pixels", "channels / kB, printed", "counted, kB", "in the network", "kB")
+    return Table("memory_table_3", header, lines)
+
+
+def draw(blocks: Sequence[Measured], network: Sequence[Measured], path: Path) -> None:
+    """Draws the planned temporaries of each block, and the memory and time of the network."""
+    figure = matplotlib.figure.Figure(figsize=(12, 4), layout="constrained")
+    of_blocks, of_memory, of_time = figure.subplots(1, 3, width_ratios=(5, 4, 3))
+    names = list(dict.fromkeys(row.name.removeprefix("block_") for row in blocks))
+    for i, splits in enumerate(BLOCK_SPLITS):
+        planned = [row.planned / 1e6 for row in blocks if row.splits == splits]
+        color = matplotlib.colormaps["viridis"](i / len(BLOCK_SPLITS))
+        of_blocks.plot(names, planned, color=color, marker="osD^v"[i], label=f"t = {splits}")
+    of_blocks.set_yscale("log")
+    of_blocks.set_yticks((0.2, 0.5, 1, 2, 5, 10), ("0.2", "0.5", "1", "2", "5", "10"))
+    of_blocks.minorticks_off()
+    of_blocks.set_ylabel("planned temporaries, MB")
+    of_blocks.set_xlabel("block")
+    of_blocks.set_title("each block alone")
+    of_blocks.legend(fontsize="small")
+    slices = [row.splits for row in network]
+    for field, label, style in (
+        ("resident", "peak resident memory, its rise", "k--s"),
+        ("planned", "planned temporaries", "k-o"),
+        ("equation_2", "largest block by equation 2", "k:^"),
+    ):
+        values = [getattr(row, field) / 1e6 for row in network]
+        of_memory.plot(slices, values, style, markerfacecolor="w", label=label)
+    of_memory.set_ylabel("MB")
+    of_memory.legend(fontsize="small")
+    of_memory.set_title(f"MobileNetV2 1.0, {SIZE} pixels: memory")
+    of_time.plot(slices, [row.milliseconds for row in network], "k-o", markerfacecolor="w")
+    of_time.set_ylabel("ms per image")
+    of_time.set_title("and time")
+    for axis in (of_memory, of_time):
+        axis.set_ylim(bottom=0)
+        axis.set_xticks(slices)
+        axis.set_xlabel("slices t of every block")
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = command_parser("experiments.paper.memory", __doc__)
+    parser.add_argument("--seconds", type=real_number(), default=0.3, help="time for each row")
+    parser.add_argument("--out", type=Path, default=Path("runs/memory"))
+    arguments = parser.parse_args()
+    model, variables = folded_network()
+    sizes = block_sizes(model, (SIZE, SIZE))
+    line = StatusLine("memory")
+    for width in CHECKED_WIDTHS:
+        error = largest_error(width, ODD_IMAGE, line.say)
+        line.clear()
+        height, breadth = ODD_IMAGE
+        print(
+            f"width {width:g}, {height} x {breadth} pixels: each block in t = 1 to 8 slices and "
+            f"channel by channel agrees with the block as it is; largest relative error {error:.1e}"
+        )
+    blocks, network = [], []
+    for size in sizes:
+        line.say(size.name)
+        params = variables["params"][size.name]
+        blocks += [measure_block(size, params, t, arguments.seconds) for t in BLOCK_SPLITS]
+    for t in SPLITS:
+        line.say(f"network in {t} slices")
+        held = max(BYTES * size.held(t) for size in sizes)
+        network.append(measure_network(t, held, arguments.seconds))
+    line.clear()
+    for table in (table_3(), table_of_blocks(blocks), table_of_networks(network)):
+        table.write(arguments.out)
+    write_csv([*blocks, *network], arguments.out / "memory.csv")
+    draw(blocks, network, arguments.out / "memory.png")
+    print(f"\nin {arguments.out}: memory.csv, memory.png")
+
+
+if __name__ == "__main__":
+    run(main)

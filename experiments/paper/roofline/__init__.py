@@ -1,0 +1,1 @@
+"""The measurements and predictions of `experiments.paper.latency`: networks, layers, machines."""

@@ -1,0 +1,94 @@
+"""What do pretrained weights gain when there are few pictures?
+
+The classes of Fashion-MNIST are divided in two halves. The weights are trained on all 30,000
+pictures of five classes. The other five classes, which these weights have never seen, are learnt
+from 20 pictures per class. `configs/finetune.py:compare` trains on them with equal budgets and five
+seeds: all layers from the weights, only the classifier on top of them, and the same network from
+scratch. All 5,000 test pictures of these classes are used for testing. Writes everything to
+--workdir. The same command resumes unfinished runs.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from configs import finetune, v2_ablation
+from mnv2 import data
+from mnv2.runtime.cli import command_parser, run, whole_number
+from mnv2.sweeps.launch import run_sweep
+from mnv2.sweeps.plan import with_arms
+
+# Both halves have tops, shoes and other things.
+SOURCE = ("T-shirt/top", "Trouser", "Coat", "Sandal", "Bag")
+TARGET = ("Pullover", "Dress", "Shirt", "Sneaker", "Ankle boot")
+PICTURES = 20  # training pictures per class of TARGET
+
+
+def main() -> None:
+    parser = command_parser("experiments.paper.transfer", __doc__)
+    parser.add_argument("--workdir", type=Path, default=Path("runs/transfer"))
+    parser.add_argument(
+        "--steps", type=whole_number(), default=50, help="steps of each run on the few pictures"
+    )
+    parser.add_argument(
+        "--source_steps",
+        type=whole_number(),
+        default=500,
+        help="steps of the run that trains the weights",
+    )
+    arguments = parser.parse_args()
+    workdir: Path = arguments.workdir
+    for name, classes, pictures in (("source", SOURCE, None), ("target", TARGET, PICTURES)):
+        write_pictures(workdir / "pictures" / name, classes, pictures)
+
+    print(f"weights from {', '.join(SOURCE)}", flush=True)
+    source = with_arms(v2_ablation.get_config())
+    source.data.name = f"folder:{workdir / 'pictures/source'}"
+    source.data.image_size = 28
+    source.data.validation = 1000
+    source.duration = f"{arguments.source_steps} steps"
+    source.arms = (("linear", {}),)
+    source.seeds = 1
+    source.panels = ()
+    run_sweep(source, workdir / "source")
+
+    print(f"\n{PICTURES} pictures of each of {', '.join(TARGET)}", flush=True)
+    config = finetune.get_config("compare")
+    config.weights = str(workdir / "source/linear/0")
+    config.data.name = f"folder:{workdir / 'pictures/target'}"
+    config.data.image_size = 28
+    config.data.train = "pad_crop(2)|flip"
+    config.eval_batch_size = 500
+    config.duration = f"{arguments.steps} steps"
+    config.optimization.backbone_rate = 0.5  # high, since these weights come from few pictures
+    config.eval_every = config.checkpoint_every = "0 steps"
+    run_sweep(config, workdir / "target")
+
+
+def write_pictures(folder: Path, classes: tuple[str, ...], pictures: int | None) -> None:
+    """Writes the Fashion-MNIST pictures of some classes to FOLDER/SPLIT/CLASS/N.png.
+
+    Args:
+        folder: Where they are written. Nothing is done if it is already complete.
+        classes: The names of the classes.
+        pictures: The number of training pictures per class, the first ones; None for all. All test
+            pictures are written.
+    """
+    done = folder / "done"
+    if done.exists():
+        return
+    import tensorflow as tf  # after mnv2, which silences its log
+
+    dataset = data.open_dataset("fashion_mnist")
+    for split, limit in (("train", pictures), ("test", None)):
+        images, labels = (array.numpy() for array in dataset.arrays(split))
+        for name in classes:
+            place = folder / split / name.replace("/", " or ")
+            place.mkdir(parents=True, exist_ok=True)
+            for i in np.flatnonzero(labels == dataset.class_names.index(name))[:limit]:
+                (place / f"{i:05}.png").write_bytes(tf.io.encode_png(images[i]).numpy())
+    done.touch()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,1 @@
+"""Questions about speed. README.md has the answers."""

@@ -1,0 +1,164 @@
+"""What does a training step cost on a TPU or GPU that is not here?
+
+XLA's compilers for TPUs and NVIDIA GPUs run on any Linux machine. For each network, this compiles
+the training step (forward, backward, SGD with momentum, bfloat16, one chip), of mnv2 and of the
+same network in plain Flax, and reads from the programs what they will cost:
+
+  TPU   the compiler's estimate of the cycles, and the images/s that follow at the chip's clock
+  H100  the kernels, the bytes that they read and write, and the images/s at which the memory
+        would be busy all the time: an upper bound
+
+These are estimates of compilers, not measurements: they are for comparing two programs for the same
+chip. Writes chips.csv and one table per chip to --out. `make tpu` and `make h100` install the
+compilers into an environment of their own, run this command, and fill docs/accelerators.md. One
+program takes 10 s to 4 minutes.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments.common.table import Table, write_csv
+from experiments.speed.compilers.chips import CHIPS, check_installed, environment
+from experiments.speed.compilers.cost import Cost
+from experiments.speed.compilers.steps import FRAMEWORKS, TASKS, Task
+from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.errors import UserError, check_choice
+from mnv2.runtime.terminal import StatusLine, warn
+
+TPU = ("network", "cycles, M", "plain Flax", "ratio", "memory, GB", "images/s (estimate)")
+GPU = ("network", "traffic, GB", "plain Flax", "ratio", "kernels", "plain Flax", "memory, GB",
+       "images/s (bound)")  # fmt: skip
+
+
+class Row(NamedTuple):
+    """The cost of one program, which trains a network."""
+
+    chip: str
+    task: Task
+    framework: str
+    cost: Cost
+
+    @property
+    def per_second(self) -> float:
+        """Images per second by the chip's clock or its memory; 0 if neither is known."""
+        target = CHIPS[self.chip]
+        if target.gigahertz:
+            return self.task.batch * target.gigahertz * 1e9 / self.cost.cycles
+        if target.bandwidth:
+            return self.task.batch * target.bandwidth / self.cost.traffic
+        return 0.0
+
+    def record(self) -> dict[str, Any]:
+        """Returns the columns of the CSV."""
+        task, cost = self.task, dataclasses.asdict(self.cost)
+        del cost["by_kind"]
+        where = {"chip": self.chip, "network": task.title, "pixels": task.size, "batch": task.batch}
+        return {**where, "framework": self.framework, **cost, "per_second": self.per_second}
+
+
+def cost_of(task: str, framework: str, chip: str) -> Cost:
+    """Compiles a step in a process of its own. Raises UserError if the compiler fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.speed.compilers", task, framework, chip],
+        capture_output=True,
+        text=True,
+        env=environment(CHIPS[chip]),
+        check=False,
+    )
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise UserError(f"{framework} does not compile for {chip}: {said[:200]}")
+    return Cost(**json.loads(lines[-1]))
+
+
+def table_of(rows: Sequence[Row]) -> Table:
+    """Returns the table of one chip: mnv2 beside plain Flax."""
+    lines = []
+    on_tpu = bool(rows[0].cost.cycles)
+    for ours in (row for row in rows if row.framework == "mnv2"):
+        stock = [row.cost for row in rows if row.task == ours.task and row is not ours]
+        field, unit = ("cycles", 1e6) if on_tpu else ("traffic", 1e9)
+        costs = [getattr(cost, field) for cost in (ours.cost, *stock)]
+        cells = [*(f"{cost / unit:,.2f}" for cost in costs), *[""] * (2 - len(costs))]
+        cells.append(f"{costs[0] / costs[1]:.2f}" if stock else "")
+        if not on_tpu:
+            kernels = [f"{cost.kernels:,}" for cost in (ours.cost, *stock)]
+            cells += [*kernels, *[""] * (2 - len(kernels))]
+        images = f"{ours.per_second:,.0f}" if ours.per_second else ""
+        lines.append([str(ours.task), *cells, f"{ours.cost.memory / 1e9:.1f}", images])
+    return Table(f"chips_{rows[0].chip}", TPU if on_tpu else GPU, lines)
+
+
+def _print_kinds(cost: Cost, chip: str) -> None:
+    """Prints the share of each kind of layer, largest first."""
+    total = sum(cost.by_kind.values())
+    shares = sorted(cost.by_kind.items(), key=lambda item: -item[1])
+    print(f"  {chip}: " + ", ".join(f"{kind} {x / total:.0%}" for kind, x in shares if x))
+
+
+def main() -> None:
+    parser = command_parser("experiments.speed.chips", __doc__)
+    parser.add_argument("--chips", nargs="+", default=["v5e"], help=", ".join(CHIPS))
+    parser.add_argument("--networks", nargs="+", default=list(TASKS), help=", ".join(TASKS))
+    parser.add_argument("--only", nargs="+", default=FRAMEWORKS, help=", ".join(FRAMEWORKS))
+    parser.add_argument("--out", type=Path, default=Path("runs/chips"))
+    arguments = parser.parse_args()
+    _check(arguments)
+    rows: list[Row] = []
+    for chip in arguments.chips:
+        here = []
+        for row in _rows(chip, arguments.networks, arguments.only):
+            here.append(row)
+            write_csv([one.record() for one in [*rows, *here]], arguments.out / "chips.csv")
+        if here:
+            table_of(here).write(arguments.out)
+        rows += here
+    if not rows:
+        raise UserError("no step could be compiled")
+    print(f"\nin {arguments.out}: chips.csv and a table per chip")
+
+
+def _rows(chip: str, networks: Sequence[str], frameworks: Sequence[str]) -> Iterator[Row]:
+    """Yields and prints the cost of each program; one that does not compile is left out."""
+    line = StatusLine("compiling")
+    for number, (task, framework) in enumerate(itertools.product(networks, frameworks), start=1):
+        what = f"{TASKS[task]} of {framework}"
+        line.say(f"{chip} {number}/{len(networks) * len(frameworks)}  {what}")
+        try:
+            cost = cost_of(task, framework, chip)
+        except UserError as error:
+            line.clear()
+            warn(f"{TASKS[task]} is left out: {error}")
+            continue
+        line.clear()
+        if cost.cycles:
+            amount = f"{cost.cycles / 1e6:9.2f} M cycles"
+        else:
+            amount = f"{cost.traffic / 1e9:9.2f} GB, {cost.kernels:,} kernels"
+        print(f"{chip:5} {what:42} {amount}  compiled in {cost.compile_seconds:.0f} s", flush=True)
+        if framework == "mnv2":
+            _print_kinds(cost, chip)
+        yield Row(chip, TASKS[task], framework, cost)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raises UserError for names that do not exist and compilers that are not installed."""
+    for name in arguments.chips:
+        check_choice(name, CHIPS, "chip")
+        check_installed(CHIPS[name])
+    for name in arguments.networks:
+        check_choice(name, TASKS, "network")
+    for name in arguments.only:
+        check_choice(name, FRAMEWORKS, "framework")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,212 @@
+"""How fast is this machine's device?
+
+Times training steps and inference of a few networks on JAX's default device (GPU, TPU or CPU), in
+float32 and bfloat16: in mnv2, in plain Flax and, where it is installed and has the device, in
+PyTorch with channels last, eager and compiled. On a GPU all of them multiply float32 as TF32.
+
+Prints images/s (the median of the steps, and the range of their middle 90 %), the ratio to plain
+Flax, the time until the first step is compiled, and the peak memory of a device of JAX where it is
+known. A row that does not fit the memory is left out. mnv2 and plain Flax together take less than
+15 minutes, PyTorch another 10; --networks, --dtypes and --only choose.
+
+Writes device.csv and device.md to --out, with the device, the versions and the commit in each row
+of the CSV. Rows of devices that docs/accelerators.md lacks are welcome.
+"""
+
+import contextlib
+import gc
+import importlib
+import importlib.metadata
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jaxlib
+import numpy as np
+
+from experiments.common.table import Table, write_csv
+from experiments.common.timing import times
+from experiments.speed.frameworks.steps import CONTENDERS, installed
+from experiments.speed.frameworks.tasks import NETWORKS, Task
+from mnv2.runtime import machine
+from mnv2.runtime.cli import command_parser, real_number, run, whole_number
+from mnv2.runtime.errors import UserError
+from mnv2.runtime.machine import describe_devices, find_devices
+from mnv2.runtime.terminal import StatusLine, warn
+from mnv2.sweeps.workdir import commit
+
+MODES = ("train", "infer")
+DTYPES = ("float32", "bfloat16")
+FRAMEWORKS = ("mnv2", "Flax", "PyTorch", "torch.compile")
+OF_JAX = FRAMEWORKS[:2]
+OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory")
+
+
+class Row(NamedTuple):
+    """The speed of one network in one framework.
+
+    `peak_mib` is 0 where JAX does not know it, or where an earlier row needed more memory.
+    """
+
+    device: str
+    mode: str
+    network: str
+    dtype: str
+    pixels: int
+    batch: int
+    framework: str
+    images_per_second: float
+    lowest: float
+    highest: float
+    compile_seconds: float
+    peak_mib: int
+    versions: str
+    commit: str
+
+    @property
+    def task(self) -> tuple[Any, ...]:
+        """What rows that are to be compared have in common."""
+        return self.device, self.mode, self.network, self.dtype, self.pixels, self.batch
+
+
+def measure(framework: str, task: Task, seconds: float) -> Row:
+    """Times one network for `seconds`, after its first two steps. Raises what JAX raises."""
+    before = _peak_memory()
+    began = time.perf_counter()
+    step = CONTENDERS[framework].make_step(task)
+    step()
+    compiled = time.perf_counter() - began
+    step()
+    speeds = task.batch / np.array(list(times(step, seconds)))
+    peak = _peak_memory()
+    return Row(
+        device=describe_devices(device.device_kind for device in jax.devices()),
+        mode=task.mode,
+        network=task.network,
+        dtype=task.dtype,
+        pixels=task.size,
+        batch=task.batch,
+        framework=framework,
+        images_per_second=float(np.median(speeds)),
+        lowest=float(np.quantile(speeds, 0.05)),
+        highest=float(np.quantile(speeds, 0.95)),
+        compile_seconds=compiled,
+        peak_mib=peak // 2**20 if peak > before else 0,
+        versions=_versions(framework),
+        commit=commit() or "unknown",
+    )
+
+
+def _peak_memory() -> int:
+    """Returns the bytes that the first device of JAX had in use at most, since the start."""
+    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
+
+
+def _versions(framework: str) -> str:
+    if framework in OF_JAX:
+        return f"jax {jax.__version__}, jaxlib {jaxlib.__version__}"
+    return f"torch {importlib.metadata.version('torch')}"
+
+
+def rows(tasks: Sequence[Task], frameworks: Sequence[str], seconds: float) -> Iterator[Row]:
+    """Yields the rows as they are measured; says which do not fit the device's memory."""
+    line = StatusLine("measuring")
+    for number, task in enumerate(tasks):
+        for framework in frameworks:
+            what = f"{task}, {task.dtype}, {framework}"
+            line.say(f"{number + 1} of {len(tasks)}: {what}")
+            try:
+                row = measure(framework, task, seconds)
+            except RuntimeError as error:
+                if not any(sign in str(error) for sign in OUT_OF_MEMORY):
+                    raise
+                line.clear()
+                warn(f"{what} does not fit the memory")
+                continue
+            finally:
+                _free_memory()
+            line.clear()
+            yield row
+
+
+def _free_memory() -> None:
+    """Frees the device's memory for the next network, which would not get it otherwise."""
+    jax.clear_caches()
+    gc.collect()
+    torch = sys.modules.get("torch")  # if a row of PyTorch was measured
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def table_of(measured: Sequence[Row]) -> Table:
+    """Returns a line per network, mode and type, with a column per framework."""
+    names = [name for name in FRAMEWORKS if any(row.framework == name for row in measured)]
+    lines = []
+    for task in dict.fromkeys(row.task for row in measured):
+        speeds = {row.framework: row.images_per_second for row in measured if row.task == task}
+        _, mode, network, dtype, pixels, batch = task
+        ratio = f"{speeds['mnv2'] / speeds['Flax']:.2f}" if {*OF_JAX} <= {*speeds} else ""
+        what = f"{mode} {NETWORKS[network]}, {dtype}, {pixels} px, batch {batch}"
+        cells = (f"{speeds[name]:,.0f}" if name in speeds else "" for name in names)
+        lines.append([what, *cells, ratio])
+    return Table("device", ["images/s", *names, "mnv2 to Flax"], lines)
+
+
+def main() -> None:
+    # PyTorch could not have what JAX reserves. Nothing here allocates in its measured steps.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    parser = command_parser("experiments.speed.device", __doc__)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
+    parser.add_argument("--only", nargs="+", choices=FRAMEWORKS, default=FRAMEWORKS)
+    parser.add_argument("--size", type=whole_number(), default=224, help="image side, in pixels")
+    parser.add_argument("--batch", type=whole_number(), help="default: 256, on a CPU 32")
+    parser.add_argument("--seconds", type=real_number(), default=5.0, help="for each row")
+    parser.add_argument("--out", type=Path, default=Path("runs/device"))
+    arguments = parser.parse_args()
+    print(f"device: {find_devices()}", flush=True)
+    batch = arguments.batch or (32 if jax.default_backend() == "cpu" else 256)
+    if batch % (count := jax.device_count()):
+        raise UserError(f"--batch must be a multiple of the {count} devices, got {batch}")
+    frameworks = _usable(arguments.only)
+    tasks = [
+        Task(mode, network, 1.0, arguments.size, batch, machine.threads(), dtype=dtype)
+        for mode in arguments.modes
+        for network in arguments.networks
+        for dtype in arguments.dtypes
+    ]
+    measured: list[Row] = []
+    for row in rows(tasks, frameworks, arguments.seconds):
+        measured.append(row)
+        speed = f"{row.images_per_second:,.1f} images/s ({row.lowest:,.1f}-{row.highest:,.1f})"
+        memory = f"  {row.peak_mib:,} MiB" if row.peak_mib else ""
+        what = f"{row.mode:5}  {row.network:12}  {row.dtype:8}  {row.framework:13}"
+        print(f"{what}  {speed}  compiled in {row.compile_seconds:.0f} s{memory}", flush=True)
+        write_csv(measured, arguments.out / "device.csv")
+    if not measured:
+        raise UserError("no network fits the memory: give a smaller --batch")
+    table_of(measured).write(arguments.out)
+    print(f"\nin {arguments.out}: device.csv, device.md")
+
+
+def _usable(names: Sequence[str]) -> list[str]:
+    """Returns the frameworks that are installed and have the device, and says which do not."""
+    found = installed(names)
+    with contextlib.suppress(ImportError):
+        importlib.import_module("triton")  # the process would crash if TensorFlow came first
+    if jax.default_backend() == "cpu" or not set(found) - set(OF_JAX):
+        return found
+    torch = importlib.import_module("torch")
+    if torch.cuda.is_available():
+        return found
+    warn("PyTorch is left out: it has no GPU here")
+    return [name for name in found if name in OF_JAX]
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,142 @@
+"""What does it cost to call the devices for every training step?
+
+Trains a network that is too small to hide the cost of a call (width 0.1, 8 pixels, batch 16), and
+the network of the ablation. A batch comes from the host with each step, or is looked up on the
+device, with 1, 10 or 100 steps per call. The ways take turns, 100 steps each. Prints and writes
+these steps/s, as median and range over --rounds, to --out as dispatch.csv and dispatch.md.
+"""
+
+import dataclasses
+import functools
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from configs import v2_ablation
+from experiments.common.table import Table
+from mnv2 import data
+from mnv2.models import create_model
+from mnv2.pretrained import Preprocessing
+from mnv2.runtime import machine
+from mnv2.runtime.cli import command_parser, run, whole_number
+from mnv2.runtime.machine import keep_freed_memory
+from mnv2.runtime.terminal import StatusLine
+from mnv2.sweeps.plan import resolve, with_arms
+from mnv2.training.config import from_config
+from mnv2.training.feed import stack
+from mnv2.training.setup import steps_of
+from mnv2.training.state import create_state
+from mnv2.training.step import replicate, shard
+
+STEPS = 100  # of one measurement
+EXAMPLES = 1000
+PER_CALL = (0, 1, 10, 100)  # steps; 0: the batches come from the host
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A network and its batches."""
+
+    title: str
+    width: float
+    pixels: int
+    batch: int
+
+    def __str__(self) -> str:
+        return f"{self.title}, width {self.width:g}, {self.pixels} px, batch {self.batch}"
+
+
+TASKS = (Task("tiny", 0.1, 8, 16), Task("the ablation's", 0.35, 28, 128))
+
+
+class Measured(NamedTuple):
+    """Steps per second of one round; `per_call` is 0 if the batches come from the host."""
+
+    network: str
+    per_call: int
+    round: int
+    steps_per_second: float
+
+
+def measures(task: Task) -> dict[int, Callable[[], float]]:
+    """Returns what measures steps per second, by the number of steps per call."""
+    config = with_arms(v2_ablation.get_config())
+    config.batch_size = task.batch
+    settings = from_config(resolve(config, "linear"))
+    fields = {**settings.model, "width": task.width}
+    model = create_model(fields.pop("name"), num_classes=10, **fields)
+    steps = steps_of(settings, model, Preprocessing(), total_steps=10_000, examples=EXAMPLES)
+    random, key = np.random.default_rng(0), jax.random.key(0)
+    shape = (task.pixels, task.pixels, 1)
+    images = random.integers(0, 256, (EXAMPLES, *shape)).astype(np.uint8)
+    labels = random.integers(0, 10, EXAMPLES).astype(np.int32)
+    on_device = replicate(images), replicate(labels)
+    batches = map(data.Order(EXAMPLES, task.batch, seed=0).rows_at, itertools.count())
+    states = {
+        per_call: replicate(create_state(model, steps.optimizer, shape, seed=0, ema=False))
+        for per_call in PER_CALL
+    }
+
+    def timed(per_call: int) -> float:
+        state = jax.block_until_ready(states[per_call])
+        began = time.perf_counter()
+        for _ in range(STEPS // max(1, per_call)):
+            if per_call:
+                rows = stack([next(batches) for _ in range(per_call)])
+                state, _ = steps.train_many(state, *on_device, rows, per_call, key, None)
+            else:
+                rows = next(batches)
+                index = rows["index"]
+                batch = {"image": images[index], "label": labels[index], **rows}
+                state, _ = steps.train(state, shard(batch), key, None)
+        states[per_call] = jax.block_until_ready(state)
+        return STEPS / (time.perf_counter() - began)
+
+    return {per_call: functools.partial(timed, per_call) for per_call in PER_CALL}
+
+
+def row(task: Task, measured: Sequence[Measured]) -> list[str]:
+    """Returns the row of a table: the median and the range of each number of steps per call."""
+    cells = []
+    for per_call in PER_CALL:
+        values = [one.steps_per_second for one in measured if one.per_call == per_call]
+        cells.append(f"{statistics.median(values):,.1f} ({min(values):,.1f} to {max(values):,.1f})")
+    return [str(task), *cells]
+
+
+def main() -> None:
+    parser = command_parser("experiments.speed.dispatch", __doc__)
+    parser.add_argument("--rounds", type=whole_number(), default=5)
+    parser.add_argument("--out", type=Path, default=Path("runs/dispatch"))
+    arguments = parser.parse_args()
+    machine.keep_compiled_programs()
+    line = StatusLine("dispatch")
+    everything: list[Any] = []
+    lines = []
+    for task in TASKS:
+        measured: list[Measured] = []
+        timed = measures(task)
+        for number in range(arguments.rounds + 1):  # the first one compiles
+            for per_call, measure in timed.items():
+                line.say(f"{task}: round {number} of {arguments.rounds}")
+                rate = measure()
+                if number:
+                    measured.append(Measured(str(task), per_call, number, rate))
+        everything += measured
+        lines.append(row(task, measured))
+    line.clear()
+    header = ["steps/s", "from the host", *(f"{count} per call" for count in PER_CALL[1:])]
+    Table("dispatch", header, lines).write(arguments.out, everything)
+    kind = jax.devices()[0].device_kind
+    print(f"on {jax.device_count()} x {kind}, {machine.threads()} threads")
+
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    run(main)

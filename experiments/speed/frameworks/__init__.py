@@ -1,0 +1,1 @@
+"""The comparison of frameworks, in the commands throughput, scaling, loading and device."""

@@ -1,0 +1,288 @@
+"""The step of each framework at a task, ready to be timed.
+
+Each framework is imported only by its own function, so each is optional.
+"""
+
+import importlib.util
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+from experiments.common.timing import Step
+from experiments.speed.frameworks import runtimes
+from experiments.speed.frameworks.tasks import AUGMENTATIONS, READING, Task
+
+
+def mnv2(task: Task) -> Step:
+    """This project: the training step of `mnv2.main`, or `models.for_inference`."""
+    from experiments.common import our_steps
+    from mnv2 import data
+    from mnv2.preprocess import PICTURES, Pipeline, parse
+    from mnv2.preprocess.host import View
+    from mnv2.training.seen import on_device
+
+    batches = None
+    if task.mode in READING:
+        dataset = data.open_dataset(f"folder:{task.pictures}", None)
+        pipeline = parse(AUGMENTATIONS[task.augmentation], "augmentation")
+        view = View(pipeline, (task.size, task.size), 3, rounds=True)
+        batches = data.train_batches(dataset, task.batch, seed=0, view=view)
+    if batches is not None and task.mode == "load":
+        changes = Pipeline(pipeline.of(PICTURES))
+        return lambda: on_device(changes, next(batches)["image"], 0)
+    fields = {"name": task.network, "width": task.width, "dtype": task.dtype}
+    if task.mode == "infer":
+        return our_steps.inference(fields, task.images())
+    return our_steps.training(fields, our_steps.random_batch(task.batch, task.size), batches)
+
+
+def flax(task: Task) -> Step:
+    """Plain Flax: nn.Conv with feature_group_count, and nn.BatchNorm."""
+    import jax
+    import jax.numpy as jnp
+
+    from experiments.common.initialisation import random_statistics, unoptimised
+    from experiments.common.sgd import sgd_step
+    from experiments.speed.frameworks import stock_flax
+
+    model = stock_flax.StockNetwork(task.network, task.width, dtype=jnp.dtype(task.dtype))
+    init = unoptimised(lambda image: model.init(jax.random.key(0), image, train=False))
+    variables = init(task.images()[:1])
+    images = jax.device_put(task.images())
+    if task.mode == "infer":
+        variables = random_statistics(variables)
+        apply = jax.jit(lambda images: model.apply(variables, images, train=False))
+        return lambda: apply(images).block_until_ready()
+
+    labels = jax.device_put(task.labels())
+    optimizer, train_step = sgd_step(model, learning_rate=0.01)
+    compiled = jax.jit(train_step, donate_argnums=(0, 1, 2))
+    params = variables["params"]
+    state = (params, variables["batch_stats"], optimizer.init(params))
+
+    def step() -> None:
+        nonlocal state
+        *new, loss = compiled(*state, images, labels)
+        state = tuple(new)
+        jax.block_until_ready((state, loss))
+
+    return step
+
+
+def pytorch(task: Task, compiled: bool = False) -> Step:
+    """PyTorch in eager mode, channels last: torchvision's V2 and ResNet-50, timm's V1.
+
+    On a GPU it chooses the fastest convolutions, and multiplies float32 as TF32, as JAX does.
+    """
+    import torch
+
+    torch.set_num_threads(task.threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cudnn.benchmark = torch.backends.cuda.matmul.allow_tf32 = True
+    bfloat16 = torch.autocast(device, torch.bfloat16, enabled=task.dtype == "bfloat16")
+    if task.mode in READING:
+        batches = _torch_batches(task)
+    if task.mode == "load":
+        return lambda: next(batches)
+    model = _torch_model(task).to(device, memory_format=torch.channels_last)
+    images = torch.from_numpy(task.images()).permute(0, 3, 1, 2).to(device)
+    images = images.contiguous(memory_format=torch.channels_last)
+
+    def wait() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    if task.mode == "infer":
+        model = torch.compile(model.eval()) if compiled else model.eval()
+
+        def infer() -> None:
+            with torch.inference_mode(), bfloat16:
+                model(images)
+            wait()
+
+        return infer
+
+    labels = torch.from_numpy(task.labels()).long().to(device)
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, weight_decay=4e-5)
+    loss_of = torch.nn.CrossEntropyLoss()
+    forward = torch.compile(model) if compiled else model
+
+    def step() -> None:
+        x, y = next(batches) if task.mode == "feed" else (images, labels)
+        x, y = x.to(device, memory_format=torch.channels_last), y.to(device)
+        optimizer.zero_grad(set_to_none=True)
+        with bfloat16:
+            loss = loss_of(forward(x), y)
+        loss.backward()
+        optimizer.step()
+        wait()
+
+    return step
+
+
+def keras(task: Task) -> Step:
+    """keras.applications on TensorFlow, with train_on_batch and predict_on_batch."""
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(task.threads)
+    model, images = _keras_model(task), tf.constant(task.images())
+    if task.mode == "infer":
+        return lambda: model.predict_on_batch(images)
+    import keras
+
+    model.compile(
+        keras.optimizers.SGD(0.01, momentum=0.9, weight_decay=4e-5),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    labels = tf.constant(task.labels())
+    return lambda: model.train_on_batch(images, labels)
+
+
+def onnxruntime(task: Task) -> Step:
+    """The networks of `pytorch` in ONNX Runtime."""
+    return runtimes.onnxruntime(task, _onnx_model(task), task.images().transpose(0, 3, 1, 2))
+
+
+def openvino(task: Task) -> Step:
+    """The networks of `pytorch` in OpenVINO, in float32."""
+    return runtimes.openvino(task, _onnx_model(task), task.images().transpose(0, 3, 1, 2))
+
+
+def litert(task: Task) -> Step:
+    """keras.applications, converted to TensorFlow Lite and run by XNNPACK."""
+    import keras
+    import tensorflow as tf
+
+    image = keras.Input((task.size, task.size, 3), task.batch)
+    model = keras.Model(image, _keras_model(task)(image))
+    # Converting a concrete function would leave batch norm unfolded, and most of it out of XNNPACK.
+    content = tf.lite.TFLiteConverter.from_keras_model(model).convert()
+    return runtimes.litert(task, content, task.images())
+
+
+def exported(runtime: Callable[..., Step], to: str) -> Callable[[Task], Step]:
+    """Returns what makes the step of this project's networks in a runtime, in a format."""
+    return lambda task: runtime(task, runtimes.exported(task, to), task.images())
+
+
+class Framework(NamedTuple):
+    """A framework: how its step is made, the packages it needs, and its modes."""
+
+    make_step: Callable[[Task], Step]
+    packages: tuple[str, ...]
+    modes: tuple[str, ...]
+
+
+TORCH = ("torchvision", "timm")
+LITERT = ("ai_edge_litert", "litert_converter")
+CONTENDERS = {
+    "mnv2": Framework(mnv2, (), ("train", "infer", "load", "feed")),
+    "Flax": Framework(flax, (), ("train", "infer")),
+    "PyTorch": Framework(pytorch, TORCH, ("train", "infer", "load", "feed")),
+    "torch.compile": Framework(partial(pytorch, compiled=True), TORCH, ("train", "infer")),
+    "Keras": Framework(keras, ("keras",), ("train", "infer")),
+    "ONNX Runtime": Framework(onnxruntime, ("onnxruntime", "onnxscript", *TORCH), ("infer",)),
+    "OpenVINO": Framework(openvino, ("openvino", "onnxscript", *TORCH), ("infer",)),
+    "LiteRT": Framework(litert, ("ai_edge_litert", "keras"), ("infer",)),
+    "mnv2 in ONNX Runtime": Framework(
+        exported(runtimes.onnxruntime, "onnx"), ("onnxruntime", "onnx"), ("infer",)
+    ),
+    "mnv2 in OpenVINO": Framework(
+        exported(runtimes.openvino, "onnx"), ("openvino", "onnx"), ("infer",)
+    ),
+    "mnv2 in LiteRT": Framework(exported(runtimes.litert, "litert"), LITERT, ("infer",)),
+    "mnv2 in LiteRT, int8": Framework(
+        exported(runtimes.litert, "litert-int8"), (*LITERT, "ai_edge_quantizer"), ("infer",)
+    ),
+}
+
+
+def missing(name: str) -> list[str]:
+    """Returns the packages that a framework needs and that are not installed."""
+    packages = CONTENDERS[name].packages
+    return [package for package in packages if not importlib.util.find_spec(package)]
+
+
+def installed(names: Iterable[str]) -> list[str]:
+    """Returns the installed frameworks, and prints the missing packages of the others."""
+    found = []
+    for name in names:
+        if lacking := missing(name):
+            packages = ", ".join(lacking)
+            print(f"{name} is left out: not installed: {packages} (make throughput installs it)")
+        else:
+            found.append(name)
+    return found
+
+
+def _torch_model(task: Task) -> Any:
+    if task.network != "mobilenet_v1":
+        import torchvision
+
+        if task.network == "resnet50":
+            return torchvision.models.resnet50()
+        return torchvision.models.mobilenet_v2(width_mult=task.width)
+    import timm
+
+    return timm.create_model("mobilenetv1_100", channel_multiplier=task.width)
+
+
+def _torch_batches(task: Task) -> Iterator[Any]:
+    """Yields batches without end, read as torchvision users do: one worker process per thread."""
+    import torch
+    from torchvision import datasets, transforms
+
+    policies = {
+        "random": transforms.RandAugment,
+        "trivial_wide": transforms.TrivialAugmentWide,
+        "auto_imagenet": transforms.AutoAugment,
+    }
+    policy = policies.get(task.augmentation)
+    view = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(task.size, scale=(0.05, 1)),
+            transforms.RandomHorizontalFlip(),
+            *([policy()] if policy else []),
+            transforms.ToTensor(),
+            transforms.Normalize((0.5,), (0.5,)),
+            *([transforms.RandomErasing(1.0)] if task.augmentation == "erasing" else []),
+        ]
+    )
+    loader = torch.utils.data.DataLoader(
+        datasets.ImageFolder(f"{task.pictures}/train", view),
+        task.batch,
+        shuffle=True,
+        drop_last=True,
+        num_workers=task.threads,
+        persistent_workers=True,
+    )
+    while True:
+        yield from loader
+
+
+def _keras_model(task: Task) -> Any:
+    import keras
+
+    shape = (task.size, task.size, 3)
+    if task.network == "resnet50":
+        return keras.applications.ResNet50(
+            input_shape=shape, weights=None, classifier_activation=None
+        )
+    network = {
+        "mobilenet_v2": keras.applications.MobileNetV2,
+        "mobilenet_v1": keras.applications.MobileNet,
+    }[task.network]
+    return network(shape, task.width, weights=None, classifier_activation=None)
+
+
+def _onnx_model(task: Task) -> bytes:
+    import io
+
+    import torch
+
+    image = torch.zeros(task.batch, 3, task.size, task.size)
+    file = io.BytesIO()
+    torch.onnx.export(
+        _torch_model(task).eval(), (image,), file, input_names=["images"], dynamo=False
+    )
+    return file.getvalue()

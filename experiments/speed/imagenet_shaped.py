@@ -1,0 +1,112 @@
+"""Writes a data set of ImageNet's shape: python -m experiments.speed.imagenet_shaped --data_dir DIR
+
+For trying what ImageNet would do, without ImageNet: 1000 classes, pictures of its usual sizes, in
+JPEG files of its usual size, read and written by the official builder of TensorFlow Datasets as
+`imagenet2012`. Each picture is a crop of a photograph, in a hue of its class.
+
+    python -m mnv2.main --config configs/imagenet.py:d_li14 --config.data.dir DIR ...
+
+What is trained on it says nothing about accuracy.
+"""
+
+import colorsys
+import io
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from experiments.common import photographs
+from mnv2 import data, pretrained
+from mnv2.runtime.cli import command_parser, run, whole_number
+from mnv2.runtime.errors import UserError
+from mnv2.runtime.terminal import StatusLine
+
+TRAIN, TEST = 4000, 1000
+NAME = "imagenet2012"
+
+
+def pictures(count: int, seed: int) -> Iterator[tuple[int, bytes]]:
+    """Yields classes, 0 to 999 again and again, and JPEG files."""
+    random = np.random.default_rng(seed)
+    photograph = Image.open(photographs.PHOTOGRAPH).convert("RGB")
+    line = StatusLine("writing pictures")
+    for number in range(count):
+        label = number % 1000
+        crop = np.asarray(photographs.crop(photograph, random), np.float32)
+        hue = np.asarray(colorsys.hsv_to_rgb(label / 1000, 0.5, 1.0), np.float32)
+        file = io.BytesIO()
+        Image.fromarray((crop * hue).astype(np.uint8)).save(file, "JPEG", quality=95)
+        yield label, file.getvalue()
+        if number % 100 == 0:
+            line.say(f"{number} of {count}")
+    line.clear()
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
+
+
+def write_train(path: Path, count: int) -> None:
+    """Writes ILSVRC2012_img_train.tar: an archive of an archive per class."""
+    synsets = pretrained.imagenet.synsets()
+    of_class: dict[int, list[bytes]] = {}
+    for label, content in pictures(count, seed=0):
+        of_class.setdefault(label, []).append(content)
+    with tarfile.open(path, "w") as archive:
+        for label, contents in of_class.items():
+            inner = io.BytesIO()
+            with tarfile.open(fileobj=inner, mode="w") as of_synset:
+                for number, content in enumerate(contents):
+                    _add(of_synset, f"{synsets[label]}_{number}.JPEG", content)
+            _add(archive, f"{synsets[label]}.tar", inner.getvalue())
+
+
+def write_test(path: Path, count: int) -> None:
+    """Writes ILSVRC2012_img_val.tar. The builder gives its pictures the labels of ImageNet's."""
+    with tarfile.open(path, "w") as archive:
+        for number, (_, content) in enumerate(pictures(count, seed=1), start=1):
+            _add(archive, f"ILSVRC2012_val_{number:08}.JPEG", content)
+
+
+def prepare(data_dir: Path, train: int = TRAIN, test: int = TEST) -> data.Dataset:
+    """Opens the data set in `data_dir`, which is written first if it is not there.
+
+    Raises UserError if there is an ImageNet of another size, which may be the real one.
+    """
+    if not (data_dir / NAME).exists():
+        manual = data_dir / "downloads" / "manual"
+        manual.mkdir(parents=True, exist_ok=True)
+        for name, write, count in (
+            ("ILSVRC2012_img_train.tar", write_train, train),
+            ("ILSVRC2012_img_val.tar", write_test, test),
+        ):
+            if (manual / name).exists():
+                raise UserError(f"{manual / name} exists already: choose another --data_dir")
+            write(manual / name, count)
+    dataset = data.open_dataset(NAME, str(data_dir))
+    if dataset.num_examples("train") != train:
+        raise UserError(
+            f"{data_dir} has an {NAME} of {dataset.num_examples('train')} training pictures, not "
+            f"{train}: choose another --data_dir"
+        )
+    return dataset
+
+
+def main() -> None:
+    parser = command_parser("experiments.speed.imagenet_shaped", __doc__)
+    parser.add_argument("--data_dir", type=Path, default=Path("runs/imagenet_shaped"))
+    parser.add_argument("--train", type=whole_number(1000), default=TRAIN, help="(default: 4000)")
+    parser.add_argument("--test", type=whole_number(), default=TEST, help="(default: 1000)")
+    arguments = parser.parse_args()
+    dataset = prepare(arguments.data_dir, arguments.train, arguments.test)
+    counts = ", ".join(f"{split} {dataset.num_examples(split)}" for split in dataset.splits)
+    print(f"{NAME} in {arguments.data_dir}: {counts}; use it with --config.data.dir")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,108 @@
+"""How does speed change with batch size, resolution, width and threads?
+
+    python -m experiments.speed.scaling
+
+Times the training of MobileNetV2 1.0 at 96 pixels, batch 32, on all processors. Then each of the
+four is varied alone. PyTorch is timed as well if it is installed (`make scaling` installs it). The
+measurement is that of `experiments.speed.throughput`. Writes scaling.csv and scaling.png to --out.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.figure
+from matplotlib import ticker
+
+from experiments.speed.frameworks.results import OURS, Row, print_rows, ranges, write_csv
+from experiments.speed.frameworks.steps import CONTENDERS, installed
+from experiments.speed.frameworks.tasks import Task
+from experiments.speed.frameworks.turns import AS_RUN, measure
+from mnv2.runtime.cli import command_parser, real_number, run, whole_number
+from mnv2.runtime.errors import UserError, check_choice
+
+LABELS = {
+    "batch": "batch size",
+    "size": "image side, pixels",
+    "width": "width multiplier",
+    "threads": "threads",
+}
+
+
+def series(base: Task, cores: int) -> dict[str, list[Task]]:
+    """Returns the tasks of each curve, by the field of `base` that is varied."""
+    values: dict[str, Sequence[Any]] = {
+        "batch": (1, 8, 32, 128),
+        "size": (32, 96, 160, 224),
+        "width": (0.35, 0.5, 1.0, 1.4),
+        "threads": sorted({2**i for i in range(cores.bit_length())} | {cores}),
+    }
+    return {
+        field: [dataclasses.replace(base, **{field: value}) for value in of_field if value]
+        for field, of_field in values.items()
+    }
+
+
+def draw(curves: Mapping[str, list[Task]], rows: Sequence[Row], title: str, path: Path) -> None:
+    """Draws images/s against each field, with logarithmic axes."""
+    figure = matplotlib.figure.Figure(figsize=(8, 6), layout="constrained")
+    panels = figure.subplots(2, 2)
+    for (field, tasks), axes in zip(curves.items(), panels.flat, strict=True):
+        for i, name in enumerate(dict.fromkeys(row.name for row in rows)):
+            curve = [row for task in tasks for row in rows if (row.task, row.name) == (task, name)]
+            axes.errorbar(
+                [getattr(row.task, field) for row in curve],
+                [row.median for row in curve],
+                yerr=ranges(curve),
+                color="#3b6ea5" if name == OURS else "gray",
+                marker="osD^vX*P"[i],
+                linestyle=("-", "--", ":", "-.")[i % 4],
+                capsize=2,
+                label=name,
+            )
+        values = [getattr(task, field) for task in tasks]
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xticks(values, [f"{x:g}" for x in values])
+        axes.xaxis.set_minor_locator(ticker.NullLocator())
+        axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+        axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_locator(ticker.NullLocator())
+        axes.set_xlabel(LABELS[field])
+        axes.set_ylabel("images/s")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0, 0].legend(fontsize=9)
+    figure.suptitle(title, fontsize="medium")
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = command_parser("experiments.speed.scaling", __doc__)
+    parser.add_argument("--only", nargs="+", metavar="FRAMEWORK", default=["mnv2", "PyTorch"])
+    parser.add_argument("--rounds", type=whole_number(), default=3)
+    parser.add_argument("--seconds", type=real_number(), default=1.5, help="least length of a turn")
+    parser.add_argument("--out", type=Path, default=Path("runs/scaling"))
+    arguments = parser.parse_args()
+    for name in arguments.only:
+        check_choice(name, CONTENDERS, "framework")
+    names = [name for name in installed(arguments.only) if "train" in CONTENDERS[name].modes]
+    cores = len(os.sched_getaffinity(0))
+    base = Task("train", size=96, batch=32, threads=cores)
+    curves = series(base, cores)
+    rows: list[Row] = []
+    for task in dict.fromkeys(task for tasks in curves.values() for task in tasks):
+        rows += (new := measure(task, AS_RUN, names, arguments.rounds, arguments.seconds))
+        print_rows(new)
+        if rows:
+            write_csv(rows, arguments.out / "scaling.csv")
+    if not rows:
+        raise UserError("no framework could be measured")
+    title = f"{base}, {cores} threads; each varied alone"
+    draw(curves, rows, title, arguments.out / "scaling.png")
+    print(f"\nin {arguments.out}: scaling.csv, scaling.png")
+
+
+if __name__ == "__main__":
+    run(main)

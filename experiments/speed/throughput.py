@@ -1,0 +1,123 @@
+"""How fast is mnv2, compared to other frameworks?
+
+Each framework runs in its own process, on the same processors and with the same number of threads.
+The processes take turns, and while one is timed the others are stopped. So a change in the
+machine's speed affects all of them alike. Training is measured twice: as users run each framework,
+and with memory in huge pages for all. mnv2 has huge pages in both, since `mnv2.main` sets them up.
+
+Prints images/s (the median of the rounds, and their range) and the peak memory of each process.
+Writes these tables, throughput.csv and throughput.png to --out. A framework that is not installed,
+or that dies, is left out.
+
+--mode load times the reading of pictures: JPEG decoding, Inception's crop and flip, compared to
+torchvision's loader. --mode feed times training on such pictures. The pictures are crops of one
+photograph, in ImageNet's usual sizes.
+
+`make throughput` installs the other frameworks into their own environment, and runs this command.
+"""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.figure
+
+from experiments.common import photographs
+from experiments.speed.frameworks.results import OURS, Row, ranges, table_of, write_csv
+from experiments.speed.frameworks.steps import CONTENDERS, installed
+from experiments.speed.frameworks.tasks import MODES, READING, TRAINING, Task
+from experiments.speed.frameworks.turns import AS_RUN, PAGES, measure
+from mnv2.runtime.cli import command_parser, real_number, run, whole_number
+from mnv2.runtime.errors import UserError, check_choice
+
+TABLE = (
+    Task("train", size=224, batch=32),
+    Task("train", size=32, batch=128),
+    Task("infer", size=224, batch=32),
+    Task("infer", size=224, batch=1),
+    Task("load", size=224, batch=32),
+    Task("feed", size=224, batch=32),
+)
+
+
+def _color(name: str) -> str:
+    """Returns blue for this project, light blue for its files in other runtimes."""
+    return "#3b6ea5" if name == OURS else "#a9c4e4" if name.startswith(OURS) else "silver"
+
+
+def draw_bars(rows: Sequence[Row], path: Path) -> None:
+    """Draws bars of images/s, with one panel for each task and its settings."""
+    titles = list(dict.fromkeys(row.panel for row in rows))
+    columns = min(3, len(titles))
+    lines = -(-len(titles) // columns)
+    figure = matplotlib.figure.Figure(figsize=(3.6 * columns, 3 * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False)
+    for axes in panels.flat[len(titles) :]:
+        axes.remove()
+    for title, axes in zip(titles, panels.flat, strict=False):
+        here = sorted((row for row in rows if row.panel == title), key=lambda row: row.median)
+        axes.barh(
+            [row.name for row in here],
+            [row.median for row in here],
+            xerr=ranges(here),
+            color=[_color(row.name) for row in here],
+            ecolor="black",
+            capsize=2,
+        )
+        axes.set_xlabel("images/s")
+        axes.set_title(title, fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = command_parser("experiments.speed.throughput", __doc__)
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--mode", choices=MODES, help="one task alone, of --size and --batch")
+    parser.add_argument("--size", type=whole_number(), default=224, help="pixels (default: 224)")
+    parser.add_argument("--batch", type=whole_number(), default=32, help="(default: 32)")
+    parser.add_argument("--width", type=real_number(), default=1.0)
+    parser.add_argument("--threads", type=whole_number(), default=cores)
+    parser.add_argument("--only", nargs="+", metavar="FRAMEWORK", help=", ".join(CONTENDERS))
+    parser.add_argument("--rounds", type=whole_number(), default=5)
+    parser.add_argument("--seconds", type=real_number(), default=3.0, help="least length of a turn")
+    parser.add_argument("--out", type=Path, default=Path("runs/throughput"))
+    arguments = parser.parse_args()
+    if arguments.threads > cores:
+        raise UserError(
+            f"--threads must be 1 to {cores}, as many as processors, got {arguments.threads}"
+        )
+    for name in arguments.only or ():
+        check_choice(name, CONTENDERS, "framework")
+    names, out = installed(arguments.only or CONTENDERS), arguments.out
+    rows: list[Row] = []
+    alone = Task(arguments.mode or "", size=arguments.size, batch=arguments.batch)
+    for task in [alone] if arguments.mode else TABLE:
+        pictures = out / "pictures"
+        if task.mode in READING:
+            photographs.write(pictures)
+        task = dataclasses.replace(
+            task,
+            width=arguments.width,
+            threads=arguments.threads,
+            pictures=str(pictures) if task.mode in READING else "",
+        )
+        able = [name for name in names if task.mode in CONTENDERS[name].modes]
+        here: list[Row] = []
+        for settings in (AS_RUN, PAGES) if task.mode in TRAINING else (AS_RUN,):
+            here += measure(task, settings, able, arguments.rounds, arguments.seconds)
+        if here:
+            rows += here
+            print(f"\n{task}, {task.threads} threads", end="")
+            table_of(here, f"{out.name}_{task.mode}_{task.size}_{task.batch}").write(out)
+            write_csv(rows, out / "throughput.csv")
+            draw_bars(rows, out / "throughput.png")
+    if not rows:
+        raise UserError("no framework could be measured")
+    print(f"\nin {out}: the tables, throughput.csv, throughput.png")
+
+
+if __name__ == "__main__":
+    run(main)

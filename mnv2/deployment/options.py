@@ -1,0 +1,115 @@
+"""The options of the commands that use weights: which file, and what the file may not tell."""
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from mnv2.runtime.cli import whole_number
+from mnv2.runtime.errors import UserError
+from mnv2.runtime.files import did_you_mean
+
+
+def add_weights_options(parser: argparse.ArgumentParser, positional: bool = False) -> None:
+    """Adds --weights and the options for what a file of weights may not tell.
+
+    If `positional`, the file is an argument without a name, WEIGHTS.
+    """
+    if positional:
+        parser.add_argument("weights", metavar="WEIGHTS")
+    else:
+        parser.add_argument("--weights", required=True, metavar="FILE")
+    parser.add_argument(
+        "--image_size",
+        type=_image_size,
+        metavar="PIXELS",
+        help="of a side, or HEIGHTxWIDTH (default: as the weights expect)",
+    )
+    parser.add_argument(
+        "--resize",
+        metavar="METHOD",
+        help="tensorflow, pillow, nearest or keras: the whole picture is stretched, as these do; "
+        "bilinear, bicubic, slim or mnv2: with a crop (default: as the weights' family evaluates)",
+    )
+    parser.add_argument(
+        "--mean",
+        metavar="X[,Y,Z]",
+        help="the network gets (x - mean) / std, with x in [0, 1] (default: as the file tells)",
+    )
+    parser.add_argument("--std", metavar="X[,Y,Z]")
+    parser.add_argument(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="names of the classes, in order: one per line, a JSON list, or a JSON object between "
+        "names and numbers, as Keras' class_indices",
+    )
+
+
+def weights_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns what the options of `add_weights_options` say, by the names of `mnv2.load`."""
+    return {
+        "image_size": arguments.image_size,
+        "resize": arguments.resize,
+        "mean": arguments.mean and read_numbers(arguments.mean, "--mean"),
+        "std": arguments.std and read_numbers(arguments.std, "--std"),
+        "classes": arguments.classes,
+    }
+
+
+def _image_size(text: str) -> tuple[int, int]:
+    """Reads `224` or `192x256` as (height, width)."""
+    side = whole_number()
+    if "x" not in text:
+        return (side(text),) * 2
+    height, width = (side(part) for part in text.split("x", 1))
+    return height, width
+
+
+def read_numbers(text: str, what: str) -> tuple[float, ...]:
+    """Reads `0.5` or `0.485,0.456,0.406`. Raises UserError for anything else."""
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if not numbers or not all(map(math.isfinite, numbers)):
+        raise UserError(f"{what} {text!r} is not a number, or one per channel: 0.485,0.456,0.406")
+    return numbers
+
+
+def read_class_names(path: Path) -> list[str]:
+    """Reads the names of classes: one per line, a JSON list, or a JSON object.
+
+    The object maps names to numbers from 0, or numbers to names. Raises UserError if it is unclear.
+    """
+    try:
+        text = path.expanduser().read_text(encoding="utf-8-sig").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        hint = did_you_mean(path) if isinstance(error, FileNotFoundError) else ""
+        raise UserError(f"cannot read the classes in {path}: {reason}{hint}") from None
+    names = [line.strip() for line in text.splitlines()]
+    if text.startswith(("[", "{")):
+        try:
+            names = _in_order(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise UserError(f"cannot read the classes in {path}: {error}") from None
+    if not isinstance(names, list) or not all(isinstance(x, str) and x for x in names) or not names:
+        raise UserError(
+            f"{path} is no list of classes: expected one name per line and no empty line, a "
+            'JSON list such as ["cat", "dog"], or a JSON object such as {"cat": 0, "dog": 1}'
+        )
+    return names
+
+
+def _in_order(value: Any) -> Any:
+    """Returns the names of an object that numbers them from 0, in order; anything else as it is."""
+    if not isinstance(value, dict):
+        return value
+    by_number = {str(number): name for name, number in value.items()}
+    numbers = [str(number) for number in range(len(value))]
+    for names in (value, by_number):
+        if names.keys() == set(numbers):
+            return [names[number] for number in numbers]
+    return value

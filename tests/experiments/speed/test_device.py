@@ -1,0 +1,16 @@
+from experiments.speed.device import Row, table_of
+
+
+def _row(framework, speed, dtype="float32"):
+    return Row("a chip", "train", "mobilenet_v2", dtype, 224, 256, framework, speed, speed, speed,
+               1.0, 0, "jax 1", "c")  # fmt: skip
+
+
+def test_the_table_compares_frameworks_at_one_task():
+    rows = [_row("mnv2", 300.0), _row("Flax", 200.0), _row("mnv2", 400.0, "bfloat16")]
+    table = table_of(rows)
+    assert table.header == ["images/s", "mnv2", "Flax", "mnv2 to Flax"]
+    assert table.lines == [
+        ["train V2, float32, 224 px, batch 256", "300", "200", "1.50"],
+        ["train V2, bfloat16, 224 px, batch 256", "400", "", ""],
+    ]
