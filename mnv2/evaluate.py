@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mnv2.pretrained.options import add_weights_options
+from mnv2.pretrained.options import add_weights_options, describe_input
 from mnv2.runtime.cli import command_parser, hide_gpus_from_tensorflow, run, whole_number
 from mnv2.runtime.errors import check_choice
 from mnv2.runtime.files import write_json, write_text
@@ -51,7 +51,6 @@ def main() -> None:
     hide_gpus_from_tensorflow()
     from mnv2 import data
     from mnv2.deployment.usage import evaluate_any, open_as_asked
-    from mnv2.pretrained.usage import describe_input
     from mnv2.training.classes import match_classes
 
     loaded = open_as_asked(arguments)

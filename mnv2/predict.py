@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from mnv2.pretrained.options import add_weights_options
+from mnv2.pretrained.options import add_weights_options, describe_input
 from mnv2.runtime.cli import command_parser, hide_gpus_from_tensorflow, run, whole_number
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import PICTURES, check_file, replacing, write_json, write_text
@@ -68,7 +68,6 @@ def main() -> None:
     if arguments.plot and len(paths) > MOST_DRAWN:
         raise UserError(f"--plot draws {MOST_DRAWN} pictures at most, not {len(paths)}")
     from mnv2.deployment.usage import open_as_asked
-    from mnv2.pretrained.usage import describe_input
 
     loaded = open_as_asked(arguments)
     unreadable: list[Path] = []

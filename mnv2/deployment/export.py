@@ -15,7 +15,7 @@ from mnv2.deployment.formats import FORMATS, content
 from mnv2.deployment.program import Program, program_of
 from mnv2.deployment.usage import evaluate_any
 from mnv2.pretrained import Pretrained
-from mnv2.pretrained.usage import describe_input, load_as_asked
+from mnv2.pretrained.options import describe_input, load_as_asked
 from mnv2.runtime.errors import UserError, reason
 from mnv2.runtime.files import check_can_be_written, replacing
 from mnv2.runtime.terminal import StatusLine

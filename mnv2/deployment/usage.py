@@ -12,8 +12,7 @@ from jaxtyping import Array, Int
 from mnv2 import data
 from mnv2.deployment.exported import Exported, is_exported, open_exported
 from mnv2.pretrained import Pretrained
-from mnv2.pretrained.options import read_class_names
-from mnv2.pretrained.usage import load_as_asked
+from mnv2.pretrained.options import load_as_asked, read_class_names
 from mnv2.runtime.errors import UserError
 from mnv2.training.evaluation import Evaluation, evaluate_network, evaluate_weights
 from mnv2.training.step import StepMetrics, cross_entropy, measure

@@ -74,14 +74,11 @@ class Foreign:
     def __call__(self, *arguments: Any) -> Any:
         """Returns what a call gives if it makes a tensor or a container; calls nothing."""
         name = self.name
-        if name in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
-            storage, offset, shape, strides = arguments[:4]
-            return _tensor(storage, offset, shape, strides, storage.dtype)
-        if name == "torch._utils._rebuild_tensor_v3":
-            storage, offset, shape, strides, _, _, kind = arguments[:7]
-            dtype = DTYPES.get(kind.name.removeprefix("torch."))
-            if dtype is None:
-                raise _Refused(f"need the type {kind.name}")
+        if re.fullmatch(r"torch\._utils\._rebuild_tensor(_v[23])?", name):
+            storage, offset, shape, strides, *others = arguments
+            kind = others[2].name if name.endswith("_v3") else f"torch.{storage.dtype}"
+            if (dtype := DTYPES.get(kind.removeprefix("torch."))) is None:
+                raise _Refused(f"need the type {kind}")
             return _tensor(storage, offset, shape, strides, dtype)
         if name == "torch._tensor._rebuild_from_type_v2":  # a tensor with attributes
             function, _, inner = arguments[:3]
