@@ -1,7 +1,7 @@
 """Fills the measured tables into the pages: python -m experiments.tables
 
 Every experiment writes its tables as Markdown, next to its CSV files. This command puts each of
-them into experiments/README.md or a page of docs, between its two markers
+them into RESULTS.md of paper/ or speed/, or into a page of docs, between its two markers
 
     <!-- NAME: measured by a command -->
     <!-- end of NAME -->
@@ -17,16 +17,17 @@ from pathlib import Path
 from mnv2.runtime.cli import command_parser, run
 from mnv2.runtime.files import write_text
 
-README = Path(__file__).parent / "README.md"
-DOCS = README.parents[1] / "docs"
-ACCELERATORS, RECIPES, ABLATIONS = (
-    DOCS / f"{name}.md" for name in ("accelerators", "recipes", "ablations")
+FOLDER = Path(__file__).parent
+DOCS = FOLDER.parent / "docs"
+PAGES = (
+    *(FOLDER / name / "RESULTS.md" for name in ("paper", "speed")),
+    *(DOCS / f"{name}.md" for name in ("accelerators", "recipes", "ablations")),
 )
 TABLE = re.compile(
     r"(<!-- (?P<name>\w+): measured by a command -->\n).*?(<!-- end of (?P=name) -->)",
     re.DOTALL,
 )
-FIGURE = re.compile(r"!\[[^]]*\]\((?:\.\./docs/)?(\w+)\.(png|jpg)\)")
+FIGURE = re.compile(r"!\[[^]]*\]\((?:[./]+docs/)?(\w+)\.(png|jpg)\)")
 
 
 def fill(text: str, runs: Path) -> tuple[str, list[str]]:
@@ -67,13 +68,12 @@ def main() -> None:
     arguments = parser.parse_args()
     missing: list[str] = []
     copied: list[str] = []
-    pages = (README, ACCELERATORS, RECIPES, ABLATIONS)
-    for page in pages:
+    for page in PAGES:
         text, without = fill(page.read_text(), arguments.runs)
         write_text(page, text)
         missing += without
         copied += copy_figures(text, arguments.runs, DOCS)
-    names = ", ".join(page.name for page in pages)
+    names = ", ".join(str(page.relative_to(FOLDER.parent)) for page in PAGES)
     print(f"written: {names}; figures in docs: {', '.join(copied) or 'none'}")
     if missing:
         print(f"without a result in {arguments.runs}: {', '.join(missing)}")

@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 from mnv2.models.blocks import make_divisible
 from mnv2.models.mobilenet_v2 import MobileNetV2, blocks, scaled_channels
-from mnv2.runtime.errors import UserError
 
 
 class BlockSize(NamedTuple):
@@ -54,28 +53,3 @@ def block_sizes(model: MobileNetV2, image_size: tuple[int, int]) -> list[BlockSi
         )
         inputs = features
     return sizes
-
-
-def splits_within(
-    model: MobileNetV2, image_size: tuple[int, int], budget: int, bytes_per_element: int = 4
-) -> tuple[int, ...]:
-    """Returns, for each block, the fewest splits with which it holds at most `budget` bytes.
-
-    Raises UserError if even slices of one channel need more; the message says how many bytes are
-    enough.
-    """
-    blocks_of_model = block_sizes(model, image_size)
-    worst = max(blocks_of_model, key=lambda block: block.held(block.channels))
-    least = worst.held(worst.channels) * bytes_per_element
-    if least > budget:
-        raise UserError(
-            f"{budget:,} bytes are too few: {worst.name} holds {least:,} with one channel at a time"
-        )
-
-    def fits(block: BlockSize, splits: int) -> bool:
-        return block.held(splits) * bytes_per_element <= budget
-
-    return tuple(
-        next(splits for splits in range(1, block.channels + 1) if fits(block, splits))
-        for block in blocks_of_model
-    )

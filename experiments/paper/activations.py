@@ -12,7 +12,7 @@ of Fashion-MNIST. If these networks are not there, they are trained first.
                    (effective rank) with a linear bottleneck, and before and after ReLU6; the shares
                    of values that ReLU6 cuts to 0 and to 6, and the share of dead channels
 
-Prints tables. Writes figure_7.csv, bottlenecks.csv and activations.png to --out.
+Prints tables. Writes them, figure_7.csv and activations.png to --out.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -41,16 +41,6 @@ from mnv2.sweeps.report import with_half_width
 from mnv2.sweeps.statistics import Estimate
 
 PICTURES = 1000
-HEADER = (
-    "bottleneck of",
-    "channels",
-    "rank, linear",
-    "rank before ReLU6",
-    "rank after ReLU6",
-    "cut to 0, %",
-    "cut to 6, %",
-    "dead channels, %",
-)
 
 
 class Activity(NamedTuple):
@@ -144,19 +134,14 @@ class Positive(NamedTuple):
 
 
 class Bottleneck(NamedTuple):
-    """The narrow output of one block: means over seeds, and half-widths of 95 % intervals.
-
-    Ranks are effective ranks. `cut`, `saturated` and `dead` are in per cent, in the ReLU6 networks.
-    """
+    """The narrow output of one block: over seeds, the effective ranks, and shares in per cent."""
 
     block: str
     channels: int
-    linear_rank: float
-    linear_half_width: float | None
-    rank_before: float
-    rank_after: float
-    rank_after_half_width: float | None
-    cut: float  # values that ReLU6 sets to 0
+    linear: Estimate  # ranks
+    before: Estimate
+    after: Estimate
+    cut: float  # values that ReLU6 sets to 0, in the ReLU6 networks
     saturated: float  # values that ReLU6 sets to 6
     dead: float  # channels that are positive nowhere
 
@@ -211,19 +196,14 @@ def bottlenecks(
     """
     rows = []
     for path in of_blocks(linear[0], "project"):
-        of_linear = _estimate(effective_rank(tensors[path]) for tensors in linear)
-        before = _estimate(effective_rank(tensors[path]) for tensors in with_relu6)
-        after = _estimate(effective_rank(relu6(tensors[path])) for tensors in with_relu6)
         found = [activity(tensors[path]) for tensors in with_relu6]
         rows.append(
             Bottleneck(
                 path.split("/")[0],
                 found[0].channels,
-                of_linear.mean,
-                of_linear.half_width,
-                before.mean,
-                after.mean,
-                after.half_width,
+                _estimate(effective_rank(tensors[path]) for tensors in linear),
+                _estimate(effective_rank(tensors[path]) for tensors in with_relu6),
+                _estimate(effective_rank(relu6(tensors[path])) for tensors in with_relu6),
                 *(
                     100 * float(np.mean([getattr(one, field) for one in found]))
                     for field in ("cut", "saturated", "dead")
@@ -257,18 +237,23 @@ def table_of_positive(rows: Sequence[Positive]) -> Table:
     return Table("figure_7", header, lines)
 
 
-def cells(row: Bottleneck) -> tuple[str, ...]:
-    """Returns one row of the table under HEADER."""
-    return (
-        row.block,
-        str(row.channels),
-        with_half_width(row.linear_rank, row.linear_half_width, digits=1),
-        f"{row.rank_before:.1f}",
-        with_half_width(row.rank_after, row.rank_after_half_width, digits=1),
-        f"{row.cut:.0f}",
-        f"{row.saturated:.1f}",
-        f"{row.dead:.1f}",
+def table_of_bottlenecks(rows: Sequence[Bottleneck]) -> Table:
+    """Returns the effective ranks of the bottlenecks, and the effect of ReLU6."""
+    lines = [
+        (
+            *(row.block, row.channels),
+            with_half_width(row.linear.mean, row.linear.half_width, digits=1),
+            f"{row.before.mean:.1f}",
+            with_half_width(row.after.mean, row.after.half_width, digits=1),
+            *(f"{row.cut:.0f}", f"{row.saturated:.1f}", f"{row.dead:.1f}"),
+        )
+        for row in rows
+    ]
+    header = (
+        *("bottleneck of", "channels", "rank, linear", "rank before ReLU6", "rank after ReLU6"),
+        *("cut to 0, %", "cut to 6, %", "dead channels, %"),
     )
+    return Table("bottlenecks", header, lines)
 
 
 def draw(positive: Sequence[Positive], narrow: Sequence[Bottleneck], path: Path) -> None:
@@ -298,12 +283,13 @@ def draw(positive: Sequence[Positive], narrow: Sequence[Bottleneck], path: Path)
     of_positive[0].set_ylabel("positive channels after expansion, %")
     of_positive[0].legend(fontsize="small")
     x = list(range(len(narrow)))
-    for values, style, label in (
-        ([r.linear_rank for r in narrow], "k-s", "linear"),
-        ([r.rank_before for r in narrow], "k--v", "ReLU6: before it"),
-        ([r.rank_after for r in narrow], "k:o", "ReLU6: after it"),
+    for field, style, fill, label in (
+        ("linear", "k-s", "k", "linear"),
+        ("before", "k--v", "w", "ReLU6: before it"),
+        ("after", "k:o", "w", "ReLU6: after it"),
     ):
-        right.plot(x, values, style, markerfacecolor="w" if "ReLU6" in label else "k", label=label)
+        ranks = [getattr(row, field).mean for row in narrow]
+        right.plot(x, ranks, style, markerfacecolor=fill, label=label)
     right.step(x, [r.channels for r in narrow], where="mid", color="0.6", label="channels")
     right.set_yscale("log")
     right.set_yticks((2, 5, 10, 20, 50, 100), ("2", "5", "10", "20", "50", "100"))
@@ -337,10 +323,9 @@ def main() -> None:
     table_of_positive(positive).write(arguments.out, positive)
     lost = [row for row in positive if row.trained and row.mean < row.threshold]
     print(f"below 1/t of the channels on average, after training: {len(lost)} layers")
-    table = Table("bottlenecks", HEADER, [cells(row) for row in narrow])
-    table.write(arguments.out, narrow)
+    table_of_bottlenecks(narrow).write(arguments.out)
     draw(positive, narrow, arguments.out / "activations.png")
-    print(f"\nin {arguments.out}: figure_7.csv, bottlenecks.csv, activations.png")
+    print(f"\nin {arguments.out}: the tables, figure_7.csv, activations.png")
 
 
 if __name__ == "__main__":

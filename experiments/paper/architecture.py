@@ -9,7 +9,7 @@ about 300 M multiply-adds and 3.4 M parameters, and these numbers decide between
 """
 
 import math
-from typing import NamedTuple
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -27,13 +27,6 @@ PUBLISHED = (300.0, 3.4)  # multiply-adds and parameters in millions, rounded do
 STRIDES_BY_INPUT_COLUMN = (2, 1, 2, 2, 1, 2, 2, 1)
 # If the stride column and the input column are both right, both rows have a stride of 2.
 STRIDES_BOTH = (2, 1, 2, 2, 2, 2, 2, 1)
-
-CONCLUSION = """\
-So there are 17 bottlenecks (19 includes the first and the last convolution), the row with 64
-channels has the fourth stride of 2, and the last row goes from 1280 channels to k. The final
-version of the paper has this table, and the authors' code has this network. The counts cannot show
-where the softmax is, since it costs neither multiply-adds nor parameters. Here it is part of the
-loss, as in the authors' code."""
 
 
 class ExtraClassifier(nn.Module):
@@ -57,38 +50,27 @@ class Softmax(nn.Module):
         return nn.softmax(self.network(images, train))
 
 
-class Reading(NamedTuple):
-    """One way to read the table, and its network."""
-
-    question: str
-    reading: str
-    model: nn.Module
-
-
-def readings() -> list[Reading]:
-    """Returns the readings of each question. The first of each is the final version's network."""
+def readings() -> list[tuple[str, str, nn.Module]]:
+    """Returns (question, reading, network); the first of a question is the final version's."""
     final = create_model("mobilenet_v2")
 
     def repeated(row: int, more: int) -> nn.Module:
         repeats = tuple(n + more * (i == row) for i, n in enumerate(REPEATS))
         return create_model("mobilenet_v2", repeats=repeats)
 
+    by_input_column = create_model("mobilenet_v2", strides=STRIDES_BY_INPUT_COLUMN)
     return [
-        Reading("blocks", "17 (19 with the first and the last conv)", final),
-        Reading("blocks", "19: two more with 24 channels, at 56 x 56", repeated(1, 2)),
-        Reading("blocks", "19: two more with 64 channels, at 14 x 14", repeated(3, 2)),
-        Reading("blocks", "19: two more with 160 channels, at 7 x 7", repeated(5, 2)),
-        Reading("stride 2", "in the row with 64 channels (28 -> 14)", final),
-        Reading(
-            "stride 2",
-            "in the row with 96, by the input column",
-            create_model("mobilenet_v2", strides=STRIDES_BY_INPUT_COLUMN),
-        ),
-        Reading("stride 2", "in both rows", create_model("mobilenet_v2", strides=STRIDES_BOTH)),
-        Reading("last row", "from 1280 channels to k", final),
-        Reading("last row", "from 1280 to k, then from k to k", ExtraClassifier(final)),
-        Reading("softmax", "in the loss", final),
-        Reading("softmax", "in the network", Softmax(final)),
+        ("blocks", "17 (19 with the first and the last conv)", final),
+        ("blocks", "19: two more with 24 channels, at 56 x 56", repeated(1, 2)),
+        ("blocks", "19: two more with 64 channels, at 14 x 14", repeated(3, 2)),
+        ("blocks", "19: two more with 160 channels, at 7 x 7", repeated(5, 2)),
+        ("stride 2", "in the row with 64 channels (28 -> 14)", final),
+        ("stride 2", "in the row with 96, by the input column", by_input_column),
+        ("stride 2", "in both rows", create_model("mobilenet_v2", strides=STRIDES_BOTH)),
+        ("last row", "from 1280 channels to k", final),
+        ("last row", "from 1280 to k, then from k to k", ExtraClassifier(final)),
+        ("softmax", "in the loss", final),
+        ("softmax", "in the network", Softmax(final)),
     ]
 
 
@@ -98,16 +80,18 @@ def fits(multiply_adds: float, weights: float) -> bool:
 
 
 def main() -> None:
-    command_parser("experiments.paper.architecture", __doc__).parse_args()
-    print(f"published: {PUBLISHED[0]:g} M multiply-adds, {PUBLISHED[1]} M parameters\n")
+    parser = command_parser("experiments.paper.architecture", __doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/architecture"))
+    out = parser.parse_args().out
+    print(f"published: {PUBLISHED[0]:g} M multiply-adds, {PUBLISHED[1]} M parameters")
     lines = []
     for question, reading, model in readings():
         madds = complexity.multiply_adds(model, IMAGE) / 1e6
         weights = complexity.weights(model, IMAGE) / 1e6
         verdict = "yes" if fits(madds, weights) else "no"
         lines.append((f"{question}: {reading}", f"{madds:.1f}", f"{weights:.2f}", verdict))
-    print(Table("architecture", ("reading", "MAdds, M", "weights, M", "fits"), lines))
-    print(f"\n{CONCLUSION}")
+    header = ("reading of table 2", "multiply-adds, M", "weights, M", "fits")
+    Table("architecture", header, lines).write(out)
 
 
 if __name__ == "__main__":

@@ -24,11 +24,9 @@ from experiments.paper.roofline import machines, networks
 from experiments.paper.roofline.layers import (
     KINDS,
     LayerTime,
-    Sum,
     measure_ceilings,
-    shares,
-    sum_of,
-    tables,
+    table_of_kinds,
+    table_of_sums,
     time_layers,
 )
 from experiments.paper.roofline.model import Machine
@@ -49,12 +47,13 @@ def draw(
     left, right = figure.subplots(1, 2)
     colors = {"mobilenet_v1": "tab:blue", "mobilenet_v2": "black"}
     for name, color in colors.items():
+        total = sum(row.measured for row in layers[name])
         for kind, marker in zip(KINDS, "osD", strict=True):
             of_kind = [row for row in layers[name] if row.kind == kind]
             left.scatter(
                 [row.intensity for row in of_kind],
                 [row.gflops for row in of_kind],
-                s=[10 + 4 * 100 * row.measured / _total(layers[name]) for row in of_kind],
+                s=[10 + 400 * row.measured / total for row in of_kind],
                 marker=marker,
                 facecolors=color if name == "mobilenet_v2" else "none",
                 edgecolors=color,
@@ -76,12 +75,14 @@ def draw(
         assert row.published is not None
         here = (row.predicted, row.published)
         right.scatter(*here, marker="o" if row.agrees else "X", color="k")
-        near = [at for at in labels if np.all(np.abs(np.subtract(at, here)) < (0.02, 0.06))]
+        near = [at for at in labels if np.all(np.abs(np.subtract(at, here)) < (0.02, 0.04))]
         position = near[0] if near else here
         labels[position] = f"{labels[position]}, {number}" if near else str(number)
     for position, label in labels.items():
-        right.annotate(label, position, xytext=(5, 2), textcoords="offset points")
-    right.margins(0.08)
+        right.annotate(
+            label, position, xytext=(6, -3), textcoords="offset points", fontsize="small"
+        )
+    right.margins(0.13)
     right.axhline(1, color="0.6", linewidth=0.8)
     right.axvline(1, color="0.6", linewidth=0.8)
     right.set_xlabel("V2's time over V1's, predicted")
@@ -90,10 +91,6 @@ def draw(
     right.text(1.02, 0.98, names, transform=right.transAxes, va="top", fontsize="small")
     right.set_title("Above 1, V2 is slower; X: predicted wrongly", fontsize="medium")
     figure.savefig(path, dpi=110)
-
-
-def _total(rows: Sequence[LayerTime]) -> float:
-    return sum(row.measured for row in rows)
 
 
 def main() -> None:
@@ -125,17 +122,15 @@ def main() -> None:
         f"below {machine.ridge:.1f} FLOP per byte, memory is the limit"
     )
     layers: dict[str, list[LayerTime]] = {}
-    sums: list[Sum] = []
+    whole: dict[str, float] = {}
     line = StatusLine("layers")
     for name in TITLES:
         # The turns are short, since there are 135 layers.
-        rows, whole = time_layers(name, machine, 2 * arguments.rounds, 0.02, line)
+        layers[name], whole[name] = time_layers(name, machine, 2 * arguments.rounds, 0.02, line)
         line.clear()
-        layers[name] = rows
-        sums.append(sum_of(rows, whole))
-    of_sums, of_shares = tables(sums, [one for rows in layers.values() for one in shares(rows)])
-    of_sums.write(arguments.out)
-    of_shares.write(arguments.out, [row for rows in layers.values() for row in rows])
+    table_of_sums(layers, whole).write(arguments.out)
+    records = [row for rows in layers.values() for row in rows]
+    table_of_kinds(layers).write(arguments.out, records)
     machines.table(ratios).write(arguments.out, ratios)
     machines.print_agreement(ratios)
     draw(layers, machine, ratios, arguments.out / "latency.png")

@@ -89,20 +89,18 @@ def _error(curve: np.ndarray, back: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.sum((back - curve) ** 2, axis=0))))
 
 
-HEADER = (
-    "n",
-    "points that collapse, %",
-    "theorem 1, %",
-    "error by the pseudo-inverse, %",
-    "error by the best linear map, %",
-)
-
-
-def cells(row: Row) -> tuple[str, ...]:
-    """Returns one row of the table under HEADER."""
-    shares = (100 * value for value in (row.collapsed, row.theorem))
-    errors = (100 * value for value in (row.error, row.best_error))
-    return str(row.dimensions), *(f"{x:.3f}" for x in shares), *(f"{x:.1f}" for x in errors)
+def table(rows: Sequence[Row]) -> Table:
+    """Returns the measurements in per cent."""
+    lines = [
+        (
+            row.dimensions,
+            *(f"{100 * share:.3f}" for share in (row.collapsed, row.theorem)),
+            *(f"{100 * error:.1f}" for error in (row.error, row.best_error)),
+        )
+        for row in rows
+    ]
+    errors = ("error by the pseudo-inverse, %", "error by the best linear map, %")
+    return Table("manifold", ("n", "points that collapse, %", "theorem 1, %", *errors), lines)
 
 
 def draw(curve: np.ndarray, rows: Sequence[Row], seed: int, path: Path) -> None:
@@ -138,7 +136,7 @@ def main() -> None:
     arguments = parser.parse_args()
     curve = spiral()
     rows = [measure(curve, dimensions, arguments.draws) for dimensions in DIMENSIONS]
-    Table("manifold", HEADER, [cells(row) for row in rows]).write(arguments.out, rows)
+    table(rows).write(arguments.out, rows)
     draw(curve, rows, arguments.seed, arguments.out / "manifold.png")
     print(f"\nover {arguments.draws} draws; in {arguments.out}: manifold.csv, manifold.png")
 

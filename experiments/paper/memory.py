@@ -1,8 +1,5 @@
 """How much memory does it save to compute a block in slices? MobileNetV2 section 5.1.
 
-    python -m experiments.paper.memory
-    python -m experiments.paper.memory --budget 3000000     slices for at most 3 MB per block
-
 Between its two 1x1 convolutions a block works channel by channel. So it can be computed as t
 partial sums over slices of its expanded channels, with one slice in memory at a time.
 
@@ -18,13 +15,12 @@ All is in float32, with batch norm folded. Prints tables. Writes memory.csv and 
 """
 
 import functools
-import json
 import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +29,7 @@ import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
 
-from experiments.common.block_sizes import BlockSize, block_sizes, splits_within
+from experiments.common.block_sizes import BlockSize, block_sizes
 from experiments.common.initialisation import random_network
 from experiments.common.process_memory import peak_memory, reset_peak_memory
 from experiments.common.submodules import submodules
@@ -43,7 +39,7 @@ from experiments.paper.slices import in_slices, inverted_residual_by_slices
 from mnv2.models import fold_batch_norm
 from mnv2.models.blocks import InvertedResidual
 from mnv2.ops import explicit_padding
-from mnv2.runtime.cli import command_parser, real_number, run, whole_number
+from mnv2.runtime.cli import command_parser, real_number, run
 from mnv2.runtime.machine import TUNABLES
 from mnv2.runtime.terminal import StatusLine
 
@@ -145,37 +141,33 @@ def measure_block(size: BlockSize, params: Any, splits: int, seconds: float) -> 
     )
 
 
-def measure_network(splits: tuple[int, ...], seconds: float) -> tuple[int, float, int]:
+def measure_network(splits: int, equation_2: int, seconds: float) -> Measured:
     """Measures the network on one image, with `splits` slices of each block.
 
-    Returns:
-        The bytes of planned temporaries; the milliseconds per image, the median of three processes;
-        and the peak of resident memory in bytes, of a fourth process. That one returns freed memory
-        to the system immediately, which makes it slower.
+    The milliseconds are the median of three processes. The resident memory is that of a fourth one,
+    which returns freed memory to the system immediately, and is slower for it.
     """
-    answers = [_in_a_process(splits, seconds, "") for _ in range(PROCESSES)]
-    milliseconds = statistics.median(answer["milliseconds"] for answer in answers)
-    resident = _in_a_process(splits, seconds, UNMAP)["resident"]
-    return answers[0]["planned"], milliseconds, resident
+    planned, milliseconds, _ = zip(
+        *(_in_a_process(splits, seconds, "") for _ in range(PROCESSES)), strict=True
+    )
+    *_, resident = _in_a_process(splits, seconds, UNMAP)
+    median = statistics.median(milliseconds)
+    return Measured("network", splits, equation_2, planned[0], median, resident)
 
 
-def _in_a_process(splits: tuple[int, ...], seconds: float, tunables: str) -> dict[str, Any]:
-    """Runs `_infer` in a new process with these GLIBC_TUNABLES, and returns what it measured."""
-    context = multiprocessing.get_context("spawn")
-    receiving, sending = context.Pipe(duplex=False)
-    process = context.Process(target=_infer, args=(splits, seconds, sending))
+def _in_a_process(splits: int, seconds: float, tunables: str) -> tuple[int, float, int]:
+    """Runs `_infer` in a new process with these GLIBC_TUNABLES."""
     os.environ[next(iter(TUNABLES))] = tunables  # glibc reads this when the process starts
-    process.start()
-    sending.close()
-    answer = json.loads(receiving.recv())
-    process.join()
-    return answer
+    spawning = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawning) as process:
+        return process.submit(_infer, splits, seconds).result()
 
 
-def _infer(splits: tuple[int, ...], seconds: float, sending: Connection) -> None:
+def _infer(splits: int, seconds: float) -> tuple[int, float, int]:
+    """Returns the planned bytes, the milliseconds per image, and the rise of the peak in bytes."""
     model, variables = folded_network()
     image = jnp.zeros((1, SIZE, SIZE, 3))
-    with in_slices({f"block_{i}": count for i, count in enumerate(splits)}):
+    with in_slices(splits):
         compiled = jax.jit(lambda x: model.apply(variables, x)).lower(image).compile()
     reset_peak_memory()
     before = peak_memory()
@@ -183,11 +175,7 @@ def _infer(splits: tuple[int, ...], seconds: float, sending: Connection) -> None
         jax.block_until_ready(compiled(image))
         time.sleep(PAUSE)
     resident = peak_memory() - before
-    milliseconds = median_milliseconds(lambda: compiled(image), seconds)
-    planned = planned_bytes(compiled)
-    sending.send(
-        json.dumps({"planned": planned, "milliseconds": milliseconds, "resident": resident})
-    )
+    return planned_bytes(compiled), median_milliseconds(lambda: compiled(image), seconds), resident
 
 
 def table_of_blocks(rows: Sequence[Measured]) -> Table:
@@ -272,22 +260,11 @@ def draw(blocks: Sequence[Measured], network: Sequence[Measured], path: Path) ->
 
 def main() -> None:
     parser = command_parser("experiments.paper.memory", __doc__)
-    parser.add_argument(
-        "--budget", type=whole_number(), help="bytes that a block may use (equation 2)"
-    )
     parser.add_argument("--seconds", type=real_number(), default=0.3, help="time for each row")
     parser.add_argument("--out", type=Path, default=Path("runs/memory"))
     arguments = parser.parse_args()
     model, variables = folded_network()
     sizes = block_sizes(model, (SIZE, SIZE))
-    if arguments.budget is not None:
-        splits = splits_within(model, (SIZE, SIZE), arguments.budget, BYTES)
-        print(f"splits of the blocks: {', '.join(map(str, splits))}")
-        held = max(BYTES * size.held(t) for size, t in zip(sizes, splits, strict=True))
-        planned, milliseconds, resident = measure_network(splits, arguments.seconds)
-        measured = Measured("network", max(splits), held, planned, milliseconds, resident)
-        print(table_of_networks([measured]))
-        return
     line = StatusLine("memory")
     for width in CHECKED_WIDTHS:
         error = largest_error(width, ODD_IMAGE, line.say)
@@ -305,8 +282,7 @@ def main() -> None:
     for t in SPLITS:
         line.say(f"network in {t} slices")
         held = max(BYTES * size.held(t) for size in sizes)
-        planned, milliseconds, resident = measure_network((t,) * len(sizes), arguments.seconds)
-        network.append(Measured("network", t, held, planned, milliseconds, resident))
+        network.append(measure_network(t, held, arguments.seconds))
     line.clear()
     for table in (table_3(), table_of_blocks(blocks), table_of_networks(network)):
         table.write(arguments.out)

@@ -15,7 +15,7 @@ command goes on where it stopped.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,16 +42,9 @@ DATA = "fashion_mnist"
 BATCH = 100
 FLOAT = "LiteRT, float"
 
+# The test accuracy of each form, in per cent, by arm and seed.
+type Runs = dict[tuple[str, int], dict[str, float]]
 type Write = Callable[[Program, Sequence[np.ndarray]], bytes]
-
-
-class Accuracy(NamedTuple):
-    """The test accuracy of one run in one form, in per cent."""
-
-    arm: str
-    seed: int
-    form: str
-    top1: float
 
 
 def _per_tensor(program: Program, ranges: Sequence[np.ndarray]) -> bytes:
@@ -109,53 +102,41 @@ def sweep_of(workdir: Path) -> Sweep:
     return sweep
 
 
-def measure(sweep: Sweep, out: Path, count: int) -> Iterator[Accuracy]:
-    """Yields the accuracies of all finished runs; what was measured before is read from `out`."""
+def measure(sweep: Sweep, out: Path, count: int) -> Runs:
+    """Measures all finished runs; what was measured before is read from `out`."""
     dataset = data.open_dataset(DATA)
     finished = [(arm, seed) for arm, seeds in sweep.results.items() for seed in sorted(seeds)]
     if not finished:
         raise UserError(
             f"no finished run in {sweep.workdir}: configs/v2_ablation.py:eight_bits trains some"
         )
-    line = StatusLine("quantizing")
+    line, runs = StatusLine("quantizing"), {}
     for number, (arm, seed) in enumerate(finished, start=1):
         line.say(f"{arm}/{seed}, {number} of {len(finished)}")
         stored = out / "runs" / f"{arm}_{seed}.json"
         if not stored.exists():
-            found = evaluate(Path(sweep.workdir) / arm / str(seed), dataset, count)
-            stored.parent.mkdir(parents=True, exist_ok=True)
-            write_json(stored, found)
-        for form, top1 in read_json(stored, "remove it").items():
-            yield Accuracy(arm, seed, form, top1)
+            write_json(stored, evaluate(Path(sweep.workdir) / arm / str(seed), dataset, count))
+        runs[arm, seed] = read_json(stored, "remove it")
     line.clear()
+    return runs
 
 
-def forms_by_run(accuracies: Sequence[Accuracy]) -> dict[tuple[str, int], dict[str, float]]:
-    """Returns the accuracy of each form, by arm and seed."""
-    by_run: dict[tuple[str, int], dict[str, float]] = {}
-    for one in accuracies:
-        by_run.setdefault((one.arm, one.seed), {})[one.form] = one.top1
-    return by_run
-
-
-def costs(accuracies: Sequence[Accuracy]) -> dict[str, dict[str, Estimate]]:
+def costs(runs: Runs) -> dict[str, dict[str, Estimate]]:
     """Estimates what each form costs against float32, in points, by arm and form."""
-    by_run = forms_by_run(accuracies)
     found: dict[str, dict[str, Estimate]] = {}
-    for arm in dict.fromkeys(one.arm for one in accuracies):
-        runs = [forms for (name, _), forms in by_run.items() if name == arm]
+    for arm in dict.fromkeys(arm for arm, _ in runs):
+        of_arm = [forms for (name, _), forms in runs.items() if name == arm]
         found[arm] = {}
         for form in FORMS:
-            differences = [forms[form] - (form != FLOAT) * forms[FLOAT] for forms in runs]
+            differences = [forms[form] - (form != FLOAT) * forms[FLOAT] for forms in of_arm]
             if estimate := Estimate.of(differences):
                 found[arm][form] = estimate
     return found
 
 
-def draw(accuracies: Sequence[Accuracy], path: Path) -> None:
+def draw(runs: Runs, path: Path) -> None:
     """Draws what 8 bits cost: a row per arm, a dot per seed, scales per channel and per tensor."""
-    by_run = forms_by_run(accuracies)
-    arms = list(dict.fromkeys(arm for arm, _ in by_run))
+    arms = list(dict.fromkeys(arm for arm, _ in runs))
     figure = matplotlib.figure.Figure(figsize=(9, 0.36 * len(arms) + 1.5), layout="constrained")
     channel, tensor = figure.subplots(1, 2, sharey=True)
     for axes, form, marker, shade, shift in (
@@ -164,8 +145,8 @@ def draw(accuracies: Sequence[Accuracy], path: Path) -> None:
         (tensor, "LiteRT, tensor", "o", "black", 0.0),
     ):
         axes.plot(
-            [forms[form] - forms[FLOAT] for forms in by_run.values()],
-            [arms.index(arm) + shift for arm, _ in by_run],
+            [forms[form] - forms[FLOAT] for forms in runs.values()],
+            [arms.index(arm) + shift for arm, _ in runs],
             marker,
             color=shade,
             markersize=5,
@@ -198,8 +179,8 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     sweep = sweep_of(arguments.workdir)
-    accuracies = list(measure(sweep, arguments.out, arguments.pictures))
-    found = costs(accuracies)
+    runs = measure(sweep, arguments.out, arguments.pictures)
+    found = costs(runs)
     in_8_bits = (f"{form}, points" for form in FORMS if form != FLOAT)
     header = ("arm", "seeds", "float32, top-1 %", *in_8_bits)
     lines = [
@@ -210,8 +191,10 @@ def main() -> None:
         )
         for arm, by_form in found.items()
     ]
-    Table("quantization", header, lines).write(arguments.out, accuracies)
-    draw(accuracies, arguments.out / "quantization.png")
+    Table("quantization", header, lines).write(
+        arguments.out, [{"arm": arm, "seed": seed, **forms} for (arm, seed), forms in runs.items()]
+    )
+    draw(runs, arguments.out / "quantization.png")
     print(f"\nin {arguments.out}: quantization.csv, quantization.md, quantization.png")
 
 

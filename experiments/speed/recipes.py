@@ -44,6 +44,8 @@ HOST_BATCHES = 6  # that are timed, after one that is not
 SIDE = 256  # of the shorter sides of pictures that are prepared once
 WANTED = 9000  # pictures per second of an accelerator, for which cores are counted
 
+type Trained = tuple[str, int, int, float, float, float, int]  # the first fields of a Recipe
+
 
 class Recipe(NamedTuple):
     """What was measured of a preset. Memory is in MB, waiting in per cent of the time."""
@@ -55,18 +57,8 @@ class Recipe(NamedTuple):
     memory: float
     waiting: float
     test_pictures: int
-
-
-class Host(NamedTuple):
-    """Pictures per second that a core prepares for a preset's training.
-
-    per_core  of the data set
-    resized   of the same set, prepared once with shorter sides of 256 pixels
-    """
-
-    preset: str
-    per_core: float
-    resized: float
+    per_core: float  # pictures per second that a core prepares for training
+    resized: float  # the same of pictures with shorter sides of SIDE pixels
 
 
 def command(preset: str, data_dir: Path, workdir: Path, batch: int) -> list[str]:
@@ -132,8 +124,11 @@ def train_and_kill(arguments: list[str], log: Path, folder: Path) -> None:
         raise UserError(f"the run ended before it could be killed, see {log}")
 
 
-def measure(preset: str, dataset: data.Dataset, data_dir: Path, out: Path, batch: int) -> Recipe:
-    """Trains a preset twice, once with a kill. Raises UserError if the results differ."""
+def measure(preset: str, dataset: data.Dataset, data_dir: Path, out: Path, batch: int) -> Trained:
+    """Trains a preset twice, once with a kill; returns the first fields of its Recipe.
+
+    Raises UserError if the results differ.
+    """
     whole, killed = (out / "runs" / f"{preset}_{name}" for name in ("whole", "killed"))
     for folder in (whole, killed):
         shutil.rmtree(folder, ignore_errors=True)
@@ -151,7 +146,7 @@ def measure(preset: str, dataset: data.Dataset, data_dir: Path, out: Path, batch
     chosen = imagenet.get_config(preset).data
     side = chosen.image_size
     tested = Preprocessing(chosen.evaluation).view_of((side, side), 3)
-    return Recipe(
+    return (
         preset,
         side,
         tested.size[0],
@@ -179,7 +174,7 @@ def time_host(preset: str, dataset: data.Dataset, batch: int = 64) -> float:
 
 def measured(
     presets: Sequence[str], dataset: data.Dataset, data_dir: Path, out: Path, batch: int
-) -> Iterator[tuple[Recipe, Host]]:
+) -> Iterator[Recipe]:
     """Yields what was measured of each preset; what was measured before is read from `out`."""
     small = data_dir / "resized"
     write_resized(dataset, SIDE, small)
@@ -191,12 +186,11 @@ def measured(
         how = {"batch": batch, "data_dir": str(data_dir.absolute())}
         found = read_json(stored, "remove it") if stored.exists() else {}
         if found.get("how") != how:
-            host = Host(preset, time_host(preset, dataset), time_host(preset, resized))
-            recipe = measure(preset, dataset, data_dir, out, batch)
-            found = {"recipe": recipe._asdict(), "host": host._asdict(), "how": how}
-            stored.parent.mkdir(parents=True, exist_ok=True)
+            rates = (time_host(preset, dataset), time_host(preset, resized))
+            recipe = Recipe(*measure(preset, dataset, data_dir, out, batch), *rates)
+            found = {"recipe": recipe._asdict(), "how": how}
             write_json(stored, found)
-        yield Recipe(**found["recipe"]), Host(**found["host"])
+        yield Recipe(**found["recipe"])
     line.clear()
 
 
@@ -216,8 +210,7 @@ def main() -> None:
     arguments = parser.parse_args()
     dataset = imagenet_shaped.prepare(arguments.data_dir)
     where = (arguments.data_dir, arguments.out, arguments.batch)
-    found = list(measured(arguments.presets, dataset, *where))
-    recipes, hosts = [recipe for recipe, _ in found], [host for _, host in found]
+    recipes = list(measured(arguments.presets, dataset, *where))
     Table(
         "recipes",
         ("preset", "train, px", "test, px", "images/s", "memory, MB", "waiting, %", "tested"),
@@ -237,7 +230,7 @@ def main() -> None:
                 *(one.preset, f"{one.per_core:,.0f}", f"{WANTED / one.per_core:.0f}"),
                 *(f"{one.resized:,.0f}", f"{WANTED / one.resized:.0f}"),
             )
-            for one in hosts
+            for one in recipes
         ],
     ).write(arguments.out)
     print(f"\nin {arguments.out}: recipes.csv, recipes.md, recipes_host.md")

@@ -21,7 +21,7 @@ from mnv2.pretrained.infer import infer_network
 from mnv2.pretrained.loaded import Pretrained as Pretrained
 from mnv2.pretrained.preprocessing import Preprocessing as Preprocessing
 from mnv2.runtime.errors import UserError, check_choice
-from mnv2.runtime.files import given_folder, in_bucket, replacing
+from mnv2.runtime.files import did_you_mean, given_folder, in_bucket, matches, replacing
 from mnv2.runtime.layout import NETWORK
 
 FORMATS = ("mnv2", "keras", "torch", "slim")
@@ -63,7 +63,7 @@ def load(
     prefix = slim.find_prefix(source)
     if not source.exists() and prefix is None:
         if not hub.is_repository_name(str(path)):
-            raise UserError(f"no such file: {source}")
+            raise UserError(f"no such file: {source}{did_you_mean(source)}")
         source = hub.download(str(path))
     loaded = _read(source, prefix, format, need_head)
     return loaded.without_background() if drop_background else loaded
@@ -172,6 +172,8 @@ def _read_run_on_gcs(address: str, format: str | None) -> Pretrained:
 def _file_in(folder: Path) -> Path:
     """Returns the file of weights in a folder of the Hugging Face hub, which has a config.json."""
     found = hub.find_weights(folder) if (folder / "config.json").exists() else None
+    if found is None and (runs := matches(folder, f"*/*/{NETWORK}")):
+        raise UserError(f"{folder} is the folder of several runs: give one, as {runs[0].parent}")
     if found is None:
         raise UserError(
             f"{folder} is neither the folder of a run (it has no {NETWORK}) nor of a slim "

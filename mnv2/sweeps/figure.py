@@ -105,8 +105,10 @@ def _costs(sweep: Sweep, rows: Mapping[str, Row]) -> dict[str, list[Row]]:
     for title, field, arms in sweep.config["panels"]:
         finished = [rows[arm] for arm in arms if arm in rows]
         numeric = all(isinstance(_value(sweep, row.arm, field), int | float) for row in finished)
-        if numeric and len({row.multiply_adds for row in finished}) > 1:
-            curves[title] = sorted(finished, key=lambda row: row.multiply_adds)
+        curve = sorted(finished, key=lambda row: row.multiply_adds)
+        # Widths are rounded, so arms of equal cost differ by a few per cent.
+        if numeric and curve and curve[-1].multiply_adds > 1.1 * curve[0].multiply_adds:
+            curves[title] = curve
     return curves
 
 

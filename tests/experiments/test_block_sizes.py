@@ -1,8 +1,5 @@
-import pytest
-
 from experiments.common import block_sizes as memory
 from mnv2.models import create_model
-from mnv2.runtime.errors import UserError
 
 V2 = create_model("mobilenet_v2")
 
@@ -23,18 +20,3 @@ def test_the_elements_held_follow_equation_2():
     assert second.held(1) == second.inputs + second.outputs + 96 * (112**2 + 56**2)
     assert second.held(96) == second.inputs + second.outputs + 112**2 + 56**2
     assert second.held(5) == second.inputs + second.outputs + 20 * (112**2 + 56**2)
-
-
-def test_the_fewest_splits_within_a_budget_are_chosen():
-    budget = 4_000_000
-    splits = memory.splits_within(V2, (224, 224), budget)
-    sizes = memory.block_sizes(V2, (224, 224))
-    assert max(splits) > 1
-    for size, number in zip(sizes, splits, strict=True):
-        assert 4 * size.held(number) <= budget
-        assert number == 1 or 4 * size.held(number - 1) > budget
-
-
-def test_a_budget_that_is_too_small_is_refused_with_the_bytes_that_are_needed():
-    with pytest.raises(UserError, match="block_0 holds 2,458,624"):
-        memory.splits_within(V2, (224, 224), 1_000_000)

@@ -1,3 +1,5 @@
+import pytest
+
 from experiments import tables
 from experiments.common.table import Table
 
@@ -9,7 +11,7 @@ Text in between.
 <!-- other: measured by a command -->
 | kept |
 <!-- end of other -->
-![a figure](../docs/found.png) ![another](../docs/other.png) ![of a page](photograph.jpg)
+![a figure](../../docs/found.png) ![another](../../docs/other.png) ![of a page](photograph.jpg)
 """
 
 
@@ -33,7 +35,7 @@ def test_existing_figures_are_copied(tmp_path):
     assert (tmp_path / "docs/found.png").read_bytes() == b"new"
 
 
-def test_every_table_of_the_readme_has_both_markers():
-    text = tables.README.read_text()
-    begun = text.count(": measured by a command -->")
-    assert begun == len(tables.TABLE.findall(text)) > 0
+@pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.name)
+def test_every_table_of_a_page_has_both_markers(page):
+    text = page.read_text()
+    assert text.count(": measured by a command -->") == len(tables.TABLE.findall(text)) > 0

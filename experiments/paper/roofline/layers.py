@@ -1,7 +1,8 @@
 """The time of each layer alone, compared to the least time that the machine's ceilings allow."""
 
+import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -23,8 +24,6 @@ from mnv2.runtime.terminal import StatusLine
 
 LAYER_BATCH = 4  # on CPU a network takes this many images through its layers at a time
 KINDS = ("depthwise", "1 x 1", "other")
-SUM_HEADER = ("network", "whole network, ms", "sum of its layers, ms", "at the ceilings, ms")
-SHARE_HEADER = ("layers", "share of MAdds, %", "share of time, %", "speed, % of the ceiling")
 
 
 class LayerTime(NamedTuple):
@@ -38,25 +37,6 @@ class LayerTime(NamedTuple):
     gflops: float  # GFLOP/s that the layer reached
     measured: float  # milliseconds
     roofline: float  # milliseconds, the least that the ceilings allow
-
-
-class Share(NamedTuple):
-    """One kind of layer in a network: its shares of the whole and its speed, all in per cent."""
-
-    network: str
-    kind: str
-    multiply_adds: float  # share of the network's multiply-adds
-    measured: float  # share of the layers' time
-    of_roofline: float  # speed, relative to the ceilings
-
-
-class Sum(NamedTuple):
-    """The milliseconds of one network, on LAYER_BATCH images."""
-
-    network: str
-    whole: float  # of the network, measured
-    layers: float  # the sum over its layers, each measured alone
-    roofline: float  # the sum over its layers, each at the ceilings
 
 
 def measure_ceilings(rounds: int, seconds: float) -> Machine:
@@ -147,49 +127,31 @@ def time_layers(
     return rows, times["network"]
 
 
-def shares(rows: Sequence[LayerTime]) -> list[Share]:
-    """Returns the shares of each kind of layer, from the layers of one network."""
-    total_madds = sum(row.multiply_adds for row in rows)
-    total = sum(row.measured for row in rows)
-    found = []
-    for kind in KINDS:
-        of_kind = [row for row in rows if row.kind == kind]
-        if of_kind:
-            measured = sum(row.measured for row in of_kind)
-            found.append(
-                Share(
-                    rows[0].network,
-                    kind,
-                    100 * sum(row.multiply_adds for row in of_kind) / total_madds,
-                    100 * measured / total,
-                    100 * sum(row.roofline for row in of_kind) / measured,
-                )
+def table_of_sums(layers: Mapping[str, Sequence[LayerTime]], whole: Mapping[str, float]) -> Table:
+    """Compares the milliseconds of each network to the sum over its layers, and at the ceilings."""
+    lines = []
+    for name, rows in layers.items():
+        sums = (sum(row.measured for row in rows), sum(row.roofline for row in rows))
+        cells = (f"{time:.1f} ({time / whole[name]:.0%})" for time in sums)
+        lines.append((TITLES[name], f"{whole[name]:.1f}", *cells))
+    header = ("network", "whole network, ms", "sum of its layers, ms", "at the ceilings, ms")
+    return Table("latency_sums", header, lines)
+
+
+def table_of_kinds(layers: Mapping[str, Sequence[LayerTime]]) -> Table:
+    """Returns the shares of each kind of layer in a network, and its speed below the ceilings."""
+    lines = []
+    for (name, rows), kind in itertools.product(layers.items(), KINDS):
+        if of_kind := [row for row in rows if row.kind == kind]:
+            madds, measured, roofline = (
+                sum(getattr(row, field) for row in of_kind)
+                for field in ("multiply_adds", "measured", "roofline")
             )
-    return found
-
-
-def sum_of(rows: Sequence[LayerTime], whole: float) -> Sum:
-    """Adds up the layers of one network. `whole` is the time of the network itself, in ms."""
-    measured, roofline = (sum(times) for times in zip(*(row[-2:] for row in rows), strict=True))
-    return Sum(rows[0].network, whole, measured, roofline)
-
-
-def tables(sums: Sequence[Sum], of_kinds: Sequence[Share]) -> tuple[Table, Table]:
-    """Returns the tables of sums and of shares."""
-    of_sums = [
-        (
-            *(TITLES[row.network], f"{row.whole:.1f}"),
-            *(f"{time:.1f} ({time / row.whole:.0%})" for time in (row.layers, row.roofline)),
-        )
-        for row in sums
-    ]
-    of_shares = [
-        (
-            *(f"{TITLES[row.network]}: {row.kind}", f"{row.multiply_adds:.1f}"),
-            *(f"{row.measured:.1f}", f"{row.of_roofline:.0f}"),
-        )
-        for row in of_kinds
-    ]
-    return Table("latency_sums", SUM_HEADER, of_sums), Table(
-        "latency_layers", SHARE_HEADER, of_shares
-    )
+            shares = (
+                f"{100 * madds / sum(row.multiply_adds for row in rows):.1f}",
+                f"{100 * measured / sum(row.measured for row in rows):.1f}",
+            )
+            speed = f"{100 * roofline / measured:.0f}"
+            lines.append((f"{TITLES[name]}: {kind}", *shares, speed))
+    header = ("layers", "share of MAdds, %", "share of time, %", "speed, % of the ceiling")
+    return Table("latency_layers", header, lines)

@@ -1,12 +1,11 @@
 """The time of whole networks per image."""
 
 import itertools
-import json
 import multiprocessing
 import os
 import statistics
 from collections.abc import Sequence
-from multiprocessing.connection import Connection
+from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -69,24 +68,14 @@ def time_networks(
         rounds: The number of turns of each network.
         seconds: The least time of one turn.
     """
-    context = multiprocessing.get_context("spawn")
-    receiving, sending = context.Pipe(duplex=False)
-    arguments = (names, threads, rounds, seconds, sending)
-    process = context.Process(target=_time_networks, args=arguments)
-    process.start()
-    sending.close()
-    rows = [Timed(*row) for row in json.loads(receiving.recv())]
-    process.join()
-    return rows
+    spawning = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawning) as process:
+        return process.submit(_time_networks, names, threads, rounds, seconds).result()
 
 
 def _time_networks(
-    names: Sequence[tuple[str, float]],
-    threads: int,
-    rounds: int,
-    seconds: float,
-    sending: Connection,
-) -> None:
+    names: Sequence[tuple[str, float]], threads: int, rounds: int, seconds: float
+) -> list[Timed]:
     all_cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, all_cores[:threads])  # XLA takes its number of threads from this
     line = StatusLine(f"{threads} threads")
@@ -102,7 +91,7 @@ def _time_networks(
         each = [1000 * time / batch for time in times]
         summary = (statistics.median(each), min(each), max(each))
         rows.append(Timed(name, width, batch, threads, folded, *summary))
-    sending.send(json.dumps(rows))
+    return rows
 
 
 def table(rows: Sequence[Timed]) -> Table:

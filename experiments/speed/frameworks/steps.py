@@ -5,6 +5,7 @@ Each framework is imported only by its own function, so each is optional.
 
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 from experiments.common.timing import Step
@@ -119,11 +120,6 @@ def pytorch(task: Task, compiled: bool = False) -> Step:
     return step
 
 
-def pytorch_compiled(task: Task) -> Step:
-    """The networks of `pytorch`, compiled by torch.compile."""
-    return pytorch(task, compiled=True)
-
-
 def keras(task: Task) -> Step:
     """keras.applications on TensorFlow, with train_on_batch and predict_on_batch."""
     import tensorflow as tf
@@ -147,19 +143,9 @@ def onnxruntime(task: Task) -> Step:
     return runtimes.onnxruntime(task, _onnx_model(task), task.images().transpose(0, 3, 1, 2))
 
 
-def onnxruntime_of_mnv2(task: Task) -> Step:
-    """The networks of this project in ONNX Runtime."""
-    return runtimes.onnxruntime(task, runtimes.exported(task, "onnx"), task.images())
-
-
 def openvino(task: Task) -> Step:
     """The networks of `pytorch` in OpenVINO, in float32."""
     return runtimes.openvino(task, _onnx_model(task), task.images().transpose(0, 3, 1, 2))
-
-
-def openvino_of_mnv2(task: Task) -> Step:
-    """The networks of this project in OpenVINO, in float32."""
-    return runtimes.openvino(task, runtimes.exported(task, "onnx"), task.images())
 
 
 def litert(task: Task) -> Step:
@@ -174,14 +160,9 @@ def litert(task: Task) -> Step:
     return runtimes.litert(task, content, task.images())
 
 
-def litert_of_mnv2(task: Task) -> Step:
-    """The networks of this project in LiteRT."""
-    return runtimes.litert(task, runtimes.exported(task, "litert"), task.images())
-
-
-def litert_int8_of_mnv2(task: Task) -> Step:
-    """The networks of this project in LiteRT, with 8 bits."""
-    return runtimes.litert(task, runtimes.exported(task, "litert-int8"), task.images())
+def exported(runtime: Callable[..., Step], to: str) -> Callable[[Task], Step]:
+    """Returns what makes the step of this project's networks in a runtime, in a format."""
+    return lambda task: runtime(task, runtimes.exported(task, to), task.images())
 
 
 class Framework(NamedTuple):
@@ -198,16 +179,20 @@ CONTENDERS = {
     "mnv2": Framework(mnv2, (), ("train", "infer", "load", "feed")),
     "Flax": Framework(flax, (), ("train", "infer")),
     "PyTorch": Framework(pytorch, TORCH, ("train", "infer", "load", "feed")),
-    "torch.compile": Framework(pytorch_compiled, TORCH, ("train", "infer")),
+    "torch.compile": Framework(partial(pytorch, compiled=True), TORCH, ("train", "infer")),
     "Keras": Framework(keras, ("keras",), ("train", "infer")),
     "ONNX Runtime": Framework(onnxruntime, ("onnxruntime", "onnxscript", *TORCH), ("infer",)),
     "OpenVINO": Framework(openvino, ("openvino", "onnxscript", *TORCH), ("infer",)),
     "LiteRT": Framework(litert, ("ai_edge_litert", "keras"), ("infer",)),
-    "mnv2 in ONNX Runtime": Framework(onnxruntime_of_mnv2, ("onnxruntime", "onnx"), ("infer",)),
-    "mnv2 in OpenVINO": Framework(openvino_of_mnv2, ("openvino", "onnx"), ("infer",)),
-    "mnv2 in LiteRT": Framework(litert_of_mnv2, LITERT, ("infer",)),
+    "mnv2 in ONNX Runtime": Framework(
+        exported(runtimes.onnxruntime, "onnx"), ("onnxruntime", "onnx"), ("infer",)
+    ),
+    "mnv2 in OpenVINO": Framework(
+        exported(runtimes.openvino, "onnx"), ("openvino", "onnx"), ("infer",)
+    ),
+    "mnv2 in LiteRT": Framework(exported(runtimes.litert, "litert"), LITERT, ("infer",)),
     "mnv2 in LiteRT, int8": Framework(
-        litert_int8_of_mnv2, (*LITERT, "ai_edge_quantizer"), ("infer",)
+        exported(runtimes.litert, "litert-int8"), (*LITERT, "ai_edge_quantizer"), ("infer",)
     ),
 }
 

@@ -48,11 +48,10 @@ def test_shares_add_up():
         layers.LayerTime("mobilenet_v2", "a", "depthwise", 10, 1.0, 1.0, 3.0, 1.5),
         layers.LayerTime("mobilenet_v2", "b", "1 x 1", 90, 1.0, 1.0, 1.0, 1.0),
     ]
-    depthwise, pointwise = layers.shares(rows)
-    assert (depthwise.multiply_adds, depthwise.measured, depthwise.of_roofline) == (10, 75, 50)
-    assert (pointwise.multiply_adds, pointwise.measured, pointwise.of_roofline) == (90, 25, 100)
-    total = layers.sum_of(rows, whole=5.0)
-    assert (total.layers, total.roofline) == (4.0, 2.5)
+    kinds = layers.table_of_kinds({"mobilenet_v2": rows}).lines
+    assert kinds == [("V2: depthwise", "10.0", "75.0", "50"), ("V2: 1 x 1", "90.0", "25.0", "100")]
+    sums = layers.table_of_sums({"mobilenet_v2": rows}, {"mobilenet_v2": 5.0}).lines
+    assert sums == [("V2", "5.0", "4.0 (80%)", "2.5 (50%)")]
 
 
 def test_steps_take_turns():

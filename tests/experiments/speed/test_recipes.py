@@ -1,5 +1,5 @@
 from experiments.speed import recipes
-from experiments.speed.recipes import Host, Recipe
+from experiments.speed.recipes import Recipe
 
 
 def test_what_was_measured_before_is_not_measured_again(tmp_path, monkeypatch, fashion_mnist):
@@ -7,7 +7,7 @@ def test_what_was_measured_before_is_not_measured_again(tmp_path, monkeypatch, f
 
     def measure(preset, *_):
         tried.append(preset)
-        return Recipe(preset, 176, 224, 31.7, 3484.0, 0.5, 1000)
+        return preset, 176, 224, 31.7, 3484.0, 0.5, 1000
 
     monkeypatch.setattr(recipes, "measure", measure)
     monkeypatch.setattr(recipes, "time_host", lambda *_: 163.5)
@@ -16,7 +16,7 @@ def test_what_was_measured_before_is_not_measured_again(tmp_path, monkeypatch, f
     first = list(recipes.measured(["timm"], fashion_mnist, tmp_path, tmp_path, 32))
     both = list(recipes.measured(["timm", "paper"], fashion_mnist, tmp_path, tmp_path, 32))
     assert tried == ["timm", "paper"]
-    expected = Recipe("timm", 176, 224, 31.7, 3484.0, 0.5, 1000), Host("timm", 163.5, 163.5)
+    expected = Recipe("timm", 176, 224, 31.7, 3484.0, 0.5, 1000, 163.5, 163.5)
     assert both[0] == first[0] == expected
 
 

@@ -61,7 +61,6 @@ def test_missing_packages_are_found(monkeypatch):
     [
         (("--only", "PyTroch"), "did you mean 'PyTorch'"),
         (("--threads", "999"), "threads must be 1 to"),
-        (("--network", "mobilenet_v3"), "did you mean 'mobilenet_v2'"),
     ],
 )
 def test_bad_input_is_refused(monkeypatch, tmp_path, arguments, message):
