@@ -303,18 +303,12 @@ def _normalization(layer: Layer, tensors: dict[str, np.ndarray]) -> Affine:
     return 1 / deviation, -mean / deviation
 
 
-def _function_name(config: Mapping[str, Any]) -> str:
-    """Returns the name of the function of a Lambda without arguments; empty for other ones."""
-    function = config["function"]
-    if isinstance(function, dict):
-        function = function["config"]
-    return function if isinstance(function, str) and not config.get("arguments") else ""
-
-
 def _is_preprocess_input(config: Mapping[str, Any]) -> bool:
     """Tells whether a Lambda is MobileNet's preprocess_input, as far as the file tells."""
-    known = _application(config)
-    return _function_name(config) == "preprocess_input" and known in ("", *MINUS_ONE_TO_ONE)
+    function = config["function"]
+    name = function["config"] if isinstance(function, dict) else function
+    is_known = _application(config) in ("", *MINUS_ONE_TO_ONE)
+    return name == "preprocess_input" and not config.get("arguments") and is_known
 
 
 def _application(config: Mapping[str, Any]) -> str:
@@ -443,16 +437,11 @@ def _keeps_features(
     if layer.kind in ("Flatten", "GlobalAveragePooling2D", "GlobalMaxPooling2D"):
         return True
     if layer.kind == "Reshape":
-        features = dense[-1].bias.size if dense else _features(tensors)
+        last_maps = (tensors.get(f"{name}/beta") for _, name in ENDS.values())
+        biases = [layer.bias for layer in dense] or [x for x in last_maps if x is not None]
         *others, last = layer.config["target_shape"]
-        return all(side in (1, -1) for side in others) and last in (features, -1)
+        return all(side in (1, -1) for side in others) and last in (biases[-1].size, -1)
     return layer.kind == "Activation" and _activation(layer.config["activation"]) == "linear"
-
-
-def _features(tensors: Mapping[str, np.ndarray]) -> int:
-    """Returns the number of channels of the network's last map."""
-    biases = [tensors.get(f"{name}/beta") for name in ("Conv_1_bn", "conv_pw_13_bn")]
-    return next((bias.size for bias in biases if bias is not None), 0)
 
 
 def _is_dense(config: Mapping[str, Any]) -> bool:

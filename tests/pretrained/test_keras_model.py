@@ -268,7 +268,7 @@ def test_a_head_computes_the_same(tmp_path, backbones, name, network, suffix):
     ours = x.mean((1, 2))
     for layer in contents.head:
         ours = ACTIVATIONS[layer.activation](ours @ layer.kernel + layer.bias)
-    if contents.output == "sigmoid":
+    if contents.usage.output == "sigmoid":
         ours = jax.nn.sigmoid(ours)
     assert_same(ours, expected)
 
@@ -280,6 +280,7 @@ REFUSED_HEADS = {
     ),
     "Flatten": lambda x: LAYERS.Dense(3)(LAYERS.Flatten()(x)),
     "AveragePooling2D": lambda x: LAYERS.Dense(3)(LAYERS.Flatten()(LAYERS.AveragePooling2D(2)(x))),
+    "LayerNormalization": lambda x: LAYERS.Dense(2)(LAYERS.LayerNormalization()(pooled(x))),
     "LeakyReLU": lambda x: LAYERS.Dense(3)(LAYERS.LeakyReLU()(LAYERS.Dense(8)(pooled(x)))),
     "Reshape": lambda x: LAYERS.Flatten()(LAYERS.Dense(3)(LAYERS.Reshape((-1, 1))(pooled(x)))),
     "ends in batch norm": lambda x: LAYERS.BatchNormalization()(LAYERS.Dense(3, "relu")(pooled(x))),
@@ -341,9 +342,9 @@ def test_a_model_that_resizes_itself_sees_the_same_pictures(tmp_path, backbones,
     outputs = LAYERS.Dense(3)(pooled(backbones["MobileNetV2"](x)))
     keras.Model(inputs, outputs).save(tmp_path / "model.keras")
     contents = keras_reader.read(tmp_path / "model.keras")
-    assert contents.image_size == (SIZE, SIZE)
+    assert contents.usage.image_size == (SIZE, SIZE)
     picture = np.random.default_rng(0).uniform(0, 255, (50, 60, 3) if any_size else (32, 32, 3))
-    ours = contents.preprocess.view_of((SIZE, SIZE), 3)(picture.astype(np.uint8))
+    ours = contents.usage.preprocess.view_of((SIZE, SIZE), 3)(picture.astype(np.uint8))
     expected = resize(picture.astype(np.uint8).astype(np.float32)[None])[0]
     np.testing.assert_allclose(ours, expected, atol=1e-3)
 
@@ -373,7 +374,7 @@ def test_a_model_of_tensorflow_js_has_the_arrays_of_keras(tmp_path, backbones):
     model = {"modelTopology": topology, "weightsManifest": manifest}
     (tmp_path / "model.json").write_text(json.dumps(model))
     ours, same = (keras_reader.read(tmp_path / name) for name in ("model.json", "model.h5"))
-    assert ours.preprocess == same.preprocess
+    assert ours.usage == same.usage
     assert ours.arrays.keys() == same.arrays.keys()
     for name, array in same.arrays.items():
         tolerance = scale if name == "params/block_3/expand/kernel" else 0
