@@ -1,19 +1,14 @@
 """The options of the commands that use weights: which file, and what the file may not tell."""
 
 import argparse
-import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mnv2.runtime.cli import whole_number
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import did_you_mean
-from mnv2.runtime.terminal import note
-
-if TYPE_CHECKING:  # imports JAX, which --help does not wait for
-    from mnv2.pretrained import Preprocessing, Pretrained
 
 
 def add_weights_options(parser: argparse.ArgumentParser, positional: bool = False) -> None:
@@ -52,6 +47,17 @@ def add_weights_options(parser: argparse.ArgumentParser, positional: bool = Fals
     )
 
 
+def weights_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns what the options of `add_weights_options` say, by the names of `mnv2.load`."""
+    return {
+        "image_size": arguments.image_size,
+        "resize": arguments.resize,
+        "mean": arguments.mean and read_numbers(arguments.mean, "--mean"),
+        "std": arguments.std and read_numbers(arguments.std, "--std"),
+        "classes": arguments.classes,
+    }
+
+
 def _image_size(text: str) -> tuple[int, int]:
     """Reads `224` or `192x256` as (height, width)."""
     side = whole_number()
@@ -61,52 +67,7 @@ def _image_size(text: str) -> tuple[int, int]:
     return height, width
 
 
-def load_as_asked(arguments: argparse.Namespace) -> "Pretrained":
-    """Loads weights that classify, with the options of `add_weights_options`.
-
-    Raises UserError as `load_classifier` does, and if an option is wrong or does not suit the
-    weights.
-    """
-    from mnv2.pretrained import load_classifier
-    from mnv2.pretrained.preprocessing import check_view
-
-    if (arguments.mean is None) != (arguments.std is None):
-        raise UserError("--mean and --std belong together: give both, or neither")
-    if arguments.resize is not None:
-        check_view(arguments.resize, "--resize")
-    scaling: dict[str, Any] = {
-        name: _read_numbers(text, f"--{name}")
-        for name, text in (("mean", arguments.mean), ("std", arguments.std))
-        if text is not None
-    }
-    if 0.0 in scaling.get("std", ()):
-        raise UserError("--std must not be 0")
-    names = None if arguments.classes is None else read_class_names(arguments.classes)
-    loaded = load_classifier(arguments.weights, arguments.image_size)
-    for name, values in scaling.items():
-        if len(values) not in (1, loaded.channels):
-            raise UserError(
-                f"--{name} has {len(values)} numbers but the network has {loaded.channels} "
-                "channels: give one number, or one per channel"
-            )
-    preprocess = loaded.preprocess
-    if arguments.resize is not None:
-        preprocess = preprocess.with_view(arguments.resize)
-    if scaling:
-        preprocess = dataclasses.replace(preprocess, **scaling, assumed=False)
-    loaded = dataclasses.replace(loaded, preprocess=preprocess)
-    return loaded if names is None else loaded.with_class_names(names, str(arguments.classes))
-
-
-def describe_input(
-    preprocess: "Preprocessing", image_size: tuple[int, int], scaling_given: bool
-) -> None:
-    """Says in two lines what the network sees of a picture, and how pixels are scaled."""
-    note(preprocess.describe_view(image_size))
-    note(preprocess.describe_pixels("as you say" if scaling_given else None))
-
-
-def _read_numbers(text: str, what: str) -> tuple[float, ...]:
+def read_numbers(text: str, what: str) -> tuple[float, ...]:
     """Reads `0.5` or `0.485,0.456,0.406`. Raises UserError for anything else."""
     try:
         numbers = tuple(float(part) for part in text.split(","))
