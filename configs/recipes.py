@@ -1,14 +1,13 @@
 """What does each part of a modern recipe do on Fashion-MNIST? Small networks, short runs.
 
-    python -m mnv2.main --config configs/recipes.py     50 minutes (extrapolated from 26 of 39 runs)
-    python -m mnv2.main --config configs/recipes.py:few 39 minutes
+    python -m mnv2.main --config configs/recipes.py     39 runs, 66 minutes of one core
+    python -m mnv2.main --config configs/recipes.py:few 27 runs, 51 minutes of one core
     python -m mnv2.main --config configs/recipes.py:distillation --config.teacher FILE
 
-The times are those of two CPU cores, beside other work. Each arm adds one part of a recipe to
-`plain`, the baseline of configs/v2_ablation.py. (`repeats` also crops and flips: compare it with
-`crop_flip`.) Runs of 500 steps, a little more than an epoch, hardly overfit: augmentation makes the
-task harder and has no time to pay. `ema` has the moving average of the parameters, which must be
-close to the parameters themselves.
+Each arm adds one part of a recipe to `plain`, the baseline of configs/v2_ablation.py. (`repeats`
+also crops and flips: compare it with `crop_flip`.) Runs of 500 steps, a little more than an epoch,
+hardly overfit: augmentation makes the task harder and has no time to pay. `ema` has the moving
+average of the parameters, which must be close to the parameters themselves.
 
 `:few` has only 2,000 training pictures, which the networks see 64 times: what is against
 overfitting can pay. `:distillation` compares a network of width 0.25 that learns from labels with

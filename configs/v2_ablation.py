@@ -16,15 +16,14 @@ Presets, with their cost and the expected result:
                                       30 minutes on two CPU cores. Expect a top-1 accuracy of 84
                                       to 86 % for linear, 79 to 83 % for relu6, 87 % for width_1.
     configs/v2_ablation.py:quick      four arms, 30 steps each, to check that everything works.
-                                      One minute.
+                                      Two minutes.
     configs/v2_ablation.py:hour       every arm with 3 seeds, 1000 steps each. 80 minutes on two CPU
-                                      cores, beside other work. linear 86.9 %, relu6 83.7 %.
+                                      cores. linear 86.9 %, relu6 83.7 %.
     configs/v2_ablation.py:full       Fashion-MNIST, 15 epochs with augmentation, 5 seeds of every
                                       arm, as for a publication. linear 92.4 %, relu6 91.3 %.
     configs/v2_ablation.py:tuned      each of six arms at the learning rate of the baseline, and at
                                       its own, which are chosen on validation with other seeds.
-                                      84 minutes on two CPU cores, beside other work. linear 85.3 %,
-                                      relu6 81.3 %.
+                                      84 minutes on two CPU cores. linear 85.3 %, relu6 81.3 %.
     configs/v2_ablation.py:eight_bits  the arms of experiments.paper.quantization: blocks, widths,
                                       ReLU or ReLU6 inside, V1 as a network; 500 steps, 5 seeds
                                       each. 33 minutes on two CPU cores. Expect 84.7 % for linear,

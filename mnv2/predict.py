@@ -24,7 +24,14 @@ import numpy as np
 from mnv2.pretrained.options import add_weights_options
 from mnv2.runtime.cli import command_parser, hide_gpus_from_tensorflow, run, whole_number
 from mnv2.runtime.errors import UserError
-from mnv2.runtime.files import PICTURES, check_file, replacing, write_json, write_text
+from mnv2.runtime.files import (
+    PICTURES,
+    check_file,
+    did_you_mean,
+    replacing,
+    write_json,
+    write_text,
+)
 from mnv2.runtime.terminal import StatusLine, as_line, drawn, first_few, note, warn
 
 if TYPE_CHECKING:  # imports JAX, which --help does not wait for
@@ -147,7 +154,8 @@ def read_picture(path: Path) -> np.ndarray:
         return decode_picture(path.read_bytes())
     except (OSError, UserError) as error:
         why = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot read picture {path}: {why}") from None
+        hint = did_you_mean(path) if isinstance(error, FileNotFoundError) else ""
+        raise UserError(f"cannot read picture {path}: {why}{hint}") from None
 
 
 def batch_size(count: int) -> int:

@@ -18,7 +18,6 @@ ROOT = Path(__file__).parents[1]
 LINES = 60  # of a function
 LONGER = {  # with what they may have
     "mnv2/training/loop.py train": 80,
-    "mnv2/pretrained/pickles.py _run": 80,  # one line or two for each instruction of a pickle
 }
 FRAMES, FILES = 9, 5  # from `main` to the gradient
 SMALL = """

@@ -59,6 +59,15 @@ BAD_INPUT = {
     "no seeds": ([CONFIG, "--config.seeds=0"], "seeds must be a whole number, 1 or more, got 0"),
     "no width": ([CONFIG, "--config.model.width=0."], "model: width must be greater than 0"),
     "bad duration": ([CONFIG, "--config.duration=soon"], "duration must be like '2 epochs'"),
+    "a duration without a unit": ([CONFIG, "--config.duration=500"], "you mean '500 steps'?"),
+    "a field as a flag": ([CONFIG, "--seeds=1"], "no flag --seeds: did you mean --config.seeds?"),
+    "a field of a group as a flag": (
+        [CONFIG, "--learning-rate=1"], "did you mean --config.optimization.learning_rate?"
+    ),
+    "a folder of pictures that is misspelt": (
+        [CONFIG, "--config.data.name=folder:weights/fashion_mnist/picture"],
+        "did you mean weights/fashion_mnist/pictures?",
+    ),
     "no weights": (["--config=configs/finetune.py"], "no weights given: set config.weights"),
     "wrong weights": (
         ["--config=configs/finetune.py", "--config.weights=README.md"],

@@ -179,6 +179,17 @@ def test_bad_input_is_one_clear_line(files, monkeypatch, capsys, tmp_path):
         (predict, [picture, "--weights", "none.h5"], "no such file: none.h5"),
         (
             predict,
+            [picture, "--weights", "weights/fashion_mnist/netwrk.safetensors"],
+            "no such file: weights/fashion_mnist/netwrk.safetensors: did you mean "
+            "weights/fashion_mnist/network.safetensors?",
+        ),
+        (
+            predict,
+            [f"{picture}g", "--weights", weights],
+            f"{picture}g: No such file or directory: did you mean {picture}?",
+        ),
+        (
+            predict,
             [picture, "--weights", weights, "--top", 0],
             "--top must be a whole number, 1 or",
         ),

@@ -1,5 +1,6 @@
 """What the README and the pages in docs/ say is true."""
 
+import csv
 import importlib.util
 import re
 import shlex
@@ -61,9 +62,12 @@ def test_every_run_can_start(command, tmp_path, fashion_mnist, weights, monkeypa
     flags.DEFINE_list("only", [], "", flag_values=values)
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     values(command[2:], known_only=True)  # the other flags are tested with the commands
-    if "weights" in config.value:  # FILE and PATH stand for a reader's own
+    if "weights" in config.value:  # what a reader has made, and PATH
         given = (config.value.weights, config.value.data.name)
-        assert given in (("FILE", "folder:PATH"), ("runs/v2_ablation/linear/0", "fashion_mnist"))
+        assert given in (
+            ("runs/mobilenet_v2.pth", "folder:PATH"),
+            ("runs/v2_ablation/linear/0", "fashion_mnist"),
+        )
         config.value.weights, config.value.data.name = str(weights), "fashion_mnist"
     if config.value.data.name in (
         "cifar10",
@@ -80,7 +84,7 @@ def test_every_run_can_start(command, tmp_path, fashion_mnist, weights, monkeypa
 
 
 def test_the_python_example_prints_what_its_comments_say():
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    *_, code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict = {}
     shorter = code.replace("width=1.0,", "repeats=(1, 1, 0, 0, 0, 0, 0),")  # all blocks take 12 s
     assert shorter != code
@@ -90,7 +94,7 @@ def test_the_python_example_prints_what_its_comments_say():
     assert len(checked) == 2
     for expression, value in checked:
         assert eval(expression, names) == int(value)
-    assert {"stem", "block_0_expanded", "pooled", "logits"} <= names["stages"].keys()
+    assert {"stem", "block_1", "block_1_expanded"} <= names["tensors"].keys()
 
 
 def test_the_example_of_weights_runs(weights, tmp_path, monkeypatch):
@@ -102,17 +106,50 @@ def test_the_example_of_weights_runs(weights, tmp_path, monkeypatch):
     exec(code.replace('"FILE"', repr(weights)).replace(save, ""), {"images": images})
 
 
-def test_the_table_is_the_one_that_was_measured():
-    table = (ROOT / "docs" / "v2_ablation.md").read_text().split("\n\n")[0]
-    assert table in README
+def test_the_results_are_those_of_the_report():
+    def rows(text, start):
+        lines = [line for line in text.splitlines() if line.startswith(start)]
+        return [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in lines]
+
+    measured = {row[0]: row for row in rows(PAGES["v2_ablation.md"], "| ")}
+    shown = [row for row in rows(README, "| `") if row[0] in measured]
+    assert len(shown) == 9
+    for arm, _, params, multiply_adds, accuracy, difference in shown:
+        assert [params, multiply_adds, accuracy, difference] == measured[arm][1:5], arm
 
 
-def test_every_file_that_is_named_exists():
-    files = [ROOT / path for path in re.findall(r"^((?:mnv2|configs)/\S+)", README, re.MULTILINE)]
-    for folder in (ROOT, ROOT / "docs", *(ROOT / "experiments").glob("*/")):
-        for page in folder.glob("*.md"):
-            linked = re.findall(r"\]\(((?!http)[^)#]+)[^)]*\)", page.read_text())
-            files += [folder / path for path in linked]
-    assert len(files) > 5
-    for path in files:
+def test_the_speeds_are_those_that_were_measured():
+    with (ROOT / "docs" / "throughput.csv").open(encoding="utf-8") as file:
+        speeds = {
+            (row["mode"], row["size"], row["batch"], row["framework"]): row["images_per_second"]
+            for row in csv.DictReader(file)
+            if row["settings"] == "as users run them"
+        }
+    for mode, size, batch in (
+        ("train", "224", "32"),
+        ("train", "32", "128"),
+        ("infer", "224", "32"),
+    ):
+        values = [
+            float(speeds[mode, size, batch, framework])
+            for framework in ("mnv2", "PyTorch", "torch.compile", "Keras", "Flax")
+        ]
+        cells = " | ".join(f"{x:,.0f}" if x >= 100 else f"{x:.1f}" for x in values)
+        assert f", {size} px, batch {batch} | {cells} |" in README
+
+
+def test_every_link_leads_to_a_file_and_to_a_heading():
+    def anchors(page):
+        headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+        return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+    links = [
+        (page.parent / path if path else page, anchor)
+        for pattern in ("*.md", "docs/*.md", "experiments/*/*.md", "weights/*/*.md")
+        for page in ROOT.glob(pattern)
+        for path, anchor in re.findall(r"\]\((?!http)([^)#\s]*)(?:#([^)]+))?\)", page.read_text())
+    ]
+    assert len(links) > 50
+    for path, anchor in links:
         assert path.exists(), path
+        assert not anchor or anchor in anchors(path), f"{path}#{anchor}"

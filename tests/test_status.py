@@ -60,9 +60,26 @@ def test_a_run_in_a_process_is_running_and_says_how_long_still(workdir, capsys):
     assert printed.endswith("1 done, 1 running, 1 failed, 3 waiting\n")
 
 
-def test_another_folder_is_refused(tmp_path):
-    with pytest.raises(UserError, match="is not the --workdir of any runs"):
-        status.show(tmp_path)
+@pytest.mark.parametrize(
+    ("given", "near"),
+    [
+        ("first/linear/0", "first"),
+        ("first/linear", "first"),
+        (".", "first"),
+        ("frist", "first"),
+        ("first/linaer", "first/linear"),
+        ("nothing/like/it", None),
+    ],
+)
+def test_a_folder_that_is_no_workdir_is_refused_with_the_one_that_is_near(
+    workdir, tmp_path_factory, given, near
+):
+    folder = tmp_path_factory.mktemp("runs")
+    workdir.rename(folder / "first")
+    hint = f"did you mean {folder / near}?" if near else "there is no such folder"
+    with pytest.raises(UserError, match="is not the --workdir of any runs") as error:
+        status.show(folder / given)
+    assert str(error.value).endswith(f": {hint}")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from mnv2.data.base import Dataset as Dataset
 from mnv2.data.datasets import open_dataset as open_dataset
+from mnv2.data.datasets import shape_if_missing as shape_if_missing
 from mnv2.data.pipeline import Batch as Batch
 from mnv2.data.pipeline import Order as Order
 from mnv2.data.pipeline import Rows as Rows

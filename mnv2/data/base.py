@@ -3,8 +3,10 @@
 from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import tensorflow as tf
 
+from mnv2.data.decoding import decode_picture
 from mnv2.data.splits import Part
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import AnyPath
@@ -75,3 +77,14 @@ class Dataset(Protocol):
         `latest` has the numbers of the examples that were read last, where they are known.
         """
         ...
+
+
+def decoded(content: tf.Tensor, *, turn: bool = True) -> tf.Tensor:
+    """Decodes the content of a picture file within a graph, as `decode_picture`: h w 3, uint8."""
+
+    def decode(content: object) -> np.ndarray:  # bytes; outside of a graph, an array of them
+        return decode_picture(np.asarray(content, object).item(), turn=turn)
+
+    image = tf.numpy_function(decode, (content,), tf.uint8, stateful=False)
+    image.set_shape((None, None, 3))
+    return image

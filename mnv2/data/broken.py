@@ -49,6 +49,8 @@ def decoding_error(content: bytes, decode: Decode) -> str | None:
         decode(tf.constant(content))
     except tf.errors.OpError as error:
         return short_message(error.message)
+    except UserError as error:
+        return str(error)
     return None
 
 

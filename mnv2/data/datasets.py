@@ -15,7 +15,7 @@ from mnv2.data.folder_tree import folders_below
 from mnv2.data.image_folder import ImageFolder, open_image_folder, stamp
 from mnv2.data.tfds_dataset import TfdsDataset
 from mnv2.runtime.errors import UserError, check_choice, first_line
-from mnv2.runtime.files import SCHEME, AnyPath, as_path, locked, matches
+from mnv2.runtime.files import SCHEME, AnyPath, as_path, did_you_mean, locked, matches
 
 FOLDER_PREFIX = "folder:"
 
@@ -65,7 +65,10 @@ _FOLDERS: dict[tuple[str, int, str], tuple[ImageFolder, dict[Path, list[int]]]] 
 
 @functools.cache  # the runs of one process share it
 def _open_tfds(name: str, data_dir: str | None, validation: int, on_broken: str) -> Dataset:
-    dataset = TfdsDataset(name, _open_builder(name, data_dir), validation)
+    builder = _for_classification(name, data_dir)
+    if not builder.data_path.exists():
+        builder = _prepare(name, data_dir)
+    dataset = TfdsDataset(name, builder, validation)
     return _checked(dataset.without_broken(on_broken) if on_broken == "skip" else dataset)
 
 
@@ -79,8 +82,21 @@ def _checked[D: Dataset](dataset: D) -> D:
     return dataset
 
 
-def _open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
-    """Returns the TFDS builder of a classification data set, prepared."""
+def shape_if_missing(
+    name: str, data_dir: str | None = None
+) -> tuple[int | None, int | None, int] | None:
+    """Returns (height, width, channels) of a TFDS data set if it is not prepared here.
+
+    Leaves nothing behind. Raises UserError as `open_dataset` does for such a name.
+    """
+    if name.startswith(FOLDER_PREFIX):
+        return None
+    builder = _for_classification(name, data_dir)
+    return None if builder.data_path.exists() else builder.info.features["image"].shape
+
+
+def _for_classification(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    """Returns the TFDS builder of a classification data set, which may not be prepared."""
     builder = _create_builder(name, data_dir)
     features = builder.info.features
     is_classification = (
@@ -98,7 +114,7 @@ def _open_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
             f"the pictures of data set {name!r} are {np.dtype(features['image'].dtype)}: "
             "expected uint8"
         )
-    return builder if builder.data_path.exists() else _prepare(name, data_dir)
+    return builder
 
 
 def _create_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
@@ -119,7 +135,9 @@ def _create_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder
     except Exception as error:
         raise UserError(f"cannot open data set {name!r}: {first_line(error)}") from error
     if name.startswith(("/", ".", "~", SCHEME)):
-        raise UserError(f"no data set in {name}: there is no such folder")
+        raise UserError(
+            f"no data set in {name}: there is no such folder{did_you_mean(Path(name).expanduser())}"
+        )
     here = (place or as_path(tfds.core.constants.DATA_DIR)).expanduser()
     prepared = {path.parents[1].name for path in matches(here, "*/*/dataset_info.json")}
     check_choice(base, {*known, *prepared}, "data set")
@@ -150,6 +168,10 @@ def _prepared_in(folder: AnyPath) -> AnyPath:
 def _prepare(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     """Prepares a data set, or waits while another process prepares it; returns its builder."""
     builder = _create_builder(name, data_dir)
+    manual = as_path(str(builder._data_dir_root)) / "downloads" / "manual"
+    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and not matches(manual, "*"):
+        how = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
+        raise UserError(f"{name} must be downloaded manually, to {manual}: {how}")
     try:
         with locked(as_path(str(builder.data_dir)).parents[1] / f".{builder.name}.lock"):
             # A builder reads what is on disk when it is created, so create it with the lock held.
@@ -159,10 +181,6 @@ def _prepare(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
         return builder
     except UserError:
         raise
-    except AssertionError as error:  # TFDS raises it if a data set needs a manual download
-        raise UserError(
-            f"{name} must be downloaded manually: {' '.join(str(error).split())}"
-        ) from error
     except Exception as error:
         raise UserError(
             f"cannot prepare {name} in {builder.data_dir}: {first_line(error)}"

@@ -1,32 +1,28 @@
 """Decodes picture files. Training, evaluation and prediction all use this decoder.
 
-The content of a file chooses who decodes it, and its name never does: TensorFlow, which is fast,
-decodes JPEG and PNG, and Pillow decodes the other formats.
+The content of a file chooses who decodes it, and its name never does: OpenCV, which is fast and
+gives Pillow's pixels, decodes whole JPEG files, and Pillow decodes everything else.
 """
 
 import io
 import warnings
-from typing import Any
 
+import cv2
 import numpy as np
-import tensorflow as tf
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 
 from mnv2.runtime.errors import UserError
 
 # What Pillow finds odd in a picture that it decodes would fill the terminal.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
-# The formats that Pillow decodes, by its names.
-BY_PILLOW = ("BMP", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM")
-READ = ("JPEG", "PNG", *BY_PILLOW)
+# The formats that are decoded, by Pillow's names.
+READ = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM")
 
-_JPEG = b"\xff\xd8\xff"
-_PNG = b"\x89PNG\r\n\x1a\n"
 # How the content of a file in a format starts.
 _STARTS = {
-    "JPEG": (_JPEG,),
-    "PNG": (_PNG,),
+    "JPEG": (b"\xff\xd8\xff",),
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
     "GIF": (b"GIF87a", b"GIF89a"),
     "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
     "JPEG2000": (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),
@@ -35,17 +31,19 @@ _STARTS = {
     "PSD": (b"8BPS",),
     "SVG": (b"<svg",),
 }
+_SCAN, _END = b"\xff\xda", b"\xff\xd9"  # markers of a JPEG: where data begin, and the last one
 _BMP_HEADERS = [size.to_bytes(4, "little") for size in (12, 16, 40, 52, 56, 64, 108, 124)]
 _EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # TIFF tags
 _WHITE_IS_ZERO = 0
 
 
-def decode_picture(content: bytes) -> np.ndarray:
-    """Decodes the content of a picture file: h w 3, uint8, upright as EXIF says.
+def decode_picture(content: bytes, *, turn: bool = True) -> np.ndarray:
+    """Decodes the content of a picture file: h w 3, uint8.
 
-    Gray is repeated, other colours are converted to RGB, and transparency is dropped. 16 bits
-    become 8, the high ones. The first picture of an animation counts.
+    Upright as EXIF says, or as it is stored unless `turn`. Gray is repeated, other colours are
+    converted to RGB, and transparency is dropped. 16 bits become 8, the high ones. The first
+    picture of an animation counts.
 
     Raises UserError, whose message says what the file is, if it cannot be read.
     """
@@ -56,49 +54,13 @@ def decode_picture(content: bytes) -> np.ndarray:
         raise UserError(f"it is no picture: it starts like none of {', '.join(READ)}")
     if kind not in READ:
         raise UserError(f"it is a picture in the format {kind}: convert it to JPEG or PNG")
-    if kind in BY_PILLOW:
-        return _decode_by_pillow(content)
-    try:
-        return decode(tf.constant(content)).numpy()
-    except tf.errors.OpError as error:
-        raise UserError(f"it is a damaged {kind}: {short_message(error.message)}") from error
-
-
-def decode(content: tf.Tensor, *, turn: bool = True) -> tf.Tensor:
-    """Decodes a file as `decode_picture` does, within a graph; unless `turn`, as it is stored."""
-
-    def by_tensorflow() -> tf.Tensor:
-        image = tf.io.decode_image(content, channels=3, expand_animations=False)
-        image.set_shape((None, None, 3))
-        if not turn:
-            return image
-        held = tf.numpy_function(_orientation, (content,), tf.int32, stateful=False)
-        return _upright(image, tf.ensure_shape(held, ()))
-
-    def by_pillow() -> tf.Tensor:
-        return tf.numpy_function(_decode_by_pillow, (content,), tf.uint8, stateful=False)
-
-    is_jpeg, is_png = (
-        tf.strings.substr(content, 0, len(start)) == start for start in (_JPEG, _PNG)
-    )
-    image = tf.cond(is_jpeg | is_png, by_tensorflow, by_pillow)
-    image.set_shape((None, None, 3))
-    return image
-
-
-def _bytes(content: Any) -> bytes:
-    """Returns what TensorFlow gives to a function: outside of a graph, an array of one object."""
-    return np.asarray(content, object).item()
-
-
-def _orientation(content: Any) -> np.ndarray:
-    """Returns the EXIF orientation of a JPEG or PNG, 1 to 8; 1 if it has none or an invalid one."""
-    try:
-        with Image.open(io.BytesIO(_bytes(content))) as picture:
-            held = picture.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # Pillow can fail, in many ways, on pictures that TensorFlow decodes
-        held = 1
-    return np.array(held if held in range(1, 9) else 1, np.int32)
+    # Of a file that is cut, OpenCV would give the first part.
+    if kind == "JPEG" and content.rfind(_END) > content.rfind(_SCAN):
+        flags = cv2.IMREAD_COLOR_RGB | (0 if turn else cv2.IMREAD_IGNORE_ORIENTATION)
+        picture = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+        if picture is not None:
+            return picture
+    return _decode_by_pillow(content, kind, turn)
 
 
 def format_of(content: bytes) -> str | None:
@@ -127,20 +89,20 @@ def short_message(message: str) -> str:
     return lines[0].rpartition("}} ")[2].partition(" [Op:")[0]
 
 
-def _decode_by_pillow(content: Any) -> np.ndarray:
-    """Decodes a file that is neither JPEG nor PNG. Raises UserError if that is impossible."""
-    kind = format_of(content := _bytes(content))
+def _decode_by_pillow(content: bytes, kind: str, turn: bool) -> np.ndarray:
+    """Decodes a file of READ. Raises UserError if that is impossible."""
     try:
-        with Image.open(io.BytesIO(content), formats=BY_PILLOW) as picture:
+        with Image.open(io.BytesIO(content), formats=(*READ, "MPO")) as picture:
             _check_pixels(picture)
             white_is_zero = _tag(picture, _PHOTOMETRIC) == _WHITE_IS_ZERO
-            upright = ImageOps.exif_transpose(picture)
+            picture.load()
+            upright = ImageOps.exif_transpose(picture) if turn else picture.copy()
     except UserError:
         raise
     except Exception as error:  # there is one kind for each way in which a file can be damaged
         said = short_message(str(error))
         reason = "Pillow cannot read it" if "cannot identify image" in said else said
-        raise UserError(f"it is a damaged or unusual {kind or 'file'}: {reason}") from error
+        raise UserError(f"it is a damaged or unusual {kind}: {reason}") from error
     if upright.mode in _EIGHT_BITS:
         return np.asarray(upright.convert("RGB"))
     values = np.asarray(upright).astype(np.int32)  # Pillow's own conversion would clip at 255
@@ -168,15 +130,3 @@ def _tag(picture: Image.Image, tag: int) -> int | None:
     """Returns the first value of a TIFF tag; None if the picture has none."""
     value = getattr(picture, "tag_v2", {}).get(tag)
     return value[0] if isinstance(value, tuple) else value
-
-
-def _upright(image: tf.Tensor, held: tf.Tensor) -> tf.Tensor:
-    """Turns an image (h w c) upright, given its EXIF orientation, 1 to 8."""
-    image = tf.cond(held > 4, lambda: tf.transpose(image, (1, 0, 2)), lambda: image)
-    turned = (
-        lambda: image,
-        lambda: image[:, ::-1],
-        lambda: image[::-1, ::-1],
-        lambda: image[::-1],
-    )
-    return tf.switch_case((held - 1) % 4, turned)

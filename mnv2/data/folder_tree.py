@@ -10,6 +10,7 @@ from pathlib import Path
 
 from mnv2.data import decoding
 from mnv2.runtime.errors import UserError
+from mnv2.runtime.files import did_you_mean
 from mnv2.runtime.terminal import first_few, note
 
 Pictures = dict[str, dict[str, list[Path]]]  # split -> class -> files
@@ -51,7 +52,7 @@ def find_pictures(root: Path) -> Pictures:
     """
     expected = f"expected {root}/train/CLASS/PICTURE.jpg or {root}/CLASS/PICTURE.jpg"
     if not root.is_dir():
-        raise UserError(f"no pictures in {root}: {expected}")
+        raise UserError(f"no pictures in {root}{did_you_mean(root) or f': {expected}'}")
     entries = _entries(root)
     folders = {entry.name: Path(entry.path) for entry in entries if entry.is_dir()}
     in_split = [path for name, path in folders.items() if name.split("\\")[0].lower() in _SPLITS]

@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from mnv2.data import decoding
-from mnv2.data.base import Dataset
+from mnv2.data.base import Dataset, decoded
 from mnv2.data.broken import cache_name, raise_or_warn
 from mnv2.data.folder_tree import Pictures, find_pictures
 from mnv2.data.splits import TEST_SHARE, Part, bounds_of, check_split, divide, shuffled
@@ -87,7 +87,7 @@ class ImageFolder(Dataset):
 
     def decode(self, example: dict[str, tf.Tensor]) -> tf.Tensor:
         """Reads and decodes the picture of an example, upright: h w 3, uint8."""
-        return decoding.decode(tf.io.read_file(example["path"]))
+        return decoded(tf.io.read_file(example["path"]))
 
     def explain(self, error: Exception, split: str, latest: Iterable[int] = ()) -> str:
         """Explains in one line why reading failed, probably at one of the `latest` examples."""

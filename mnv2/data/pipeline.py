@@ -406,4 +406,4 @@ def note_untrained(dataset: Dataset, labels: np.ndarray) -> None:
     untrained = np.setdiff1d(np.arange(dataset.num_classes), labels)
     if len(untrained):
         names = first_few(dataset.class_names[i] for i in untrained)
-        note_once(f"{dataset.name}: no training example is left of {names}, which nobody learns")
+        note_once(f"{dataset.name}: no training example is left of {names}")

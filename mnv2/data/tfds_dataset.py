@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from mnv2.data import decoding
-from mnv2.data.base import Dataset
+from mnv2.data.base import Dataset, decoded
 from mnv2.data.broken import BrokenExample, find_broken, raise_or_warn, stored
 from mnv2.data.splits import SPLITS, Part, bounds_of, check_split, divide
 from mnv2.runtime.errors import UserError, first_line
@@ -141,7 +140,7 @@ class TfdsDataset(Dataset):
     def decode(self, example: dict[str, tf.Tensor]) -> tf.Tensor:
         if self.image_shape[2] != 3:
             return self.builder.info.features["image"].decode_example(example["image"])
-        image = decoding.decode(example["image"], turn=False)
+        image = decoded(example["image"], turn=False)
         image.set_shape(self.image_shape)
         return image
 

@@ -12,6 +12,7 @@ from mnv2.deployment.comparison import Run, in_batches
 from mnv2.deployment.program import METADATA, Description
 from mnv2.pretrained import Preprocessing
 from mnv2.runtime.errors import UserError, first_line
+from mnv2.runtime.files import did_you_mean
 
 INSTALL = 'pip install ".[export]" in a checkout of mnv2'
 
@@ -123,7 +124,7 @@ def open_exported(path: str | Path, threads: int | None = None) -> Exported:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise UserError(f"no such file: {path}")
+        raise UserError(f"no such file: {path}{did_you_mean(path)}")
     try:
         return READERS[path.suffix.lower()](path, threads)
     except ImportError as error:

@@ -7,7 +7,9 @@ Files are read as arrays and are never unpickled: nothing in them is run. Neithe
 has to be installed.
 """
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from mnv2.pretrained.infer import infer_network
 from mnv2.pretrained.loaded import Pretrained as Pretrained
 from mnv2.pretrained.preprocessing import Preprocessing as Preprocessing
 from mnv2.runtime.errors import UserError, check_choice
-from mnv2.runtime.files import given_folder, in_bucket, replacing
+from mnv2.runtime.files import did_you_mean, given_folder, in_bucket, matches, replacing
 from mnv2.runtime.layout import NETWORK
 
 FORMATS = ("mnv2", "keras", "torch", "slim")
@@ -61,7 +63,7 @@ def load(
     prefix = slim.find_prefix(source)
     if not source.exists() and prefix is None:
         if not hub.is_repository_name(str(path)):
-            raise UserError(f"no such file: {source}")
+            raise UserError(f"no such file: {source}{did_you_mean(source)}")
         source = hub.download(str(path))
     loaded = _read(source, prefix, format, need_head)
     return loaded.without_background() if drop_background else loaded
@@ -120,6 +122,20 @@ def save(pretrained: Pretrained, path: str | Path, *, names: str = "mnv2") -> No
             keras.write(unfinished, arrays, "mobilenet_v1" if is_v1 else "mobilenet_v2")
 
 
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns the errors for damaged data, of almost any type, into one line that names the file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        said = error.args[0] if isinstance(error, KeyError) and error.args else error
+        raise UserError(
+            f"cannot read {path}: {' '.join(str(said).split())[:200] or type(error).__name__}"
+        ) from error
+
+
 def _read(source: Path, prefix: Path | None, format: str | None, need_head: bool) -> Pretrained:
     """Reads `source`, or the slim checkpoint `prefix`; `format` is the only one to accept."""
     if native.is_run(source):
@@ -133,8 +149,9 @@ def _read(source: Path, prefix: Path | None, format: str | None, need_head: bool
         raise UserError(f"{source} has the format {found}, not {format}")
     if found == "mnv2":
         return native.read_run(source) if source.is_dir() else native.read(source)
-    read = {"keras": keras.read, "torch": torch.read}.get(found)
-    contents = read(source, need_head) if read else slim.read(source)
+    with reading(source):
+        read = {"keras": keras.read, "torch": torch.read}.get(found)
+        contents = read(source, need_head) if read else slim.read(source)
     loaded = infer_network(contents, str(source))
     if contents.head or loaded.class_names is not None:
         return loaded
@@ -155,6 +172,8 @@ def _read_run_on_gcs(address: str, format: str | None) -> Pretrained:
 def _file_in(folder: Path) -> Path:
     """Returns the file of weights in a folder of the Hugging Face hub, which has a config.json."""
     found = hub.find_weights(folder) if (folder / "config.json").exists() else None
+    if found is None and (runs := matches(folder, f"*/*/{NETWORK}")):
+        raise UserError(f"{folder} is the folder of several runs: give one, as {runs[0].parent}")
     if found is None:
         raise UserError(
             f"{folder} is neither the folder of a run (it has no {NETWORK}) nor of a slim "

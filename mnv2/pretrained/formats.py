@@ -3,7 +3,7 @@
 import zipfile
 from pathlib import Path
 
-from mnv2.pretrained import native, state_dicts
+from mnv2.pretrained import native, torch
 from mnv2.runtime.errors import UserError
 
 # For a file whose content shows nothing, such as a damaged one.
@@ -32,7 +32,7 @@ def format_of(path: Path) -> str:
     try:
         with path.open("rb") as file:
             start = file.read(512)
-        if state_dicts.is_safetensors(path):
+        if torch.is_safetensors(path):
             return "mnv2" if native.is_export(path) else "torch"
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None

@@ -6,10 +6,9 @@ OWNER/NAME@REVISION pins a branch, a tag or a commit.
 import errno
 import ssl
 import urllib.request
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mnv2.runtime.errors import UserError, first_line
+from mnv2.runtime.errors import UserError, causes, first_line
 from mnv2.runtime.terminal import note
 
 # The preferred files come first. PyTorch's are downloaded only if there are no others.
@@ -64,16 +63,18 @@ def _reason(error: Exception) -> str:
     from huggingface_hub import constants, errors
 
     token = "log in with 'hf auth login', or set HF_TOKEN"
-    causes = list(_causes(error))
-    responses = [getattr(one, "response", None) for one in causes]
-    status = next((one.status_code for one in responses if one is not None), None)
+    chain = list(causes(error))
+    responses = [getattr(cause, "response", None) for cause in chain]
+    status = next((x.status_code for x in responses if x is not None), None)
     if isinstance(error, errors.GatedRepoError):
         return f"the repository is gated: accept its conditions on its page, then {token}"
     if isinstance(error, errors.RevisionNotFoundError):
         return "the repository has no such revision: give a branch, a tag or a commit"
     if isinstance(error, errors.RepositoryNotFoundError):
         return f"no such repository, or it is private: check the name, or {token}"
-    if reason := _on_the_way(causes, status):
+    if status == 407 or any("Proxy" in type(cause).__name__ for cause in chain):
+        return f"the proxy refuses the connection ({first_line(chain[-1])}): see HTTPS_PROXY"
+    if reason := next(filter(None, map(_on_the_way, chain)), None):
         return reason
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set, and the repository is not in the local cache"
@@ -82,9 +83,8 @@ def _reason(error: Exception) -> str:
     if status is not None:
         later = ": try again later" if status == 429 or status >= 500 else ""
         return f"it ({constants.ENDPOINT}) answers with the status {status}{later}"
-    if any(isinstance(one, ConnectionError | TimeoutError) for one in causes) or isinstance(
-        error, errors.LocalEntryNotFoundError
-    ):
+    unreachable = (ConnectionError, TimeoutError, errors.LocalEntryNotFoundError)
+    if any(isinstance(cause, unreachable) for cause in chain):
         proxies = urllib.request.getproxies().keys() & {"https", "all"}
         through = " through the proxy of HTTPS_PROXY or ALL_PROXY" if proxies else ""
         return (
@@ -94,37 +94,28 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {first_line(error)}"
 
 
-def _on_the_way(causes: Sequence[BaseException], status: int | None) -> str | None:
+def _on_the_way(cause: BaseException) -> str | None:
     """Says what is wrong between the hub and the local cache; None if it is nothing there."""
     from huggingface_hub import constants
 
-    if status == 407 or any("Proxy" in type(one).__name__ for one in causes):
-        return f"the proxy refuses the connection ({first_line(causes[-1])}): see HTTPS_PROXY"
-    for one in causes:
-        if isinstance(one, ImportError | ValueError) and "prox" in str(one).lower():
-            return f"the proxy cannot be used ({first_line(one)}): see HTTPS_PROXY and ALL_PROXY"
-        if type(one).__name__ in ("InvalidURL", "UnsupportedProtocol"):  # of the HTTP library
-            return (
-                f"its address or that of a proxy is wrong ({first_line(one)}): see HF_ENDPOINT, "
-                "HTTPS_PROXY and ALL_PROXY"
-            )
-        if isinstance(one, ssl.SSLCertVerificationError):
-            return (
-                f"the certificate of {constants.ENDPOINT} or of a proxy is not trusted: "
-                "SSL_CERT_FILE names a file of those to trust"
-            )
-        if isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT):
-            return f"its cache {constants.HF_HUB_CACHE} has no space; HF_HOME chooses another"
-        if isinstance(one, OSError) and one.errno in NOT_WRITABLE:
-            return f"its cache {constants.HF_HUB_CACHE} cannot be written; HF_HOME chooses another"
+    said, cache = first_line(cause), f"its cache {constants.HF_HUB_CACHE}"
+    if isinstance(cause, ImportError | ValueError) and "prox" in str(cause).lower():
+        return f"the proxy cannot be used ({said}): see HTTPS_PROXY and ALL_PROXY"
+    if type(cause).__name__ in ("InvalidURL", "UnsupportedProtocol"):  # of the HTTP library
+        return (
+            f"its address or that of a proxy is wrong ({said}): see HF_ENDPOINT, HTTPS_PROXY and "
+            "ALL_PROXY"
+        )
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return (
+            f"the certificate of {constants.ENDPOINT} or of a proxy is not trusted: SSL_CERT_FILE "
+            "names a file of those to trust"
+        )
+    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{cache} has no space; HF_HOME chooses another"
+    if isinstance(cause, OSError) and cause.errno in NOT_WRITABLE:
+        return f"{cache} cannot be written; HF_HOME chooses another"
     return None
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yields an error and those that led to it."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def find_weights(folder: Path) -> Path | None:

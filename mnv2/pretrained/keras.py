@@ -2,16 +2,21 @@
 
 A user's own model with such a network and a dense head is read too. `.h5` files give the name of
 every layer. `.weights.h5` and `.keras` files (a zip with a `.weights.h5` file inside) number the
-layers of each class instead, in the order of the model, which is the order of the network.
+layers of each class instead, in the order of the model, which is the order of the network. A layers
+model of TensorFlow.js is read as the `.h5` file that it was converted from.
 """
 
+import contextlib
 import dataclasses
 import io
+import json
+import math
 import re
 import zipfile
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -20,12 +25,13 @@ from jax.typing import ArrayLike
 from mnv2.models import make_divisible
 from mnv2.models.mobilenet_v1 import CHANNELS as V1_CHANNELS
 from mnv2.models.mobilenet_v2 import CHANNELS
-from mnv2.pretrained import keras_graph, keras_model, tfjs
-from mnv2.pretrained.infer import DenseWeights, FileContents
+from mnv2.pretrained import keras_graph, keras_model
+from mnv2.pretrained.infer import DenseWeights, FileContents, Usage
 from mnv2.pretrained.keras_model import IMAGENET_CLASSES, KERAS_VIEW, TOP_LAYERS
 from mnv2.pretrained.names import (
     NUM_BLOCKS,
-    VariableSuffixes,
+    STAGES,
+    layer_names,
     module_paths,
     tensor_names,
     translate,
@@ -39,9 +45,20 @@ FIELDS = {
     "mobilenet_v1": {"padding": "same", "bn_epsilon": 1e-3, "bn_momentum": 0.99},
     "mobilenet_v2": {"padding": "same", "bn_epsilon": 1e-3, "bn_momentum": 0.999},
 }
-VARIABLE_SUFFIXES = VariableSuffixes(
-    "/kernel", "/bias", "/gamma", "/beta", "/moving_mean", "/moving_variance"
-)
+SUFFIXES = ("/kernel", "/bias", "/gamma", "/beta", "/moving_mean", "/moving_variance")
+TEMPLATES = {
+    "mobilenet_v1": {
+        "stem": "conv1 conv1_bn",
+        "depthwise": "conv_dw_{next} conv_dw_{next}_bn",
+        "pointwise": "conv_pw_{next} conv_pw_{next}_bn",
+    },
+    "mobilenet_v2": {
+        "stem": "Conv1 bn_Conv1",
+        "block_0": "expanded_conv_{part} expanded_conv_{part}_BN",
+        "block": "block_{block}_{part} block_{block}_{part}_BN",
+        "last_conv": "Conv_1 Conv_1_bn",
+    },
+}
 
 # The variables of each class of numbered layers, in the order of their numbers.
 NUMBERED_VARIABLES = {
@@ -54,23 +71,18 @@ NUMBERED_VARIABLES = {
 
 
 def read(path: Path, need_head: bool = True) -> FileContents:
-    """Reads a file. Raises UserError if it is damaged or holds another network.
+    """Reads a file. Raises UserError if it holds another network, others if it is damaged.
 
     Unless `need_head`, a head that is not understood is left out, after a note.
     """
+    graph: keras_graph.Graph | None
     if path.suffix == ".json":
-        text, arrays = tfjs.read(path)
-        tensors: dict[str, np.ndarray] = {}
-        for name, array in arrays.items():
-            layer, _, variable = name.partition("/")
-            _add(tensors, layer, variable, array, path)
-        return _contents(path, keras_graph.read(text, str(path)), tensors, need_head)
-    try:
-        with _open(path) as file:
-            graph = _read_graph(path, file)
-            tensors = _tensors(file, graph, path)
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+        text, tensors = _read_tfjs(path)
+        graph = keras_graph.read(text, str(path))
+    else:
+        with _open(path) as (file, description):
+            graph = keras_graph.read(description, str(path)) if description else None
+            tensors = _numbered_tensors(file, graph, path) or _named_tensors(file, path)
     return _contents(path, graph, tensors, need_head)
 
 
@@ -80,42 +92,29 @@ def _contents(
     """Finds the network among the tensors of a file, and what its model does around it."""
     top = next((name for name in TOP_LAYERS if f"{name}/kernel" in tensors), None)
     network = "mobilenet_v1" if "conv_pw_1/kernel" in tensors else "mobilenet_v2"
-    model = None
-    try:
-        model = keras_model.read(graph, tensors, SLIM, str(path)) if graph else None
-    except UserError as error:
-        if need_head or graph is None:
-            raise
-        own = list(_tensor_names(network, None).values())
-        model, top = keras_model.read_backbone(graph, tensors, own, SLIM, str(path)), None
-        note(f"{error}; not needed: only the network before its head is used")
+    head: Sequence[DenseWeights] = []
+    if graph:
+        own = _tensor_names(network, None).values()
+        tensors, usage, head = keras_model.read(graph, tensors, own, path, need_head)
     if not {"conv1/kernel", "Conv1/kernel"} & tensors.keys():
         raise UserError(f"{path} holds no MobileNet or MobileNetV2 of keras.applications")
-    if model is None and top and tensors[f"{top}/kernel"].shape[-1] not in IMAGENET_CLASSES:
-        # A user's own classes, whatever Keras calls the layer: seen as in a file with the model.
-        if tensors[f"{top}/kernel"].ndim == 4:  # V1's classifier is a 1x1 convolution
-            tensors[f"{top}/kernel"] = tensors[f"{top}/kernel"][0, 0]
-        top = None
-    names = _tensor_names(network, top)
-    if model is None:
-        head: Sequence[DenseWeights] = _pop_head(tensors, names, path, need_head)
+    if not graph:
+        if top and tensors[f"{top}/kernel"].shape[-1] not in IMAGENET_CLASSES:
+            # A user's own classes, whatever Keras calls the layer: as in a file with the model.
+            kernel = tensors[f"{top}/kernel"]  # V1's classifier is a 1x1 convolution
+            tensors[f"{top}/kernel"] = kernel[0, 0] if kernel.ndim == 4 else kernel
+            top = None
+        head = _pop_head(tensors, set(_tensor_names(network, top).values()), path, need_head)
         preprocess = dataclasses.replace(SLIM, **(KERAS_VIEW if head else {}))
-        model = keras_model.KerasModel(preprocess, None, head, "softmax")
+        usage = Usage(preprocess, size_to_assume(path))
         if head:
             note(
                 f"{path} holds only weights: assumed that its classes exclude each other "
                 "(softmax), and that nothing but pooling is between the network and its dense layer"
             )
-    return FileContents(
-        network,
-        translate(tensors, names, tensorflow_layout),
-        names,
-        FIELDS[network],
-        model.preprocess,
-        model.image_size or size_to_assume(path),
-        head=model.head,
-        output=model.output,
-    )
+    names = _tensor_names(network, top)
+    arrays = translate(tensors, names, tensorflow_layout)
+    return FileContents(network, arrays, names, FIELDS[network], head=head, **usage._asdict())
 
 
 def write(path: Path, arrays: Mapping[str, ArrayLike], network: str) -> None:
@@ -127,8 +126,8 @@ def write(path: Path, arrays: Mapping[str, ArrayLike], network: str) -> None:
     names = _tensor_names(network, top if "params/classifier/kernel" in arrays else None)
     layers: dict[str, list[str]] = defaultdict(list)
     with h5py.File(path, "w") as file:
-        for ours, theirs in names.items():
-            layer, _, variable = theirs.partition("/")
+        for ours, name in names.items():
+            layer, _, variable = name.partition("/")
             array = np.asarray(tensorflow_layout(ours, np.asarray(arrays[ours])))
             if layer == "conv_preds" and variable == "kernel":
                 array = array[None, None]
@@ -155,63 +154,23 @@ def channels(width: float, is_v1: bool) -> tuple[int, ...]:
 
 def _tensor_names(network: str, top: str | None) -> dict[str, str]:
     """Returns the names of a network's tensors; `top` is the name of its classifier, if any."""
-
-    def layer_names(module: str) -> tuple[str, str]:
-        if module == "classifier":
-            return str(top), ""
-        return _layer_names(network, module)
-
-    return tensor_names(
-        network, NUM_BLOCKS[network], layer_names, VARIABLE_SUFFIXES, top is not None
-    )
+    classifier = {"classifier": top} if top else {}
+    return tensor_names(network, TEMPLATES[network] | classifier, SUFFIXES)
 
 
-def _layer_names(network: str, module: str) -> tuple[str, str]:
-    return _v1_layers(module) if network == "mobilenet_v1" else _v2_layers(module)
-
-
-def _v1_layers(module: str) -> tuple[str, str]:
-    if module == "stem":
-        return "conv1", "conv1_bn"
-    block, part = module.removeprefix("block_").split("/")
-    layer = f"conv_{ {'depthwise': 'dw', 'pointwise': 'pw'}[part] }_{int(block) + 1}"
-    return layer, f"{layer}_bn"
-
-
-def _v2_layers(module: str) -> tuple[str, str]:
-    outside_blocks = {"stem": ("Conv1", "bn_Conv1"), "last_conv": ("Conv_1", "Conv_1_bn")}
-    if module in outside_blocks:
-        return outside_blocks[module]
-    layer = module.replace("/", "_")
-    layer = re.sub(r"^block_0_", "expanded_conv_", layer)
-    return layer, f"{layer}_BN"
-
-
-def _open(path: Path) -> h5py.File:
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[tuple[h5py.File, str | None]]:
+    """Opens a file, and gives the description of its model; None if it holds only weights."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            return h5py.File(io.BytesIO(archive.read("model.weights.h5")))
-    return h5py.File(path)
-
-
-def _read_graph(path: Path, file: h5py.File) -> keras_graph.Graph | None:
-    """Reads the description of the model; returns None if the file holds only weights."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
+            weights = io.BytesIO(archive.read("model.weights.h5"))
             text = archive.read("config.json").decode()
-    elif "model_config" in file.attrs:
-        text = file.attrs["model_config"]
-        text = text.decode() if isinstance(text, bytes) else text
-    else:
-        return None
-    return keras_graph.read(text, str(path))
-
-
-def _tensors(file: h5py.File, graph: keras_graph.Graph | None, path: Path) -> dict[str, np.ndarray]:
-    """Reads all tensors except those of the optimiser, by LAYER/VARIABLE."""
-    if graph is None:
-        return _numbered_tensors(file, path) or _named_tensors(file, path)
-    return _tensors_in_folders(file, graph, path) or _named_tensors(file, path)
+        with h5py.File(weights) as file:
+            yield file, text
+        return
+    with h5py.File(path) as file:
+        text = file.attrs.get("model_config")
+        yield file, text.decode() if isinstance(text, bytes) else text
 
 
 def _named_tensors(file: h5py.File, path: Path) -> dict[str, np.ndarray]:
@@ -221,34 +180,6 @@ def _named_tensors(file: h5py.File, path: Path) -> dict[str, np.ndarray]:
         layer, variable = name.split("/")[-2:]
         if not name.startswith("optimizer_weights") and variable != "seed_generator_state":
             _add(found, layer, variable, dataset, path)
-    return found
-
-
-def _tensors_in_folders(
-    file: h5py.File, graph: keras_graph.Graph, path: Path
-) -> dict[str, np.ndarray]:
-    """Reads the tensors of a `.weights.h5` file from the folders of a model's layers.
-
-    Returns an empty dict for another kind of file.
-    """
-    layers = {layer.folder: layer for layer in graph.layers}
-    found: dict[str, np.ndarray] = {}
-    for name, dataset in _datasets(file):
-        match = re.fullmatch(r"(layers/.*)/vars/(\d+)", name)
-        if match and (layer := layers.get(match[1])):
-            kind = re.sub(r"_\d+$", "", match[1].rpartition("/")[2])
-            variables = NUMBERED_VARIABLES.get(kind, ())
-            if kind == "batch_normalization":  # without scale or center there are fewer
-                variables = tuple(
-                    variable
-                    for variable, setting in zip(
-                        variables, ("scale", "center", "", ""), strict=True
-                    )
-                    if layer.config.get(setting, True)
-                )
-            index = int(match[2])
-            variable = variables[index] if index < len(variables) else f"vars/{index}"
-            _add(found, layer.name, variable, dataset, path)
     return found
 
 
@@ -266,37 +197,67 @@ def _add(
     tensors[name] = np.asarray(dataset[()])
 
 
-def _numbered_tensors(file: h5py.File, path: Path) -> dict[str, np.ndarray]:
-    """Reads the tensors of a `.weights.h5` file without its model, by the names of `.h5` files.
+def _numbered_tensors(
+    file: h5py.File, graph: keras_graph.Graph | None, path: Path
+) -> dict[str, np.ndarray]:
+    """Reads the tensors of a `.weights.h5` file by LAYER/VARIABLE, except the optimiser's.
 
     The file names them .../layers/CLASS_N/vars/I, with N counting a model's layers of one class.
     Returns an empty dict for another kind of file.
     """
-    models: dict[str, dict[tuple[str, int], dict[int, np.ndarray]]] = {}
+    folders: dict[str, dict[int, h5py.Dataset]] = defaultdict(dict)
     for name, dataset in _datasets(file):
-        match = re.fullmatch(
-            rf"(.*?)layers/({'|'.join(NUMBERED_VARIABLES)})(?:_(\d+))?/vars/(\d+)", name
-        )
+        match = re.fullmatch(r"(.*?layers/[^/]+)/vars/(\d+)", name)
         if match and not name.startswith("optimizer"):
-            layer = models.setdefault(match[1], {}).setdefault((match[2], int(match[3] or 0)), {})
-            layer[int(match[4])] = dataset[()]
-    tensors: dict[str, np.ndarray] = {}
-    for layers in models.values():
-        num_depthwise = sum(kind == "depthwise_conv2d" for kind, _ in layers)
+            folders[match[1]][int(match[2])] = dataset
+    if graph:
+        layers = {layer.folder: (layer.name, layer.config) for layer in graph.layers}
+    else:
+        layers = {folder: (name, {}) for folder, name in _layers_without_model(folders).items()}
+    found: dict[str, np.ndarray] = {}
+    for folder in filter(layers.__contains__, folders):
+        layer, config = layers[folder]
+        variables = [
+            variable
+            for variable in NUMBERED_VARIABLES.get(_kind_and_number(folder)[0], ())
+            if config.get({"gamma": "scale", "beta": "center"}.get(variable, ""), True)
+        ]
+        for index, dataset in folders[folder].items():
+            # An unexpected variable keeps its number, which `check_tensors` then rejects.
+            variable = variables[index] if index < len(variables) else f"vars/{index}"
+            _add(found, layer, variable, dataset, path)
+    top = found.get("predictions/kernel")
+    if not graph and top is not None and top.shape[-1] in IMAGENET_CLASSES:
+        note(f"{path} does not name its layers: assumed that its classes are those of ImageNet")
+    return found
+
+
+def _kind_and_number(folder: str) -> tuple[str, int]:
+    """Splits .../conv2d_3 into conv2d and 3, and .../conv2d into conv2d and 0."""
+    kind, _, number = folder.rpartition("/")[2].rpartition("_")
+    return (kind, int(number)) if number.isdecimal() else (folder.rpartition("/")[2], 0)
+
+
+def _layers_without_model(folders: Iterable[str]) -> dict[str, str]:
+    """Returns the names of the layers that folders of a `.weights.h5` file belong to.
+
+    The number of depthwise convolutions tells the network, and its order the layers.
+    """
+    names = {}
+    models: dict[str, list[str]] = defaultdict(list)
+    for folder in folders:
+        if _kind_and_number(folder)[0] in NUMBERED_VARIABLES:
+            models[folder.rpartition("/")[0]].append(folder)
+    for inside in models.values():
+        num_depthwise = sum(_kind_and_number(x)[0] == "depthwise_conv2d" for x in inside)
         network = {count: name for name, count in NUM_BLOCKS.items()}.get(num_depthwise)
         order = _layers_by_class(network) if network else {}
-        for (kind, number), variables in layers.items():
+        for folder in inside:
+            kind, number = _kind_and_number(folder)
             known = order.get(kind, [])
-            # An unexpected layer keeps its numbered name, which `check_tensors` then rejects.
-            layer_name = known[number] if number < len(known) else f"{kind}_{number}"
-            for index, array in variables.items():
-                names = NUMBERED_VARIABLES[kind]  # an unexpected variable keeps its number, too
-                variable = names[index] if index < len(names) else f"vars/{index}"
-                tensors[f"{layer_name}/{variable}"] = array
-    top = tensors.get("predictions/kernel")
-    if top is not None and top.shape[-1] in IMAGENET_CLASSES:
-        note(f"{path} does not name its layers: assumed that its classes are those of ImageNet")
-    return tensors
+            # An unexpected layer keeps its number, which `check_tensors` then rejects.
+            names[folder] = known[number] if number < len(known) else f"{kind}_{number}"
+    return names
 
 
 def _layers_by_class(network: str) -> dict[str, list[str]]:
@@ -307,7 +268,7 @@ def _layers_by_class(network: str) -> dict[str, list[str]]:
             is_v1 = network == "mobilenet_v1"
             order["conv2d" if is_v1 else "dense"].append("conv_preds" if is_v1 else "predictions")
             continue
-        layer, batch_norm = _layer_names(network, module)
+        layer, batch_norm = layer_names(TEMPLATES[network], module, STAGES[network])
         kind = "depthwise_conv2d" if module.endswith("depthwise") else "conv2d"
         order[kind].append(layer)
         order["batch_normalization"].append(batch_norm)
@@ -315,10 +276,9 @@ def _layers_by_class(network: str) -> dict[str, list[str]]:
 
 
 def _pop_head(
-    tensors: dict[str, np.ndarray], names: Mapping[str, str], path: Path, need_head: bool
+    tensors: dict[str, np.ndarray], known: Collection[str], path: Path, need_head: bool
 ) -> list[DenseWeights]:
     """Removes a user's dense layer from the tensors of a file without a model, and returns it."""
-    known = set(names.values())
     layers = [
         name.removesuffix("/kernel")
         for name, array in tensors.items()
@@ -350,3 +310,37 @@ def _datasets(file: h5py.File | h5py.Group) -> list[tuple[str, h5py.Dataset]]:
 
     file.visititems(visit)
     return found
+
+
+def _read_tfjs(path: Path) -> tuple[str, dict[str, np.ndarray]]:
+    """Reads `model.json` of TensorFlow.js, and the weights in files next to it.
+
+    Returns the description of the model as Keras writes it, and the tensors by LAYER/VARIABLE.
+    """
+    model = json.loads(path.read_text(encoding="utf-8"))
+    topology = model["modelTopology"]
+    topology = topology.get("model_config", topology)
+    if "class_name" not in topology:
+        raise UserError(f"{path} is no layers model of TensorFlow.js: convert the Keras model")
+    tensors: dict[str, np.ndarray] = {}
+    for group in model["weightsManifest"]:
+        files = [path.parent / Path(name).name for name in group["paths"]]
+        content = b"".join(file.read_bytes() for file in files)
+        for weight in group["weights"]:
+            layer, variable = weight["name"].split("/")[-2:]
+            array, content = _take_tfjs(weight, content)
+            _add(tensors, layer, variable, array, path)
+        if content:
+            raise UserError(f"cannot read {path}: its weights are followed by other bytes")
+    return json.dumps(topology), tensors
+
+
+def _take_tfjs(weight: dict[str, Any], content: bytes) -> tuple[np.ndarray, bytes]:
+    """Returns a tensor from the start of `content`, and the rest. Quantisation is undone."""
+    quantization = weight.get("quantization", {})
+    dtype = np.dtype(quantization.get("dtype", weight["dtype"])).newbyteorder("<")
+    count = math.prod(weight["shape"])
+    array = np.frombuffer(content, dtype, count).reshape(weight["shape"]).astype(np.float32)
+    if "scale" in quantization:
+        array = array * np.float32(quantization["scale"]) + np.float32(quantization["min"])
+    return array, content[count * dtype.itemsize :]

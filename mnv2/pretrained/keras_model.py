@@ -1,12 +1,14 @@
 """Finds the network in a saved Keras model, and reads what is before and after it.
 
 Before it: the size and scaling of pixels. After it: global average pooling and dense layers. The
-layers form a chain, each of which is understood or named in an error.
+layers form a chain, each of which is understood, known to do nothing in evaluation, or named in an
+error.
 """
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,14 +17,14 @@ from mnv2.models.mobilenet_v1 import IMAGENET_STRIDES as V1_STRIDES
 from mnv2.models.mobilenet_v2 import IMAGENET_STRIDES as V2_STRIDES
 from mnv2.models.mobilenet_v2 import REPEATS
 from mnv2.preprocess.host import named_view
-from mnv2.pretrained import keras_pixels
-from mnv2.pretrained.infer import DenseWeights
-from mnv2.pretrained.keras_graph import Graph, Layer
-from mnv2.pretrained.keras_pixels import IDENTITY_LAYERS
+from mnv2.pretrained.infer import DenseWeights, Usage
+from mnv2.pretrained.keras_graph import TENSOR, Graph, Layer
 from mnv2.pretrained.loaded import ACTIVATIONS
 from mnv2.pretrained.names import NUM_BLOCKS
-from mnv2.pretrained.preprocessing import Preprocessing
+from mnv2.pretrained.preprocessing import size_to_assume
+from mnv2.pretrained.slim import SLIM
 from mnv2.runtime.errors import UserError
+from mnv2.runtime.terminal import note
 
 # The classes of the layers of MobileNet and MobileNetV2 up to their pooled features.
 BACKBONE_LAYERS = (
@@ -54,74 +56,91 @@ OUTPUTS = {"softmax": "softmax", "sigmoid": "sigmoid", "linear": "softmax"}
 # How pictures are cropped and resized for a user's own model.
 KERAS_VIEW: dict[str, Any] = {"view": named_view("keras")}
 EPSILON = 1e-3  # of the batch norm of keras.applications
+# The classes of layers that do nothing in evaluation.
+IDENTITY_LAYERS = frozenset(
+    (
+        *("InputLayer", "Identity", "Dropout", "SpatialDropout2D", "ActivityRegularization"),
+        *("GaussianDropout", "GaussianNoise", "AlphaDropout", "AugMix", "RandAugment"),
+        *("RandomBrightness", "RandomColorDegeneration", "RandomColorJitter", "RandomContrast"),
+        *("RandomElasticTransform", "RandomErasing", "RandomFlip", "RandomGaussianBlur"),
+        *("RandomGrayscale", "RandomHeight", "RandomHue", "RandomInvert", "RandomPerspective"),
+        *("RandomPosterization", "RandomRotation", "RandomSaturation", "RandomSharpness"),
+        *("RandomShear", "RandomTranslation", "RandomWidth", "RandomZoom"),
+    )
+)
+# The interpolations of Resizing and UpSampling2D -> the method of Preprocessing.
+METHODS = {"bilinear": "tensorflow", "nearest": "nearest"}
+# The modules of keras.applications whose preprocess_input maps [0, 255] to [-1, 1], as MobileNet's.
+MINUS_ONE_TO_ONE = (
+    *("mobilenet", "mobilenet_v2", "inception_v3", "inception_resnet_v2", "nasnet", "resnet_v2"),
+    "xception",
+)
 
-
-@dataclasses.dataclass(frozen=True)
-class KerasModel:
-    """What a saved model does around its MobileNet.
-
-    preprocess   the preprocessing, with the scaling that the model does itself
-    image_size   (height, width) of the network's input; None if the file does not tell
-    head         the dense layers of a user's head, in order; the last activation is `linear`.
-                 Empty without a head, and for the classes of ImageNet
-    output       the function from logits to probabilities
-    """
-
-    preprocess: Preprocessing
-    image_size: tuple[int, int] | None
-    head: Sequence[DenseWeights]
-    output: str
+Affine = tuple[np.ndarray, np.ndarray]  # scale and offset, of one or all channels
+ZERO, ONE = np.zeros(1), np.ones(1)
+# What operations with a constant multiply by and add, if it is the second operand or the first.
+AFTER: Mapping[str, Callable[[np.ndarray], Affine]] = {
+    "add": lambda constant: (ONE, constant),
+    "divide": lambda constant: (1 / constant, ZERO),
+    "multiply": lambda constant: (constant, ZERO),
+    "subtract": lambda constant: (ONE, -constant),
+}
+BEFORE = {
+    "add": AFTER["add"],
+    "multiply": AFTER["multiply"],
+    "subtract": lambda constant: (-ONE, constant),
+}
+# The names that versions of Keras and TensorFlow give to operations.
+OPERATIONS = {
+    "addv2": "add", "mul": "multiply", "sub": "subtract",
+    **dict.fromkeys(("truedivide", "truediv", "realdiv"), "divide"),
+}  # fmt: skip
 
 
 def read(
-    graph: Graph, tensors: dict[str, np.ndarray], default: Preprocessing, source: str
-) -> KerasModel:
-    """Reads a model with the given `tensors`, by LAYER/VARIABLE. `source` names the file.
+    graph: Graph,
+    tensors: Mapping[str, np.ndarray],
+    names: Collection[str],
+    path: Path,
+    need_head: bool = True,
+) -> tuple[dict[str, np.ndarray], Usage, list[DenseWeights]]:
+    """Reads what the model in a file does around its MobileNet.
 
-    Everything that is not of the network itself is removed from `tensors`. `default` is the
-    preprocessing of a model that does not scale its input itself.
+    `tensors` are those of the file by LAYER/VARIABLE, and `names` those of the network.
+
+    Returns the tensors of the network itself; how it is used; and the dense layers of a user's
+    head, in order: the last activation is `linear`. There are none without a head, and for the
+    classes of ImageNet.
 
     Raises UserError if the model contains no MobileNet, or if anything around it is not understood.
+    Unless `need_head`, a head that is not understood is left out, after a note.
     """
+    source = str(path)
     network, before, stem = _find_network(graph, source)
-    after = _walk_back(graph.output, "DepthwiseConv2D", source)[1:]
-    after = _without_last_layers(after, network, source)
-    around = {id(layer) for layer in (*before, *after)}
-    _check_backbone([x for x in graph.layers if id(x) not in around], network, source)
-
-    pixels = keras_pixels.read(before, stem, tensors, source)
-    rest = dict(tensors)
-    head, output, names = _read_head(after, rest, pixels.size, source)
-    own_top = len(head) == 1 and names[0] in TOP_LAYERS and head[0].bias.size in IMAGENET_CLASSES
-    if head and not own_top:  # a user's own pictures are used without a crop
-        default = dataclasses.replace(default, **KERAS_VIEW)
-    if own_top:
-        head = []
-    else:
-        tensors.clear()
-        tensors.update(rest)
-    return KerasModel(pixels.preprocessing(default), pixels.size, head, output)
-
-
-def read_backbone(
-    graph: Graph,
-    tensors: dict[str, np.ndarray],
-    names: Sequence[str],
-    default: Preprocessing,
-    source: str,
-) -> KerasModel:
-    """Reads a model as `read` does, but not what is after the network, whatever that is.
-
-    `names` are those of the tensors of the network. All others are removed from `tensors`.
-    """
-    network, before, stem = _find_network(graph, source)
-    own = {name.partition("/")[0] for name in names}
-    _check_backbone([layer for layer in graph.layers if layer.name in own], network, source)
-    pixels = keras_pixels.read(before, stem, tensors, source)
-    for name in tensors.keys() - set(names):
-        del tensors[name]
-    default = dataclasses.replace(default, **KERAS_VIEW)
-    return KerasModel(pixels.preprocessing(default), pixels.size, [], "softmax")
+    own = dict(tensors)
+    changes, size = read_pixels(before, stem, own, source)
+    rest, output = dict(own), "softmax"
+    head: list[DenseWeights] = []
+    view: dict[str, Any] = {}
+    try:
+        after = _walk_back(graph.output, "DepthwiseConv2D", source)[1:]
+        after = _without_last_layers(after, network, source)
+        around = {id(layer) for layer in (*before, *after)}
+        _check_backbone([x for x in graph.layers if id(x) not in around], network, source)
+        head, output, layers = _read_head(after, rest, size, source)
+        if len(head) == 1 and layers[0] in TOP_LAYERS and head[0].bias.size in IMAGENET_CLASSES:
+            head, rest = [], own
+        elif head:  # a user's own pictures are used without a crop
+            view = KERAS_VIEW
+    except UserError as error:
+        if need_head:
+            raise
+        layers = [name.partition("/")[0] for name in names]
+        _check_backbone([layer for layer in graph.layers if layer.name in layers], network, source)
+        note(f"{error}; not needed: only the network before its head is used")
+        rest, view = {name: x for name, x in own.items() if name in names}, KERAS_VIEW
+    preprocess = dataclasses.replace(SLIM, **{**view, **changes})
+    return rest, Usage(preprocess, size or size_to_assume(path), None, output), head
 
 
 def _find_network(graph: Graph, source: str) -> tuple[str, list[Layer], Layer]:
@@ -187,11 +206,175 @@ def _check_backbone(layers: Sequence[Layer], network: str, source: str) -> None:
             )
 
 
-class _Dense:
-    """A dense layer that is not finished: batch norm and an activation may follow."""
+def read_pixels(
+    layers: Sequence[Layer], stem: Layer, tensors: dict[str, np.ndarray], source: str
+) -> tuple[dict[str, Any], tuple[int, int] | None]:
+    """Combines the layers from the input of a model to `stem`, the first one of the network.
 
-    def __init__(self, name: str, kernel: np.ndarray, bias: np.ndarray, activation: str):
-        self.name, self.kernel, self.bias, self.activation = name, kernel, bias, activation
+    Returns the fields of Preprocessing that they change, and the (height, width) at the network, if
+    the file tells it. The variables of these layers are removed from `tensors`.
+
+    Raises UserError if one is not understood.
+    """
+    scale, offset = ONE, ZERO
+    changes: dict[str, Any] = {}
+    size = None
+    for layer in layers:
+        size = _fixed_size(layer) or size
+        if layer.kind in IDENTITY_LAYERS or _does_nothing(layer):
+            continue
+        if layer.kind in ("Resizing", "UpSampling2D") and "view" not in changes:
+            first = size
+            size, method = _resizing(layer, first, source)
+            changes["view"] = named_view(method, first=first)
+            continue
+        factor, term = _affine(layer, tensors, source)
+        scale, offset = scale * factor, offset * factor + term
+        changes.setdefault("assumed", False)
+        if layer.kind == "Lambda" and not _application(layer.config):
+            note(
+                f"{source}: took {layer} for MobileNet's preprocess_input, since the file tells "
+                "only its name"
+            )
+            changes["assumed"] = True
+    if not (np.isfinite(scale) & np.isfinite(offset)).all() or not scale.all():
+        raise UserError(
+            f"{source}: the layers before the network multiply pixels by {scale.tolist()} and add "
+            f"{offset.tolist()}: no picture would be left"
+        )
+    if "assumed" in changes:
+        scale, offset = np.broadcast_arrays(scale, offset)
+        std = 1 / (255 * scale)
+        changes |= {"mean": tuple((-offset * std).tolist()), "std": tuple(std.tolist())}
+    # The size of the stem's own model, for a model that takes pictures of any size.
+    return changes, size or _fixed_size(stem)
+
+
+def _batch_norm(layer: Layer, tensors: dict[str, np.ndarray]) -> Affine:
+    """Returns a BatchNormalization in evaluation; removes its variables from `tensors`."""
+    config = layer.config
+    mean, variance = (
+        tensors.pop(f"{layer.name}/{name}").astype(np.float64)
+        for name in ("moving_mean", "moving_variance")
+    )
+    gamma = tensors.pop(f"{layer.name}/gamma") if config.get("scale", True) else ONE
+    beta = tensors.pop(f"{layer.name}/beta") if config.get("center", True) else ZERO
+    factor = gamma / np.sqrt(variance + config["epsilon"])
+    return factor, beta - mean * factor
+
+
+def _not_understood(layer: Layer, source: str) -> UserError:
+    return UserError(
+        f"{source}: {layer} before the network is not understood: save the model from the layer "
+        "after it on, and give its scaling with --mean and --std"
+    )
+
+
+def _affine(layer: Layer, tensors: dict[str, np.ndarray], source: str) -> Affine:
+    """Returns what a layer multiplies by and adds."""
+    config, kind = layer.config, layer.kind.lower()
+    operation = OPERATIONS.get(kind, kind)
+    try:
+        if layer.kind == "Rescaling":
+            return _constant(config["scale"]), _constant(config["offset"])
+        if layer.kind == "Normalization":
+            return _normalization(layer, tensors)
+        if layer.kind == "BatchNormalization":
+            return _batch_norm(layer, tensors)
+        if layer.kind == "Lambda" and _is_preprocess_input(config):
+            return ONE / 127.5, -ONE
+        if kind in ("negative", "neg"):
+            return -ONE, ZERO
+        if operation in AFTER and len(layer.operands) == 2:
+            first, second = layer.operands
+            if first is TENSOR:
+                return AFTER[operation](_constant(second))
+            return BEFORE[operation](_constant(first))
+    except (KeyError, TypeError, ValueError):
+        pass  # a constant or variable that is missing, or not one per channel
+    raise _not_understood(layer, source)
+
+
+def _constant(value: Any) -> np.ndarray:
+    """Returns a constant as one number, or one per channel. Raises ValueError for anything else."""
+    if isinstance(value, dict):  # a tensor or an array, as Keras 3 writes it
+        value = value["config"]["value"]
+    array = np.asarray(value, np.float64)
+    if array.size not in (1, 3) or (array.ndim and array.shape[-1] != array.size):
+        raise ValueError(f"neither one number nor one per channel: {array.shape}")
+    return array.reshape(-1)
+
+
+def _normalization(layer: Layer, tensors: dict[str, np.ndarray]) -> Affine:
+    mean, variance = layer.config.get("mean"), layer.config.get("variance")
+    stored = {key: tensors.pop(f"{layer.name}/{key}", None) for key in ("mean", "variance")}
+    tensors.pop(f"{layer.name}/count", None)
+    if mean is None or variance is None:
+        mean, variance = stored["mean"], stored["variance"]
+    mean, variance = _constant(mean), _constant(variance)
+    deviation = np.maximum(np.sqrt(variance), 1e-7)  # Keras' smallest deviation
+    if layer.config.get("invert"):
+        return deviation, mean
+    return 1 / deviation, -mean / deviation
+
+
+def _function_name(config: Mapping[str, Any]) -> str:
+    """Returns the name of the function of a Lambda without arguments; empty for other ones."""
+    function = config["function"]
+    if isinstance(function, dict):
+        function = function["config"]
+    return function if isinstance(function, str) and not config.get("arguments") else ""
+
+
+def _is_preprocess_input(config: Mapping[str, Any]) -> bool:
+    """Tells whether a Lambda is MobileNet's preprocess_input, as far as the file tells."""
+    known = _application(config)
+    return _function_name(config) == "preprocess_input" and known in ("", *MINUS_ONE_TO_ONE)
+
+
+def _application(config: Mapping[str, Any]) -> str:
+    """Returns the module of keras.applications that a Lambda's function is from; empty for none."""
+    function = config["function"]
+    module = function.get("module") if isinstance(function, dict) else config.get("module")
+    parent, _, name = str(module).rpartition(".")
+    return name if parent.endswith("applications") else ""
+
+
+def _does_nothing(layer: Layer) -> bool:
+    """Returns whether a layer with these settings does nothing, or what the network does itself."""
+    config = layer.config
+    if layer.kind.lower() == "cast":
+        return "float" in str(config.get("dtype", "float32"))
+    if layer.kind == "Activation":
+        return config["activation"] in (None, "linear")
+    # Older versions pad before the stem, as the padding `same` does.
+    return layer.kind == "ZeroPadding2D" and layer.name in ("Conv1_pad", "conv1_pad")
+
+
+def _resizing(
+    layer: Layer, size: tuple[int, int] | None, source: str
+) -> tuple[tuple[int, int], str]:
+    """Returns the size that a layer resizes to, and how."""
+    config = layer.config
+    method = METHODS.get(config["interpolation"])
+    if layer.kind == "UpSampling2D":
+        if size is None or method is None:
+            raise _not_understood(layer, source)
+        up, across = config["size"]
+        return (up * size[0], across * size[1]), method
+    if config.get("antialias") and method == "tensorflow":
+        method = "pillow"
+    if method is None or config.get("crop_to_aspect_ratio") or config.get("pad_to_aspect_ratio"):
+        raise _not_understood(layer, source)
+    return (config["height"], config["width"]), method
+
+
+def _fixed_size(layer: Layer) -> tuple[int, int] | None:
+    """Returns the (height, width) that a layer's settings demand of its input, if they do."""
+    shape = layer.config.get("batch_shape") or layer.config.get("batch_input_shape")
+    if not shape or len(shape) != 4 or not (shape[1] and shape[2]):
+        return None
+    return int(shape[1]), int(shape[2])
 
 
 def _read_head(
@@ -200,14 +383,15 @@ def _read_head(
     size: tuple[int, int] | None,
     source: str,
 ) -> tuple[list[DenseWeights], str, list[str]]:
-    """Returns the dense layers after the network, the output as in `KerasModel`, and their names.
+    """Returns the dense layers after the network, the output as in `Usage`, and their names.
 
     Batch norm is folded into the dense layer before or after it.
     """
-    whole = keras_pixels.map_size(size) if size else None
+    whole = (math.ceil(size[0] / 32), math.ceil(size[1] / 32)) if size else None
     pooled = whole == (1, 1)
-    dense: list[_Dense] = []
-    pending: keras_pixels.Affine | None = None  # batch norm before the next dense layer
+    dense: list[DenseWeights] = []
+    names: list[str] = []
+    pending: Affine | None = None  # batch norm before the next dense layer
     for layer in layers:
         kind, config = layer.kind, layer.config
         last = dense[-1] if dense and pending is None else None
@@ -221,49 +405,54 @@ def _read_head(
             new = _dense(layer, tensors, source)
             if pending is not None:
                 scale, offset = pending
-                new.bias = new.bias + (np.broadcast_to(offset, len(new.kernel)) @ new.kernel)
-                new.kernel = np.reshape(scale, (-1, 1)) * new.kernel
+                new = new._replace(
+                    kernel=np.reshape(scale, (-1, 1)) * new.kernel,
+                    bias=new.bias + np.broadcast_to(offset, len(new.kernel)) @ new.kernel,
+                )
                 pending = None
             dense.append(new)
+            names.append(layer.name)
         elif pooled and kind == "BatchNormalization" and pending is None:
             try:
-                scale, offset = keras_pixels.batch_norm(layer, tensors)
+                scale, offset = _batch_norm(layer, tensors)
             except KeyError as error:
                 raise UserError(f"{source} lacks {error.args[0]}") from None
             if last and last.activation == "linear":
-                last.kernel, last.bias = last.kernel * scale, last.bias * scale + offset
+                dense[-1] = last._replace(
+                    kernel=last.kernel * scale, bias=last.bias * scale + offset
+                )
             else:
                 pending = scale, offset
         elif last and last.activation == "linear" and (name := _activation_of(layer)):
-            last.activation = name
+            dense[-1] = last._replace(activation=name)
         else:
             raise _unsupported(layer, whole, pooled, source)
     if pending is not None:
         raise UserError(f"{source}: a head that ends in batch norm is not supported")
-    return _head_of(dense, source) if dense else ([], "softmax", [])
+    return (*_head_of(dense, names, source), names) if dense else ([], "softmax", [])
 
 
-def _head_of(dense: Sequence[_Dense], source: str) -> tuple[list[DenseWeights], str, list[str]]:
-    """Returns what `_read_head` does. Raises UserError for activations that a head cannot have."""
-    for item in dense[:-1]:
-        if item.activation not in ACTIVATIONS:
+def _head_of(
+    dense: Sequence[DenseWeights], names: Sequence[str], source: str
+) -> tuple[list[DenseWeights], str]:
+    """Returns a head and its output. Raises UserError for activations that it cannot have."""
+    for name, layer in zip(names[:-1], dense[:-1], strict=True):
+        if layer.activation not in ACTIVATIONS:
             raise UserError(
-                f"{source}: activation {item.activation!r} of layer {item.name!r} is not supported"
+                f"{source}: activation {layer.activation!r} of layer {name!r} is not supported"
             )
-    if dense[-1].activation not in OUTPUTS:
-        raise UserError(
-            f"{source}: the last activation must give probabilities, not {dense[-1].activation}"
-        )
-    output, dense[-1].activation = OUTPUTS[dense[-1].activation], "linear"
+    last = dense[-1].activation
+    if last not in OUTPUTS:
+        raise UserError(f"{source}: the last activation must give probabilities, not {last}")
     head = [
         DenseWeights(x.kernel.astype(np.float32), x.bias.astype(np.float32), x.activation)
-        for x in dense
+        for x in (*dense[:-1], dense[-1]._replace(activation="linear"))
     ]
-    return head, output, [x.name for x in dense]
+    return head, OUTPUTS[last]
 
 
 def _keeps_features(
-    layer: Layer, tensors: Mapping[str, np.ndarray], dense: Sequence[_Dense]
+    layer: Layer, tensors: Mapping[str, np.ndarray], dense: Sequence[DenseWeights]
 ) -> bool:
     """Returns whether a layer changes only the shape of pooled features, or nothing at all."""
     if layer.kind in ("Flatten", "GlobalAveragePooling2D", "GlobalMaxPooling2D"):
@@ -286,7 +475,7 @@ def _is_dense(config: Mapping[str, Any]) -> bool:
     return tuple(config["kernel_size"]) == (1, 1) and config.get("groups", 1) == 1
 
 
-def _dense(layer: Layer, tensors: dict[str, np.ndarray], source: str) -> _Dense:
+def _dense(layer: Layer, tensors: dict[str, np.ndarray], source: str) -> DenseWeights:
     kernel = tensors.pop(f"{layer.name}/kernel", None)
     if kernel is None:
         raise UserError(f"{source} lacks {layer.name}/kernel")
@@ -296,7 +485,7 @@ def _dense(layer: Layer, tensors: dict[str, np.ndarray], source: str) -> _Dense:
         if layer.config.get("use_bias", True):
             raise UserError(f"{source} lacks {layer.name}/bias")
         bias = np.zeros(kernel.shape[-1], np.float32)
-    return _Dense(layer.name, kernel, bias, _activation(layer.config["activation"]))
+    return DenseWeights(kernel, bias, _activation(layer.config["activation"]))
 
 
 def _activation_of(layer: Layer) -> str:

@@ -1,32 +1,28 @@
 """The names of tensors: the paths of this package, and the names that other formats use.
 
 A path of this package is `params/block_3/expand/kernel`; its module is `block_3/expand`. A format
-is described by the names of its layers and by one suffix per variable.
+is described by templates of the names of its layers, and by one suffix per variable.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from mnv2.models.mobilenet_v1 import CHANNELS as V1_CHANNELS
 from mnv2.models.mobilenet_v2 import REPEATS
 
-NUM_BLOCKS = {"mobilenet_v1": len(V1_CHANNELS), "mobilenet_v2": sum(REPEATS)}
+# The number of blocks in each stage.
+STAGES = {"mobilenet_v1": (len(V1_CHANNELS),), "mobilenet_v2": REPEATS}
+NUM_BLOCKS = {network: sum(stages) for network, stages in STAGES.items()}
 
-# Maps a module to a format's names of its convolution (or dense layer) and its batch norm.
-LayerNames = Callable[[str], tuple[str, str]]
-
-
-class VariableSuffixes(NamedTuple):
-    """What a format appends to the name of a layer to name its variables, with the separator."""
-
-    kernel: str
-    bias: str
-    bn_scale: str
-    bn_bias: str
-    bn_mean: str
-    bn_var: str
+# Maps a module, a block, a part or `block` to the names of its convolution (or dense layer) and its
+# batch norm, with a space between them; or to one name for both. The fields of `layer_names` stand
+# in braces.
+Templates = Mapping[str, str]
+# What follows the name of a layer to name its kernel, its bias, and batch norm's scale, bias, mean
+# and variance.
+Suffixes = tuple[str, str, str, str, str, str]
 
 
 def module_paths(network: str, num_blocks: int) -> Iterator[str]:
@@ -43,26 +39,46 @@ def module_paths(network: str, num_blocks: int) -> Iterator[str]:
     yield "classifier"
 
 
+def layer_names(templates: Templates, module: str, stages: Sequence[int]) -> tuple[str, str]:
+    """Returns a format's names of a module's convolution (or dense layer) and its batch norm."""
+    block, _, part = module.partition("/")
+    template = next(templates[x] for x in (module, block, part, "block") if x in templates)
+    fields: dict[str, int | str] = {}
+    if part:
+        i = int(block.removeprefix("block_"))
+        starts = [0, *itertools.accumulate(stages)]
+        stage = max(n for n, start in enumerate(starts) if start <= i)
+        fields = {
+            "part": part, "block": i, "previous": i - 1, "next": i + 1, "twice": 2 * i,
+            "twice_next": 2 * i + 1, "stage": stage, "in_stage": i - starts[stage],
+        }  # fmt: skip
+    layer, _, batch_norm = template.format(**fields).partition(" ")
+    return layer, batch_norm or layer
+
+
 def tensor_names(
-    network: str,
-    num_blocks: int,
-    layer_names: LayerNames,
-    suffixes: VariableSuffixes,
-    has_classifier: bool = True,
+    network: str, templates: Templates, suffixes: Suffixes, stages: Sequence[int] | None = None
 ) -> dict[str, str]:
-    """Maps the path of every tensor in this package to the name of that tensor in a format."""
+    """Maps the path of every tensor in this package to the name of that tensor in a format.
+
+    `stages` has the number of blocks in each stage, by default that of the paper. Without a
+    template `classifier` there is none.
+    """
     names = {}
-    for module in module_paths(network, num_blocks):
-        layer, batch_norm = layer_names(module)
-        if module != "classifier":
-            names[f"params/{module}/kernel"] = layer + suffixes.kernel
-            names[f"params/{module}/bn/scale"] = batch_norm + suffixes.bn_scale
-            names[f"params/{module}/bn/bias"] = batch_norm + suffixes.bn_bias
-            names[f"batch_stats/{module}/bn/mean"] = batch_norm + suffixes.bn_mean
-            names[f"batch_stats/{module}/bn/var"] = batch_norm + suffixes.bn_var
-        elif has_classifier:
-            names[f"params/{module}/kernel"] = layer + suffixes.kernel
-            names[f"params/{module}/bias"] = layer + suffixes.bias
+    stages = STAGES[network] if stages is None else stages
+    kernel, bias, bn_scale, bn_bias, bn_mean, bn_var = suffixes
+    for module in module_paths(network, sum(stages)):
+        if module == "classifier" and module not in templates:
+            continue
+        layer, batch_norm = layer_names(templates, module, stages)
+        names[f"params/{module}/kernel"] = layer + kernel
+        if module == "classifier":
+            names[f"params/{module}/bias"] = layer + bias
+        else:
+            names[f"params/{module}/bn/scale"] = batch_norm + bn_scale
+            names[f"params/{module}/bn/bias"] = batch_norm + bn_bias
+            names[f"batch_stats/{module}/bn/mean"] = batch_norm + bn_mean
+            names[f"batch_stats/{module}/bn/var"] = batch_norm + bn_var
     return names
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from mnv2.runtime.cli import whole_number
 from mnv2.runtime.errors import UserError
+from mnv2.runtime.files import did_you_mean
 
 
 def add_weights_options(parser: argparse.ArgumentParser, positional: bool = False) -> None:
@@ -75,7 +76,8 @@ def read_class_names(path: Path) -> list[str]:
         text = path.expanduser().read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise UserError(f"cannot read the classes in {path}: {reason}") from None
+        hint = did_you_mean(path) if isinstance(error, FileNotFoundError) else ""
+        raise UserError(f"cannot read the classes in {path}: {reason}{hint}") from None
     names = [line.strip() for line in text.splitlines()]
     if text.startswith(("[", "{")):
         try:

@@ -1,8 +1,8 @@
 """Reads the tensors of files that PyTorch saved, without PyTorch and without running anything.
 
-A pickle is a program for a stack machine; `_run` is that machine, but it imports and calls nothing.
-It knows tensors and plain containers. An object of any other class becomes a `Foreign`, which only
-remembers its class. A pickle that calls any other function is refused.
+A pickle is a program for a stack machine. The machine is that of the standard library, but it
+imports nothing: whatever a file names becomes a `Foreign`, which only remembers the name. Called,
+it gives tensors and plain containers; a pickle that calls any other function is refused.
 
 PyTorch 1.6 and later write a zip file: the pickle `data.pkl`, and one member per storage. Earlier
 versions wrote pickles one after another, and then the storages.
@@ -11,12 +11,13 @@ versions wrote pickles one after another, and then the storages.
 import dataclasses
 import io
 import math
-import pickletools
+import pickle
+import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -43,35 +44,61 @@ STORAGES = {
 }  # fmt: skip
 
 CONTAINERS = ("collections.OrderedDict", "collections.defaultdict", "collections.Counter")
-SEQUENCES = ("torch.Size", "builtins.set", "builtins.frozenset", "builtins.list", "builtins.tuple")
-PARAMETERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
-# What common harmless objects beside the weights would call. Their results are left out.
-HARMLESS = (
-    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core")
-      for name in ("scalar", "_reconstruct")),
-    "numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer", "numpy.dtype",
-    "_codecs.encode", "copyreg._reconstructor", "torch.device", "builtins.complex",
-    "builtins.slice", "builtins.range", "builtins.bytearray", "datetime.datetime",
-    "datetime.date", "datetime.timedelta", "datetime.timezone",
-    *(f"pathlib.{part}{name}" for part in ("", "_local.")
-      for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
-)  # fmt: skip
+WRAPPERS = (  # what they get is what they give, as far as weights are concerned
+    *("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"),
+    *("torch.Size", "builtins.list", "builtins.tuple"),
+)
+# What harmless objects beside the weights would call. Their results are left out.
+HARMLESS = re.compile(
+    r"numpy\._?core\.(multiarray\.(scalar|_reconstruct)|numeric\._frombuffer)|numpy\.dtype"
+    r"|datetime\.\w+|pathlib\.(_local\.)?\w+|_codecs\.encode|copyreg\._reconstructor"
+    r"|torch\.device|builtins\.(bytearray|complex|frozenset|range|set|slice)"
+)
 OLD_MODULES = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # their names in Python 2
 
 
-class Foreign(NamedTuple):
-    """An object that is not read: the name of its class, or of the function that would make it."""
+@dataclasses.dataclass(frozen=True)
+class Foreign:
+    """A class or function that a pickle names, or an object of such a class. It is not imported.
 
-    kind: str
-
-
-class Global(NamedTuple):
-    """A class or function that a pickle mentions. It is not imported."""
+    What a pickle puts into it is left out.
+    """
 
     name: str
 
+    def append(self, *_: Any) -> None:
+        pass
 
-@dataclasses.dataclass
+    extend = add = __setitem__ = append
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Returns what a call gives if it makes a tensor or a container; calls nothing."""
+        name = self.name
+        if name in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
+            storage, offset, shape, strides = arguments[:4]
+            return _tensor(storage, offset, shape, strides, storage.dtype)
+        if name == "torch._utils._rebuild_tensor_v3":
+            storage, offset, shape, strides, _, _, kind = arguments[:7]
+            dtype = DTYPES.get(kind.name.removeprefix("torch."))
+            if dtype is None:
+                raise _Refused(f"need the type {kind.name}")
+            return _tensor(storage, offset, shape, strides, dtype)
+        if name == "torch._tensor._rebuild_from_type_v2":  # a tensor with attributes
+            function, _, inner = arguments[:3]
+            return function(*inner)
+        if name in CONTAINERS:
+            pairs = arguments[-1] if arguments and isinstance(arguments[-1], list) else []
+            container = _dict_of(pairs)
+            pairs.clear()  # else a small file could ask for many copies
+            return container
+        if name in WRAPPERS:
+            return arguments[0] if arguments else ()
+        if HARMLESS.fullmatch(name):
+            return self
+        raise _Refused(f"call {name}")
+
+
+@dataclasses.dataclass(eq=False)
 class Storage:
     """Memory that tensors share; `read` returns its bytes."""
 
@@ -79,7 +106,7 @@ class Storage:
     read: Callable[[], bytes]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Tensor:
     """A tensor whose storage is not read yet; offset and strides count elements of `dtype`."""
 
@@ -114,25 +141,17 @@ class _Refused(Exception):
 def read(path: Path) -> Any:
     """Returns what a file holds: containers, numbers, strings, and `Tensor` and `Foreign` objects.
 
-    Raises UserError if the file is damaged, or if it would call a function.
+    Raises UserError if the file would call a function, and an error of almost any type if it is
+    damaged.
     """
+    data = path.read_bytes()
     try:
-        data = path.read_bytes()
         return _read_zip(data) if data.startswith(b"PK") else _read_legacy(data)
     except _Refused as refusal:
         raise UserError(
             f"{path} holds more than tensors and is not read: it would {refusal}; "
             "save the model's state_dict() with torch.save"
         ) from None
-    except Exception as error:  # damaged data can raise almost any type
-        raise cannot_read(path, error) from error
-
-
-def cannot_read(path: Path, error: Exception) -> UserError:
-    """Returns the error for a damaged file, in one line."""
-    said = error.args[0] if isinstance(error, KeyError) and error.args else error
-    reason = " ".join(str(said).split()) or type(error).__name__
-    return UserError(f"cannot read {path}: {reason}")
 
 
 def _read_zip(data: bytes) -> Any:
@@ -157,7 +176,7 @@ def _read_zip(data: bytes) -> Any:
         size = count * dtype.itemsize
         return Storage(dtype, partial(_read_storage, archive, storages, folder, key, size))
 
-    return _run(io.BytesIO(archive.read(f"{folder}data.pkl")), load)
+    return _Unpickler(io.BytesIO(archive.read(f"{folder}data.pkl")), load).load()
 
 
 def _read_storage(
@@ -188,13 +207,13 @@ def _read_legacy(data: bytes) -> Any:
         first, last = start * dtype.itemsize, (start + length) * dtype.itemsize
         return Storage(dtype, lambda: contents[key][first:last])
 
-    if _run(stream, load) != MAGIC_NUMBER:
+    if _Unpickler(stream, load).load() != MAGIC_NUMBER:
         raise ValueError("it is a pickle, but torch.save did not write it")
-    _run(stream, load)  # the version of the protocol
-    if not _run(stream, load).get("little_endian", True):
+    _Unpickler(stream, load).load()  # the version of the protocol
+    if not _Unpickler(stream, load).load().get("little_endian", True):
         raise ValueError(BIG_ENDIAN)
-    tree = _run(stream, load)
-    for key in _run(stream, load):
+    tree = _Unpickler(stream, load).load()
+    for key in _Unpickler(stream, load).load():
         dtype, count = storages[key]
         if int.from_bytes(stream.read(8), "little") != count:
             raise ValueError(f"storage {key} does not have {count} elements")
@@ -204,137 +223,11 @@ def _read_legacy(data: bytes) -> Any:
     return tree
 
 
-def _storage_dtype(kind: Global) -> np.dtype:
+def _storage_dtype(kind: Foreign) -> np.dtype:
     module, _, name = kind.name.rpartition(".")
     if module in ("torch", "torch.cuda", "torch.storage") and name in STORAGES:
         return DTYPES[STORAGES[name]]
     raise _Refused(f"need {kind.name}")
-
-
-_MARK = object()
-_CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "MARK": _MARK}
-_LITERALS = (
-    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE"),
-    *("BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
-)
-
-
-def _run(stream: io.BytesIO, load_storage: Callable[[Any], Any]) -> Any:
-    """Runs one pickle and returns its result. Raises _Refused, or any other error if damaged."""
-    stack: list[Any] = []
-    memo: dict[int, Any] = {}
-    argument: Any
-
-    def pop_to_mark() -> list[Any]:
-        items = []
-        while (item := stack.pop()) is not _MARK:
-            items.append(item)
-        return items[::-1]
-
-    for opcode, argument, _ in pickletools.genops(stream):
-        match opcode.name:
-            case "PROTO" | "FRAME" | "STOP":
-                pass
-            case name if name in _CONSTANTS:
-                stack.append(_CONSTANTS[name])
-            case "EMPTY_DICT":
-                stack.append({})
-            case "EMPTY_LIST" | "EMPTY_SET":
-                stack.append([])
-            case "EMPTY_TUPLE":
-                stack.append(())
-            case name if name in _LITERALS:
-                stack.append(argument)
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                count = int(opcode.name[-1])
-                stack[-count:] = [tuple(stack[-count:])]
-            case "TUPLE" | "FROZENSET":
-                stack.append(tuple(pop_to_mark()))
-            case "LIST":
-                stack.append(pop_to_mark())
-            case "DICT":
-                items = pop_to_mark()
-                stack.append(_set_items({}, items[::2], items[1::2]))
-            case "APPEND" | "APPENDS" | "ADDITEMS":
-                items = [stack.pop()] if opcode.name == "APPEND" else pop_to_mark()
-                if isinstance(stack[-1], list):
-                    stack[-1].extend(items)
-            case "SETITEM" | "SETITEMS":
-                items = stack[-2:] if opcode.name == "SETITEM" else pop_to_mark()
-                del stack[len(stack) - 2 * (opcode.name == "SETITEM") :]
-                _set_items(stack[-1], items[::2], items[1::2])
-            case "POP" | "BUILD":  # BUILD sets attributes: containers and tensors need none
-                stack.pop()
-            case "POP_MARK":
-                pop_to_mark()
-            case "DUP":
-                stack.append(stack[-1])
-            case "PUT" | "BINPUT" | "LONG_BINPUT":
-                memo[argument] = stack[-1]
-            case "MEMOIZE":
-                memo[len(memo)] = stack[-1]
-            case "GET" | "BINGET" | "LONG_BINGET":
-                stack.append(memo[argument])
-            case "GLOBAL":
-                stack.append(_global(*argument.split(" ", 1)))
-            case "STACK_GLOBAL":
-                qualified, module = stack.pop(), stack.pop()
-                stack.append(_global(module, qualified))
-            case "BINPERSID":
-                stack.append(load_storage(stack.pop()))
-            case "REDUCE":
-                arguments, function = stack.pop(), stack.pop()
-                stack.append(_call(function, arguments))
-            case "INST":
-                stack.append(_call(_global(*argument.split(" ", 1)), tuple(pop_to_mark())))
-            case "OBJ":
-                function, *arguments = pop_to_mark()
-                stack.append(_call(function, tuple(arguments)))
-            case "NEWOBJ" | "NEWOBJ_EX":  # a new object whose class is not asked
-                del stack[-1 - (opcode.name == "NEWOBJ_EX") :]
-                name = _called_name(stack.pop())
-                stack.append({} if name in CONTAINERS else Foreign(name))
-            case name:
-                raise _Refused(f"use the pickle instruction {name}")
-    (result,) = stack
-    return result
-
-
-def _global(module: Any, name: Any) -> Global:
-    return Global(f"{OLD_MODULES.get(str(module), str(module))}.{name}")
-
-
-def _called_name(function: Any) -> str:
-    if not isinstance(function, Global):
-        raise _Refused("call what it computes")
-    return function.name
-
-
-def _call(function: Any, arguments: Any) -> Any:
-    """Returns what a call gives if it makes a tensor or a container; calls nothing."""
-    name = _called_name(function)
-    if name in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
-        storage, offset, shape, strides = arguments[:4]
-        return _tensor(storage, offset, shape, strides, storage.dtype)
-    if name == "torch._utils._rebuild_tensor_v3":
-        storage, offset, shape, strides, _, _, kind = arguments[:7]
-        dtype = DTYPES.get(_called_name(kind).removeprefix("torch."))
-        if dtype is None:
-            raise _Refused(f"need the type {kind.name}")
-        return _tensor(storage, offset, shape, strides, dtype)
-    if name in PARAMETERS:
-        return arguments[0]
-    if name == "torch._tensor._rebuild_from_type_v2":  # a tensor with attributes
-        return _call(arguments[0], arguments[2])
-    if name in CONTAINERS:
-        pairs = arguments[-1] if arguments and isinstance(arguments[-1], list) else []
-        return _set_items({}, [key for key, _ in pairs], [value for _, value in pairs])
-    if name in SEQUENCES:
-        return tuple(arguments[0]) if arguments else ()
-    if name in HARMLESS:
-        return Foreign(name)
-    raise _Refused(f"call {name}")
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, dtype: np.dtype) -> Tensor:
@@ -346,10 +239,69 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, dtype: np.dtype
     return Tensor(storage, offset, tuple(shape), tuple(strides), dtype)
 
 
-def _set_items(target: Any, keys: list[Any], values: list[Any]) -> Any:
-    """Sets items of a dict. Keys other than strings and numbers are left out."""
-    if isinstance(target, dict):
-        for key, value in zip(keys, values, strict=True):
-            if isinstance(key, str | int | float):
-                target[key] = value
-    return target
+def _dict_of(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    result = _Dict()
+    for key, value in pairs:
+        result[key] = value
+    return result
+
+
+class _Dict(dict[Any, Any]):
+    """A dict without keys other than strings and numbers: to hash nested tuples may never end."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if isinstance(key, str | int | float):
+            super().__setitem__(key, value)
+
+
+def _load_dict(machine: Any) -> None:
+    items = machine.pop_mark()
+    machine.append(_dict_of(zip(items[::2], items[1::2], strict=True)))
+
+
+def _load_frozenset(machine: Any) -> None:
+    machine.pop_mark()
+    machine.append(Foreign("builtins.frozenset"))
+
+
+def _load_object(machine: Any, has_keywords: bool = False) -> None:
+    """Puts a new object, whose class is not asked, in place of a class and arguments."""
+    del machine.stack[-1 - has_keywords :]
+    if machine.stack[-1].name in CONTAINERS:
+        machine.stack[-1] = _Dict()
+
+
+def _refuse(instruction: str, _: Any) -> None:
+    raise _Refused(f"use the pickle instruction {instruction}")
+
+
+class _Unpickler(pickle._Unpickler):
+    """The standard library's machine in Python, which takes memory only for what a file holds.
+
+    That in C takes what the file claims to hold. Attributes (BUILD) are left out.
+    """
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        **pickle._Unpickler.dispatch,
+        pickle.EMPTY_DICT[0]: lambda machine: machine.append(_Dict()),
+        pickle.DICT[0]: _load_dict,
+        pickle.EMPTY_SET[0]: lambda machine: machine.append(Foreign("builtins.set")),
+        pickle.FROZENSET[0]: _load_frozenset,
+        pickle.NEWOBJ[0]: _load_object,
+        pickle.NEWOBJ_EX[0]: partial(_load_object, has_keywords=True),
+        pickle.BUILD[0]: lambda machine: machine.stack.pop(),
+        pickle.BYTEARRAY8[0]: pickle._Unpickler.dispatch[pickle.BINBYTES8[0]],
+    } | {
+        getattr(pickle, name)[0]: partial(_refuse, name)  # what no file of tensors needs
+        for name in ("PERSID", "EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER")
+    }
+
+    def __init__(self, stream: io.BytesIO, load_storage: Callable[[Any], Any]):
+        super().__init__(stream, encoding="latin1")  # as the strings of Python 2
+        self.load_storage = load_storage
+
+    def find_class(self, module: str, name: str) -> Foreign:
+        return Foreign(f"{OLD_MODULES.get(module, module)}.{name}")
+
+    def persistent_load(self, pid: Any) -> Any:
+        return self.load_storage(pid)

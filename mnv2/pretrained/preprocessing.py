@@ -21,6 +21,7 @@ NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),  # kuangliu/pytorch-cifar
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # torchvision and timm
 }
+SMALLEST = 32  # a smaller size in the name of a file means something else
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,3 +123,13 @@ def size_to_assume(path: Path) -> tuple[int, int]:
         "--image_size changes it"
     )
     return size
+
+
+def side_in_name(path: Path) -> int:
+    """Returns the pixels of a side from a name such as mobilenetv2_128x128-fd66a69d.pth, or 224."""
+    match = re.search(r"(?<!\d)(\d{2,4})x\1(?!\d)", path.name)
+    if match is not None and int(match[1]) >= SMALLEST:
+        note(f"{path}: pictures have {match[0]} pixels, from its name")
+        return int(match[1])
+    named = size_in_name(path.name)
+    return named[0] if named else 224

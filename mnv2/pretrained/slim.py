@@ -15,9 +15,9 @@ import numpy as np
 
 from mnv2.preprocess.host import named_view
 from mnv2.pretrained.infer import DenseWeights, FileContents
-from mnv2.pretrained.names import NUM_BLOCKS, VariableSuffixes, tensor_names, translate
+from mnv2.pretrained.names import tensor_names, translate
 from mnv2.pretrained.preprocessing import Preprocessing, size_in_name, size_to_assume
-from mnv2.runtime.errors import UserError, first_line
+from mnv2.runtime.errors import UserError
 from mnv2.runtime.terminal import note
 
 SCOPES = {"MobilenetV1/": "mobilenet_v1", "MobilenetV2/": "mobilenet_v2"}
@@ -25,10 +25,21 @@ FIELDS: dict[str, dict[str, Any]] = {
     "mobilenet_v1": {"padding": "same", "bn_epsilon": 1e-3, "bn_momentum": 0.9997},
     "mobilenet_v2": {"padding": "same", "bn_epsilon": 1e-3, "bn_momentum": 0.997},
 }
-VARIABLE_SUFFIXES = VariableSuffixes(
-    "/weights", "/biases", "/gamma", "/beta", "/moving_mean", "/moving_variance"
-)
 BATCH_NORM = ("gamma", "beta", "moving_mean", "moving_variance")
+SUFFIXES = (
+    *("/weights", "/biases", "/BatchNorm/gamma", "/BatchNorm/beta"),
+    *("/BatchNorm/moving_mean", "/BatchNorm/moving_variance"),
+)
+TEMPLATES = {
+    "mobilenet_v1": {"stem": "MobilenetV1/Conv2d_0", "block": "MobilenetV1/Conv2d_{next}_{part}"},
+    "mobilenet_v2": {
+        "stem": "MobilenetV2/Conv",
+        "block_0": "MobilenetV2/expanded_conv/{part}",
+        "block": "MobilenetV2/expanded_conv_{block}/{part}",
+        "last_conv": "MobilenetV2/Conv_1",
+    },
+}
+LOGITS = "Logits/Conv2d_1c_1x1"
 AVERAGE_SUFFIX = "/ExponentialMovingAverage"
 OPTIMIZER_SUFFIXES = ("/RMSProp", "/RMSProp_1", "/Momentum", "/Adam", "/Adam_1")
 SLIM = Preprocessing(named_view("slim"), (0.5,), (0.5,), assumed=True)
@@ -59,7 +70,7 @@ def find_prefix(path: Path) -> Path | None:
 def read(prefix: Path) -> FileContents:
     """Reads a checkpoint or a frozen graph.
 
-    Raises UserError if it is damaged or holds another network.
+    Raises UserError if it holds another network, others if it is damaged.
     """
     head: list[DenseWeights] = []
     size = None
@@ -67,20 +78,19 @@ def read(prefix: Path) -> FileContents:
         tensors, head, size = _load_graph(prefix)
     else:
         tensors = _load(prefix)
-    scopes = [scope for scope in SCOPES if scope + _stem_kernel(scope) in tensors]
+    scopes = [
+        scope
+        for scope, network in SCOPES.items()
+        if f"{TEMPLATES[network]['stem']}/weights" in tensors
+    ]
     if len(scopes) != 1:
         raise UserError(f"{prefix} holds no MobileNet or MobileNetV2 of slim")
     (scope,) = scopes
     network = SCOPES[scope]
-    has_classifier = scope + "Logits/Conv2d_1c_1x1/weights" in tensors
-
-    def layer_names(module: str) -> tuple[str, str]:
-        layer = scope + (_v1_layer(module) if network == "mobilenet_v1" else _v2_layer(module))
-        return layer, f"{layer}/BatchNorm"
-
-    names = tensor_names(
-        network, NUM_BLOCKS[network], layer_names, VARIABLE_SUFFIXES, has_classifier
-    )
+    templates = dict(TEMPLATES[network])
+    if f"{scope}{LOGITS}/weights" in tensors:
+        templates["classifier"] = scope + LOGITS
+    names = tensor_names(network, templates, SUFFIXES)
     in_scope = {name: array for name, array in tensors.items() if name.startswith(scope)}
     arrays = translate(in_scope, names, tensorflow_layout)
     preprocess = dataclasses.replace(SLIM, view=named_view("slim", 1.0)) if head else SLIM
@@ -106,25 +116,20 @@ def _load(prefix: Path) -> dict[str, np.ndarray]:
     """Reads the variables of a checkpoint, without optimiser states, averaged if possible."""
     import tensorflow as tf
 
-    try:
-        reader = tf.train.load_checkpoint(str(prefix))
-        names = [
-            name
-            for name in reader.get_variable_to_shape_map()
-            if not name.endswith(OPTIMIZER_SUFFIXES)
-        ]
-        averaged = {
-            name.removesuffix(AVERAGE_SUFFIX) for name in names if name.endswith(AVERAGE_SUFFIX)
-        }
-        return {
-            name.removesuffix(AVERAGE_SUFFIX).replace("depthwise_weights", "weights"): np.asarray(
-                reader.get_tensor(name)
-            )
-            for name in names
-            if name not in averaged
-        }
-    except (tf.errors.OpError, ValueError, IndexError) as error:
-        raise UserError(f"cannot read {prefix}: {first_line(error)}") from error
+    reader = tf.train.load_checkpoint(str(prefix))
+    names = [
+        name for name in reader.get_variable_to_shape_map() if not name.endswith(OPTIMIZER_SUFFIXES)
+    ]
+    averaged = {
+        name.removesuffix(AVERAGE_SUFFIX) for name in names if name.endswith(AVERAGE_SUFFIX)
+    }
+    return {
+        name.removesuffix(AVERAGE_SUFFIX).replace("depthwise_weights", "weights"): np.asarray(
+            reader.get_tensor(name)
+        )
+        for name in names
+        if name not in averaged
+    }
 
 
 def _load_graph(
@@ -132,12 +137,8 @@ def _load_graph(
 ) -> tuple[dict[str, np.ndarray], list[DenseWeights], tuple[int, int] | None]:
     """Reads the constants of a frozen graph by slim's names, its retrained head, and its size."""
     import tensorflow as tf
-    from google.protobuf.message import DecodeError
 
-    try:
-        graph = tf.compat.v1.GraphDef.FromString(path.read_bytes())
-    except (OSError, DecodeError) as error:
-        raise UserError(f"cannot read {path} as a frozen graph of TensorFlow: {error}") from error
+    graph = tf.compat.v1.GraphDef.FromString(path.read_bytes())
     tensors: dict[str, np.ndarray] = {}
     head: dict[str, np.ndarray] = {}
     size = None
@@ -173,28 +174,3 @@ def _load_graph(
 def _check_epsilon(path: Path, name: str, value: float) -> None:
     if not math.isclose(value, FIELDS["mobilenet_v2"]["bn_epsilon"], rel_tol=1e-4):
         raise UserError(f"{path}: the batch norm {name} has the epsilon {value:.3g}, not 0.001")
-
-
-def _stem_kernel(scope: str) -> str:
-    return "Conv2d_0/weights" if scope == "MobilenetV1/" else "Conv/weights"
-
-
-def _v1_layer(module: str) -> str:
-    if module == "stem":
-        return "Conv2d_0"
-    if module == "classifier":
-        return "Logits/Conv2d_1c_1x1"
-    block, part = module.removeprefix("block_").split("/")
-    return f"Conv2d_{int(block) + 1}_{part}"
-
-
-def _v2_layer(module: str) -> str:
-    outside_blocks = {
-        "stem": "Conv",
-        "last_conv": "Conv_1",
-        "classifier": "Logits/Conv2d_1c_1x1",
-    }
-    if module in outside_blocks:
-        return outside_blocks[module]
-    block, part = module.removeprefix("block_").split("/")
-    return f"expanded_conv{'' if block == '0' else '_' + block}/{part}"

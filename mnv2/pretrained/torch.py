@@ -3,97 +3,184 @@
 torchvision, timm, transformers, d-li14 and tonylins each give other names to the same tensors. All
 of them use PyTorch's layout, O I H W. Their classifier may have been replaced by a layer of any
 name.
+
+People save a state dict as it is, or in a dict with an optimiser's state, arguments and counters.
+Its names may have prefixes, such as `module.` and `_orig_mod.`. One tensor that every network of a
+naming scheme has shows both the scheme and the prefix.
 """
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jax.typing import ArrayLike
-from safetensors.numpy import save
+from safetensors.numpy import load_file, save
 
 from mnv2.models.mobilenet_v2 import REPEATS
 from mnv2.preprocess.host import named_view
-from mnv2.pretrained import hub_config, state_dicts, transformers
+from mnv2.pretrained import hub_config, pickles
 from mnv2.pretrained.infer import FileContents, Usage
-from mnv2.pretrained.names import (
-    NUM_BLOCKS,
-    LayerNames,
-    VariableSuffixes,
-    tensor_names,
-    translate,
-)
-from mnv2.pretrained.preprocessing import Preprocessing, size_in_name
-from mnv2.pretrained.torch_names import (
-    flat_names,
-    timm_stages,
-    timm_v1_names,
-    timm_v2_names,
-    torchvision_names,
-)
+from mnv2.pretrained.names import Templates, tensor_names, translate
+from mnv2.pretrained.preprocessing import NORMALIZATIONS, Preprocessing, side_in_name
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.terminal import first_few, note
 
 # PyTorch's batch norm has epsilon 1e-5 and momentum 0.1, which this package writes as 1 - 0.1.
 FIELDS = {"padding": "symmetric", "bn_epsilon": 1e-5, "bn_momentum": 0.9}
 
-VARIABLE_SUFFIXES = VariableSuffixes(
-    ".weight", ".bias", ".weight", ".bias", ".running_mean", ".running_var"
+SUFFIXES = (".weight", ".bias", ".weight", ".bias", ".running_mean", ".running_var")
+TRANSFORMERS_SUFFIXES = (
+    *(".convolution.weight", ".bias", ".normalization.weight", ".normalization.bias"),
+    *(".normalization.running_mean", ".normalization.running_var"),
 )
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-TORCHVISION = Preprocessing(named_view("bilinear", 224 / 256), IMAGENET_MEAN, IMAGENET_STD)
-TORCHVISION_2 = Preprocessing(named_view("bilinear", 224 / 232), IMAGENET_MEAN, IMAGENET_STD)
-TIMM_V2 = Preprocessing(named_view("bicubic", 0.875), IMAGENET_MEAN, IMAGENET_STD)
-TIMM_V1 = Preprocessing(named_view("bicubic", 0.875), (0.5,), (0.5,))
+TORCHVISION = {
+    "stem": "features.0.0 features.0.1",
+    "block_0/depthwise": "features.1.conv.0.0 features.1.conv.0.1",
+    "block_0/project": "features.1.conv.1 features.1.conv.2",
+    "expand": "features.{next}.conv.0.0 features.{next}.conv.0.1",
+    "depthwise": "features.{next}.conv.1.0 features.{next}.conv.1.1",
+    "project": "features.{next}.conv.2 features.{next}.conv.3",
+    "last_conv": "features.18.0 features.18.1",
+}
+TONYLINS = {  # each block is one sequence: convolution, batch norm, activation, convolution, ...
+    "stem": "features.0.0 features.0.1",
+    "block_0/depthwise": "features.1.conv.0 features.1.conv.1",
+    "block_0/project": "features.1.conv.3 features.1.conv.4",
+    "expand": "features.{next}.conv.0 features.{next}.conv.1",
+    "depthwise": "features.{next}.conv.3 features.{next}.conv.4",
+    "project": "features.{next}.conv.6 features.{next}.conv.7",
+    "last_conv": "features.18.0 features.18.1",
+}
+D_LI14 = TONYLINS | {"last_conv": "conv.0 conv.1"}
+TIMM = {
+    "stem": "conv_stem bn1",
+    "block_0/depthwise": "blocks.0.0.conv_dw blocks.0.0.bn1",
+    "block_0/project": "blocks.0.0.conv_pw blocks.0.0.bn2",
+    "expand": "blocks.{stage}.{in_stage}.conv_pw blocks.{stage}.{in_stage}.bn1",
+    "depthwise": "blocks.{stage}.{in_stage}.conv_dw blocks.{stage}.{in_stage}.bn2",
+    "project": "blocks.{stage}.{in_stage}.conv_pwl blocks.{stage}.{in_stage}.bn3",
+    "last_conv": "conv_head bn2",
+}
+TIMM_1 = {
+    "stem": "conv_stem bn1",
+    "depthwise": "blocks.{stage}.{in_stage}.conv_dw blocks.{stage}.{in_stage}.bn1",
+    "pointwise": "blocks.{stage}.{in_stage}.conv_pw blocks.{stage}.{in_stage}.bn2",
+}
+TRANSFORMERS = {
+    "mobilenet_v1": {
+        "stem": "conv_stem",
+        "depthwise": "layer.{twice}",
+        "pointwise": "layer.{twice_next}",
+    },
+    "mobilenet_v2": {
+        "stem": "conv_stem.first_conv",
+        "block_0/depthwise": "conv_stem.conv_3x3",
+        "block_0/project": "conv_stem.reduce_1x1",
+        "expand": "layer.{previous}.expand_1x1",
+        "depthwise": "layer.{previous}.conv_3x3",
+        "project": "layer.{previous}.reduce_1x1",
+        "last_conv": "conv_1x1",
+    },
+}
 
+IMAGENET = NORMALIZATIONS["imagenet"]
 # torchvision published weights twice; only the hash in the name of the file tells them apart.
+TORCHVISION_1 = Preprocessing(named_view("bilinear", 224 / 256), *IMAGENET)
+TORCHVISION_2 = Preprocessing(named_view("bilinear", 224 / 232), *IMAGENET)
 TORCHVISION_HASHES = {
-    "b0353104": ("IMAGENET1K_V1", TORCHVISION),
+    "b0353104": ("IMAGENET1K_V1", TORCHVISION_1),
     "7ebf99e0": ("IMAGENET1K_V2", TORCHVISION_2),
 }
-SMALLEST = 32  # a smaller size in the name of a file means something else
+TIMM_V2 = Preprocessing(named_view("bicubic", 0.875), *IMAGENET)
+TIMM_V1 = Preprocessing(named_view("bicubic", 0.875), *NORMALIZATIONS["half"])
 CLASSIFIERS = re.compile("classifier|fc|head|linear|logits|predictions")
+
+# A convolution's kernel that every network of the scheme has. What precedes it is the prefix.
+ANCHORS = {
+    "torchvision": "1.conv.0.0.weight",
+    "flat": "1.conv.0.weight",
+    "timm": "blocks.0.0.conv_dw.weight",
+    "transformers v2": "conv_stem.first_conv.convolution.weight",
+    "transformers v1": "layer.0.convolution.weight",
+}
+# Counters that some trainers keep between the weights; a network does not use them.
+COUNTERS = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")
+AVERAGED = re.compile(r"(?<![a-z])(ema|swa|averaged?)(?![a-z])", re.IGNORECASE)
+DEPTH = 4  # of dicts in dicts; an optimiser's are deeper or have numbers as keys
+
+Tensors = Mapping[str, Any]  # pickles.Tensor or np.ndarray, by name
+
+
+class _Found(NamedTuple):
+    """Where a network is in a file.
+
+    keys     of the dicts around its state dict
+    tensors  its state dict
+    scheme   one of ANCHORS
+    prefix   what precedes the names of this scheme
+    """
+
+    keys: tuple[str, ...]
+    tensors: Tensors
+    scheme: str
+    prefix: str
+
+    @property
+    def path(self) -> str:
+        return "/".join((*self.keys, self.root.rstrip("."))).rstrip("/")
+
+    @property
+    def root(self) -> str:
+        """The prefix of the whole network, which may have a head beside its features."""
+        return re.sub(r"(^|\.)features\.$", r"\1", self.prefix)
+
+    def full_name(self, name: str) -> str:
+        """Returns the name in the file. A prefix of torchvision's names includes `features.`."""
+        if self.scheme in ("torchvision", "flat") and not name.startswith("features."):
+            return self.prefix.removesuffix("features.") + name
+        return self.prefix + name.removeprefix("features.")
 
 
 class _Layout(NamedTuple):
-    """How a file names the tensors of its network, and how the network is built and used.
+    """How a network is built and used.
 
-    names  the names of the layers, without the prefix of the file
+    names  the names of its tensors without the prefix of the file, except those of the classifier
     trunk  matches what follows the prefix in the name of any layer before the classifier
     """
 
     network: str
-    num_blocks: int
-    names: LayerNames
+    names: Mapping[str, str]
     trunk: str
     fields: Mapping[str, Any]
     usage: Usage
 
 
 def read(path: Path, need_head: bool = True) -> FileContents:
-    """Reads a file. Raises UserError if it is damaged or holds another network.
+    """Reads a file. Raises UserError if it holds another network, others if it is damaged.
 
     Unless `need_head`, a head that is not one linear layer is left out, after a note.
     """
-    weights = state_dicts.load(path)
-    layout = _layout(path, weights)
-    arrays = dict(weights.arrays)
-    trunk = set(_tensor_names(layout, weights, None).values())
-    in_trunk = re.compile(re.escape(weights.prefix) + layout.trunk)
+    found, arrays = _load(path)
+    layout = _layout(path, found, arrays)
+    names = {ours: found.full_name(name) for ours, name in layout.names.items()}
+    trunk = set(names.values())
+    in_trunk = re.compile(re.escape(found.prefix) + layout.trunk)
     head = [name for name in arrays if name not in trunk and not in_trunk.match(name)]
     classifier = _find_classifier(path, arrays, head, need_head)
     if not need_head and set(head) - {f"{classifier}.weight", f"{classifier}.bias"}:
         note(f"{path}: left out its head, {first_few(head)}")
         arrays = {name: array for name, array in arrays.items() if name not in head}
         classifier = None
-    if classifier is not None and f"{classifier}.bias" not in arrays:
-        size = len(arrays[f"{classifier}.weight"])
-        arrays[f"{classifier}.bias"] = np.zeros(size, np.float32)
-    names = _tensor_names(layout, weights, classifier)
+    if classifier is not None:
+        arrays.setdefault(
+            f"{classifier}.bias", np.zeros(len(arrays[f"{classifier}.weight"]), np.float32)
+        )
+        names["params/classifier/kernel"] = f"{classifier}.weight"
+        names["params/classifier/bias"] = f"{classifier}.bias"
     return FileContents(
         layout.network,
         translate(arrays, names, _to_hwio),
@@ -108,7 +195,8 @@ def write(path: Path, arrays: Mapping[str, ArrayLike], suffix: str) -> None:
 
     The suffix of the file is .safetensors, .pth or .pt; the last two need PyTorch.
     """
-    names = tensor_names("mobilenet_v2", sum(REPEATS), torchvision_names, VARIABLE_SUFFIXES)
+    templates = TORCHVISION | {"classifier": "classifier.1"}
+    names = tensor_names("mobilenet_v2", templates, SUFFIXES)
     state = {
         names[name]: np.ascontiguousarray(_to_oihw(np.asarray(array)))
         for name, array in arrays.items()
@@ -128,58 +216,149 @@ def write(path: Path, arrays: Mapping[str, ArrayLike], suffix: str) -> None:
         torch.save({name: torch.from_numpy(array) for name, array in state.items()}, file)
 
 
-def _layout(path: Path, weights: state_dicts.Weights) -> _Layout:
-    if weights.scheme.startswith("transformers"):
-        network = f"mobilenet_{weights.scheme.removeprefix('transformers ')}"
-        fields, usage = transformers.settings(path, network)
-        layer_names = transformers.LAYER_NAMES[network]
-        trunk = transformers.TRUNK
-        return _Layout(network, NUM_BLOCKS[network], layer_names, trunk, fields, usage)
-    if weights.scheme == "timm":
-        return _timm_layout(path, weights)
-    layer_names = torchvision_names
-    if weights.scheme == "flat":
-        # d-li14 keeps the last convolution outside of `features`.
-        outside = _with_prefix(weights, "conv.0.weight") in weights.arrays
-        layer_names = flat_names("conv" if outside else "features.18")
-    trunk, usage = r"(\d|1[0-8])\.", _torchvision_usage(path)
-    return _Layout("mobilenet_v2", sum(REPEATS), layer_names, trunk, FIELDS, usage)
+def is_safetensors(path: Path) -> bool:
+    """Returns whether a file begins as `.safetensors` files do: a length, then JSON."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    length = int.from_bytes(start[:8], "little")
+    return start[8:] == b"{" and 2 <= length <= path.stat().st_size - 8
 
 
-def _timm_layout(path: Path, weights: state_dicts.Weights) -> _Layout:
-    names = [name.removeprefix(weights.prefix) for name in weights.arrays]
-    repeats, trunk = timm_stages(names), r"(conv_stem|bn1|blocks|conv_head|bn2)\."
-    if not any("conv_pwl" in name for name in names):
-        layer_names, usage = timm_v1_names(repeats), _timm_usage(path, TIMM_V1)
-        return _Layout("mobilenet_v1", sum(repeats), layer_names, trunk, FIELDS, usage)
-    if len(repeats) != len(REPEATS):
-        raise UserError(f"{path} has {len(repeats)} stages but MobileNetV2 has {len(REPEATS)}")
-    fields = {**FIELDS, "repeats": tuple(repeats)}
-    layer_names, usage = timm_v2_names(repeats), _timm_usage(path, TIMM_V2)
-    return _Layout("mobilenet_v2", sum(repeats), layer_names, trunk, fields, usage)
+def _load(path: Path) -> tuple[_Found, dict[str, np.ndarray]]:
+    """Finds the network in a file, and reads its tensors by the names of the file, no counters.
+
+    A note says what was left out. Averaged weights (EMA) are preferred, as timm prefers them.
+    Raises UserError if it holds no network or several ones.
+    """
+    tree = load_file(path) if is_safetensors(path) else pickles.read(path)
+    dicts = dict(_state_dicts(tree))
+    networks = [
+        _Found(keys, tensors, scheme, prefix)
+        for keys, tensors in dicts.items()
+        for scheme, prefix in _find_schemes(tensors)
+    ]
+    if not networks:
+        raise UserError(f"{path} {_explain_absence(tree, dicts)}")
+    chosen = _choose(networks, path)
+    tensors, left_out = chosen.tensors, _others(tree, chosen.keys)
+    siblings = [other for other in networks if other.tensors is tensors and other != chosen]
+    if siblings:
+        left_out = [*(other.root for other in siblings), *left_out]
+        tensors = {name: x for name, x in tensors.items() if name.startswith(chosen.root)}
+    if left_out:
+        what = f"{chosen.path or 'the weights'}{', averaged' if len(networks) > 1 else ''}"
+        note(f"{path}: read {what}; left out {first_few(left_out, 8)}")
+    return chosen, {
+        name: tensor.numpy() if isinstance(tensor, pickles.Tensor) else tensor
+        for name, tensor in tensors.items()
+        if _is_tensor(tensor) and not name.endswith(COUNTERS)
+    }
 
 
-def _tensor_names(
-    layout: _Layout, weights: state_dicts.Weights, classifier: str | None
-) -> dict[str, str]:
-    """Maps the paths of this package to the names in the file, with its prefix."""
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, pickles.Tensor | np.ndarray)
 
-    def layer_names(module: str) -> tuple[str, str]:
-        if module == "classifier":
-            return str(classifier), ""
-        layer, batch_norm = layout.names(module)
-        return _with_prefix(weights, layer), _with_prefix(weights, batch_norm)
 
-    return tensor_names(
-        layout.network, layout.num_blocks, layer_names, VARIABLE_SUFFIXES, classifier is not None
+def _state_dicts(tree: Any) -> Iterator[tuple[tuple[str, ...], Tensors]]:
+    """Yields the dicts that hold kernels by name, with the keys that lead to them."""
+    seen: set[int] = set()
+    level: list[tuple[tuple[str, ...], Any]] = [((), tree)]
+    for _ in range(DEPTH):
+        following = []
+        for keys, value in level:
+            if not isinstance(value, dict) or id(value) in seen:
+                continue
+            seen.add(id(value))
+            named = {name: x for name, x in value.items() if isinstance(name, str)}
+            if any(_is_tensor(x) and len(x.shape) >= 2 for x in named.values()):
+                yield keys, named
+            following += [((*keys, name), x) for name, x in named.items()]
+        level = following
+
+
+def _find_schemes(tensors: Tensors) -> Iterator[tuple[str, str]]:
+    """Yields the scheme and the prefix of every network in a state dict."""
+    for name, tensor in tensors.items():
+        for scheme, anchor in ANCHORS.items():
+            found = name == anchor or name.endswith(f".{anchor}")
+            if found and _is_tensor(tensor) and len(tensor.shape) == 4:
+                yield scheme, name.removesuffix(anchor)
+
+
+def _choose(networks: list[_Found], path: Path) -> _Found:
+    averaged = [network for network in networks if AVERAGED.search(network.path)]
+    for candidates in (networks, averaged):
+        if len(candidates) == 1:
+            return candidates[0]
+    paths = ", ".join(sorted(network.path or "its top level" for network in networks)[:6])
+    raise UserError(f"{path} holds several networks, in {paths}: save the one to load by itself")
+
+
+def _others(tree: Any, keys: tuple[str, ...]) -> list[str]:
+    """Names what stands beside the state dict to which `keys` lead, and what in it is no tensor."""
+    names = []
+    for key in keys:
+        names += [name for name in tree if isinstance(name, str) and name != key]
+        tree = tree[key]
+    return names + [name for name, x in tree.items() if isinstance(name, str) and not _is_tensor(x)]
+
+
+def _explain_absence(tree: Any, dicts: Mapping[tuple[str, ...], Tensors]) -> str:
+    """Says what a file holds instead of a network."""
+    holds = (
+        "holds no MobileNet or MobileNetV2 of torchvision, timm, transformers, d-li14 or tonylins"
     )
+    for tensors in dicts.values():
+        name = next(name for name, x in tensors.items() if _is_tensor(x) and len(x.shape) >= 2)
+        return f"{holds}: its tensors have names such as {name}"
+    objects = {"it": tree} | (tree if isinstance(tree, dict) else {})
+    for name, value in objects.items():
+        if isinstance(value, pickles.Foreign) and not pickles.HARMLESS.fullmatch(value.name):
+            return (
+                f"holds more than tensors: {name} is an object of the class {value.name}; "
+                "save the model's state_dict()"
+            )
+    keys = (
+        ", ".join(x for x in tree if isinstance(x, str))[:80]
+        if isinstance(tree, dict)
+        else type(tree).__name__
+    )
+    return f"{holds}, and no tensors, only: {keys or 'nothing'}"
 
 
-def _with_prefix(weights: state_dicts.Weights, name: str) -> str:
-    """Returns the name in the file. A prefix of torchvision's names includes `features.`."""
-    if weights.scheme in ("torchvision", "flat") and not name.startswith("features."):
-        return weights.prefix.removesuffix("features.") + name
-    return weights.prefix + name.removeprefix("features.")
+def _layout(path: Path, found: _Found, arrays: Mapping[str, np.ndarray]) -> _Layout:
+    if found.scheme.startswith("transformers"):
+        network = f"mobilenet_{found.scheme.removeprefix('transformers ')}"
+        fields, usage = hub_config.of_transformers(path, network)
+        names = tensor_names(network, TRANSFORMERS[network], TRANSFORMERS_SUFFIXES)
+        return _Layout(network, names, r"(conv_stem|layer|conv_1x1)\.", fields, usage)
+    if found.scheme == "timm":
+        return _timm_layout(path, [name.removeprefix(found.prefix) for name in arrays])
+    templates: Templates = TORCHVISION
+    if found.scheme == "flat":
+        # d-li14 keeps the last convolution outside of `features`.
+        templates = D_LI14 if found.full_name("conv.0.weight") in arrays else TONYLINS
+    names = tensor_names("mobilenet_v2", templates, SUFFIXES)
+    return _Layout("mobilenet_v2", names, r"(\d|1[0-8])\.", FIELDS, _torchvision_usage(path))
+
+
+def _timm_layout(path: Path, in_file: Sequence[str]) -> _Layout:
+    """Returns the layout for timm's names; their numbers tell the blocks of each stage."""
+    trunk = r"(conv_stem|bn1|blocks|conv_head|bn2)\."
+    matches = (re.match(r"blocks\.(\d+)\.(\d+)\.", name) for name in in_file)
+    blocks = {(int(match[1]), int(match[2])) for match in matches if match}
+    repeats: dict[int, int] = {}
+    for stage, index in sorted(blocks):
+        repeats[stage] = min(index + 1, len(in_file))  # a name may have any number
+    stages = tuple(repeats.values())
+    if not any("conv_pwl" in name for name in in_file):
+        names = tensor_names("mobilenet_v1", TIMM_1, SUFFIXES, stages)
+        return _Layout("mobilenet_v1", names, trunk, FIELDS, hub_config.of_timm(path, TIMM_V1))
+    if len(stages) != len(REPEATS):
+        raise UserError(f"{path} has {len(stages)} stages but MobileNetV2 has {len(REPEATS)}")
+    names = tensor_names("mobilenet_v2", TIMM, SUFFIXES, stages)
+    fields = {**FIELDS, "repeats": stages}
+    return _Layout("mobilenet_v2", names, trunk, fields, hub_config.of_timm(path, TIMM_V2))
 
 
 def _find_classifier(
@@ -214,55 +393,12 @@ def _torchvision_usage(path: Path) -> Usage:
     for digits, published in TORCHVISION_HASHES.items():
         if digits in path.name:
             (name, preprocess), why = published, ", from its name"
-    side = _side_in_name(path)
+    side = side_in_name(path)
     note(
         f"{path} does not tell how to prepare pictures: as for torchvision's {name}{why} "
         f"({preprocess.view}, to {side} x {side})"
     )
     return Usage(dataclasses.replace(preprocess, assumed=True), (side, side))
-
-
-def _timm_usage(path: Path, default: Preprocessing) -> Usage:
-    """Reads the config.json that timm puts next to weights on the hub, if there is one."""
-    file = path.with_name("config.json")
-    config = hub_config.read(file)
-    inner = config.get("pretrained_cfg")
-    if isinstance(inner, dict):
-        config |= {name: value for name, value in inner.items() if value is not None}
-
-    def take(name: str, is_valid: Callable[[Any], bool], fallback: Any) -> Any:
-        return hub_config.take(config, name, is_valid, fallback, file)
-
-    told = config.get("mean") is not None and config.get("std") is not None
-    if not told:
-        note(f"{path} does not tell how to prepare pictures: as timm does by default")
-    method = take("interpolation", lambda value: value in ("bilinear", "bicubic"), "bicubic")
-    preprocess = Preprocessing(
-        named_view(method, take("crop_pct", hub_config.is_fraction, default.crop)),
-        tuple(take("mean", hub_config.is_color, default.mean)),
-        tuple(take("std", hub_config.is_scale, default.std)),
-        assumed=not told,
-    )
-    take("crop_mode", lambda value: value == "center", "center")
-    size = config.get("input_size")
-    side = 224 if size is not None else _side_in_name(path)
-    _, height, width = take("input_size", _is_input_size, (3, side, side))
-    labels = take("label_names", hub_config.is_list_of_strings, None)
-    return Usage(preprocess, (height, width), labels and tuple(labels))
-
-
-def _is_input_size(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 3 and all(map(hub_config.is_side, value))
-
-
-def _side_in_name(path: Path) -> int:
-    """Returns the pixels of a side from a name such as mobilenetv2_128x128-fd66a69d.pth, or 224."""
-    match = re.search(r"(?<!\d)(\d{2,4})x\1(?!\d)", path.name)
-    if match is not None and int(match[1]) >= SMALLEST:
-        note(f"{path}: pictures have {match[0]} pixels, from its name")
-        return int(match[1])
-    named = size_in_name(path.name)
-    return named[0] if named else 224
 
 
 def _to_hwio(path: str, array: np.ndarray) -> np.ndarray:

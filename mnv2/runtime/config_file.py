@@ -1,6 +1,5 @@
 """The command line of a command with --config and --workdir: parsed, or refused in one line."""
 
-import difflib
 import importlib.util
 import os
 import sys
@@ -14,7 +13,13 @@ from ml_collections import config_flags
 
 from mnv2.runtime.cli import fail, silence_libraries
 from mnv2.runtime.errors import UserError, causes, first_line
-from mnv2.runtime.files import AnyPath, as_path, check_can_be_written, given_folder
+from mnv2.runtime.files import (
+    AnyPath,
+    as_path,
+    check_can_be_written,
+    did_you_mean,
+    given_folder,
+)
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, with a preset after a colon.", lock_config=True
@@ -78,11 +83,24 @@ def _explained(error: BaseException, config_file: str | None) -> str:
         if lines := [frame.lineno for frame in frames if frame.filename == config_file]:
             kind = "" if isinstance(cause, ValueError) else f"{type(cause).__name__}: "
             return f"{config_file}, line {lines[-1]}: {kind}{first_line(cause)}"
+    if isinstance(error, flags.UnrecognizedFlagError) and (field := _field_like(error.flagname)):
+        return f"no flag --{error.flagname}: did you mean --config.{field}?"
     if isinstance(error, flags.Error):
         return str(error)
     if isinstance(error, KeyError | AttributeError) and "get_config" not in str(error):
         return f"no such field of the config (see docs/fields.md): {error.args[0]}"
     return f"{config_file or 'the command line'}: {error}"
+
+
+def _field_like(flag: str) -> str | None:
+    """Returns the field of the config whose last name is that of an unknown flag, or None."""
+    config = flags.FLAGS["config"].value
+    groups = {"": config} if isinstance(config, ml_collections.ConfigDict) else {}
+    for name, value in groups.get("", {}).items():
+        if isinstance(value, ml_collections.ConfigDict):
+            groups[f"{name}."] = value
+    name = flag.replace("-", "_")
+    return next((group + name for group, fields in groups.items() if name in fields), None)
 
 
 def _prepared(argv: Sequence[str]) -> tuple[list[str], str | None]:
@@ -132,8 +150,6 @@ def _existing(given: str) -> Path:
     if path.is_dir():
         raise UserError(f"{given} is a folder: give a config file in it")
     if not path.exists():
-        others = [str(other) for other in path.parent.glob("*.py")]
-        nearest = difflib.get_close_matches(str(path), others, n=1, cutoff=0.5)
-        hint = f"did you mean {nearest[0]}?" if nearest else "try configs/v2_ablation.py"
-        raise UserError(f"no config file {given}: {hint}")
+        hint = did_you_mean(path) or ": try configs/v2_ablation.py"
+        raise UserError(f"no config file {given}{hint}")
     return path

@@ -5,6 +5,7 @@ which have the methods of pathlib, on this machine as on Google Cloud Storage.
 """
 
 import contextlib
+import difflib
 import errno
 import functools
 import glob
@@ -127,6 +128,19 @@ def given_folder(text: str, what: str) -> epath.Path:
     if is_file:
         raise UserError(f"{what} {text} is a file: give a folder")
     return folder
+
+
+def did_you_mean(path: AnyPath) -> str:
+    """Returns `: did you mean PATH?` with the nearest path that exists; '' if none is near."""
+    if in_bucket(path):
+        return ""
+    wrong = next(one for one in (path, *path.parents) if one.parent.is_dir())
+    with contextlib.suppress(OSError):  # a folder that cannot be read
+        names = [one.name for one in wrong.parent.iterdir()]
+        for name in difflib.get_close_matches(wrong.name, names, n=1):
+            if (found := wrong.parent / name / path.relative_to(wrong)).exists():
+                return f": did you mean {found}?"
+    return ""
 
 
 def check_can_be_written(folder: AnyPath, what: str) -> None:

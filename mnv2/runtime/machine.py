@@ -16,14 +16,8 @@ import psutil
 
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import caches, check_writable
-from mnv2.runtime.terminal import warn, warn_once
+from mnv2.runtime.terminal import warn_once
 
-# What a driver puts into /dev for each accelerator, its name, the extra that installs JAX for it,
-# and the modules that it installs.
-DRIVERS = (
-    ("nvidia[0-9]*", "NVIDIA GPU", "cuda13 or cuda12", ("jax_cuda13_plugin", "jax_cuda12_plugin")),
-    ("accel[0-9]*", "TPU", "tpu", ("libtpu",)),
-)
 NAMES = {"cuda": "NVIDIA GPU", "gpu": "GPU", "rocm": "AMD GPU", "tpu": "TPU"}
 CGROUP = Path("/sys/fs/cgroup")  # the limits of the control groups that there are
 OWN_GROUPS = Path("/proc/self/cgroup")  # the groups that this process is in
@@ -192,11 +186,10 @@ def describe_devices(kinds: Iterable[str]) -> str:
     return ", ".join(f"{n} x {kind}" if n > 1 else kind for kind, n in counts.items())
 
 
-def find_devices(dev: Path = DEV) -> str:
-    """Starts JAX and describes its devices, after a warning if it leaves out an accelerator.
+def find_devices() -> str:
+    """Starts JAX, which warns of an accelerator that it cannot use, and describes its devices.
 
-    `dev` is the folder of the operating system's devices. Raises UserError if JAX_PLATFORMS names a
-    platform that JAX cannot use here.
+    Raises UserError if JAX_PLATFORMS names a platform that JAX cannot use here.
     """
     import jax  # the rest of this module does without
 
@@ -210,26 +203,7 @@ def find_devices(dev: Path = DEV) -> str:
             f"there is no {NAMES.get(first, first)} here that JAX can use, and JAX_PLATFORMS is "
             f"{wanted}: see docs/accelerators.md, or leave JAX_PLATFORMS unset ({reason[:200]})"
         ) from error
-    if jax.default_backend() == "cpu" and not wanted:
-        _warn_of_unused(dev)
     return describe_devices(kinds)
-
-
-def _warn_of_unused(dev: Path) -> None:
-    """Warns of an accelerator that the operating system has and JAX does not use."""
-    for pattern, name, extras, modules in DRIVERS:
-        if name == "NVIDIA GPU" and os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-            continue  # the user hides it
-        if found := sorted(dev.glob(pattern)):
-            remedy = (
-                "its driver may be too old or out of order"
-                if _has(*modules)
-                else f"JAX is installed without support for it: install the extra {extras}"
-            )
-            warn(
-                f"this machine has {name}s ({found[0]}) that JAX cannot use, so the CPU does the "
-                f"work; {remedy}, see docs/accelerators.md"
-            )
 
 
 def keep_compiled_programs() -> None:

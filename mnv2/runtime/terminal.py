@@ -6,6 +6,10 @@ import sys
 from collections.abc import Iterable
 
 NOTICEABLE = 0.05  # the share of the time spent waiting for input above which it is mentioned
+WAITING_REMEDY = (
+    "to wait less for input: prepare the set with smaller pictures (python -m mnv2.prepare NAME "
+    "--resize 256 --out PATH), or use more cores"
+)
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 WIDTH = 79  # characters, so that the line fits a terminal of 80 columns
 

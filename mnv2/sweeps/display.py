@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from mnv2.runtime.files import AnyPath
-from mnv2.runtime.terminal import StatusLine, format_seconds, waiting_for_input
+from mnv2.runtime.terminal import WAITING_REMEDY, StatusLine, format_seconds, waiting_for_input
 from mnv2.sweeps.workdir import accuracy, final_split, load
 
 PER_SECOND = 4  # times that the terminal is rewritten
@@ -96,6 +96,8 @@ class Display:
             result = outcome["result"]
             self._accuracies[self._runs[name]["arm"]].append(accuracy(result))
             self.say(f"{label}  {_describe(result, outcome['seconds'])}{self._left()}")
+            if waiting_for_input(result.get("waiting_for_input", 0.0)):
+                self.say(WAITING_REMEDY, once=True)
 
     def seconds_left(self) -> float:
         """Returns the steps that are left times the seconds of each, divided among the copies.

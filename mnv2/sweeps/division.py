@@ -22,7 +22,7 @@ class Division(NamedTuple):
     threads  with which each computes on the CPU; None: XLA chooses, for accelerators
     devices  names of the GPUs or chips of each copy; () if it uses all
     is_fixed the user gave the number of copies
-    reason   why there are so many, for people
+    reason   what there is for them, or why there are not more, for people
     """
 
     copies: int
@@ -31,6 +31,12 @@ class Division(NamedTuple):
     devices: tuple[tuple[str, ...], ...] = ()
     is_fixed: bool = False
     reason: str = ""
+
+    def __str__(self) -> str:
+        """Says what there is, and how many runs share it."""
+        many = f"{self.copies} runs at once" if self.copies > 1 else "one run after another"
+        threads = self.threads and f", {self.threads} thread{'s' * (self.threads > 1)} each"
+        return f"{self.reason}, {many}{threads or ''}"
 
     def environment(self, copy: int) -> dict[str, str]:
         """Returns the environment variables of one copy."""
@@ -65,7 +71,7 @@ class Division(NamedTuple):
         if copies == self.copies:
             return self
         reason = (
-            f"{self.reason}; memory has room for {copies} of {self.copies}, which take up to "
+            f"memory has room for {copies} of {self.copies} runs at once, which take up to "
             f"{needed / 2**30:.1f} GiB each: --parallel {self.copies} starts all"
         )
         return self._replace(copies=copies, reason=reason)
@@ -96,12 +102,11 @@ def divide(runs: int, parallel: int | None = None, threads: int | None = None) -
             reason += f", {len(names) - used} of which stay idle: each run has as many"
         return Division(copies, platform, threads, devices, is_fixed, reason)
     if platform != "cpu":
-        return Division(parallel or 1, platform, threads, (), is_fixed, f"on {platform}")
+        return Division(parallel or 1, platform, threads, (), is_fixed, platform)
     if threads is None:
         threads = max(1, cores // (parallel or min(cores, runs)))
     copies = parallel or max(1, min(cores // threads, runs))
-    each = f"{threads} thread{'s' * (threads > 1)} each, of {cores} core{'s' * (cores > 1)}"
-    return Division(copies, platform, threads, (), is_fixed, each)
+    return Division(copies, platform, threads, (), is_fixed, f"{cores} core{'s' * (cores > 1)}")
 
 
 def _shares(names: tuple[str, ...], copies: int, platform: str) -> tuple[tuple[str, ...], ...]:

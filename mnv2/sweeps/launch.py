@@ -185,7 +185,9 @@ class _Launch:
         if self._plan["writes"]:
             from mnv2.sweeps.report import finish  # Matplotlib and SciPy take a second
 
-            finish(self._request.workdir, self._failed, reports=self._request.reports)
+            asked = [one["name"] for one in self._plan["runs"]]
+            request = self._request
+            finish(request.workdir, list(self._failed), asked, reports=request.reports)
 
     def _start(self, number: int) -> _Copy:
         environments = self._plan.get("environments")

@@ -134,9 +134,16 @@ def _is_baseline(config: ml_collections.ConfigDict, changes: Mapping[str, Any]) 
     return all(fields.get(name) == value for name, value in changes.items() if name != "seeds")
 
 
-def number_of_runs(config: ml_collections.ConfigDict) -> int:
-    """Returns the number of runs of a config, without opening its data or building networks."""
-    return sum(len(seeds_of(config, changes)) for changes in dict(config.arms).values())
+def number_of_runs(config: ml_collections.ConfigDict, only: Sequence[str] = ()) -> int:
+    """Returns the number of runs of a config, without opening its data or building networks.
+
+    Of those that `only` names, if it names any.
+    """
+    return sum(
+        not only or arm in only or f"{arm}/{seed}" in only
+        for arm, changes in dict(config.arms).items()
+        for seed in seeds_of(config, changes)
+    )
 
 
 def plan(

@@ -6,19 +6,22 @@ from collections.abc import Sequence
 
 from mnv2.runtime.errors import RunsFailed, UserError, reason
 from mnv2.runtime.files import AnyPath, write_text
-from mnv2.runtime.layout import REPORT
+from mnv2.runtime.layout import FAILURE, REPORT
 from mnv2.runtime.terminal import first_few
 from mnv2.sweeps import figure, workdir
 from mnv2.sweeps.statistics import Estimate, Row, Simultaneous, compare_all, rows
 from mnv2.sweeps.workdir import Sweep
 
-COLUMNS = 7  # of the table in a terminal; the Markdown table also has the last two
+COLUMNS = 6  # of the table in a terminal; the Markdown table also has the last two
 NOTED = ("data.name", "duration", "batch_size")  # fields that the note says of all arms
-TEXT_COLUMNS = (0, 3, 4, 5)  # aligned to the left in a terminal
+FEWEST_STEPS = 100  # of a run that says anything: the learning rate has hardly left the warm-up
+TEXT_COLUMNS = (0, 3, 4)  # aligned to the left in a terminal
 
 
-def write_report(folder: AnyPath) -> None:
+def write_report(folder: AnyPath, asked: Sequence[str] | None = None) -> None:
     """Prints the table of the finished runs in `folder`; writes report.md, .csv and .png there.
+
+    Prints which of the runs that a command was `asked` for (default: all) are not finished.
 
     Raises UserError if no run is finished, and if the files cannot be written.
     """
@@ -28,8 +31,10 @@ def write_report(folder: AnyPath) -> None:
     if not finished:
         raise UserError(f"no run in {folder} is finished yet")
     print(f"\n{terminal_table(sweep, finished)}\n")
-    if missing := sweep.missing():
-        print(f"not finished: {first_few(missing, 8)}\n")
+    for line in _explanations(sweep, finished):
+        print(f"{line}\n")
+    if missing := [name for name in sweep.missing() if asked is None or name in asked]:
+        print(f"not finished: {first_few(missing)}\n")
     try:
         write_text(folder / f"{REPORT}.md", markdown(sweep, finished, simultaneous))
         write_text(folder / f"{REPORT}.csv", to_csv(finished))
@@ -41,17 +46,17 @@ def write_report(folder: AnyPath) -> None:
     print(f"curves    tensorboard --logdir {folder}")
 
 
-def finish(folder: AnyPath, failed: dict[str, str], *, reports: bool) -> None:
+def finish(folder: AnyPath, failed: Sequence[str], asked: Sequence[str], *, reports: bool) -> None:
     """Writes the report, if it is wanted and any run is finished.
 
-    Raises RunsFailed if any run failed, with the names of these runs and the reasons.
+    Raises RunsFailed if any run failed. Why was said when it failed.
     """
     if reports and any(workdir.load(folder).results.values()):
-        write_report(folder)
+        write_report(folder, asked)
     if failed:
         raise RunsFailed(
-            f"{len(failed)} of the runs failed: "
-            + "; ".join(f"{name}: {message}" for name, message in failed.items())
+            f"{len(failed)} of the runs failed: {first_few(failed)}; why is said above, with the "
+            f"traceback in {folder / failed[0] / FAILURE}"
         )
 
 
@@ -72,8 +77,8 @@ def with_half_width(
 
 def header(split: str) -> tuple[str, ...]:
     """Returns the titles of the columns, for accuracies on a split."""
-    names = ("arm", "params", "MAdds", f"{split} top-1 %", "difference", "all at once", "seeds")
-    return (*names, "min", "images/s")
+    accuracy = f"{split} top-1 %"
+    return ("arm", "params", "MAdds", accuracy, "difference", "seeds", "min", "images/s")
 
 
 def terminal_table(sweep: Sweep, rows: Sequence[Row]) -> str:
@@ -102,11 +107,11 @@ def markdown(sweep: Sweep, rows: Sequence[Row], simultaneous: Simultaneous | Non
     data = sweep.config["data"]["name"]
     notes = [
         f"{data}, {sweep.config['duration']}, batch {sweep.config['batch_size']}. "
-        f"± is the half-width of a 95 % interval (Student's t over three seeds or more) of one "
-        f"arm. The difference is to `{sweep.baseline}`, paired by seed. All at once: the "
-        "difference of the means of all seeds, not paired, with intervals that hold together for "
-        "all arms (Dunnett's, with one spread for all arms). Minutes are of training, of all "
-        "seeds; runs in one program share its minutes. images/s are those of one run.",
+        "± is the half-width of a 95 % interval: of an accuracy, Student's t over three seeds or "
+        "more; of differences, Dunnett's, which hold for all arms at once, with one spread for all "
+        "arms. Minutes are of training, of all seeds; runs in one program share its minutes. "
+        "images/s are those of one run.",
+        *_explanations(sweep, rows),
         *_power(simultaneous),
         *_changes(sweep, rows),
     ]
@@ -122,16 +127,13 @@ def to_csv(rows: Sequence[Row]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = "arm parameters multiply_adds accuracy accuracy_ci95 difference difference_ci95"
-    writer.writerow(
-        [*names.split(), "all_at_once", "all_at_once_ci95", "seeds", "images_per_second", "minutes"]
-    )
+    writer.writerow([*names.split(), "seeds", "images_per_second", "minutes"])
     for row in rows:
         writer.writerow(
             [
                 *(row.arm, row.parameters, row.multiply_adds),
                 *(row.accuracy.mean, row.accuracy.half_width),
                 *_both(row.difference),
-                *_both(row.simultaneous),
                 *(row.accuracy.count, row.images_per_second, row.minutes),
             ]
         )
@@ -149,11 +151,23 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.multiply_adds / 1e6:.2f} M",
         plus_minus(row.accuracy),
         plus_minus(row.difference, sign="+"),
-        plus_minus(row.simultaneous, sign="+"),
         str(row.accuracy.count),
         f"{row.minutes:.1f}",
         "" if row.images_per_second is None else f"{row.images_per_second:,.0f}",
     )
+
+
+def _explanations(sweep: Sweep, rows: Sequence[Row]) -> list[str]:
+    """Says how differences are computed, and if the runs are too short to mean anything."""
+    said = []
+    if any(row.difference for row in rows):
+        said.append(
+            f"difference: to {sweep.baseline}, of the means of all seeds; ± for all arms at once"
+        )
+    if steps := [sweep.steps[row.arm] for row in rows if row.arm in sweep.steps]:
+        if max(steps) < FEWEST_STEPS:
+            said.append(f"{max(steps)} steps say nothing about the arms: only that all works")
+    return said
 
 
 def _power(simultaneous: Simultaneous | None) -> list[str]:

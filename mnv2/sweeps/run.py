@@ -86,24 +86,22 @@ def train_here(
     request = Request(config, workdir, only, parallel=1, threads=threads())
     with tempfile.TemporaryDirectory() as folder:
         runs = _plan(request, Path(folder))
-        failed = execute(runs, _Reporter(Path(folder), 0), show=say)
+        failed = execute(runs, _Reporter(Path(folder), 0, say))
     for one in runs:
         if one.name not in failed and not one.finished and (process := holder(one.folder)):
             say(f"{one.name} is being done by {process}")
     if is_writer():
-        finish(workdir, failed, reports=reports)
+        finish(workdir, list(failed), [one.name for one in runs], reports=reports)
 
 
 def execute(
     runs: Sequence[Run],
     reporter: "_Reporter",
     profile: AnyPath | None = None,
-    show: Callable[[str], None] | None = None,
 ) -> dict[str, str]:
     """Executes runs until none is free; returns the names of those that failed here, and why.
 
-    `profile` is the folder for a trace of the first one. With `show`, nobody else shows how they
-    end. Raises Stopped if a signal came.
+    `profile` is the folder for a trace of the first one. Raises Stopped if a signal came.
     """
     stopper = Stopper(any_of if jax.process_count() > 1 else None)
     with stopper.listening():
@@ -114,15 +112,13 @@ def execute(
                     one.settings,
                     one.folder,
                     label=one.name,
-                    show=None if show else reporter.now,
+                    show=None if reporter.show else reporter.now,
                     stopper=stopper,
                     profile=profile,
                     overview=len(runs) == 1,
                 )
             profile = None  # the first run is enough
             reporter.ended(one, outcome)
-            if show:
-                show(f"{one.name}  {_described(outcome)}")
             drop_programs_if_large()
     return reporter.failed
 
@@ -147,22 +143,24 @@ def _plan(request: Request, folder: Path) -> list[Run]:
     if request.meet is not None:
         request.meet()
     devices = _start_jax()
+    asked = max(1, number_of_runs(config, request.only))
+    said = division._replace(copies=min(division.copies, asked))
+    say(f"device: {devices.replace('cpu', 'CPU')}, {said}")
     runs = claim(config, request.workdir, request.only)
     waiting = _not_finished(runs, request.workdir)
     largest = max((one.multiply_adds * one.settings.batch_size for one in waiting), default=0)
     within = division.within_memory(largest)
     copies = max(1, min(within.copies, len(waiting)))
-    if copies > 1 or within.copies < division.copies:
-        many = f"{copies} runs at the same time" if copies > 1 else "one run after another"
-        say(f"{many}, {within.reason}, on {devices}")
-    elif waiting:
-        say(f"JAX computes on {devices}")
+    if within.copies < division.copies:
+        say(within.reason)
     if copies > 1:  # no copy is then left with a long run at the end
         runs = sorted(runs, key=lambda one: -one.work)
     unfinished = {one.name for one in waiting}
+    # The other copies need not warn again of an accelerator that JAX cannot use.
+    platform = {"JAX_PLATFORMS": "cpu"} if jax.default_backend() == "cpu" else {}
     plan = {
         "copies": copies,
-        "environments": [within.environment(copy) for copy in range(within.copies)],
+        "environments": [{**within.environment(i), **platform} for i in range(within.copies)],
         "writes": is_writer(),
         "split": runs[0].settings.final_split,
         "runs": [
@@ -286,11 +284,12 @@ def _attempt(one: Run) -> Iterator[dict[str, Any]]:
 class _Reporter:
     """Says what this copy does, and how its runs ended: see `sweeps.launch`.
 
-    `failed` has the runs that failed here, by name, and why.
+    `failed` has the runs that failed here, by name, and why. `show` is called with how each run
+    ended, if there is no parent that shows it.
     """
 
-    def __init__(self, folder: Path, number: int):
-        self._folder, self._number = folder, number
+    def __init__(self, folder: Path, number: int, show: Callable[[str], None] | None = None):
+        self._folder, self._number, self.show = folder, number, show
         self._run: Run | None = None
         self.failed: dict[str, str] = {}
 
@@ -323,6 +322,8 @@ class _Reporter:
             failed.touch()
         line = to_json({"run": one.name, **outcome})
         append_line(self._folder / f"ended-{self._number}.jsonl", line)
+        if self.show:
+            self.show(f"{one.name}  {_described(outcome)}")
 
     def has_failed(self, one: Run) -> bool:
         """Tells whether a run failed in any copy of this command."""

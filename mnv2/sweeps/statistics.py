@@ -1,4 +1,4 @@
-"""From the results of a sweep to means, confidence intervals and paired differences."""
+"""From the results of a sweep to means, differences and their confidence intervals."""
 
 import dataclasses
 import warnings
@@ -43,16 +43,20 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What the report says about one arm. Accuracies and differences are in per cent."""
+    """What the report says about one arm. Accuracies and differences are in per cent.
+
+    difference  of the means of all seeds to the baseline, in an interval for all arms at once; None
+                for the baseline, and without a result of it
+    minutes     of training, of all runs; those in one program share its time
+    """
 
     arm: str
     parameters: int
     multiply_adds: int
     accuracy: Estimate
     difference: Estimate | None
-    simultaneous: Estimate | None  # the difference, not paired, in an interval for all arms at once
     images_per_second: float | None  # None if no step was timed
-    minutes: float  # of training, of all runs; those in one program share its time
+    minutes: float
 
 
 class Simultaneous(NamedTuple):
@@ -69,14 +73,14 @@ class Simultaneous(NamedTuple):
 def rows(sweep: Sweep, simultaneous: Simultaneous | None = None) -> list[Row]:
     """Returns one row per arm that has a finished run, in the order of the config.
 
-    `simultaneous` is what `compare_all` returns; without it, no row has such a difference.
-
-    A run whose result cannot be read is left out, with a warning.
+    `simultaneous` is what `compare_all` returns, if it is known. A run whose result cannot be read
+    is left out, with a warning.
     """
     for reason in sweep.damaged.values():
         warn_once(f"a run is left out: {reason}")
-    all_at_once = simultaneous.differences if simultaneous else {}
-    return [_row(sweep, arm, all_at_once.get(arm)) for arm, runs in sweep.results.items() if runs]
+    simultaneous = simultaneous or compare_all(sweep)
+    differences = simultaneous.differences if simultaneous else {}
+    return [_row(sweep, arm, differences.get(arm)) for arm, runs in sweep.results.items() if runs]
 
 
 def compare_all(sweep: Sweep) -> Simultaneous | None:
@@ -121,16 +125,14 @@ def prediction_interval(values: Sequence[float]) -> tuple[float, float] | None:
     return estimate.mean - reach, estimate.mean + reach
 
 
-def _row(sweep: Sweep, arm: str, simultaneous: Estimate | None) -> Row:
-    runs, accuracies = sweep.results[arm], sweep.accuracies(arm)
-    accuracy = Estimate.of(list(accuracies.values()))
+def _row(sweep: Sweep, arm: str, difference: Estimate | None) -> Row:
+    runs, accuracies = sweep.results[arm], list(sweep.accuracies(arm).values())
+    accuracy = Estimate.of(accuracies)
     assert accuracy is not None
-    # Two arms with one seed share the order of the data, and initial values if shapes agree, so
-    # the difference within a seed varies less than either accuracy.
-    baseline = sweep.accuracies(sweep.baseline) if arm != sweep.baseline else {}
-    difference = Estimate.of(
-        [accuracies[seed] - baseline[seed] for seed in accuracies if seed in baseline]
-    )
+    baseline = list(sweep.accuracies(sweep.baseline).values())
+    if difference is None and arm != sweep.baseline and baseline:
+        mean = accuracy.mean - float(np.mean(baseline))
+        difference = Estimate(mean, None, accuracy.count)
     first = next(iter(runs.values()))
     rates = [result["images_per_second"] for result in runs.values() if result["images_per_second"]]
     return Row(
@@ -139,7 +141,6 @@ def _row(sweep: Sweep, arm: str, simultaneous: Estimate | None) -> Row:
         first["multiply_adds"],
         accuracy,
         difference,
-        simultaneous,
         float(np.median(rates)) if rates else None,
         sum(result["train_seconds"] for result in runs.values()) / 60,
     )

@@ -16,7 +16,7 @@ from typing import Any
 import ml_collections
 
 from mnv2.runtime.errors import NotFinite, UserError, check_choice, number, whole
-from mnv2.runtime.files import AnyPath, matches, read_json, write_text
+from mnv2.runtime.files import AnyPath, did_you_mean, matches, read_json, write_text
 from mnv2.runtime.layout import ENVIRONMENT, FAILURE, REPORT, RESULT, SLURM, SWEEP, TUNING
 from mnv2.runtime.machine import threads
 from mnv2.runtime.terminal import warn_once
@@ -101,7 +101,7 @@ def load(workdir: AnyPath) -> Sweep:
     if description is None:
         if (workdir / TUNING / SWEEP).exists():
             raise UserError(f"the arms of {workdir} are still tuned: see {workdir / TUNING}")
-        raise UserError(f"{workdir} is not the --workdir of any runs: it has no {SWEEP}")
+        raise UserError(f"{workdir} is not the --workdir of any runs{_workdir_near(workdir)}")
     config, steps = description["config"], description.get("steps", {})
     results: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm, _ in config["arms"]}
     sweep = Sweep(workdir, config, steps, results)
@@ -123,6 +123,15 @@ def load(workdir: AnyPath) -> Sweep:
         for path in paths.values():
             warn_once(f"{path} is left out: the config has no seed {path.parent.name} of {arm}")
     return sweep
+
+
+def _workdir_near(folder: AnyPath) -> str:
+    """Says which workdir is meant by a folder that is none: of a run, around workdirs, mistyped."""
+    if not folder.exists():
+        return did_you_mean(folder) or ": there is no such folder"
+    above = [one for one in folder.parents[:2] if (one / SWEEP).exists()]
+    near = above or [one.parent for one in matches(folder, f"*/{SWEEP}")]
+    return f": did you mean {near[0]}?" if near else f": it has no {SWEEP}"
 
 
 def _runs_in_program(path: AnyPath) -> int:

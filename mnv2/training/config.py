@@ -99,8 +99,10 @@ def to_steps(duration: str, *, examples: int, batch_size: int, what: str = "dura
     except ValueError:
         amount, unit = -1.0, UNITS[0]
     if not 0 <= amount < math.inf:
+        hint = f": did you mean '{duration} steps'?" if duration.isdecimal() else ""
         raise UserError(
             f"{what} must be like '2 epochs', '1000 steps' or '100000 examples', got {duration!r}"
+            f"{hint}"
         )
     unit = unit if unit.endswith("s") else unit + "s"
     check_choice(unit, UNITS, f"unit in {what}")
@@ -306,7 +308,7 @@ class Settings:
 
 GROUPS: dict[str, type] = {"": Settings, "data.": Data, "optimization.": Optimization}
 # MobileNetV2 on 28 x 28 pixels. The strides are of the stem and of each row of table 2:
-# 28 -> 14, 14, 7, 4, 4, 4, 2, 2. A run of 600 steps needs the short averages of bn_momentum 0.9.
+# 28 -> 14, 14, 7, 4, 4, 4, 2, 2. A run of 500 steps needs the short averages of bn_momentum 0.9.
 MODEL = {
     **{"name": "mobilenet_v2", "width": 0.35, "expansion": 6.0, "bottleneck": "linear"},
     **{"shortcut": "bottleneck", "block": "inverted_residual", "strides": (2, 1, 2, 2, 1, 1, 2, 1)},

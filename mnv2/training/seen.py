@@ -3,24 +3,35 @@
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import matplotlib.figure
+import matplotlib.image
 import numpy as np
 from jaxtyping import Array, Shaped
 
+from mnv2 import data
 from mnv2.preprocess import Pipeline
 from mnv2.preprocess.device import augment
 from mnv2.preprocess.host import View
 from mnv2.pretrained import imagenet
 from mnv2.runtime.files import AnyPath, replacing
-from mnv2.runtime.terminal import drawn
+from mnv2.runtime.terminal import drawn, note
 from mnv2.training.config import Settings
-from mnv2.training.setup import device_pipeline, set_up
+from mnv2.training.setup import (
+    check_views,
+    device_pipeline,
+    image_shape,
+    load_shared,
+    preprocessing,
+    train_views,
+)
 
 VERSIONS = 8  # of each picture in training
 PICTURES = 4
+PHOTOGRAPH = "sample_data/grace_hopper.jpg"  # in the folder of Matplotlib
 
 type Picture = Shaped[np.ndarray, "h w c"]
 
@@ -28,31 +39,52 @@ type Picture = Shaped[np.ndarray, "h w c"]
 def draw_seen(settings: Settings, path: AnyPath) -> None:
     """Draws what a run sees: pictures as they are stored, in evaluation, and in training.
 
-    Of a run whose pictures grow (data.progressive), the columns have its sizes in their order.
+    The data set need not be on this machine, nor suit the batches of a run. Of a run whose pictures
+    grow (data.progressive), the columns have its sizes in their order. If training sees no picture
+    in two ways, there is one column of it.
 
-    Raises UserError if the settings describe no run.
+    Raises UserError if the settings say nothing that pictures can go through.
     """
-    setup = set_up(settings)
-    examples = itertools.islice(setup.dataset.encoded("train", shuffle_seed=0), PICTURES)
-    stored = [(setup.dataset.decode(one).numpy(), int(one["label"])) for one in examples]
-    names = list(map(imagenet.readable, setup.dataset.class_names))
-    images, views = [image for image, _ in stored], setup.views
-    pipeline = device_pipeline(
-        settings,
-        setup.preprocess.mean,
-        setup.durations.total,
-        setup.dataset.num_examples("train"),
-    )
+    named, stored = _pictures(settings)
+    weights = None if settings.weights is None else load_shared(settings.weights, need_head=False)
+    shape = image_shape(settings, stored, weights)
+    preprocess = preprocessing(settings, shape[2], weights)
+    views, eval_view = train_views(settings, shape), preprocess.view_of(shape[:2], shape[2])
+    check_views(settings, views, eval_view, stored)
+    # A run of one step: pictures are mixed in every version, though a run may end that earlier.
+    pipeline = device_pipeline(settings, preprocess.mean, 1, settings.batch_size)
+    images = [image for _, image in named]
     columns = [
         trained(images, views[version * len(views) // VERSIONS], version, pipeline)
         for version in range(VERSIONS)
     ]
+    if all(np.array_equal(column, columns[0]) for column in columns):
+        columns = columns[:1]
     rows = {}
-    for number, (image, label) in enumerate(stored):
-        versions = [column[number] for column in columns]
-        shown = [image, setup.eval_view(image), *versions]
-        rows[f"{names[label]}"[:20] + " " * number] = shown  # keys of a row differ
-    draw_grid(rows, ("stored", "evaluation", *["training"] * VERSIONS), path)
+    for number, (name, image) in enumerate(named):
+        shown = [image, eval_view(image), *(column[number] for column in columns)]
+        rows[name[:20] + " " * number] = shown  # keys of a row differ
+    draw_grid(rows, ("stored", "evaluation", *["training"] * len(columns)), path)
+
+
+def _pictures(
+    settings: Settings,
+) -> tuple[list[tuple[str, Picture]], tuple[int | None, int | None, int]]:
+    """Returns some pictures of the data set with their classes, and the shape of all of them.
+
+    If the data set is not on this machine, they are crops of a photograph that Matplotlib has.
+    """
+    of = settings.data
+    if (shape := data.shape_if_missing(of.name, of.dir)) is not None:
+        note(f"{of.name} is not prepared here, so the pictures are crops of a photograph")
+        whole = matplotlib.image.imread(Path(matplotlib.get_data_path(), PHOTOGRAPH))
+        crops = (whole[:400, 50:450], whole[:, 100:400], whole[150:, :256], whole[150:, 256:])
+        return [("photograph", crop) for crop in crops], shape
+    dataset = data.open_dataset(of.name, of.dir, on_broken=of.on_broken)
+    examples = itertools.islice(dataset.encoded("train", shuffle_seed=0), PICTURES)
+    names = list(map(imagenet.readable, dataset.class_names))
+    named = [(names[int(one["label"])], dataset.decode(one).numpy()) for one in examples]
+    return named, dataset.image_shape
 
 
 def trained(

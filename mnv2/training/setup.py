@@ -79,13 +79,13 @@ def set_up(settings: Settings) -> Setup:
     dataset = open_data(settings)
     weights = None if settings.weights is None else _load_weights(settings.weights, dataset)
     model = _create_model(settings, dataset.num_classes, weights)
-    shape = image_shape(settings, dataset, weights)
+    shape = image_shape(settings, dataset.image_shape, weights)
     data.check_batch_size(settings.batch_size, dataset)
     durations = _durations(settings, dataset.num_examples("train"))
-    preprocess = _preprocessing(settings, shape[2], weights)
+    preprocess = preprocessing(settings, shape[2], weights)
     views, eval_view = train_views(settings, shape), preprocess.view_of(shape[:2], shape[2])
-    _check_data(settings, dataset, views)
-    _check_view(eval_view, "data.evaluation", dataset.image_shape)
+    _check_data(settings, dataset)
+    check_views(settings, views, eval_view, dataset.image_shape)
     _check_network(model, settings, shape)
     note_what_does_nothing(settings)
     loaded, teacher = None, None
@@ -211,7 +211,7 @@ def train_views(settings: Settings, shape: tuple[int, int, int]) -> tuple[View, 
     return tuple(View(pipeline, size, shape[2], rounds=True) for size in sizes)
 
 
-def _preprocessing(
+def preprocessing(
     settings: Settings, channels: int, weights: pretrained.Pretrained | None
 ) -> pretrained.Preprocessing:
     """Returns how pictures are seen; their pixels are normalised as for the weights, if any."""
@@ -233,7 +233,7 @@ def network_of(settings: Settings) -> tuple[nn.Module, tuple[int, int, int]]:
     """
     dataset = _open_data(settings)
     model = _create_model(settings, dataset.num_classes, None)
-    return model, image_shape(settings, dataset)
+    return model, image_shape(settings, dataset.image_shape)
 
 
 def open_data(settings: Settings) -> data.Dataset:
@@ -251,16 +251,23 @@ def _open_data(settings: Settings) -> data.Dataset:
 
 
 def image_shape(
-    settings: Settings, dataset: data.Dataset, weights: pretrained.Pretrained | None = None
+    settings: Settings,
+    stored: tuple[int | None, int | None, int],
+    weights: pretrained.Pretrained | None = None,
 ) -> tuple[int, int, int]:
-    """Returns (height, width, channels) of the images that the network takes."""
-    height, width, channels = dataset.image_shape
+    """Returns (height, width, channels) of the images that the network takes.
+
+    `stored` is that of the pictures in the data set.
+    """
+    height, width, channels = stored
     if weights is not None:
         channels = weights.channels
     if settings.data.image_size:
         height = width = settings.data.image_size
     if height is None or width is None:
-        raise UserError(f"images of {dataset.name} differ in size: set data.image_size, say to 224")
+        raise UserError(
+            f"images of {settings.data.name} differ in size: set data.image_size, say to 224"
+        )
     return height, width, channels
 
 
@@ -341,7 +348,7 @@ def _load_weights(weights: str, dataset: data.Dataset) -> pretrained.Pretrained:
 
     Its classifier is kept if its classes are those of the data set, and removed otherwise.
     """
-    loaded = _load(weights, need_head=False)
+    loaded = load_shared(weights, need_head=False)
     if dataset.num_classes == 1000:
         loaded = loaded.without_background()
     if has_classes_of(loaded, dataset) and "classifier" in loaded.variables["params"]:
@@ -354,7 +361,7 @@ def _load_weights(weights: str, dataset: data.Dataset) -> pretrained.Pretrained:
 
 def _match_teacher(weights: str, dataset: data.Dataset, channels: int) -> pretrained.Pretrained:
     """Loads the teacher. Raises UserError if its classes or channels are not those of the data."""
-    teacher = match_classes(_load(weights, need_head=True), dataset, weights, remedy="")
+    teacher = match_classes(load_shared(weights, need_head=True), dataset, weights, remedy="")
     if teacher.output != "softmax" or teacher.num_classes != dataset.num_classes:
         raise UserError(f"the teacher {weights} must give a softmax over the classes of its data")
     if teacher.channels != channels:
@@ -365,7 +372,8 @@ def _match_teacher(weights: str, dataset: data.Dataset, channels: int) -> pretra
 
 
 @functools.cache  # all arms and seeds of a sweep share it
-def _load(weights: str, need_head: bool) -> pretrained.Pretrained:
+def load_shared(weights: str, need_head: bool) -> pretrained.Pretrained:
+    """Loads a file of weights once."""
     return pretrained.load(weights, need_head=need_head)
 
 
@@ -394,14 +402,8 @@ def _durations(settings: Settings, examples: int) -> Durations:
     return durations
 
 
-def _check_data(settings: Settings, dataset: data.Dataset, views: tuple[View, ...]) -> None:
+def _check_data(settings: Settings, dataset: data.Dataset) -> None:
     """Raises UserError for settings that do not fit the data set or each other."""
-    pipeline = settings.data.pipeline
-    if pipeline.find("distort_color") and dataset.image_shape[2] == 1:
-        raise UserError(
-            "data.train: distort_color is for colour pictures, and those of "
-            f"{dataset.name} are gray: leave it out"
-        )
     if settings.teacher is None and (settings.temperature, settings.label_weight) != (1.0, 0.5):
         raise UserError(
             "temperature and label_weight are for distillation: set --config.teacher FILE"
@@ -416,10 +418,23 @@ def _check_data(settings: Settings, dataset: data.Dataset, views: tuple[View, ..
         )
     if settings.recalibrate and settings.optimization.classifier_only:
         raise UserError("recalibrate must be 0 with a frozen backbone, whose batch norm is frozen")
-    _check_crops(pipeline, views, dataset)
     if settings.data.repeats > (examples := dataset.num_examples("train")):
         raise UserError(f"data.repeats must be at most the {examples} training examples")
+
+
+def check_views(
+    settings: Settings, views: tuple[View, ...], eval_view: View, stored: Sequence[int | None]
+) -> None:
+    """Raises UserError if pictures of the shape `stored` cannot be seen as the settings say."""
+    pipeline = settings.data.pipeline
+    if pipeline.find("distort_color") and stored[2] == 1:
+        raise UserError(
+            "data.train: distort_color is for colour pictures, and those of "
+            f"{settings.data.name} are gray: leave it out"
+        )
+    _check_crops(pipeline, views, stored)
     _note_lost_pictures(pipeline, min(view.size[1] for view in views))
+    _check_view(eval_view, "data.evaluation", stored)
 
 
 def _check_view(view: View, field: str, shape: Sequence[int | None]) -> None:
@@ -442,9 +457,9 @@ def _check_view(view: View, field: str, shape: Sequence[int | None]) -> None:
     raise UserError(f"{field}: {error}")
 
 
-def _check_crops(pipeline: Pipeline, views: tuple[View, ...], dataset: data.Dataset) -> None:
+def _check_crops(pipeline: Pipeline, views: tuple[View, ...], stored: Sequence[int | None]) -> None:
     """Raises UserError if no crop of the pictures can be as the settings say."""
-    height, width, _ = dataset.image_shape
+    height, width, _ = stored
     for call in pipeline.of(HOST):
         if height and width and call.name in ("inception_crop", "resized_crop"):
             low, high = (aspect * height / width for aspect in call["aspect"])
@@ -455,7 +470,7 @@ def _check_crops(pipeline: Pipeline, views: tuple[View, ...], dataset: data.Data
                     f"{call.name} says"
                 )
     for view in views:
-        _check_view(view, "data.train", dataset.image_shape)
+        _check_view(view, "data.train", stored)
     side, channels = min(min(view.size) for view in views), views[0].channels
     for call in pipeline.of(PICTURES):
         if call.name == "pad_crop" and call["pad"] > side:

@@ -42,7 +42,7 @@ BROKEN = {
     "empty.jpg": (b"", "it is empty"),
     "truncated.jpg": (JPEG[: len(JPEG) // 2], "JPEG"),
     "header_only.jpg": (JPEG[:20], "JPEG"),
-    "truncated.png": (encoded(PICTURE, "png")[:100], "Invalid PNG data"),
+    "truncated.png": (encoded(PICTURE, "png")[:100], "image file is truncated"),
     "text.jpg": (b"not a picture", "it is no picture"),
 }
 

@@ -122,7 +122,7 @@ def test_a_class_without_training_examples_is_named(tmp_path, capsys):
     prepare(tmp_path, {"train": 20, "test": 9})
     note_untrained(reopen(tmp_path), np.asarray([0, 2, 2, 0]))
     note_untrained(reopen(tmp_path), np.asarray([0, 2, 1, 0]))
-    said = "note: tiny_set: no training example is left of 1, which nobody learns"
+    said = "note: tiny_set: no training example is left of 1"
     assert [line for line in notes(capsys) if "no training example" in line] == [said]
 
 

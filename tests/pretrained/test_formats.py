@@ -82,3 +82,7 @@ def test_a_format_that_the_file_does_not_have_is_refused(format, found, tmp_path
 def test_a_folder_without_weights_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"is neither the folder of a run .* nor of a slim"):
         pretrained.load(tmp_path)
+    (tmp_path / "linear/0").mkdir(parents=True)
+    (tmp_path / "linear/0/network.json").touch()
+    with pytest.raises(UserError, match=rf"several runs: give one, as {tmp_path}/linear/0$"):
+        pretrained.load(tmp_path)

@@ -26,9 +26,18 @@ def fixed_seed():
 
 
 def randomized(model, shift=0.0):
-    """Sets random variables in batch norm, also its statistics, which Keras leaves at 0 and 1."""
+    """Sets random variables in batch norm, also its statistics, which Keras leaves at 0 and 1.
+
+    Kernels get He's scale. With that of Keras, the pictures hardly matter after many layers, and a
+    network with another padding would pass.
+    """
     random = np.random.default_rng(0)
     for layer in model.layers:
+        if isinstance(layer, keras.layers.Conv2D | keras.layers.DepthwiseConv2D):
+            kernel, *bias = layer.get_weights()
+            is_depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
+            fan_in = np.prod(kernel.shape[: 2 if is_depthwise else 3])
+            layer.set_weights([random.normal(0, np.sqrt(2 / fan_in), kernel.shape), *bias])
         if isinstance(layer, keras.layers.BatchNormalization):
             size = layer.moving_mean.shape[0]
             gamma, beta, mean = random.normal([1, shift, 0], [0.1, 0.1, 0.2], (size, 3)).T

@@ -1,6 +1,8 @@
 """The layers that a user's Keras model has around the network: they scale, resize and classify."""
 
+import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 
 from mnv2 import pretrained
 from mnv2.pretrained import keras as keras_reader
-from mnv2.pretrained import keras_graph, keras_model, keras_pixels
+from mnv2.pretrained import keras_graph, keras_model
 from mnv2.pretrained.loaded import ACTIVATIONS
 from mnv2.pretrained.slim import SLIM
 from mnv2.runtime.errors import UserError
@@ -70,9 +72,9 @@ def scaling_of(model):
     graph = keras_graph.read(model.to_json(), "FILE")
     tensors = {"/".join(v.path.split("/")[-2:]): v.numpy() for v in model.weights}
     chain = keras_model._walk_back(graph.output, None, "FILE")
-    preprocess = keras_pixels.read(chain, graph.output, tensors, "FILE").preprocessing(SLIM)
+    changes, _ = keras_model.read_pixels(chain, graph.output, tensors, "FILE")
     assert not tensors
-    return preprocess
+    return dataclasses.replace(SLIM, **changes)
 
 
 @pytest.mark.parametrize("name", SCALINGS)
@@ -117,10 +119,10 @@ def test_only_a_preprocess_input_that_can_be_mobilenets_is_taken(module, assumed
     )
     if assumed is None:
         with pytest.raises(UserError, match=r"layer 'a' \(Lambda\) before the network is not"):
-            keras_pixels.read([prepare], stem, {}, "FILE")
+            keras_model.read_pixels([prepare], stem, {}, "FILE")
         return
-    pixels = keras_pixels.read([prepare], stem, {}, "FILE")
-    assert (pixels.offset, pixels.assumed) == (-1, assumed)
+    changes, _ = keras_model.read_pixels([prepare], stem, {}, "FILE")
+    assert changes == {"mean": (0.5,), "std": (0.5,), "assumed": assumed}
     assert ("took layer 'a' (Lambda) for MobileNet's" in capsys.readouterr().err) == assumed
 
 
@@ -157,7 +159,7 @@ def test_layers_that_augment_do_nothing_in_evaluation():
         "RandomZoom": (0.5,), "RandomInvert": (0.9,),
     }  # fmt: skip
     x = images((32, 32))
-    for kind in keras_pixels.IDENTITY_LAYERS - {"InputLayer", "RandomHeight", "RandomWidth"}:
+    for kind in keras_model.IDENTITY_LAYERS - {"InputLayer", "RandomHeight", "RandomWidth"}:
         layer = getattr(LAYERS, kind)(*arguments.get(kind, ()))  # the two are only in Keras 2
         np.testing.assert_array_equal(layer(x, **training_off(layer)), x, err_msg=kind)
 
@@ -195,11 +197,12 @@ def test_operations_of_keras_2_are_understood():
     }
     graph = keras_graph.read(json.dumps({"class_name": "Functional", "config": model}), "FILE")
     chain = keras_model._walk_back(graph.output, None, "FILE")
-    pixels = keras_pixels.read(chain, graph.output, {}, "FILE")
-    assert pixels.size == (32, 48)
+    changes, size = keras_model.read_pixels(chain, graph.output, {}, "FILE")
+    assert size == (32, 48)
     x = images((32, 48))
     expected = 1 - (x - np.array([1, 2, 3])) * 2 / 255
-    np.testing.assert_allclose(pixels.preprocessing(SLIM)(x), expected, atol=1e-5)
+    preprocess = dataclasses.replace(SLIM, **changes)
+    np.testing.assert_allclose(preprocess(x), expected, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -311,7 +314,7 @@ def test_a_changed_network_is_refused(tmp_path):
             text = keras.Model.from_config(config).to_json()
         tensors = {"Conv1/kernel": np.zeros(1)}
         with pytest.raises(UserError, match=f"{layer}.*{message}"):
-            keras_model.read(keras_graph.read(text, "FILE"), tensors, SLIM, "FILE")
+            keras_model.read(keras_graph.read(text, "FILE"), tensors, (), Path("FILE"))
 
 
 @pytest.mark.parametrize("layer", ["Resizing", "nearest", "UpSampling2D"])
@@ -366,5 +369,5 @@ def test_a_model_of_tensorflow_js_has_the_arrays_of_keras(tmp_path, backbones):
         np.testing.assert_allclose(ours.arrays[name], array, rtol=0, atol=tolerance, err_msg=name)
     np.testing.assert_array_equal(ours.head[0].kernel, same.head[0].kernel)
     (tmp_path / "b.bin").write_bytes(content[half:-8])
-    with pytest.raises(UserError, match=r"cannot read .*model.json: ValueError"):
+    with pytest.raises(UserError, match=r"cannot read .*model.json: buffer is smaller"):
         pretrained.load(tmp_path / "model.json")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mnv2 import pretrained
-from mnv2.pretrained.torch import TIMM_V2, TORCHVISION
+from mnv2.pretrained.torch import TIMM_V2, TORCHVISION_1
 from mnv2.runtime.errors import UserError
 from tests import outputs
 from tests.pretrained import reference
@@ -85,7 +85,7 @@ def test_pictures_are_resized_and_cropped_as_in_torchvision(size):
     smooth = tf.image.resize(np.random.default_rng(0).uniform(0, 255, (12, 12, 3)), size)
     picture = np.asarray(tf.cast(smooth, tf.uint8))
     for preprocess, mode in (
-        (TORCHVISION, transforms.InterpolationMode.BILINEAR),
+        (TORCHVISION_1, transforms.InterpolationMode.BILINEAR),
         (TIMM_V2, transforms.InterpolationMode.BICUBIC),
     ):
         theirs = transforms.Compose(

@@ -91,9 +91,8 @@ def test_the_gradients_of_a_training_step_are_those_of_pytorch(name, tmp_path):
 
 def test_the_rounding_of_tonylins_and_of_the_narrow_d_li14_is_inferred(tmp_path):
     """Their files have the same names; only the numbers of channels show the rounding."""
-    names = tensor_names(
-        "mobilenet_v2", 17, torch_reader.torchvision_names, torch_reader.VARIABLE_SUFFIXES
-    )
+    templates = torch_reader.TORCHVISION | {"classifier": "classifier.1"}
+    names = tensor_names("mobilenet_v2", templates, torch_reader.SUFFIXES)
     channels = {
         ("up", 0.35): (32, (16, 16, 16, 24, 40, 56, 112), 1280),
         ("nearest_4", 0.1): (4, (4, 4, 4, 8, 12, 16, 32), 1280),

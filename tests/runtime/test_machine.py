@@ -16,49 +16,6 @@ def test_devices_are_counted_by_kind():
     assert describe_devices(["TPU v4", "TPU v4", "cpu"]) == "2 x TPU v4, cpu"
 
 
-@pytest.mark.parametrize(
-    ("file", "words"),
-    [
-        ("nvidia0", "NVIDIA GPUs (", ),
-        ("nvidia12", "install the extra cuda13 or cuda12"),
-        ("accel0", "install the extra tpu"),
-    ],
-)  # fmt: skip
-def test_an_accelerator_that_jax_does_not_use_is_warned_of(
-    tmp_path, monkeypatch, capsys, file, words
-):
-    (tmp_path / file).touch()
-    platforms = jax.config.jax_platforms
-    jax.config.update("jax_platforms", None)
-    try:
-        assert find_devices(tmp_path) == "8 x cpu"
-        assert words in (said := capsys.readouterr().err)
-        assert said.count("\n") == 1
-        assert str(tmp_path / file) in said
-    finally:
-        jax.config.update("jax_platforms", platforms)
-
-
-@pytest.mark.parametrize(
-    ("file", "hidden", "platforms"),
-    [("nvidiactl", None, None), ("nvidia0", "", None), ("nvidia0", "-1", None),
-     ("nvidia0", None, "cpu")],
-)  # fmt: skip
-def test_nothing_is_said_if_there_is_no_accelerator_or_the_user_hides_it(
-    tmp_path, monkeypatch, capsys, file, hidden, platforms
-):
-    (tmp_path / file).touch()
-    if hidden is not None:
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-    before = jax.config.jax_platforms
-    jax.config.update("jax_platforms", platforms)
-    try:
-        find_devices(tmp_path)
-    finally:
-        jax.config.update("jax_platforms", before)
-    assert capsys.readouterr().err == ""
-
-
 def test_a_platform_that_cannot_be_used_is_one_line(monkeypatch):
     def devices():
         raise RuntimeError("Unable to initialize backend 'tpu': INTERNAL: no\ndevices")

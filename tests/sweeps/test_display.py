@@ -4,6 +4,7 @@ import json
 import pytest
 from rich.console import Console
 
+from mnv2.runtime.terminal import WAITING_REMEDY
 from mnv2.sweeps import display
 from mnv2.sweeps.display import Display
 
@@ -44,6 +45,7 @@ def test_in_a_file_each_run_that_ends_is_a_line(plan, tmp_path, capsys):
     assert printed.out.splitlines() == [
         "[2/3] [red]b[red]/0           test 81.23 %   3,457 images/s    33 s  "
         "20% waiting for input",
+        WAITING_REMEDY,
         "[3/3] a_rather_long_name_of_an_arm/0  failed: no luck",
         "the same",
     ]

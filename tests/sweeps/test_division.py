@@ -47,6 +47,14 @@ def test_cores_are_divided_evenly(on, cores, runs, parallel, threads, expected):
     assert environment.get("MNV2_WORKERS", "1") == str(expected[0])
 
 
+def test_a_division_says_what_there_is_and_how_many_runs_share_it(on):
+    on(2)
+    assert str(divide(26)) == "2 cores, 2 runs at once, 1 thread each"
+    assert str(divide(1)) == "2 cores, one run after another, 2 threads each"
+    on(16, gpus=["0", "1"])
+    assert str(divide(26)) == "2 GPUs, 2 runs at once"
+
+
 def test_each_copy_gets_as_many_gpus_of_its_own(on):
     on(16, gpus=["0", "1", "2", "3"])
     assert divide(26).copies == 4
@@ -101,8 +109,9 @@ def test_there_are_only_as_many_copies_as_have_room(on, monkeypatch):
     monkeypatch.setattr(machine, "free_memory", lambda: 9 * 2**30)
     assert divide(26).within_memory(2**30).copies == 3  # 3 GiB each
     said = divide(26).within_memory(2**30).reason
-    assert said.endswith(
-        "memory has room for 3 of 8, which take up to 3.0 GiB each: --parallel 8 starts all"
+    assert said == (
+        "memory has room for 3 of 8 runs at once, which take up to 3.0 GiB each: --parallel 8 "
+        "starts all"
     )
     assert divide(26, 8).within_memory(2**30).copies == 8  # the user knows better
     assert divide(26).within_memory(2**40).copies == 1

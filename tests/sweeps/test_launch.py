@@ -54,7 +54,8 @@ def test_an_error_of_the_first_copy_is_said_once_and_no_other_copy_starts(tmp_pa
 def test_a_run_that_fails_does_not_stop_the_others_and_is_named(tmp_path):
     done = execute(tmp_path, "fails", "b/0")
     assert done.returncode == 2
-    assert done.stderr == "error: 1 of the runs failed: b/0: ValueError: no luck\n"
+    assert done.stderr.startswith("error: 1 of the runs failed: b/0; why is said above, with the ")
+    assert done.stderr.endswith(f"{tmp_path}/b/0/failure.txt\n")
     assert "b/0                     failed: ValueError: no luck" in done.stdout
     assert (tmp_path / "a/0/result.json").exists()
     assert len(attempts(tmp_path, "b")) == 1
@@ -80,7 +81,7 @@ def test_a_copy_that_the_system_kills_lowers_the_number_of_runs_at_the_same_time
 def test_a_run_that_ends_two_copies_has_failed(tmp_path, then):
     done = execute(tmp_path, then, "c/0")
     assert done.returncode == 2
-    assert "1 of the runs failed: c/0: its process " in done.stderr
+    assert "1 of the runs failed: c/0; why is said above" in done.stderr
     assert "for the second time" in (tmp_path / "c/0/failure.txt").read_text()
     assert len(attempts(tmp_path, "c")) in (2, 3)  # another copy may take it meanwhile
     assert (tmp_path / "a/0/result.json").exists()

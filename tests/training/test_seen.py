@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import imagenet
+from mnv2.sweeps.plan import with_arms
 from mnv2.training import seen
 from mnv2.training.config import from_config
 from tests.views import on_device, view_of
@@ -13,6 +15,25 @@ def test_a_config_can_be_looked_at_before_it_trains(tiny_config, tmp_path):
     with Image.open(tmp_path / "seen.png") as drawn:
         assert drawn.width > 800
         assert np.asarray(drawn.convert("L")).std() > 10  # not blank
+
+
+def test_without_its_data_set_a_config_shows_a_photograph_and_leaves_nothing(tmp_path, capsys):
+    config = with_arms(imagenet.get_config("torchvision_v2"))
+    config.data.dir = str(tmp_path)
+    seen.draw_seen(from_config(config), tmp_path / "seen.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["seen.png"]
+    said = "note: imagenet2012 is not prepared here, so the pictures are crops of a photograph\n"
+    assert capsys.readouterr().err == said
+
+
+def test_without_augmentation_training_has_one_column(tiny_config, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(seen, "draw_grid", lambda rows, columns, path: shown.append(columns))
+    for train in ("", "pad_crop"):
+        tiny_config.data.train = train
+        tiny_config.batch_size = 10**6  # looking needs no batch
+        seen.draw_seen(from_config(tiny_config), tmp_path / "seen.png")
+    assert [columns.count("training") for columns in shown] == [1, seen.VERSIONS]
 
 
 def test_versions_of_a_picture_differ_and_mixed_ones_have_both_pictures():

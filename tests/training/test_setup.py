@@ -35,7 +35,7 @@ def changed(config, **fields):
         ({"data__train": "erase(fill=(1, 2, 3))"}, "data.train: fill of erase .* each channel, 1,"),
         (
             {"data__train": "flip|mix(0.2, until=3)"},
-            "until of mix must be like '2 epochs', .*got '3'$",
+            "until of mix must be like '2 epochs', .*got '3': did you mean '3 steps'?",
         ),
         (
             {"data__train": "center_crop", "data__progressive": (28, 56), "duration": "2 steps"},

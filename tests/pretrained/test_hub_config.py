@@ -2,11 +2,10 @@
 
 import json
 
-import numpy as np
 import pytest
 
 from mnv2.preprocess.host import named_view
-from mnv2.pretrained import transformers
+from mnv2.pretrained import hub_config
 from mnv2.pretrained.infer import Usage
 from mnv2.pretrained.preprocessing import Preprocessing
 from mnv2.runtime.errors import UserError
@@ -16,7 +15,7 @@ def settings(tmp_path, config=None, preprocessor=None, network="mobilenet_v2"):
     for name, content in (("config", config), ("preprocessor_config", preprocessor)):
         if content is not None:
             (tmp_path / f"{name}.json").write_text(json.dumps(content))
-    return transformers.settings(tmp_path / "model.safetensors", network)
+    return hub_config.of_transformers(tmp_path / "model.safetensors", network)
 
 
 def test_without_configs_the_network_is_that_of_google_and_this_is_said(tmp_path, capsys):
@@ -89,9 +88,3 @@ def test_the_config_of_another_network_is_ignored_and_this_is_said(tmp_path, cap
     fields, usage = settings(tmp_path, {"model_type": "resnet", "image_size": 512})
     assert (fields["padding"], usage.image_size) == ("same", (224, 224))
     assert "is ignored: it describes resnet" in capsys.readouterr().err
-
-
-def test_the_layers_of_mobilenet_v1_alternate():
-    assert transformers.v1_names("block_3/depthwise")[0] == "layer.6.convolution"
-    assert transformers.v1_names("block_3/pointwise")[1] == "layer.7.normalization"
-    assert np.all([transformers.v1_names("stem")[0] == "conv_stem.convolution"])

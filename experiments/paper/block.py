@@ -1,0 +1,169 @@
+"""What is MobileNetV2's block, beside ResNet's and V1's? Table 1 and figures 2 and 3 of the paper.
+
+    python -m experiments.paper.block
+
+Draws three blocks of mnv2/models/blocks.py, each from left to right. A slab is a tensor: its faces
+are height and width, its thickness is the number of channels. A linear tensor is hatched.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib.colors
+import matplotlib.figure
+from matplotlib.axes import Axes
+from matplotlib.patches import Circle, Polygon
+
+from mnv2.runtime.cli import command_parser, run
+
+HEIGHT, DEPTH = 1.0, 0.38  # of a slab, as drawn
+GAP = 1.75  # between slabs: room for an arrow and the names of a layer
+ROW = 2.55  # from one block to the next
+ACTIVATED, LINEAR, INK = "#4c8fbd", "#f2b661", "#20303c"
+SHADES = (0.0, 0.35, 0.18)  # front, top and side: the share of white
+
+
+class Tensor(NamedTuple):
+    """A slab: its channels, its thickness as drawn, and the layer that computes it."""
+
+    shape: str
+    thickness: float
+    layer: str = ""
+    activation: str = ""
+    is_linear: bool = False
+
+
+class Block(NamedTuple):
+    """A row of the drawing; `sum` is the activation of a sum with the input, None without one."""
+
+    title: str
+    tensors: tuple[Tensor, ...]
+    sum: str | None = None
+    note: str = ""
+
+
+BLOCKS = (
+    Block(
+        "MobileNetV2: inverted residual with linear bottleneck",
+        (
+            Tensor("h × w × k", 0.25, is_linear=True),
+            Tensor("h × w × tk", 1.5, "1×1\nexpand", "ReLU6"),
+            Tensor("h/s × w/s × tk", 1.5, "3×3 depthwise\nstride s", "ReLU6"),
+            Tensor("h/s × w/s × k′", 0.25, "1×1\nproject", "linear", is_linear=True),
+        ),
+        "",
+        "if s = 1 and k′ = k",
+    ),
+    Block(
+        "ResNet: bottleneck (“hourglass”)",
+        (
+            Tensor("h × w × k", 1.2),
+            Tensor("h × w × k′/4", 0.3, "1×1\nnarrow", "ReLU"),
+            Tensor("h/s × w/s × k′/4", 0.3, "3×3\nstride s", "ReLU"),
+            Tensor("h/s × w/s × k′", 1.2, "1×1\nwiden", "linear", is_linear=True),
+        ),
+        "ReLU",
+        "1×1, stride s, if the shapes differ",
+    ),
+    Block(
+        "MobileNetV1: depthwise separable",
+        (
+            Tensor("h × w × k", 0.7),
+            Tensor("h/s × w/s × k", 0.7, "3×3 depthwise\nstride s", "ReLU6"),
+            Tensor("h/s × w/s × k′", 1.0, "1×1", "ReLU6"),
+        ),
+    ),
+)
+
+
+def lighter(color: str, share: float) -> tuple[float, ...]:
+    """Mixes a color with white."""
+    return tuple(1 - (1 - x) * (1 - share) for x in matplotlib.colors.to_rgb(color))
+
+
+def draw_face(
+    axis: Axes, corners: Sequence[tuple[float, float]], is_linear: bool, white: float = 0
+) -> None:
+    """Draws one face of a slab, in the color and hatching of its kind of tensor."""
+    color = lighter(LINEAR if is_linear else ACTIVATED, white)
+    face = Polygon(corners, facecolor=color, edgecolor=INK, linewidth=0.8)
+    face.set_hatch("////" if is_linear else "")
+    face.set_hatch_linewidth(0.4)
+    axis.add_patch(face)
+
+
+def draw_slab(axis: Axes, x: float, y: float, tensor: Tensor) -> None:
+    """Draws a tensor whose lower left corner is (x, y), with its shape below."""
+    w, h, d = tensor.thickness, HEIGHT, DEPTH
+    faces = (
+        ((x, y), (x + w, y), (x + w, y + h), (x, y + h)),
+        ((x, y + h), (x + w, y + h), (x + w + d, y + h + d), (x + d, y + h + d)),
+        ((x + w, y), (x + w + d, y + d), (x + w + d, y + h + d), (x + w, y + h)),
+    )
+    for corners, white in zip(faces, SHADES, strict=True):
+        draw_face(axis, corners, tensor.is_linear, white)
+    axis.text(x + (w + d) / 2, y - 0.12, tensor.shape, ha="center", va="top", fontsize=8)
+
+
+def draw_arrow(axis: Axes, *points: tuple[float, float]) -> None:
+    """Draws a line along points, with an arrowhead at the last one."""
+    xs, ys = zip(*points[:-1], strict=True)
+    axis.plot(xs, ys, color=INK, linewidth=1.1, solid_capstyle="butt")
+    style = {"arrowstyle": "-|>", "color": INK, "linewidth": 1.1, "shrinkA": 0, "shrinkB": 0}
+    axis.annotate("", points[-1], points[-2], arrowprops=style)
+
+
+def draw_block(axis: Axes, y: float, block: Block) -> None:
+    """Draws a row whose slabs stand on the height y."""
+    middle = y + (HEIGHT + DEPTH) / 2
+    above = 0.2 if block.sum is None else 0.42
+    axis.text(0, y + HEIGHT + DEPTH + above, block.title, fontsize=10.5, weight="bold")
+    x = 0.0
+    for tensor in block.tensors:
+        if tensor.layer:
+            draw_arrow(axis, (x + 0.12, middle), (x + GAP - 0.12, middle))
+            center = x + GAP / 2
+            axis.text(center, middle + 0.1, tensor.layer, ha="center", va="bottom", fontsize=8)
+            axis.text(
+                center, middle - 0.1, tensor.activation, ha="center", va="top", fontsize=8,
+                style="italic",
+            )  # fmt: skip
+            x += GAP
+        draw_slab(axis, x, y, tensor)
+        x += tensor.thickness + DEPTH
+    if block.sum is None:
+        return
+    plus, top = x + 0.75, y + HEIGHT + DEPTH + 0.22
+    start = (block.tensors[0].thickness + DEPTH) / 2 + DEPTH / 2
+    draw_arrow(axis, (x + 0.12, middle), (plus - 0.17, middle))
+    draw_arrow(axis, (start, y + HEIGHT + DEPTH), (start, top), (plus, top), (plus, middle + 0.17))
+    axis.add_patch(Circle((plus, middle), 0.17, facecolor="white", edgecolor=INK, linewidth=1.1))
+    axis.text(plus, middle, "+", ha="center", va="center_baseline", fontsize=11)
+    axis.text(plus - 0.1, top + 0.08, block.note, ha="right", va="bottom", fontsize=8)
+    draw_arrow(axis, (plus + 0.17, middle), (plus + 1.0, middle))
+    axis.text(
+        plus + 0.58, middle - 0.1, block.sum, ha="center", va="top", fontsize=8, style="italic"
+    )
+
+
+def main() -> None:
+    parser = command_parser("experiments.paper.block", __doc__)
+    parser.add_argument("--out", type=Path, default=Path("docs/block.png"), metavar="PNG")
+    arguments = parser.parse_args()
+    figure = matplotlib.figure.Figure(figsize=(10, 6), layout="constrained")
+    axis = figure.subplots()
+    for i, block in enumerate(BLOCKS):
+        draw_block(axis, -i * ROW, block)
+    for i, (name, is_linear) in enumerate((("after an activation", False), ("linear", True))):
+        x, y = 8.2, -(len(BLOCKS) - 1) * ROW + 0.75 - 0.5 * i
+        draw_face(axis, ((x, y), (x + 0.4, y), (x + 0.4, y + 0.28), (x, y + 0.28)), is_linear)
+        axis.text(x + 0.6, y + 0.14, name, va="center", fontsize=8)
+    axis.set(aspect="equal", xlim=(-0.1, 12.3), ylim=(0.1 - len(BLOCKS) * ROW + 2, 2.05))
+    axis.axis("off")
+    figure.savefig(arguments.out, dpi=130)
+    print(f"written: {arguments.out}")
+
+
+if __name__ == "__main__":
+    run(main)
