@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mnv2.pretrained.options import add_weights_options
-from mnv2.runtime.cli import command_parser, hide_gpus_from_tensorflow, run, whole_number
+from mnv2.deployment.options import add_weights_options, weights_options
+from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.runtime.errors import check_choice
 from mnv2.runtime.files import write_json, write_text
-from mnv2.runtime.machine import keep_freed_memory
+from mnv2.runtime.machine import keep_compiled_programs, keep_freed_memory
 from mnv2.runtime.terminal import as_line, note
 
 if TYPE_CHECKING:  # these import JAX and TensorFlow, which --help does not wait for
@@ -48,13 +48,13 @@ def main() -> None:
     arguments = parser.parse_args()
     check_choice(arguments.split, SPLITS, "--split")
     check_choice(arguments.on_broken, ("stop", "skip"), "--on_broken")
-    hide_gpus_from_tensorflow()
     from mnv2 import data
-    from mnv2.deployment.usage import evaluate_any, open_as_asked
-    from mnv2.pretrained.usage import describe_input
+    from mnv2.deployment.evaluation import evaluate_any
+    from mnv2.deployment.usage import describe_input, open_weights
     from mnv2.training.classes import match_classes
 
-    loaded = open_as_asked(arguments)
+    keep_compiled_programs()
+    loaded = open_weights(arguments.weights, **weights_options(arguments))
     dataset = data.open_dataset(
         arguments.dataset, arguments.data_dir, on_broken=arguments.on_broken
     )

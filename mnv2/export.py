@@ -20,13 +20,15 @@ network in JAX. mnv2.predict and mnv2.evaluate take .tflite and .onnx files as -
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-from mnv2.pretrained.options import add_weights_options
-from mnv2.runtime.cli import command_parser, hide_gpus_from_tensorflow, run, whole_number
+from mnv2.deployment.options import add_weights_options, weights_options
+from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.runtime.errors import UserError, check_choice
 
 FORMATS = ("litert", "litert-int8", "onnx", "onnx-int8", "stablehlo")
+PREPROCESSING = ("inside", "outside")
 ANY_BATCH = ("onnx", "onnx-int8", "stablehlo")  # formats whose files may take any number of images
 
 
@@ -71,31 +73,47 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     formats = check_options(arguments)
-    hide_gpus_from_tensorflow()
     from mnv2.deployment.export import export
 
-    export(arguments, formats)
+    _, table = export(
+        arguments.weights,
+        formats,
+        arguments.output,
+        force=arguments.force,
+        preprocessing=arguments.preprocessing,
+        batch=None if arguments.batch == "any" else int(arguments.batch),
+        calibrate=arguments.calibrate,
+        calibration_pictures=arguments.calibration_pictures,
+        check=arguments.check,
+        data_dir=arguments.data_dir,
+        threads=arguments.threads,
+        **weights_options(arguments),
+    )
+    print(table)
 
 
 def check_options(arguments: argparse.Namespace) -> list[str]:
-    """Returns the formats. Raises UserError for options that are wrong or do not go together."""
+    """Returns the formats. Raises UserError for what is not one of them, or no batch."""
+    check_choice(arguments.preprocessing, PREPROCESSING, "--preprocessing")
+    batch = arguments.batch
+    if batch != "any" and (not batch.isdecimal() or int(batch) < 1):
+        raise UserError(f"--batch must be a whole number, 1 or more, or any, got {batch!r}")
     formats = list(dict.fromkeys(name.strip() for name in arguments.to.split(",")))
-    check_choice(arguments.preprocessing, ("inside", "outside"), "--preprocessing")
-    any_batch = arguments.batch == "any"
-    if not any_batch and (not arguments.batch.isdecimal() or int(arguments.batch) < 1):
-        raise UserError(
-            f"--batch must be a whole number, 1 or more, or any, got {arguments.batch!r}"
-        )
+    check_formats(formats, None if batch == "any" else int(batch), arguments.calibrate)
+    return formats
+
+
+def check_formats(formats: Sequence[str], batch: int | None, calibrate: str | None) -> None:
+    """Raises UserError for an unknown format, and if it needs what is not given."""
     for name in formats:
         check_choice(name, FORMATS, "--to")
-        if any_batch and name not in ANY_BATCH:
+        if batch is None and name not in ANY_BATCH:
             raise UserError(f"--batch any is for {', '.join(ANY_BATCH)}, not for {name}")
-        if name.endswith("int8") and not arguments.calibrate:
+        if name.endswith("int8") and not calibrate:
             raise UserError(
                 f"--to {name} needs pictures that show the ranges of values: --calibrate "
                 "fashion_mnist, or --calibrate folder:PATH for any pictures below PATH"
             )
-    return formats
 
 
 if __name__ == "__main__":

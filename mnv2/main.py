@@ -114,10 +114,8 @@ def main(argv: Sequence[str]) -> None:
 def _show(path: Path, only: Sequence[str]) -> None:
     """Draws what a run of the config sees. Raises UserError if the file cannot be written."""
     check_file(path, PICTURES, "--show")
-    from mnv2.runtime.cli import hide_gpus_from_tensorflow
     from mnv2.training.seen import draw_seen  # imports JAX and TensorFlow
 
-    hide_gpus_from_tensorflow()
     draw_seen(first_settings(with_arms(CONFIG.value), only), path)
     print(f"what training and evaluation see: {path}")
 

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from mnv2.pretrained.options import add_weights_options
-from mnv2.runtime.cli import command_parser, hide_gpus_from_tensorflow, run, whole_number
+from mnv2.deployment.options import add_weights_options, weights_options
+from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import (
     PICTURES,
@@ -32,6 +32,7 @@ from mnv2.runtime.files import (
     write_json,
     write_text,
 )
+from mnv2.runtime.machine import keep_compiled_programs
 from mnv2.runtime.terminal import StatusLine, as_line, drawn, first_few, note, warn
 
 if TYPE_CHECKING:  # imports JAX, which --help does not wait for
@@ -70,37 +71,36 @@ def main() -> None:
         check_file(arguments.output, OUTPUTS, "--output")
     if arguments.plot:
         check_file(arguments.plot, PICTURES, "--plot")
-    hide_gpus_from_tensorflow()
     paths = find_pictures(arguments.pictures)
     if arguments.plot and len(paths) > MOST_DRAWN:
         raise UserError(f"--plot draws {MOST_DRAWN} pictures at most, not {len(paths)}")
-    from mnv2.deployment.usage import open_as_asked
-    from mnv2.pretrained.usage import describe_input
+    from mnv2.deployment.usage import describe_input, open_weights
 
-    loaded = open_as_asked(arguments)
+    keep_compiled_programs()
+    loaded = open_weights(arguments.weights, **weights_options(arguments))
     unreadable: list[Path] = []
     pictures = read_pictures(paths, unreadable)
     first = next(pictures, None)
-    predictions: list[Prediction] = []
+    found: list[Prediction] = []
     if first:
         describe_input(loaded.preprocess, loaded.image_size, arguments.mean is not None)
         line = StatusLine("predicting")
         line.say("compiling")
-        for new in predict(loaded, itertools.chain([first], pictures), batch_size(len(paths))):
-            predictions.extend(new)
+        for new in predictions(loaded, itertools.chain([first], pictures), batch_size(len(paths))):
+            found.extend(new)
             line.clear()
             for path, row in () if arguments.output else new:
                 print(as_line(path))
                 print(format_classes(row, loaded.display_names, arguments.top))
             if len(paths) > BATCH_SIZE:
-                line.say(f"{len(predictions) + len(unreadable)} of {len(paths)} pictures")
+                line.say(f"{len(found) + len(unreadable)} of {len(paths)} pictures")
         line.clear()
-    if predictions and arguments.output:
-        write(predictions, loaded.display_names, arguments.top, arguments.output)
-        count = f"{len(predictions)} picture{'s' if len(predictions) > 1 else ''}"
+    if found and arguments.output:
+        write(found, loaded.display_names, arguments.top, arguments.output)
+        count = f"{len(found)} picture{'s' if len(found) > 1 else ''}"
         print(f"{count} in {arguments.output}")
-    if predictions and arguments.plot:
-        draw(predictions, loaded.display_names, arguments.top, arguments.plot)
+    if found and arguments.plot:
+        draw(found, loaded.display_names, arguments.top, arguments.plot)
         print(f"drawn in {arguments.plot}")
     if unreadable:
         raise UserError(f"{len(unreadable)} of {len(paths)} pictures cannot be read: see above")
@@ -163,7 +163,7 @@ def batch_size(count: int) -> int:
     return min(count, BATCH_SIZE) if count <= 4 else min(-(-count // 4) * 4, BATCH_SIZE)
 
 
-def predict(
+def predictions(
     loaded: "Pretrained | Exported", pictures: Iterator[tuple[Path, np.ndarray]], size: int
 ) -> Iterator[list[Prediction]]:
     """Computes the probabilities of the classes of pictures, in batches of one size.
@@ -188,9 +188,9 @@ def predict(
 def write(predictions: Sequence[Prediction], labels: Sequence[str], top: int, path: Path) -> None:
     """Writes the most probable classes of each picture as a table, whole or not at all."""
     rows = [
-        {"path": str(name), "rank": rank, "class": labels[i], "probability": float(f"{row[i]:.8g}")}
+        {"path": str(name), "rank": rank, "class": label, "probability": float(f"{share:.8g}")}
         for name, row in predictions
-        for rank, i in enumerate(np.argsort(-row)[:top], start=1)
+        for rank, (label, share) in enumerate(most_probable(row, labels, top), start=1)
     ]
     if path.suffix.lower() == ".json":
         write_json(path, rows)
@@ -202,15 +202,20 @@ def write(predictions: Sequence[Prediction], labels: Sequence[str], top: int, pa
     write_text(path, text.getvalue())
 
 
+def most_probable(
+    probabilities: np.ndarray, labels: Sequence[str], top: int
+) -> list[tuple[str, float]]:
+    """Returns the most probable classes with their probabilities, the first one first."""
+    return [(labels[i], float(probabilities[i])) for i in np.argsort(-probabilities)[:top]]
+
+
 def format_classes(probabilities: np.ndarray, labels: Sequence[str], top: int) -> str:
     """Formats the most probable classes with bars, one per line."""
-    best = np.argsort(-probabilities)[:top]
-    names = [as_line(labels[i])[:40] for i in best]
-    width = max(map(len, names))
+    best = [(as_line(label)[:40], p) for label, p in most_probable(probabilities, labels, top)]
+    width = max(len(name) for name, _ in best)
     return "\n".join(
-        f"  {rank:2}  {name:{width}}  {100 * probabilities[i]:6.2f} %  "
-        f"{'#' * round(BAR * float(probabilities[i]))}".rstrip()
-        for rank, (i, name) in enumerate(zip(best, names, strict=True), start=1)
+        f"  {rank:2}  {name:{width}}  {100 * p:6.2f} %  {'#' * round(BAR * p)}".rstrip()
+        for rank, (name, p) in enumerate(best, start=1)
     )
 
 

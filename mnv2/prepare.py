@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mnv2.runtime.cli import command_parser, hide_gpus_from_tensorflow, run, whole_number
+from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import check_can_be_written, given_folder, replacing
 from mnv2.runtime.terminal import StatusLine, format_seconds, note
@@ -39,7 +39,6 @@ def main() -> None:
     arguments = parser.parse_args()
     if (arguments.resize is None) != (arguments.out is None):
         raise UserError("--resize and --out belong together: give both, or neither")
-    hide_gpus_from_tensorflow()
     from mnv2.data import open_dataset
 
     if arguments.out is not None:

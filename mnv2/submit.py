@@ -44,13 +44,11 @@ def main(argv: Sequence[str]) -> None:
             raise UserError("jobs need a --workdir in a file system that all nodes share")
         import jax
 
-        from mnv2.runtime.cli import hide_gpus_from_tensorflow
         from mnv2.sweeps import slurm
         from mnv2.sweeps.plan import with_arms
         from mnv2.sweeps.tuning import run_tuned
 
         jax.config.update("jax_platforms", "cpu")  # GPUs are for the runs
-        hide_gpus_from_tensorflow()
         given = flags.FLAGS.flag_values_dict()
         resources = slurm.Resources(**{name: given[name] for name in slurm.Resources._fields})
         config, submit = with_arms(CONFIG.value), functools.partial(slurm.submit, resources)

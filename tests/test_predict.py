@@ -13,9 +13,9 @@ from PIL import Image
 
 from mnv2 import convert, evaluate, predict, pretrained
 from mnv2.analysis import confusion
+from mnv2.deployment.options import read_class_names
 from mnv2.models import create_model
 from mnv2.pretrained.loaded import DenseHead
-from mnv2.pretrained.options import read_class_names
 from mnv2.runtime import cli
 from mnv2.training import step
 from tests import outputs

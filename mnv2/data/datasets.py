@@ -5,19 +5,19 @@ import functools
 from pathlib import Path
 
 import numpy as np
+import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from mnv2.data import fashion_mnist
 from mnv2.data.base import Dataset
 from mnv2.data.broken import ON_BROKEN
 from mnv2.data.connection import reachable
-from mnv2.data.folder_tree import folders_below
+from mnv2.data.folder_tree import FOLDER_PREFIX, folders_below
 from mnv2.data.image_folder import ImageFolder, open_image_folder, stamp
 from mnv2.data.tfds_dataset import TfdsDataset
 from mnv2.runtime.errors import UserError, check_choice, first_line
 from mnv2.runtime.files import SCHEME, AnyPath, as_path, did_you_mean, locked, matches
-
-FOLDER_PREFIX = "folder:"
+from mnv2.runtime.machine import threads
 
 # TFDS would leave an empty folder behind for each set that is not prepared, in which it copies
 # nothing: by default it does not ask Google Cloud Storage what is known of a set.
@@ -42,6 +42,7 @@ def open_dataset(
     cannot be downloaded here, and for a `validation` that leaves no training examples.
     """
     check_choice(on_broken, ON_BROKEN, "data.on_broken")
+    _leave_the_machine_to_jax()
     if not name.startswith(FOLDER_PREFIX):
         return _open_tfds(name, data_dir, validation, on_broken)
     if name.startswith(FOLDER_PREFIX + SCHEME):
@@ -56,6 +57,14 @@ def open_dataset(
         state |= {path: stamp(path) for path in dataset.broken}
         _FOLDERS[key] = (_checked(dataset), state)
     return dataset
+
+
+def _leave_the_machine_to_jax() -> None:
+    """Keeps TensorFlow, which only reads data here, from taking what JAX needs: GPUs and cores."""
+    with contextlib.suppress(RuntimeError):  # it computes already
+        tf.config.set_visible_devices([], "GPU")
+        tf.config.threading.set_intra_op_parallelism_threads(threads())
+        tf.config.threading.set_inter_op_parallelism_threads(threads())
 
 
 # The folders of pictures that are open, which the runs of one process share, with the stamps of the

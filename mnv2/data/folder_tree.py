@@ -13,6 +13,8 @@ from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import did_you_mean
 from mnv2.runtime.terminal import first_few, note
 
+FOLDER_PREFIX = "folder:"  # of the name of a data set
+
 Pictures = dict[str, dict[str, list[Path]]]  # split -> class -> files
 
 _SPLITS = {

@@ -1,9 +1,8 @@
-"""What `python -m mnv2.export` does: loads, writes, compares, and evaluates if it is asked to."""
+"""Exports weights: loads, writes, compares, and evaluates if it is asked to."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,13 +12,11 @@ from mnv2.deployment import comparison, pictures
 from mnv2.deployment.exported import Exported, is_exported, open_exported
 from mnv2.deployment.formats import FORMATS, content
 from mnv2.deployment.program import Program, program_of
-from mnv2.deployment.usage import evaluate_any
+from mnv2.deployment.usage import describe_input, open_weights
 from mnv2.pretrained import Pretrained
-from mnv2.pretrained.usage import describe_input, load_as_asked
 from mnv2.runtime.errors import UserError, reason
 from mnv2.runtime.files import check_can_be_written, replacing
 from mnv2.runtime.terminal import StatusLine
-from mnv2.training.classes import match_classes
 
 COMPARED = 200  # pictures, at most
 NOISE = 8  # images in place of pictures, if there are none
@@ -33,67 +30,93 @@ class Images(NamedTuple):
     real: bool
 
 
-def export(arguments: argparse.Namespace, formats: Sequence[str]) -> None:
-    """Exports weights as the options of the command say. Raises UserError for bad input."""
-    if is_exported(arguments.weights):
-        raise UserError(
-            f"{arguments.weights} is exported already: give the weights that it was exported from"
-        )
-    paths = output_paths(arguments.weights, formats, arguments.output)
+def export(
+    weights: str | Path,
+    formats: Sequence[str],
+    output: Path,
+    *,
+    force: bool,
+    preprocessing: str,
+    batch: int | None,
+    calibrate: str | None,
+    calibration_pictures: int,
+    check: str | None,
+    data_dir: str | None,
+    threads: int,
+    **options: Any,
+) -> tuple[dict[str, Path], str]:
+    """Writes weights in each format, and compares the files with the network in JAX.
+
+    The arguments are the options of the command `mnv2.export`; `batch` is None for any, and
+    `options` are those of `open_weights`.
+
+    Returns the path of the file in each format, and a table of the comparison. Raises UserError for
+    bad input, before anything is written.
+    """
+    if is_exported(weights):
+        raise UserError(f"{weights} is exported already: give what it was exported from")
+    paths = output_paths(str(weights), formats, output)
     for path in paths.values():
         if path.is_dir():
             raise UserError(f"{path} is a folder: give another --output")
-        if path.exists() and not arguments.force:
+        if path.exists() and not force:
             raise UserError(f"{path} exists: --force replaces it, --output gives another place")
         check_can_be_written(path.parent, "the folder of --output")
-    loaded = load_as_asked(arguments)
-    check = None
-    if arguments.check:
-        check = data.open_dataset(arguments.check, arguments.data_dir)
-        check.num_examples("test")  # raises UserError if there are none
-        loaded = match_classes(loaded, check, arguments.weights)
-    elif arguments.calibrate and loaded.class_names is None:
-        loaded = _named_by_calibration(loaded, arguments)
-    inside, dynamic = arguments.preprocessing == "inside", arguments.batch == "any"
-    program = program_of(loaded, pixels=inside, batch=1 if dynamic else int(arguments.batch))
+    loaded: Any = open_weights(weights, **options)
+    checked = None
+    if check:
+        from mnv2.training.classes import match_classes  # imports TensorFlow
+
+        checked = data.open_dataset(check, data_dir)
+        checked.num_examples("test")  # raises UserError if there are none
+        loaded = match_classes(loaded, checked, str(weights))
+    elif calibrate and loaded.class_names is None:
+        loaded = _named_by_calibration(loaded, calibrate, data_dir, str(weights))
+    program = program_of(loaded, pixels=preprocessing == "inside", batch=batch or 1)
     ranges: list[np.ndarray] = []
     shown = None
-    if arguments.calibrate:
-        shown = pictures.draw_any(
-            loaded, arguments.calibrate, arguments.data_dir, arguments.calibration_pictures
-        )
+    if calibrate:
+        shown = pictures.draw_any(loaded, calibrate, data_dir, calibration_pictures)
         ranges = list(pictures.batches(program, program.description.input_of(shown)))
         if not ranges:
             raise UserError(
-                f"{len(shown)} pictures to calibrate with are less than one batch of "
-                f"{arguments.batch}: raise --calibration_pictures or lower --batch"
+                f"{len(shown)} pictures to calibrate with are less than one batch of {batch}: "
+                "raise --calibration_pictures or lower --batch"
             )
-    describe_input(loaded.preprocess, loaded.image_size, arguments.mean is not None)
-    images = images_to_compare(loaded, check, arguments.calibrate, shown)
+    describe_input(loaded.preprocess, loaded.image_size, options.get("mean") is not None)
+    images = images_to_compare(loaded, checked, calibrate, shown)
     line = StatusLine("exporting")
     for name, path in paths.items():
         line.say(name)
-        written = content(program, name, ranges, dynamic=dynamic)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as temporary:
-                temporary.write_bytes(written)
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {reason(error)}") from error
+        _write(path, content(program, name, ranges, dynamic=batch is None))
     line.clear()
-    rows = [_compare(name, path, program, images, arguments) for name, path in paths.items()]
-    print(comparison.table(rows, program, images.source, arguments.threads))
-    if check:
-        files = [path for name, path in paths.items() if is_exported(path)]
-        print(evaluations(loaded, files, check))
+    rows = [_compare(name, path, program, images, batch, threads) for name, path in paths.items()]
+    table = comparison.table(rows, program, images.source, threads)
+    if checked:
+        files = [path for path in paths.values() if is_exported(path)]
+        table += f"\n{evaluations(loaded, files, checked)}"
+    return paths, table
 
 
-def _named_by_calibration(loaded: Pretrained, arguments: argparse.Namespace) -> Pretrained:
+def _write(path: Path, written: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_bytes(written)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {reason(error)}") from error
+
+
+def _named_by_calibration(
+    loaded: Pretrained, calibrate: str, data_dir: str | None, weights: str
+) -> Pretrained:
     """Returns weights with the names of the calibration set, if it has as many classes."""
-    dataset = pictures.with_classes(arguments.calibrate, arguments.data_dir)
+    dataset = pictures.with_classes(calibrate, data_dir)
     if dataset is None or dataset.num_classes != loaded.num_classes:
         return loaded
-    return match_classes(loaded, dataset, arguments.weights)
+    from mnv2.training.classes import match_classes
+
+    return match_classes(loaded, dataset, weights)
 
 
 def output_paths(weights: str, formats: Sequence[str], output: Path) -> dict[str, Path]:
@@ -120,7 +143,10 @@ def output_paths(weights: str, formats: Sequence[str], output: Path) -> dict[str
 
 
 def images_to_compare(
-    loaded: Pretrained, check: data.Dataset | None, calibrate: str | None, shown: np.ndarray | None
+    loaded: Pretrained,
+    check: "data.Dataset | None",
+    calibrate: str | None,
+    shown: np.ndarray | None,
 ) -> Images:
     """Returns pictures of the test split, those that calibrated, or noise."""
     if check:
@@ -135,23 +161,24 @@ def images_to_compare(
 
 
 def _compare(
-    name: str, path: Path, program: Program, images: Images, arguments: argparse.Namespace
+    name: str, path: Path, program: Program, images: Images, batch: int | None, threads: int
 ) -> comparison.Compared:
     inputs = program.description.input_of(images.images)
     if is_exported(path):
-        exported = open_exported(path, arguments.threads)
+        exported = open_exported(path, threads)
         return comparison.compare(
             path, exported.run, len(exported.operators), program, inputs, real=images.real
         )
     stored = jax.export.deserialize(bytearray(path.read_bytes()))
-    size = None if arguments.batch == "any" else program.image.shape[0]
-    run = comparison.in_batches(jax.jit(stored.call), size)
+    run = comparison.in_batches(jax.jit(stored.call), batch)
     operators = stored.mlir_module().count(" stablehlo.")
     return comparison.compare(path, run, operators, program, inputs, real=images.real)
 
 
-def evaluations(loaded: Pretrained, files: Sequence[Path], dataset: data.Dataset) -> str:
+def evaluations(loaded: Pretrained, files: Sequence[Path], dataset: "data.Dataset") -> str:
     """Evaluates JAX and exported files on the whole test split; returns a table."""
+    from mnv2.deployment.evaluation import evaluate_any  # imports TensorFlow
+
     networks: dict[str, Pretrained | Exported] = {"JAX": loaded}
     networks |= {str(path): open_exported(path) for path in files}
     width = max(map(len, networks))

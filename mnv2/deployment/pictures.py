@@ -7,21 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 from jaxtyping import Float
 
 from mnv2 import data
-from mnv2.data.datasets import FOLDER_PREFIX
 from mnv2.data.decoding import decode_picture
 from mnv2.data.folder_tree import files_below, find_pictures
 from mnv2.deployment.program import Program
+from mnv2.pretrained import Pretrained
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.terminal import warn
-from mnv2.training.evaluation import Network
 
 
 def draw(
-    network: Network, dataset: data.Dataset, split: str, count: int
+    network: Pretrained, dataset: "data.Dataset", split: str, count: int
 ) -> Float[np.ndarray, "n h w c"]:
     """Returns up to `count` images of a split, always the same ones, in [0, 255].
 
@@ -31,12 +29,14 @@ def draw(
     examples = itertools.islice(dataset.encoded(split, shuffle_seed=0), count)
     try:
         return np.stack([np.asarray(view(dataset.decode(x).numpy()), np.float32) for x in examples])
-    except tf.errors.OpError as error:
+    except UserError:
+        raise
+    except Exception as error:  # one of TensorFlow's
         raise UserError(dataset.explain(error, split)) from error
 
 
 def draw_any(
-    network: Network, name: str, data_dir: str | None, count: int
+    network: Pretrained, name: str, data_dir: str | None, count: int
 ) -> Float[np.ndarray, "n h w c"]:
     """Returns up to `count` images to calibrate with, always the same ones, in [0, 255].
 
@@ -44,7 +44,7 @@ def draw_any(
     has splits of classes, otherwise all below PATH, with or without classes. A picture that cannot
     be read is left out, after a warning. Raises UserError if there is none.
     """
-    if not name.startswith(FOLDER_PREFIX):
+    if not name.startswith(data.FOLDER_PREFIX):
         dataset = data.open_dataset(name, data_dir)
         split = "train" if "train" in dataset.splits else dataset.splits[0]
         try:
@@ -52,7 +52,7 @@ def draw_any(
         except UserError:
             dataset = data.open_dataset(name, data_dir, on_broken="skip")
             return draw(network, dataset, split, count)
-    root = Path(name.removeprefix(FOLDER_PREFIX)).expanduser()
+    root = Path(name.removeprefix(data.FOLDER_PREFIX)).expanduser()
     if not root.is_dir():
         raise UserError(f"no pictures to calibrate with: there is no local folder {root}")
     files = _files(root)
@@ -63,9 +63,9 @@ def draw_any(
     return images
 
 
-def with_classes(name: str, data_dir: str | None) -> data.Dataset | None:
+def with_classes(name: str, data_dir: str | None) -> "data.Dataset | None":
     """Opens what `draw_any` draws from as a data set; None if its pictures are not in classes."""
-    if not name.startswith(FOLDER_PREFIX):
+    if not name.startswith(data.FOLDER_PREFIX):
         return data.open_dataset(name, data_dir)
     try:
         with _without_notes():
@@ -90,7 +90,7 @@ def _without_notes() -> contextlib.AbstractContextManager[object]:
     return contextlib.redirect_stderr(io.StringIO())
 
 
-def _images(network: Network, files: list[Path]) -> Iterator[np.ndarray]:
+def _images(network: Pretrained, files: list[Path]) -> Iterator[np.ndarray]:
     view = network.preprocess.view_of(network.image_size, network.channels)
     for file in files:
         try:

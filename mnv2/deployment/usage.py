@@ -1,61 +1,85 @@
-"""Opens weights of any kind, an exported file too, as a command was asked to use them."""
+"""Opens weights of any kind, an exported file too, with what the file does not tell."""
 
-import argparse
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Int
-
-from mnv2 import data
 from mnv2.deployment.exported import Exported, is_exported, open_exported
-from mnv2.pretrained import Pretrained
-from mnv2.pretrained.options import read_class_names
-from mnv2.pretrained.usage import load_as_asked
+from mnv2.deployment.options import read_class_names
+from mnv2.pretrained import Preprocessing, Pretrained, load_classifier
+from mnv2.pretrained.preprocessing import check_view
 from mnv2.runtime.errors import UserError
-from mnv2.training.evaluation import Evaluation, evaluate_network, evaluate_weights
-from mnv2.training.step import StepMetrics, cross_entropy, measure
-
-FIXED = ("image_size", "mean", "std")  # options that an exported file leaves no choice about
+from mnv2.runtime.terminal import note
 
 
-def open_as_asked(arguments: argparse.Namespace) -> Pretrained | Exported:
-    """Opens weights that classify, or an exported file, with the options of a command.
+def open_weights(
+    weights: str | Path,
+    *,
+    image_size: tuple[int, int] | None = None,
+    resize: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    classes: str | Path | Sequence[str] | None = None,
+) -> Pretrained | Exported:
+    """Opens weights that classify, or an exported file.
 
-    Raises UserError as `load_as_asked` does, and for options that an exported file cannot follow.
+    weights     anything that `mnv2.pretrained.load` reads, or a .tflite or .onnx file
+    image_size  (height, width) of what the network sees
+    resize      a view of pictures by its name, or the text of one
+    mean, std   the network gets (x - mean) / std with x in [0, 1]; one number, or one per channel
+    classes     names of the classes, in order, or a file with them
+
+    What is None is as the file tells. Raises UserError if the file cannot be read or has no
+    classifier, and for a value that is wrong or does not suit the file.
     """
-    if not is_exported(arguments.weights):
-        return load_as_asked(arguments)
-    exported = open_exported(arguments.weights)
-    for name in FIXED:
-        if getattr(arguments, name) is not None:
+    if resize is not None:
+        check_view(resize, "resize")
+    if is_exported(weights):
+        network: Pretrained | Exported = open_exported(weights)
+        for name, value in (("image_size", image_size), ("mean", mean), ("std", std)):
+            if value is not None:
+                raise UserError(f"{name} is fixed in the exported file {weights}: export it again")
+    else:
+        network = _rescaled(load_classifier(str(weights), image_size), mean, std)
+    if resize is not None:
+        network = _with(network, network.preprocess.with_view(resize))
+    if classes is None:
+        return network
+    if isinstance(classes, str | Path):
+        return network.with_class_names(read_class_names(Path(classes)), str(classes))
+    return network.with_class_names(list(classes), "classes")
+
+
+def _rescaled(
+    loaded: Pretrained, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> Pretrained:
+    """Returns weights that take pixels with this mean and deviation."""
+    if mean is None and std is None:
+        return loaded
+    if mean is None or std is None:
+        raise UserError("mean and std belong together: give both, or neither")
+    if 0.0 in std:
+        raise UserError("std must not be 0")
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) not in (1, loaded.channels):
             raise UserError(
-                f"--{name} is fixed in the exported file {arguments.weights}: export it again"
+                f"{name} has {len(values)} numbers but the network has {loaded.channels} "
+                "channels: give one number, or one per channel"
             )
-    if arguments.resize is not None:
-        preprocess = exported.preprocess.with_view(arguments.resize)
-        about = dataclasses.replace(exported.description, preprocess=preprocess)
-        exported = dataclasses.replace(exported, description=about)
-    if arguments.classes is None:
-        return exported
-    return exported.with_class_names(read_class_names(arguments.classes), str(arguments.classes))
+    scaled = dataclasses.replace(loaded.preprocess, mean=tuple(mean), std=tuple(std), assumed=False)
+    return dataclasses.replace(loaded, preprocess=scaled)
 
 
-def evaluate_any(
-    network: Pretrained | Exported, dataset: data.Dataset, split: str, batch_size: int
-) -> Evaluation:
-    """Evaluates weights in JAX or an exported file on every example of `split` once."""
+def _with(network: Pretrained | Exported, preprocess: Preprocessing) -> Pretrained | Exported:
     if isinstance(network, Pretrained):
-        return evaluate_weights(network, dataset, split, batch_size)
+        return dataclasses.replace(network, preprocess=preprocess)
+    description = dataclasses.replace(network.description, preprocess=preprocess)
+    return dataclasses.replace(network, description=description)
 
-    @jax.jit
-    def metrics(logits: Array, label: Array, mask: Array) -> StepMetrics:
-        return measure(logits, label, cross_entropy(logits, label), mask)
 
-    def step(batch: Any) -> tuple[StepMetrics, Int[Array, " b"]]:
-        logits = jnp.asarray(network.logits(np.asarray(batch["image"])))
-        return metrics(logits, batch["label"], batch["mask"]), jnp.argmax(logits, axis=-1)
-
-    return evaluate_network(step, network, dataset, split, batch_size)
+def describe_input(
+    preprocess: Preprocessing, image_size: tuple[int, int], scaling_given: bool
+) -> None:
+    """Says in two lines what the network sees of a picture, and how pixels are scaled."""
+    note(preprocess.describe_view(image_size))
+    note(preprocess.describe_pixels("as you say" if scaling_given else None))

@@ -21,18 +21,21 @@ def for_inference(
 
     Batch norm is folded into the convolutions. On CPU the function computes a batch in chunks.
     """
-    folded = fold_batch_norm(model, variables)
+    folded = fold_batch_norm(model, jax.device_get(variables))
 
     def apply(images: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
         logits: Any = model.apply(folded, images, train=False)
         return logits
 
     def in_chunks(images: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
-        if images.shape[0] <= IMAGES_PER_CHUNK:
-            return apply(images)
         return lax.map(lambda image: apply(image[None])[0], images, batch_size=IMAGES_PER_CHUNK)
 
-    return jax.jit(lambda images: lax.platform_dependent(images, cpu=in_chunks, default=apply))
+    def infer(images: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
+        if images.shape[0] <= IMAGES_PER_CHUNK:
+            return apply(images)
+        return lax.platform_dependent(images, cpu=in_chunks, default=apply)
+
+    return jax.jit(infer)
 
 
 def fold_batch_norm(model: nn.Module, variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,7 +53,8 @@ def fold_batch_norm(model: nn.Module, variables: Mapping[str, Any]) -> dict[str,
                 for name, value in params.items()
             }
         batch_norm, running = params["bn"], statistics["bn"]
-        factor = batch_norm["scale"] * lax.rsqrt(running["var"] + epsilon)
+        # Not by lax.rsqrt: NumPy's arrays stay NumPy's, with nothing to compile for each layer.
+        factor = batch_norm["scale"] / (running["var"] + epsilon) ** 0.5
         bias = batch_norm["bias"] - running["mean"] * factor
         return {"kernel": params["kernel"] * factor, "bias": bias}
 

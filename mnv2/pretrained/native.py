@@ -20,7 +20,6 @@ from mnv2.models import create_model, name_and_fields
 from mnv2.pretrained.infer import check_tensors, fit_channels, shapes_of, to_variables
 from mnv2.pretrained.loaded import DenseHead, Pretrained
 from mnv2.pretrained.preprocessing import Preprocessing
-from mnv2.runtime import packed_arrays
 from mnv2.runtime.errors import UserError, first_line
 from mnv2.runtime.files import AnyPath, write_json
 from mnv2.runtime.layout import CHECKPOINTS, NETWORK
@@ -70,6 +69,8 @@ def read_run(folder: AnyPath) -> Pretrained:
 
     Raises UserError if it cannot be read, or if a tensor is missing, unexpected or misshapen.
     """
+    from mnv2.runtime import packed_arrays  # imports Orbax, which files do not wait for
+
     try:
         description = json.loads((folder / NETWORK).read_text(encoding="utf-8"))
         arrays = _eval_variables(packed_arrays.read_newest(folder / CHECKPOINTS))

@@ -19,7 +19,6 @@ from absl import logging
 from mnv2.runtime.errors import Check, UserError, is_store_error, number, reason, whole
 from mnv2.runtime.files import caches
 from mnv2.runtime.interruption import EXIT_CODE, Stopped
-from mnv2.runtime.machine import threads
 
 
 class _Parser(argparse.ArgumentParser):
@@ -127,16 +126,6 @@ def print_everything() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-
-
-def hide_gpus_from_tensorflow() -> None:
-    """Keeps TensorFlow, which only reads data here, from taking what JAX needs: GPUs and cores."""
-    import tensorflow as tf  # takes seconds, which `--help` does not wait for
-
-    tf.config.set_visible_devices([], "GPU")
-    with contextlib.suppress(RuntimeError):  # it computes already
-        tf.config.threading.set_intra_op_parallelism_threads(threads())
-        tf.config.threading.set_inter_op_parallelism_threads(threads())
 
 
 def leave(code: int) -> NoReturn:

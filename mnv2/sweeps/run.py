@@ -15,7 +15,7 @@ import jax
 import ml_collections
 import psutil
 
-from mnv2.runtime.cli import hide_gpus_from_tensorflow, leave
+from mnv2.runtime.cli import leave
 from mnv2.runtime.errors import Held, UserError, reason
 from mnv2.runtime.files import AnyPath, append_line, holder, read_json, sole_writer, to_json
 from mnv2.runtime.interruption import EXIT_CODE, Stopped, Stopper
@@ -181,7 +181,6 @@ def _plan(request: Request, folder: Path) -> list[Run]:
 
 def _start_jax() -> str:
     """Prepares libraries that a run needs; returns what JAX computes on."""
-    hide_gpus_from_tensorflow()
     devices = find_devices()
     keep_compiled_programs()
     return devices

@@ -33,7 +33,7 @@ def test_a_platform_that_cannot_be_used_is_one_line(monkeypatch):
 
 def test_tensorflow_has_the_threads_of_a_run():
     code = (
-        "from mnv2.runtime.cli import hide_gpus_from_tensorflow as hide; hide();"
+        "from mnv2.data.datasets import _leave_the_machine_to_jax as leave; leave();"
         "import tensorflow as tf; t = tf.config.threading;"
         "print(t.get_intra_op_parallelism_threads(), t.get_inter_op_parallelism_threads())"
     )

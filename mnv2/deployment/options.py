@@ -47,6 +47,17 @@ def add_weights_options(parser: argparse.ArgumentParser, positional: bool = Fals
     )
 
 
+def weights_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Returns what the options of `add_weights_options` say, by the names of `mnv2.load`."""
+    return {
+        "image_size": arguments.image_size,
+        "resize": arguments.resize,
+        "mean": arguments.mean and read_numbers(arguments.mean, "--mean"),
+        "std": arguments.std and read_numbers(arguments.std, "--std"),
+        "classes": arguments.classes,
+    }
+
+
 def _image_size(text: str) -> tuple[int, int]:
     """Reads `224` or `192x256` as (height, width)."""
     side = whole_number()
