@@ -201,9 +201,9 @@ def _check_buildable(pretrained: Pretrained, names: str) -> None:
         "keras": {"padding": "same", "bn_epsilon": 1e-3},
         "torchvision": {"padding": "symmetric", "bn_epsilon": 1e-5},
     }[names]
-    theirs = type(model)(num_classes=model.num_classes, width=model.width, **conventions)
+    built = type(model)(num_classes=model.num_classes, width=model.width, **conventions)
     for field in dataclasses.fields(model):
-        ours, other = getattr(model, field.name), getattr(theirs, field.name)
+        ours, other = getattr(model, field.name), getattr(built, field.name)
         if field.name not in ("parent", "name", *SAME_RESULTS) and ours != other:
             raise UserError(
                 f"the {names} network has {field.name} = {other!r} but this one has {ours!r}: the "

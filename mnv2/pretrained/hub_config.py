@@ -13,7 +13,7 @@ from typing import Any
 
 from mnv2.preprocess.host import named_view
 from mnv2.pretrained.infer import Usage
-from mnv2.pretrained.preprocessing import Preprocessing, side_in_name
+from mnv2.pretrained.preprocessing import Preprocessing, size_in_name
 from mnv2.pretrained.slim import FIELDS
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.terminal import note
@@ -38,8 +38,7 @@ def of_timm(path: Path, default: Preprocessing) -> Usage:
     if isinstance(inner, dict):
         config.values |= {name: value for name, value in inner.items() if value is not None}
     told = config.has("mean", "std")
-    if not told:
-        note(f"{path} does not tell how to prepare pictures: as timm does by default")
+    assumed_size = size_in_name(path.name) or (224, 224)
     method = config.take("interpolation", lambda x: x in ("bilinear", "bicubic"), "bicubic")
     preprocess = Preprocessing(
         named_view(method, config.take("crop_pct", _is_fraction, default.crop)),
@@ -48,14 +47,18 @@ def of_timm(path: Path, default: Preprocessing) -> Usage:
         assumed=not told,
     )
     config.take("crop_mode", lambda x: x == "center", "center")
-    side = 224 if config.has("input_size") else side_in_name(path)
-    _, height, width = config.take(
+    if not (told and config.has("input_size")):
+        note(
+            f"{path} does not tell how to prepare pictures: as timm does by default, to "
+            f"{assumed_size[0]} x {assumed_size[1]}"
+        )
+    _, *size = config.take(
         "input_size",
         lambda x: isinstance(x, list) and len(x) == 3 and all(map(_is_side, x)),
-        (3, side, side),
+        (3, *assumed_size),
     )
     labels = config.take("label_names", _is_list_of_strings, None)
-    return Usage(preprocess, (height, width), labels and tuple(labels))
+    return Usage(preprocess, (size[0], size[1]), labels and tuple(labels))
 
 
 def of_transformers(path: Path, network: str) -> tuple[dict[str, Any], Usage]:

@@ -39,31 +39,24 @@ class Usage(NamedTuple):
     output: str = "softmax"
 
 
-@dataclasses.dataclass(frozen=True)
-class FileContents:
+class FileContents(NamedTuple):
     """The contents of a file of weights.
 
-    network      `mobilenet_v1` or `mobilenet_v2`
-    arrays       arrays by path of this package, such as `params/block_3/expand/kernel`, in its
-                 layouts; a tensor without a path keeps its name and layout
-    names        the name that the file gives to each path
-    fields       the fields of the network that are the same in every file of this format
-    preprocess   how the authors of the file evaluate
-    image_size   (height, width) for which the weights were trained
-    head         dense layers over the pooled features that replace the network's own classifier
-    output       the function from logits to probabilities, as in `Pretrained`
-    class_names  one per logit; None if the file does not contain them
+    network  `mobilenet_v1` or `mobilenet_v2`
+    arrays   arrays by path of this package, such as `params/block_3/expand/kernel`, in its layouts;
+             a tensor without a path keeps its name and layout
+    names    the name that the file gives to each path
+    fields   the fields of the network that are the same in every file of this format
+    usage    how the authors of the file evaluate
+    head     dense layers over the pooled features that replace the network's own classifier
     """
 
     network: str
     arrays: Mapping[str, np.ndarray]
     names: Mapping[str, str]
     fields: Mapping[str, Any]
-    preprocess: Preprocessing
-    image_size: tuple[int, int] = (224, 224)
+    usage: Usage
     head: Sequence[DenseWeights] = ()
-    output: str = "softmax"
-    class_names: tuple[str, ...] | None = None
 
 
 def infer_network(contents: FileContents, source: str) -> Pretrained:
@@ -86,17 +79,17 @@ def infer_network(contents: FileContents, source: str) -> Pretrained:
     model = create_model(contents.network, **fields)
     stem = arrays.get("params/stem/kernel")
     channels = 3 if stem is None or stem.ndim != 4 else stem.shape[2]
-    preprocess = fit_channels(contents.preprocess, channels, source)
+    preprocess = fit_channels(contents.usage.preprocess, channels, source)
     check_tensors(arrays, shapes_of(model, channels), source, contents.names)
     variables = to_variables(arrays)
     if len(contents.head) > 1:
         model, variables = _with_head(model, variables, contents.head, source)
-    loaded = Pretrained(model, variables, preprocess, contents.image_size, output=contents.output)
-    names = contents.class_names
-    if names is not None and len(names) != loaded.num_classes:
-        note(f"{source}: its {len(names)} names of classes do not fit {loaded.num_classes} logits")
-        names = None
-    return dataclasses.replace(loaded, class_names=names)
+    loaded = Pretrained(model, variables, *contents.usage._replace(preprocess=preprocess))
+    names = loaded.class_names
+    if names is None or len(names) == loaded.num_classes:
+        return loaded
+    note(f"{source}: its {len(names)} names of classes do not fit {loaded.num_classes} logits")
+    return dataclasses.replace(loaded, class_names=None)
 
 
 def fit_channels(preprocess: Preprocessing, channels: int, source: str) -> Preprocessing:

@@ -114,7 +114,7 @@ def _contents(
             )
     names = _tensor_names(network, top)
     arrays = translate(tensors, names, tensorflow_layout)
-    return FileContents(network, arrays, names, FIELDS[network], head=head, **usage._asdict())
+    return FileContents(network, arrays, names, FIELDS[network], usage, head)
 
 
 def write(path: Path, arrays: Mapping[str, ArrayLike], network: str) -> None:
@@ -302,14 +302,9 @@ def _pop_head(
 
 def _datasets(file: h5py.File | h5py.Group) -> list[tuple[str, h5py.Dataset]]:
     """Returns the name and the content of every HDF5 data set in `file`."""
-    found: list[tuple[str, h5py.Dataset]] = []
-
-    def visit(name: str, item: h5py.Group | h5py.Dataset) -> None:
-        if isinstance(item, h5py.Dataset):
-            found.append((name, item))
-
-    file.visititems(visit)
-    return found
+    found: list[tuple[str, Any]] = []
+    file.visititems(lambda name, item: found.append((name, item)))
+    return [(name, item) for name, item in found if isinstance(item, h5py.Dataset)]
 
 
 def _read_tfjs(path: Path) -> tuple[str, dict[str, np.ndarray]]:

@@ -9,16 +9,11 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from mnv2.runtime.errors import UserError
 
-
-class Tensor:
-    """Stands, among the operands of a layer, for the output of another layer."""
-
-
-TENSOR = Tensor()
+TENSOR = object()  # stands, among the operands of a layer, for the output of another layer
 
 
 @dataclasses.dataclass(eq=False)
@@ -58,8 +53,7 @@ class Layer:
         return self.inputs[0] if self.inputs else None
 
 
-@dataclasses.dataclass(frozen=True)
-class Graph:
+class Graph(NamedTuple):
     """All layers of a model, each after those whose outputs it takes, and the last one."""
 
     layers: Sequence[Layer]
@@ -108,7 +102,7 @@ def _read_model(
         snake = _snake_case(kind)
         number = used[snake]
         used[snake] += 1
-        place = f"{folder}layers/{snake}" + (f"_{number}" if number else "")
+        path = f"{folder}layers/{snake}" + (f"_{number}" if number else "")
         nodes = entry.get("inbound_nodes") or []
         if is_sequential:
             before, operands = previous, [TENSOR]
@@ -118,11 +112,11 @@ def _read_model(
             if kind == "InputLayer" and inputs:
                 before = [inputs[_layer_names(config["input_layers"]).index(name)]]
         if "layers" in inner:
-            last = _read_model(inner, before, place + "/", layers, source)
+            last = _read_model(inner, before, path + "/", layers, source)
         else:
             if kind == "TFOpLambda":
                 kind = inner["function"].rpartition(".")[2]
-            last = Layer(kind, name, inner, before, operands, len(nodes), place)
+            last = Layer(kind, name, inner, before, operands, len(nodes), path)
             layers.append(last)
         outputs[name], previous = last, [last]
     if is_sequential:

@@ -31,14 +31,9 @@ BACKBONE_LAYERS = (
     *("Conv2D", "DepthwiseConv2D", "BatchNormalization", "ReLU", "ZeroPadding2D", "Add"),
     "Activation",
 )
-# The classes of the layers from the last depthwise convolution to the last map.
-LAST_LAYERS = {
-    "mobilenet_v1": ("BatchNormalization", "ReLU", "Conv2D", "BatchNormalization", "ReLU"),
-    "mobilenet_v2": (
-        *("BatchNormalization", "ReLU", "Conv2D", "BatchNormalization"),
-        *("Conv2D", "BatchNormalization", "ReLU"),
-    ),
-}
+# The names that the first and the last layer with variables have in keras.applications.
+ENDS = {"mobilenet_v1": ("conv1", "conv_pw_13_bn"), "mobilenet_v2": ("Conv1", "Conv_1_bn")}
+RELUS = {"mobilenet_v1": 27, "mobilenet_v2": 35}
 # The strides of the depthwise convolutions.
 STRIDES = {
     "mobilenet_v1": V1_STRIDES[1:],
@@ -123,10 +118,15 @@ def read(
     head: list[DenseWeights] = []
     view: dict[str, Any] = {}
     try:
-        after = _walk_back(graph.output, "DepthwiseConv2D", source)[1:]
-        after = _without_last_layers(after, network, source)
+        after = walk_back(graph.output, ENDS[network][1], source)[2:]  # a ReLU6 follows
         around = {id(layer) for layer in (*before, *after)}
-        _check_backbone([x for x in graph.layers if id(x) not in around], network, source)
+        backbone = [layer for layer in graph.layers if id(layer) not in around]
+        _check_backbone(backbone, network, source)
+        if (count := sum(_activation_of(x) == "relu6" for x in backbone)) != RELUS[network]:
+            raise UserError(
+                f"{source} is not the {network} of keras.applications: it has {count} ReLU6, not "
+                f"{RELUS[network]}"
+            )
         head, output, layers = _read_head(after, rest, size, source)
         if len(head) == 1 and layers[0] in TOP_LAYERS and head[0].bias.size in IMAGENET_CLASSES:
             head, rest = [], own
@@ -145,42 +145,27 @@ def read(
 
 def _find_network(graph: Graph, source: str) -> tuple[str, list[Layer], Layer]:
     """Returns the name of the network, the layers before its first convolution, and that layer."""
-    depthwise = [layer for layer in graph.layers if layer.kind == "DepthwiseConv2D"]
-    network = {count: name for name, count in NUM_BLOCKS.items()}.get(len(depthwise))
-    if network is None:
+    num_depthwise = sum(layer.kind == "DepthwiseConv2D" for layer in graph.layers)
+    network = {count: name for name, count in NUM_BLOCKS.items()}.get(num_depthwise)
+    layers = {layer.name: layer for layer in graph.layers}
+    if network is None or not layers.keys() >= set(ENDS[network]):
         raise UserError(
             f"{source} holds no MobileNet or MobileNetV2 of keras.applications: it has "
-            f"{len(depthwise)} depthwise convolutions, not 13 or 17"
+            f"{num_depthwise} depthwise convolutions, not 13 from the layer conv1 to conv_pw_13_bn "
+            "or 17 from Conv1 to Conv_1_bn"
         )
-    stem = _walk_back(depthwise[0], "Conv2D", source)[0]
-    return network, _walk_back(stem, None, source)[:-1], stem
+    stem = layers[ENDS[network][0]]
+    return network, walk_back(stem, None, source)[:-1], stem
 
 
-def _walk_back(layer: Layer, kind: str | None, source: str) -> list[Layer]:
-    """Returns the chain that ends in `layer`, from the nearest layer of a kind or the input."""
+def walk_back(layer: Layer, name: str | None, source: str) -> list[Layer]:
+    """Returns the chain from the layer called `name`, or the input of the model, to `layer`."""
     chain = [layer]
-    while kind is None or chain[-1].kind != kind or len(chain) == 1:
-        before = chain[-1].only_input(source)
-        if before is None:
-            break
+    while chain[-1].name != name and (before := chain[-1].only_input(source)):
         chain.append(before)
-    if kind is not None and chain[-1].kind != kind:
-        raise UserError(f"{source} holds no MobileNet or MobileNetV2 of keras.applications")
+    if name is not None and chain[-1].name != name:
+        raise UserError(f"{source}: its output does not come from the layer {name}")
     return chain[::-1]
-
-
-def _without_last_layers(layers: list[Layer], network: str, source: str) -> list[Layer]:
-    """Removes the last layers of the network from those after its last depthwise convolution."""
-    expected = LAST_LAYERS[network]
-    for i, kind in enumerate(expected):
-        if i == len(layers):
-            raise UserError(f"{source} lacks the last layers of its {network}")
-        found = "ReLU" if layers[i].kind == "Activation" else layers[i].kind
-        if found != kind:
-            raise UserError(
-                f"{source}: {layers[i]} is not supported there: a whole {network} has {kind}"
-            )
-    return layers[len(expected) :]
 
 
 def _check_backbone(layers: Sequence[Layer], network: str, source: str) -> None:
@@ -318,18 +303,12 @@ def _normalization(layer: Layer, tensors: dict[str, np.ndarray]) -> Affine:
     return 1 / deviation, -mean / deviation
 
 
-def _function_name(config: Mapping[str, Any]) -> str:
-    """Returns the name of the function of a Lambda without arguments; empty for other ones."""
-    function = config["function"]
-    if isinstance(function, dict):
-        function = function["config"]
-    return function if isinstance(function, str) and not config.get("arguments") else ""
-
-
 def _is_preprocess_input(config: Mapping[str, Any]) -> bool:
     """Tells whether a Lambda is MobileNet's preprocess_input, as far as the file tells."""
-    known = _application(config)
-    return _function_name(config) == "preprocess_input" and known in ("", *MINUS_ONE_TO_ONE)
+    function = config["function"]
+    name = function["config"] if isinstance(function, dict) else function
+    is_known = _application(config) in ("", *MINUS_ONE_TO_ONE)
+    return name == "preprocess_input" and not config.get("arguments") and is_known
 
 
 def _application(config: Mapping[str, Any]) -> str:
@@ -458,16 +437,11 @@ def _keeps_features(
     if layer.kind in ("Flatten", "GlobalAveragePooling2D", "GlobalMaxPooling2D"):
         return True
     if layer.kind == "Reshape":
-        features = dense[-1].bias.size if dense else _features(tensors)
+        last_maps = (tensors.get(f"{name}/beta") for _, name in ENDS.values())
+        biases = [layer.bias for layer in dense] or [x for x in last_maps if x is not None]
         *others, last = layer.config["target_shape"]
-        return all(side in (1, -1) for side in others) and last in (features, -1)
+        return all(side in (1, -1) for side in others) and last in (biases[-1].size, -1)
     return layer.kind == "Activation" and _activation(layer.config["activation"]) == "linear"
-
-
-def _features(tensors: Mapping[str, np.ndarray]) -> int:
-    """Returns the number of channels of the network's last map."""
-    biases = [tensors.get(f"{name}/beta") for name in ("Conv_1_bn", "conv_pw_13_bn")]
-    return next((bias.size for bias in biases if bias is not None), 0)
 
 
 def _is_dense(config: Mapping[str, Any]) -> bool:

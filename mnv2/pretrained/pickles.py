@@ -9,13 +9,13 @@ versions wrote pickles one after another, and then the storages.
 """
 
 import dataclasses
+import functools
 import io
 import math
 import pickle
 import re
 import zipfile
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,6 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from mnv2.runtime.errors import UserError
+from mnv2.runtime.terminal import as_line
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # the first pickle of a file from before PyTorch 1.6
 BIG_ENDIAN = "it was written on a big-endian machine"
@@ -74,14 +75,11 @@ class Foreign:
     def __call__(self, *arguments: Any) -> Any:
         """Returns what a call gives if it makes a tensor or a container; calls nothing."""
         name = self.name
-        if name in ("torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_tensor"):
-            storage, offset, shape, strides = arguments[:4]
-            return _tensor(storage, offset, shape, strides, storage.dtype)
-        if name == "torch._utils._rebuild_tensor_v3":
-            storage, offset, shape, strides, _, _, kind = arguments[:7]
-            dtype = DTYPES.get(kind.name.removeprefix("torch."))
-            if dtype is None:
-                raise _Refused(f"need the type {kind.name}")
+        if re.fullmatch(r"torch\._utils\._rebuild_tensor(_v[23])?", name):
+            storage, offset, shape, strides, *others = arguments
+            kind = others[2].name if name.endswith("_v3") else f"torch.{storage.dtype}"
+            if (dtype := DTYPES.get(kind.removeprefix("torch."))) is None:
+                raise _Refused(f"need the type {kind}")
             return _tensor(storage, offset, shape, strides, dtype)
         if name == "torch._tensor._rebuild_from_type_v2":  # a tensor with attributes
             function, _, inner = arguments[:3]
@@ -100,10 +98,18 @@ class Foreign:
 
 @dataclasses.dataclass(eq=False)
 class Storage:
-    """Memory that tensors share; `read` returns its bytes."""
+    """Memory of `size` bytes that tensors share; it is read when a tensor is."""
 
     dtype: np.dtype
+    size: int
     read: Callable[[], bytes]
+
+    def contents(self) -> bytes:
+        """Returns the bytes. Raises ValueError if the file has more or fewer."""
+        contents = self.read()
+        if len(contents) != self.size:
+            raise ValueError(f"a storage does not have {self.size} bytes")
+        return contents
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -120,7 +126,7 @@ class Tensor:
         """Reads the tensor. Raises ValueError if it does not fit into its storage."""
         if 0 in self.shape:
             return np.zeros(self.shape, self.dtype)
-        elements = np.frombuffer(self.storage.read(), self.dtype)
+        elements = np.frombuffer(self.storage.contents(), self.dtype)
         steps = zip(self.shape, self.strides, strict=True)
         last = self.offset + sum((size - 1) * stride for size, stride in steps)
         numbers = (self.offset, *self.shape, *self.strides)
@@ -149,7 +155,7 @@ def read(path: Path) -> Any:
         return _read_zip(data) if data.startswith(b"PK") else _read_legacy(data)
     except _Refused as refusal:
         raise UserError(
-            f"{path} holds more than tensors and is not read: it would {refusal}; "
+            f"{path} holds more than tensors and is not read: it would {as_line(refusal)[:200]}; "
             "save the model's state_dict() with torch.save"
         ) from None
 
@@ -168,44 +174,30 @@ def _read_zip(data: bytes) -> Any:
     folder = pickles[0].removesuffix("data.pkl")
     if f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") != b"little":
         raise ValueError(BIG_ENDIAN)
-    storages: dict[str, bytes] = {}
+    contents = functools.cache(archive.read)  # which checks the sum of the bytes
 
     def load(persistent_id: Any) -> Storage:
         _, kind, key, _, count = persistent_id
-        dtype = _storage_dtype(kind)
-        size = count * dtype.itemsize
-        return Storage(dtype, partial(_read_storage, archive, storages, folder, key, size))
+        return _storage(kind, count, lambda: contents(f"{folder}data/{_key(key)}"))
 
     return _Unpickler(io.BytesIO(archive.read(f"{folder}data.pkl")), load).load()
 
 
-def _read_storage(
-    archive: zipfile.ZipFile, storages: dict[str, bytes], folder: str, key: str, size: int
-) -> bytes:
-    """Reads the bytes of a storage, once. Raises ValueError if they are not `size`."""
-    if key not in storages:
-        storages[key] = archive.read(f"{folder}data/{key}")  # checks the sum of the bytes
-        if len(storages[key]) != size:
-            raise ValueError(f"storage {key} does not have {size} bytes")
-    return storages[key]
-
-
 def _read_legacy(data: bytes) -> Any:
     stream = io.BytesIO(data)
-    storages: dict[str, tuple[np.dtype, int]] = {}
+    storages: dict[str, Storage] = {}
     contents: dict[str, bytes] = {}
 
     def load(persistent_id: Any) -> Any:
         if persistent_id[0] == "module":  # a class, with its source
             return persistent_id[1]
         _, kind, key, _, count, view = persistent_id
-        dtype = _storage_dtype(kind)
-        storages[key] = (dtype, count)
+        storages[_key(key)] = whole = _storage(kind, count, lambda: contents[key])
         if view is None:
-            return Storage(dtype, lambda: contents[key])
+            return whole
         _, start, length = view
-        first, last = start * dtype.itemsize, (start + length) * dtype.itemsize
-        return Storage(dtype, lambda: contents[key][first:last])
+        first, last = (i * whole.dtype.itemsize for i in (start, start + length))
+        return _storage(kind, length, lambda: whole.contents()[first:last])
 
     if _Unpickler(stream, load).load() != MAGIC_NUMBER:
         raise ValueError("it is a pickle, but torch.save did not write it")
@@ -213,21 +205,27 @@ def _read_legacy(data: bytes) -> Any:
     if not _Unpickler(stream, load).load().get("little_endian", True):
         raise ValueError(BIG_ENDIAN)
     tree = _Unpickler(stream, load).load()
-    for key in _Unpickler(stream, load).load():
-        dtype, count = storages[key]
-        if int.from_bytes(stream.read(8), "little") != count:
-            raise ValueError(f"storage {key} does not have {count} elements")
-        contents[key] = stream.read(count * dtype.itemsize)
-        if len(contents[key]) != count * dtype.itemsize:
-            raise ValueError("the file ends within a tensor")
+    for key in map(_key, _Unpickler(stream, load).load()):
+        storage = storages[key]
+        if int.from_bytes(stream.read(8), "little") * storage.dtype.itemsize != storage.size:
+            raise ValueError(f"the sizes of storage {key} differ")
+        contents[key] = stream.read(storage.size)
     return tree
 
 
-def _storage_dtype(kind: Foreign) -> np.dtype:
+def _key(key: Any) -> str:
+    """Returns the name of a storage, which is a string: the hash of something else may not end."""
+    if not isinstance(key, str):
+        raise ValueError("a storage has a name that is no string")
+    return key
+
+
+def _storage(kind: Foreign, count: int, read: Callable[[], bytes]) -> Storage:
     module, _, name = kind.name.rpartition(".")
-    if module in ("torch", "torch.cuda", "torch.storage") and name in STORAGES:
-        return DTYPES[STORAGES[name]]
-    raise _Refused(f"need {kind.name}")
+    if module not in ("torch", "torch.cuda", "torch.storage") or name not in STORAGES:
+        raise _Refused(f"need {kind.name}")
+    dtype = DTYPES[STORAGES[name]]
+    return Storage(dtype, count * dtype.itemsize, read)
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, dtype: np.dtype) -> Tensor:
@@ -264,6 +262,13 @@ def _load_frozenset(machine: Any) -> None:
     machine.append(Foreign("builtins.frozenset"))
 
 
+def _load_reduce(machine: Any) -> None:
+    arguments, function = machine.stack.pop(), machine.stack.pop()
+    if not isinstance(function, Foreign):
+        raise _Refused("call what it computes")
+    machine.append(function(*arguments))
+
+
 def _load_object(machine: Any, has_keywords: bool = False) -> None:
     """Puts a new object, whose class is not asked, in place of a class and arguments."""
     del machine.stack[-1 - has_keywords :]
@@ -287,12 +292,13 @@ class _Unpickler(pickle._Unpickler):
         pickle.DICT[0]: _load_dict,
         pickle.EMPTY_SET[0]: lambda machine: machine.append(Foreign("builtins.set")),
         pickle.FROZENSET[0]: _load_frozenset,
+        pickle.REDUCE[0]: _load_reduce,
         pickle.NEWOBJ[0]: _load_object,
-        pickle.NEWOBJ_EX[0]: partial(_load_object, has_keywords=True),
+        pickle.NEWOBJ_EX[0]: functools.partial(_load_object, has_keywords=True),
         pickle.BUILD[0]: lambda machine: machine.stack.pop(),
         pickle.BYTEARRAY8[0]: pickle._Unpickler.dispatch[pickle.BINBYTES8[0]],
     } | {
-        getattr(pickle, name)[0]: partial(_refuse, name)  # what no file of tensors needs
+        getattr(pickle, name)[0]: functools.partial(_refuse, name)  # what no file of tensors needs
         for name in ("PERSID", "EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER")
     }
 

@@ -109,10 +109,14 @@ def check_view(text: str, what: str) -> None:
 def size_in_name(name: str) -> tuple[int, int] | None:
     """Returns the (height, width) that the name of a published file of weights tells.
 
-    For example, 96 x 96 for mobilenet_v2_..._0.35_96_no_top.h5 and mobilenet_v1_0.25_128.ckpt.
+    For example, 96 x 96 for mobilenet_v2_..._0.35_96_no_top.h5, mobilenet_v1_0.25_96.ckpt and
+    mobilenetv2_96x96-ff0e83d8.pth.
     """
-    match = re.search(r"mobilenet.*_(96|128|160|192|224)(?=[_.]|$)", name, re.IGNORECASE)
-    return (int(match[1]), int(match[1])) if match else None
+    match = re.search(
+        r"mobilenet.*_(96|128|160|192|224)(?=[_.]|$)|(?<!\d)(\d{2,4})x\2(?!\d)", name, re.IGNORECASE
+    )
+    side = int(match[1] or match[2]) if match else 0
+    return (side, side) if side >= SMALLEST else None
 
 
 def size_to_assume(path: Path) -> tuple[int, int]:
@@ -125,16 +129,6 @@ def size_to_assume(path: Path) -> tuple[int, int]:
         "--image_size changes it"
     )
     return size
-
-
-def side_in_name(path: Path) -> int:
-    """Returns the pixels of a side from a name such as mobilenetv2_128x128-fd66a69d.pth, or 224."""
-    match = re.search(r"(?<!\d)(\d{2,4})x\1(?!\d)", path.name)
-    if match is not None and int(match[1]) >= SMALLEST:
-        note(f"{path}: pictures have {match[0]} pixels, from its name")
-        return int(match[1])
-    named = size_in_name(path.name)
-    return named[0] if named else 224
 
 
 def note_unlike(

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mnv2.preprocess.host import named_view
-from mnv2.pretrained.infer import DenseWeights, FileContents
+from mnv2.pretrained.infer import DenseWeights, FileContents, Usage
 from mnv2.pretrained.names import tensor_names, translate
 from mnv2.pretrained.preprocessing import Preprocessing, size_in_name, size_to_assume
 from mnv2.runtime.errors import UserError
@@ -96,7 +96,7 @@ def read(prefix: Path) -> FileContents:
     preprocess = dataclasses.replace(SLIM, view=named_view("slim", 1.0)) if head else SLIM
     if size is None:  # a checkpoint may have its size in the name of its folder
         size = size_in_name(prefix.parent.name) or size_to_assume(prefix)
-    return FileContents(network, arrays, names, FIELDS[network], preprocess, size, head)
+    return FileContents(network, arrays, names, FIELDS[network], Usage(preprocess, size), head)
 
 
 def tensorflow_layout(path: str, array: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from mnv2.preprocess.host import named_view
 from mnv2.pretrained import hub_config, pickles
 from mnv2.pretrained.infer import FileContents, Usage
 from mnv2.pretrained.names import Templates, tensor_names, translate
-from mnv2.pretrained.preprocessing import NORMALIZATIONS, Preprocessing, side_in_name
+from mnv2.pretrained.preprocessing import NORMALIZATIONS, Preprocessing, size_in_name
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.terminal import first_few, note
 
@@ -181,13 +181,8 @@ def read(path: Path, need_head: bool = True) -> FileContents:
         )
         names["params/classifier/kernel"] = f"{classifier}.weight"
         names["params/classifier/bias"] = f"{classifier}.bias"
-    return FileContents(
-        layout.network,
-        translate(arrays, names, _to_hwio),
-        names,
-        layout.fields,
-        **layout.usage._asdict(),
-    )
+    arrays = translate(arrays, names, _to_hwio)
+    return FileContents(layout.network, arrays, names, layout.fields, layout.usage)
 
 
 def write(path: Path, arrays: Mapping[str, ArrayLike], suffix: str) -> None:
@@ -318,12 +313,9 @@ def _explain_absence(tree: Any, dicts: Mapping[tuple[str, ...], Tensors]) -> str
                 f"holds more than tensors: {name} is an object of the class {value.name}; "
                 "save the model's state_dict()"
             )
-    keys = (
-        ", ".join(x for x in tree if isinstance(x, str))[:80]
-        if isinstance(tree, dict)
-        else type(tree).__name__
-    )
-    return f"{holds}, and no tensors, only: {keys or 'nothing'}"
+    is_dict = isinstance(tree, dict)
+    keys = ", ".join(x for x in tree if isinstance(x, str)) if is_dict else type(tree).__name__
+    return f"{holds}, and no tensors, only: {keys[:80] or 'nothing'}"
 
 
 def _layout(path: Path, found: _Found, arrays: Mapping[str, np.ndarray]) -> _Layout:
@@ -393,12 +385,12 @@ def _torchvision_usage(path: Path) -> Usage:
     for digits, published in TORCHVISION_HASHES.items():
         if digits in path.name:
             (name, preprocess), why = published, ", from its name"
-    side = side_in_name(path)
+    height, width = size_in_name(path.name) or (224, 224)
     note(
         f"{path} does not tell how to prepare pictures: as for torchvision's {name}{why} "
-        f"({preprocess.view}, to {side} x {side})"
+        f"({preprocess.view}, to {height} x {width})"
     )
-    return Usage(dataclasses.replace(preprocess, assumed=True), (side, side))
+    return Usage(dataclasses.replace(preprocess, assumed=True), (height, width))
 
 
 def _to_hwio(path: str, array: np.ndarray) -> np.ndarray:

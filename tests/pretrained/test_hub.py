@@ -97,7 +97,7 @@ def test_a_proxy_that_cannot_be_reached_is_named(monkeypatch):
     "name",
     [
         *("runs/v2--final", "runs/net.", "exports/a..b", "runs/net.git", f"a/{'b' * 97}"),
-        *("./net", "a/b/c", "runs/a b", "a/b@", "net.h5", "runs/-x"),
+        *("./net", "a/b/c", "runs/a b", "a/b@", "net.h5", "none.safetensors", "runs/-x"),
     ],
 )
 def test_what_cannot_be_a_repository_is_a_file_that_is_missing(name):

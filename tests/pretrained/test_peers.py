@@ -13,7 +13,7 @@ from mnv2.pretrained.torch import TIMM_V2, TORCHVISION_1
 from mnv2.runtime.errors import UserError
 from tests import outputs
 from tests.pretrained import reference
-from tests.pretrained.test_torch import WIDTHS, FileCreator, load
+from tests.pretrained.test_torch import WIDTHS, load
 
 
 def build(name):
@@ -59,6 +59,16 @@ def test_torchvision_loads_weights_saved_under_its_names(tmp_path):
     pretrained.save(loaded, tmp_path / "saved.pth", names="torchvision")
     network.load_state_dict(torch.load(tmp_path / "saved.pth", weights_only=True))
     assert_same_logits(network, loaded)
+
+
+class FileCreator:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
 
 
 def test_a_pth_file_with_more_than_tensors_is_rejected_and_not_run(tmp_path):

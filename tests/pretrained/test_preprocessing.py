@@ -48,9 +48,16 @@ def test_the_names_of_published_files_tell_the_size_of_pictures():
         ("mobilenet_2_5_128_tf.h5", 128),
         ("mobilenet_7_5_160_tf_no_top.h5", 160),
         ("mobilenet_v2_0.35_192.ckpt", 192),
+        ("mobilenetv2_112x112-fd66a69d.pth", 112),
     ):
         assert size_in_name(name) == (size, size)
-    for name in ("model.ckpt-96", "weights_96.h5", "mobilenet_v2_1.0_2240.h5", "mobilenet_v2.h5"):
+    for name in (
+        "model.ckpt-96",
+        "weights_96.h5",
+        "mobilenet_v2_1.0_2240.h5",
+        "mobilenet_v2.h5",
+        "12x12.pth",
+    ):
         assert size_in_name(name) is None
 
 

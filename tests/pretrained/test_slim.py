@@ -17,6 +17,7 @@ keras = pytest.importorskip("keras")
 
 SIZE = 96
 CLASSES = 1001
+WIDTHS = {"MobileNet": 0.25, "MobileNetV2": 0.35}
 KERAS_TO_SLIM = (
     # MobileNetV2
     (r"Conv1", "MobilenetV2/Conv"),
@@ -92,9 +93,9 @@ def checkpoints(tmp_path_factory):
     folder = tmp_path_factory.mktemp("slim")
     images = np.random.default_rng(1).uniform(0, 255, (2, SIZE, SIZE, 3)).astype(np.float32)
     made = {}
-    for network in ("MobileNet", "MobileNetV2"):
+    for network, width in WIDTHS.items():
         model = getattr(keras.applications, network)(
-            alpha=0.5, weights=None, classes=CLASSES, input_shape=(SIZE, SIZE, 3)
+            alpha=width, weights=None, classes=CLASSES, input_shape=(SIZE, SIZE, 3)
         )
         variables = slim_variables(model)
         (folder / network).mkdir()
@@ -109,7 +110,7 @@ def test_averaged_variables_give_keras_logits(checkpoints, network):
     folder, images, expected, _ = checkpoints[network]
     for path in (folder, folder / "model.ckpt-7", folder / "model.ckpt-7.index"):
         loaded = pretrained.load(path)
-        assert (loaded.model.width, loaded.num_classes) == (0.5, CLASSES)
+        assert (loaded.model.width, loaded.num_classes) == (WIDTHS[network], CLASSES)
         assert loaded.class_names[:2] == ("background", "tench")
     logits = outputs.of_loaded(loaded, images)
     expected = np.log(expected)
@@ -158,7 +159,7 @@ def test_a_frozen_graph_has_the_arrays_of_its_checkpoint(checkpoints, tmp_path, 
     assert contents.arrays.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(contents.arrays[name], array)
-    assert contents.image_size == (SIZE, SIZE)
+    assert contents.usage.image_size == (SIZE, SIZE)
 
 
 def test_a_retrained_graph_has_its_own_classes(checkpoints, tmp_path):
@@ -191,8 +192,8 @@ def test_a_graph_that_computes_something_else_is_refused_in_one_line(checkpoints
 
 def test_the_size_of_pictures_is_taken_from_the_name_of_a_checkpoint(checkpoints, tmp_path, capsys):
     folder = checkpoints["MobileNet"][0]
-    assert slim.read(folder / "model.ckpt-7").image_size == (224, 224)
+    assert slim.read(folder / "model.ckpt-7").usage.image_size == (224, 224)
     assert "224 x 224 assumed" in capsys.readouterr().err
     named = tmp_path / "mobilenet_v1_0.5_128"
     shutil.copytree(folder, named)
-    assert slim.read(named / "model.ckpt-7").image_size == (128, 128)
+    assert slim.read(named / "model.ckpt-7").usage.image_size == (128, 128)
