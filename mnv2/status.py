@@ -84,7 +84,7 @@ def show(workdir: AnyPath) -> None:
     counts = {state: sum(one.state == state for one in found) for state in STATES}
     print(", ".join(f"{count} {state}" for state, count in counts.items() if count))
     if failed := [one.name for one in found if one.state == "failed"]:
-        print(f"traceback of what failed: {workdir / failed[0] / FAILURE}")
+        print(f"why, with any traceback: {workdir / failed[0] / FAILURE}")
 
 
 def main() -> None:

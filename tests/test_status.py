@@ -59,7 +59,7 @@ def test_a_run_in_a_process_is_running_and_says_how_long_still(workdir, capsys):
     assert "relu6/0   running  step 10 of 30, 64 images/s, 40 s left (process " in printed
     counts, traceback = printed.splitlines()[-2:]
     assert counts == "1 done, 1 running, 1 failed, 3 waiting"
-    assert traceback == f"traceback of what failed: {workdir}/t_1/0/failure.txt"
+    assert traceback == f"why, with any traceback: {workdir}/t_1/0/failure.txt"
 
 
 def test_a_run_that_was_saved_before_its_first_line_is_stopped(workdir):

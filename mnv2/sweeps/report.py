@@ -59,8 +59,8 @@ def finish(folder: AnyPath, failed: Sequence[str], asked: Sequence[str], *, repo
         write_report(folder, asked)
     if failed:
         raise RunsFailed(
-            f"{len(failed)} of the runs failed: {first_few(failed)}; why is said above, with the "
-            f"traceback in {folder / failed[0] / FAILURE}"
+            f"{len(failed)} of the runs failed: {first_few(failed)}; why is said above, and "
+            f"with any traceback in {folder / failed[0] / FAILURE}"
         )
 
 

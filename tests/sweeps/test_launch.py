@@ -54,7 +54,7 @@ def test_an_error_of_the_first_copy_is_said_once_and_no_other_copy_starts(tmp_pa
 def test_a_run_that_fails_does_not_stop_the_others_and_is_named(tmp_path):
     done = execute(tmp_path, "fails", "b/0")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: 1 of the runs failed: b/0; why is said above, with the ")
+    assert done.stderr.startswith("error: 1 of the runs failed: b/0; why is said above, and with ")
     assert done.stderr.endswith(f"{tmp_path}/b/0/failure.txt\n")
     assert "b/0                     failed: ValueError: no luck" in done.stdout
     assert (tmp_path / "a/0/result.json").exists()

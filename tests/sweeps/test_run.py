@@ -270,7 +270,7 @@ def test_a_run_that_fails_does_not_keep_the_others_from_being_done(
     with pytest.raises(UserError) as error:
         run.train_here(tiny_config, tmp_path)
     assert str(error.value) == (
-        "2 of the runs failed: relu6/0, t_1/0; why is said above, with the traceback in "
+        "2 of the runs failed: relu6/0, t_1/0; why is said above, and with any traceback in "
         f"{tmp_path}/relu6/0/failure.txt"
     )
     failure = (tmp_path / "relu6/0/failure.txt").read_text()
