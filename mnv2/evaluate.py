@@ -51,6 +51,7 @@ def main() -> None:
     from mnv2 import data
     from mnv2.deployment.evaluation import evaluate_any
     from mnv2.deployment.usage import describe_input, open_weights
+    from mnv2.pretrained.preprocessing import note_unlike
     from mnv2.training.classes import match_classes
 
     keep_compiled_programs()
@@ -60,6 +61,7 @@ def main() -> None:
     )
     loaded = match_classes(loaded, dataset, arguments.weights)
     describe_input(loaded.preprocess, loaded.image_size, arguments.mean is not None)
+    note_unlike(loaded.image_size, loaded.channels, lambda: dataset.first(arguments.split))
     if loaded.output != "softmax":
         note(f"the loss is that of a softmax, though the network ends in a {loaded.output}")
     evaluation = evaluate_any(loaded, dataset, arguments.split, arguments.batch_size)

@@ -75,6 +75,7 @@ def main() -> None:
     if arguments.plot and len(paths) > MOST_DRAWN:
         raise UserError(f"--plot draws {MOST_DRAWN} pictures at most, not {len(paths)}")
     from mnv2.deployment.usage import describe_input, open_weights
+    from mnv2.pretrained.preprocessing import note_unlike
 
     keep_compiled_programs()
     loaded = open_weights(arguments.weights, **weights_options(arguments))
@@ -84,6 +85,7 @@ def main() -> None:
     found: list[Prediction] = []
     if first:
         describe_input(loaded.preprocess, loaded.image_size, arguments.mean is not None)
+        note_unlike(loaded.image_size, loaded.channels, lambda: first[1])
         line = StatusLine("predicting")
         line.say("compiling")
         for new in predictions(loaded, itertools.chain([first], pictures), batch_size(len(paths))):

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from mnv2.runtime.cli import command_parser, real_number, run
 from mnv2.runtime.errors import UserError
-from mnv2.runtime.files import AnyPath, damaged_line, given_folder, holder, read_lines
-from mnv2.runtime.layout import METRICS
+from mnv2.runtime.files import AnyPath, damaged_line, given_folder, holder, matches, read_lines
+from mnv2.runtime.layout import CHECKPOINTS, FAILURE, METRICS
 from mnv2.runtime.terminal import format_seconds
 from mnv2.sweeps.workdir import Sweep, failure_of, load
 
@@ -49,16 +49,19 @@ def _state(sweep: Sweep, arm: str, seed: int) -> tuple[str, str]:
         line = _last_training_line(folder / METRICS)
     except UserError as error:
         return "damaged", str(error)
-    progress = f"step {line.get('step', 0)} of {sweep.steps.get(arm, '?')}"
+    names = [path.name for path in matches(folder / CHECKPOINTS, "[0-9]*")]
+    saved = max((int(name) for name in names if name.isdecimal()), default=0)
+    step = max(saved, line.get("step", 0))  # a signal saves a run before its next line
+    progress = f"step {step} of {sweep.steps.get(arm, '?')}"
     if process:
         rate = line.get("train/images_per_second")
         if rate and arm in sweep.steps:
-            left = (sweep.steps[arm] - line["step"]) * sweep.value(arm, "batch_size") / rate
+            left = (sweep.steps[arm] - step) * sweep.value(arm, "batch_size") / rate
             progress += f", {rate:,.0f} images/s, {format_seconds(left)} left"
         return "running", f"{progress} ({process})"
     if failure := failure_of(folder):
         return "failed", failure
-    return ("stopped", progress) if line else ("waiting", "")
+    return ("stopped", progress) if step else ("waiting", "")
 
 
 def _last_training_line(path: AnyPath) -> dict[str, Any]:
@@ -80,6 +83,8 @@ def show(workdir: AnyPath) -> None:
         print(f"{one.name:{width}}  {one.state:8} {one.detail}")
     counts = {state: sum(one.state == state for one in found) for state in STATES}
     print(", ".join(f"{count} {state}" for state, count in counts.items() if count))
+    if failed := [one.name for one in found if one.state == "failed"]:
+        print(f"traceback of what failed: {workdir / failed[0] / FAILURE}")
 
 
 def main() -> None:

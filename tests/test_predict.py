@@ -1,6 +1,7 @@
 """The commands that use weights: what they print, draw and refuse."""
 
 import csv
+import importlib
 import json
 import os
 import sys
@@ -11,16 +12,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mnv2 import convert, evaluate, predict, pretrained
+from mnv2 import convert, data, pretrained
 from mnv2.analysis import confusion
 from mnv2.deployment.options import read_class_names
 from mnv2.models import create_model
 from mnv2.pretrained.loaded import DenseHead
 from mnv2.runtime import cli
-from mnv2.training import step
+from mnv2.runtime.terminal import note_once
+from mnv2.training import setup, step
 from tests import outputs
 from tests.deployment.networks import SHORT
 from tests.variables import random_variables
+
+evaluate = importlib.import_module("mnv2.evaluate")  # mnv2.evaluate is the function
+predict = importlib.import_module("mnv2.predict")  # mnv2.predict is the function
 
 
 def drawn(channels, class_names, **fields):
@@ -153,6 +158,33 @@ def test_an_evaluation_counts_every_picture_once(files, monkeypatch, capsys):
             labels = jax.numpy.array([label])
             sums.append(step.measure(logits, labels, step.cross_entropy(logits, labels)))
     assert step.summarize(sums) == pytest.approx(result, rel=1e-4)
+
+
+def test_weights_for_gray_pictures_say_that_they_get_coloured_ones(
+    files, monkeypatch, capsys, tmp_path
+):
+    weights = tmp_path / "gray.safetensors"
+    pretrained.save(drawn(1, ("ant", "bee", "cat")), weights)
+    name, picture = f"folder:{files / 'pictures'}", files / "pictures/train/ant/0.png"
+    Image.open(picture).convert("L").save(tmp_path / "gray.png")
+    said = (
+        "note: the weights are for gray pictures of 28 x 28 pixels; the first one here has colours,"
+    )
+    for look, count in (
+        (lambda: call(predict, monkeypatch, picture, "--weights", weights), 1),
+        (lambda: call(predict, monkeypatch, tmp_path / "gray.png", "--weights", weights), 0),
+        (
+            lambda: call(
+                evaluate, monkeypatch, "--weights", weights, "--dataset", name,
+                "--output", tmp_path,
+            ),
+            1,
+        ),
+        (lambda: setup._load_weights(str(weights), data.open_dataset(name)), 1),
+    ):  # fmt: skip
+        note_once.cache_clear()
+        look()
+        assert capsys.readouterr().err.count(said) == count
 
 
 def test_the_commonest_mistakes_are_in_per_cent_of_their_class():
@@ -359,12 +391,12 @@ def test_wrong_options_for_weights_are_refused_before_anything_is_computed(
     (tmp_path / "gap.json").write_text('{"a": 0, "b": 2}')
     (tmp_path / "empty").mkdir()
     for arguments, message in (
-        (["--mean", "0.5"], "--mean and --std belong together"),
-        (["--mean", "0.5", "--std", "0"], "--std must not be 0"),
+        (["--mean", "0.5"], "mean and std belong together"),
+        (["--mean", "0.5", "--std", "0"], "std must not be 0"),
         (["--mean", "a", "--std", "1"], "--mean 'a' is not a number"),
         (["--mean", "nan", "--std", "1"], "--mean 'nan' is not a number"),
-        (["--mean", "0,0", "--std", "1"], "--mean has 2 numbers but the network has 3"),
-        (["--resize", "pilow"], "unknown --resize 'pilow': did you mean 'pillow'?"),
+        (["--mean", "0,0", "--std", "1"], "mean has 2 numbers but the network has 3"),
+        (["--resize", "pilow"], "unknown resize 'pilow': did you mean 'pillow'?"),
         (["--classes", tmp_path / "two.txt"], "names 2 classes but the weights know 3"),
         (["--classes", tmp_path / "gap.txt"], "is no list of classes"),
         (["--classes", tmp_path / "gap.json"], "is no list of classes"),

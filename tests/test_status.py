@@ -57,7 +57,18 @@ def test_a_run_in_a_process_is_running_and_says_how_long_still(workdir, capsys):
     printed = capsys.readouterr().out
     # 20 steps of 128 images at 64 a second.
     assert "relu6/0   running  step 10 of 30, 64 images/s, 40 s left (process " in printed
-    assert printed.endswith("1 done, 1 running, 1 failed, 3 waiting\n")
+    counts, traceback = printed.splitlines()[-2:]
+    assert counts == "1 done, 1 running, 1 failed, 3 waiting"
+    assert traceback == f"traceback of what failed: {workdir}/t_1/0/failure.txt"
+
+
+def test_a_run_that_was_saved_before_its_first_line_is_stopped(workdir):
+    for run, step in (("relu6/1", 7), ("relu6/0", 15)):
+        (workdir / run / "checkpoints" / str(step)).mkdir(parents=True)
+        (workdir / run / "checkpoints" / f"{step + 9}.orbax-checkpoint-tmp").mkdir()
+    found = {row.name: (row.state, row.detail) for row in statuses(workdir)}
+    assert found["relu6/1"] == ("stopped", "step 7 of 30")
+    assert found["relu6/0"] == ("stopped", "step 15 of 30")  # and not 10, as its last line has
 
 
 @pytest.mark.parametrize(

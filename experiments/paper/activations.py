@@ -12,7 +12,7 @@ of Fashion-MNIST. If these networks are not there, they are trained first.
                    (effective rank) with a linear bottleneck, and before and after ReLU6; the shares
                    of values that ReLU6 cuts to 0 and to 6, and the share of dead channels
 
-Prints tables. Writes them, figure_7.csv and activations.png to --out.
+Prints tables. Writes them and activations.png to --out.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -41,6 +41,7 @@ from mnv2.sweeps.report import with_half_width
 from mnv2.sweeps.statistics import Estimate
 
 PICTURES = 1000
+THRESHOLD = 100 / 6  # 1/t in per cent, the channels of the input
 
 
 class Activity(NamedTuple):
@@ -54,6 +55,12 @@ class Activity(NamedTuple):
     cut: float  # share of values that are not positive: ReLU6 maps them to 0
     saturated: float  # share of values that are 6 or more: ReLU6 maps them to 6
     dead: float  # share of channels that are not positive at any pixel
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The positive channels in per cent of all: mean, deviation, fewest and most."""
+        numbers = (self.positive, self.deviation, self.fewest, self.most)
+        return tuple(100 * number / self.channels for number in numbers)
 
 
 def before_activation(
@@ -69,10 +76,9 @@ def before_activation(
     def note(following: Any, args: Any, kwargs: Any, context: Any) -> Any:
         if not isinstance(context.module, BatchNorm) or context.method_name != "__call__":
             return following(*args, **kwargs)
-        # Batch norm applies ReLU6 itself where it can.
-        y = following(*args, **{**kwargs, "then_relu6": False})
-        found["/".join(context.module.path[:-1])] = y
-        return relu6(y) if kwargs.get("then_relu6") else y
+        if args[0].shape[-1] == context.module.features:  # without ReLU6, which the layer applies
+            args = args[:2]
+        return found.setdefault("/".join(context.module.path[:-1]), following(*args, **kwargs))
 
     with nn.intercept_methods(note):
         model.apply(
@@ -120,19 +126,6 @@ def effective_rank(values: Float[Array, "n h w c"]) -> float:
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
-class Positive(NamedTuple):
-    """The positive channels after one expansion, in per cent of its channels."""
-
-    layer: str
-    trained: bool
-    channels: int
-    threshold: float  # 1/t, the channels of the input
-    mean: float  # over places, as the three below
-    deviation: float
-    fewest: float
-    most: float
-
-
 class Bottleneck(NamedTuple):
     """The narrow output of one block: over seeds, the effective ranks, and shares in per cent."""
 
@@ -172,17 +165,9 @@ def of_blocks(tensors: Mapping[str, Any], layer: str) -> list[str]:
     return sorted((path for path in tensors if path.endswith(layer)), key=block_number)
 
 
-def positive_channels(
-    tensors: Mapping[str, Any], trained: bool, expansion: float
-) -> list[Positive]:
+def expansions(tensors: Mapping[str, Any]) -> dict[str, Activity]:
     """Counts the positive channels after each expansion of one network (figure 7)."""
-    rows = []
-    for path in of_blocks(tensors, "expand"):
-        found = activity(tensors[path])
-        numbers = (found.positive, found.deviation, found.fewest, found.most)
-        shares = (100 * number / found.channels for number in numbers)
-        rows.append(Positive(path, trained, found.channels, 100 / expansion, *shares))
-    return rows
+    return {path: activity(tensors[path]) for path in of_blocks(tensors, "expand")}
 
 
 def bottlenecks(
@@ -219,20 +204,15 @@ def _estimate(values: Iterable[float]) -> Estimate:
     return estimate
 
 
-def table_of_positive(rows: Sequence[Positive]) -> Table:
-    """Returns figure 7 as a table."""
-    before = {row.layer: row for row in rows if not row.trained}
-    lines = [
-        (
-            *(after.layer, after.channels),
-            *(
-                f"{row.mean:.0f} ± {row.deviation:.0f} ({row.fewest:.0f}-{row.most:.0f})"
-                for row in (before[after.layer], after)
-            ),
-        )
-        for after in rows
-        if after.trained
-    ]
+def table_of_positive(before: Mapping[str, Activity], after: Mapping[str, Activity]) -> Table:
+    """Returns figure 7 as a table, before and after training."""
+    lines = []
+    for path, found in after.items():
+        cells = []
+        for one in (before[path], found):
+            mean, deviation, fewest, most = one.shares
+            cells.append(f"{mean:.0f} ± {deviation:.0f} ({fewest:.0f}-{most:.0f})")
+        lines.append((path, found.channels, *cells))
     header = ("expansion", "channels", "positive, %", "after training, %")
     return Table("figure_7", header, lines)
 
@@ -256,30 +236,24 @@ def table_of_bottlenecks(rows: Sequence[Bottleneck]) -> Table:
     return Table("bottlenecks", header, lines)
 
 
-def draw(positive: Sequence[Positive], narrow: Sequence[Bottleneck], path: Path) -> None:
+def draw(
+    positive: Sequence[Mapping[str, Activity]], narrow: Sequence[Bottleneck], path: Path
+) -> None:
     """Draws figure 7 before and after training, and the effective ranks of the bottlenecks."""
     figure = matplotlib.figure.Figure(figsize=(12, 4), layout="constrained")
     *of_positive, right = figure.subplots(1, 3)
-    for axis, trained in zip(of_positive, (False, True), strict=True):
-        rows = [row for row in positive if row.trained == trained]
-        x = [block_number(row.layer) for row in rows]
-        axis.fill_between(
-            x, [r.fewest for r in rows], [r.most for r in rows], color="0.9", label="range"
-        )
-        axis.errorbar(
-            x,
-            [r.mean for r in rows],
-            yerr=[r.deviation for r in rows],
-            color="k",
-            marker="o",
-            capsize=2,
-            label="mean ± standard deviation",
-        )
-        axis.axhline(rows[0].threshold, color="k", linestyle=":", label="1/t: invertible above")
+    titles = ("before training", "after training")
+    for axis, title, found in zip(of_positive, titles, positive, strict=True):
+        x = [block_number(path) for path in found]
+        means, deviations, fewest, most = zip(*(one.shares for one in found.values()), strict=True)
+        axis.fill_between(x, fewest, most, color="0.9", label="range")
+        label = "mean ± standard deviation"
+        axis.errorbar(x, means, yerr=deviations, color="k", marker="o", capsize=2, label=label)
+        axis.axhline(THRESHOLD, color="k", linestyle=":", label="1/t: invertible above")
         axis.set_ylim(0, 100)
         axis.set_xlabel("block")
         axis.set_xticks(range(0, 17, 2))
-        axis.set_title(f"{'after' if trained else 'before'} training")
+        axis.set_title(title)
     of_positive[0].set_ylabel("positive channels after expansion, %")
     of_positive[0].legend(fontsize="small")
     x = list(range(len(narrow)))
@@ -317,15 +291,15 @@ def main() -> None:
         for arm in ("linear", "relu6")
     }
     first = arguments.workdir / "linear" / str(next(iter(results.results["linear"])))
-    positive = positive_channels(batch_norm_outputs(first, images, trained=False), False, 6)
-    positive += positive_channels(tensors["linear"][0], True, 6)
+    before = expansions(batch_norm_outputs(first, images, trained=False))
+    after = expansions(tensors["linear"][0])
     narrow = bottlenecks(tensors["linear"], tensors["relu6"])
-    table_of_positive(positive).write(arguments.out, positive)
-    lost = [row for row in positive if row.trained and row.mean < row.threshold]
+    table_of_positive(before, after).write(arguments.out)
+    lost = [path for path, found in after.items() if found.shares[0] < THRESHOLD]
     print(f"below 1/t of the channels on average, after training: {len(lost)} layers")
     table_of_bottlenecks(narrow).write(arguments.out)
-    draw(positive, narrow, arguments.out / "activations.png")
-    print(f"\nin {arguments.out}: the tables, figure_7.csv, activations.png")
+    draw((before, after), narrow, arguments.out / "activations.png")
+    print(f"\nin {arguments.out}: the tables, activations.png")
 
 
 if __name__ == "__main__":

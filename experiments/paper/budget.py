@@ -17,13 +17,14 @@ import ml_collections
 import numpy as np
 
 from configs import v2_ablation
+from experiments.common.paired import difference
 from experiments.common.table import Table
 from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.runtime.errors import UserError
 from mnv2.sweeps.launch import run_sweep
 from mnv2.sweeps.plan import with_arms
 from mnv2.sweeps.report import plus_minus
-from mnv2.sweeps.statistics import Row, rows
+from mnv2.sweeps.statistics import Estimate, rows
 from mnv2.sweeps.workdir import Sweep, load
 
 DATA, BASELINE = "fashion_mnist", "linear"
@@ -45,25 +46,30 @@ def config_of(steps: int, seeds: int) -> ml_collections.ConfigDict:
     return config
 
 
-def rows_of(sweep: Sweep) -> dict[str, Row]:
-    """Returns what the report says about each arm that has a finished run."""
-    return {row.arm: row for row in rows(sweep) if row.arm in ARMS}
+def accuracies(sweep: Sweep) -> dict[str, Estimate]:
+    """Returns the accuracy of each arm that has a finished run, in per cent."""
+    return {row.arm: row.accuracy for row in rows(sweep) if row.arm in ARMS}
+
+
+def differences(sweep: Sweep) -> dict[str, Estimate]:
+    """Returns the difference of each other arm to the baseline, in points, paired by seed."""
+    found = {arm: difference(sweep, arm, BASELINE) for arm in accuracies(sweep)}
+    return {arm: one for arm, one in found.items() if one and arm != BASELINE}
 
 
 def order(sweep: Sweep) -> str:
     """Lists the arms from the best to the worst."""
-    best_first = sorted(rows_of(sweep).values(), key=lambda row: -row.accuracy.mean)
-    return " > ".join(row.arm for row in best_first)
+    found = accuracies(sweep)
+    return " > ".join(sorted(found, key=lambda arm: -found[arm].mean))
 
 
 def lines_of(sweeps: Mapping[int, Sweep]) -> list[tuple[object, ...]]:
     """Returns one line per budget: the baseline's accuracy, all differences, the order of arms."""
     lines: list[tuple[object, ...]] = []
     for steps, sweep in sweeps.items():
-        found = rows_of(sweep)
-        differences = (found[arm].difference if arm in found else None for arm in ARMS[1:])
-        texts = (plus_minus(one, "+") for one in differences)
-        lines.append((steps, f"{found[BASELINE].accuracy.mean:.2f}", *texts, order(sweep)))
+        found = differences(sweep)
+        texts = (plus_minus(found.get(arm), "+") for arm in ARMS[1:])
+        lines.append((steps, f"{accuracies(sweep)[BASELINE].mean:.2f}", *texts, order(sweep)))
     return lines
 
 
@@ -71,12 +77,13 @@ def draw(sweeps: Mapping[int, Sweep], path: Path) -> None:
     """Draws accuracy, and the difference to the baseline, against the number of steps."""
     figure = matplotlib.figure.Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    found = {steps: rows_of(sweep) for steps, sweep in sweeps.items()}
     for number, (arm, style, color) in enumerate(zip(ARMS, STYLES, COLORS, strict=True)):
-        of_arm = {steps: arms[arm] for steps, arms in found.items() if arm in arms}
-        means = [row.accuracy.mean for row in of_arm.values()]
-        left.plot(list(of_arm), means, style, color=color, markerfacecolor="white", label=arm)
-        known = {steps: row.difference for steps, row in of_arm.items() if row.difference}
+        found = {steps: accuracies(sweep) for steps, sweep in sweeps.items()}
+        means = {steps: arms[arm].mean for steps, arms in found.items() if arm in arms}
+        how = {"color": color, "markerfacecolor": "white", "label": arm}
+        left.plot(list(means), list(means.values()), style, **how)
+        to_baseline = {steps: differences(sweep).get(arm) for steps, sweep in sweeps.items()}
+        known = {steps: one for steps, one in to_baseline.items() if one}
         if known:
             intervals = [one.half_width for one in known.values()]
             right.errorbar(
@@ -84,10 +91,8 @@ def draw(sweeps: Mapping[int, Sweep], path: Path) -> None:
                 [one.mean for one in known.values()],
                 yerr=[np.nan if one is None else one for one in intervals],
                 fmt=style,
-                color=color,
-                markerfacecolor="white",
                 capsize=3,
-                label=arm,
+                **how,
             )
     right.axhline(0, color="black", linewidth=0.8, linestyle=":")
     left.set_ylabel("test top-1 accuracy, %")

@@ -60,25 +60,18 @@ def rows() -> list[Row]:
         ("slim V1", "mobilenet_v1", published.MOBILENET_V1),
     ):
         printed += [published.PaperRow(table, network, *row[:4]) for row in checkpoints]
-    return [_count(*row) for row in printed]
+    return [_count(row) for row in printed]
 
 
-def _count(
-    table: str, network: str, width: float, resolution: int, madds: float, parameters: float
-) -> Row:
-    model = create_model(network, width=width, num_classes=CLASSES[network])
-    image = (resolution, resolution, 3)
-    return Row(
-        table,
-        network,
-        width,
-        resolution,
-        madds,
-        complexity.multiply_adds(model, image) / 1e6,
-        parameters,
-        complexity.parameters(model, image) / 1e6,
-        complexity.weights(model, image) / 1e6,
+def _count(row: published.PaperRow) -> Row:
+    model = create_model(row.network, width=row.width, num_classes=CLASSES[row.network])
+    image = (row.resolution, row.resolution, 3)
+    multiply_adds, parameters, weights = (
+        count(model, image) / 1e6
+        for count in (complexity.multiply_adds, complexity.parameters, complexity.weights)
     )
+    where = (row.table, row.network, row.width, row.resolution)
+    return Row(*where, row.multiply_adds, multiply_adds, row.parameters, parameters, weights)
 
 
 HEADER = (

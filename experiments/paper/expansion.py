@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from configs import v2_ablation
+from experiments.common.paired import difference
 from experiments.common.table import Table
 from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.sweeps.launch import run_sweep
 from mnv2.sweeps.plan import with_arms
 from mnv2.sweeps.report import plus_minus
-from mnv2.sweeps.statistics import Estimate, rows
+from mnv2.sweeps.statistics import rows
 from mnv2.sweeps.workdir import Sweep, load
 
 EXPANSIONS = (2.0, 6.0, 10.0)
@@ -76,9 +77,7 @@ def write_table(results: Sweep) -> None:
     lines = []
     for row in rows(results):
         name = row.arm.split("_")[0]
-        usual = results.accuracies(f"{name}_{USUAL:g}")
-        accuracies = results.accuracies(row.arm)
-        both = [accuracies[seed] - usual[seed] for seed in accuracies if seed in usual]
+        usual = f"{name}_{USUAL:g}"
         changes = results.arms[row.arm]
         lines.append(
             (
@@ -86,9 +85,9 @@ def write_table(results: Sweep) -> None:
                 f"{changes['model.expansion']:g}",
                 f"{changes['model.width']:g}",
                 f"{row.multiply_adds / 1e6:.2f} M",
-                len(accuracies),
+                row.accuracy.count,
                 plus_minus(row.accuracy),
-                "" if accuracies == usual else plus_minus(Estimate.of(both), "+"),
+                "" if row.arm == usual else plus_minus(difference(results, row.arm, usual), "+"),
             )
         )
     header = ("network", "t", "width", "MAdds", "seeds", "test top-1, %", "difference to t = 6")

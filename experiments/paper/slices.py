@@ -25,21 +25,17 @@ from mnv2.ops import Padding, depthwise_conv, explicit_padding, pointwise_conv, 
 from mnv2.runtime.errors import UserError
 
 
-def in_slices(splits: int | Mapping[str, int]) -> AbstractContextManager[None]:
+def in_slices(splits: int) -> AbstractContextManager[None]:
     """Lets each InvertedResidual that is applied within it compute itself as so many partial sums.
 
-    `splits` is their number, of all blocks or by the name of each. Batch norm must be folded, the
-    activation ReLU6, and the shortcut the paper's. Raises UserError if they are not.
+    Batch norm must be folded, the activation ReLU6, and the shortcut the paper's. Raises
+    UserError if they are not.
     """
     return nn.intercept_methods(functools.partial(_by_slices, splits))
 
 
 def _by_slices(
-    splits: int | Mapping[str, int],
-    call: Callable[..., Any],
-    arguments: Any,
-    options: Any,
-    context: Any,
+    splits: int, call: Callable[..., Any], arguments: Any, options: Any, context: Any
 ) -> Any:
     block = context.module
     if not isinstance(block, InvertedResidual) or context.method_name != "__call__":
@@ -47,12 +43,11 @@ def _by_slices(
     x, params = arguments[0], block.variables["params"]
     if "bias" not in params["depthwise"] or block.shortcut == "expansion":
         raise UserError("slices need folded batch norm and no shortcuts between expansions")
-    count = splits if isinstance(splits, int) else splits[str(block.name)]
-    if count == 1:
+    if splits == 1:
         return call(*arguments, **options)
     convention = getattr(block.conv_bn, "keywords", {}).get("padding", "same")
     padding = explicit_padding((x.shape[1], x.shape[2]), 3, block.stride, convention)
-    y = inverted_residual_by_slices(x, params, count, block.stride, padding)
+    y = inverted_residual_by_slices(x, params, splits, block.stride, padding)
     y = relu6(y) if block.bottleneck == "relu6" else y
     return (y + x if block.shortcut == "bottleneck" and y.shape == x.shape else y), None
 

@@ -52,25 +52,25 @@ class Row(NamedTuple):
     `peak_mib` is 0 where JAX does not know it, or where an earlier row needed more memory.
     """
 
-    device: str
-    mode: str
-    network: str
-    dtype: str
-    pixels: int
-    batch: int
+    task: Task
     framework: str
     images_per_second: float
     lowest: float
     highest: float
     compile_seconds: float
     peak_mib: int
-    versions: str
-    commit: str
 
-    @property
-    def task(self) -> tuple[Any, ...]:
-        """What rows that are to be compared have in common."""
-        return self.device, self.mode, self.network, self.dtype, self.pixels, self.batch
+    def record(self) -> dict[str, Any]:
+        """Returns the columns of the CSV, with the device, the versions and the commit."""
+        task = self.task
+        return {
+            "device": describe_devices(device.device_kind for device in jax.devices()),
+            **{field: getattr(task, field) for field in ("mode", "network", "dtype")},
+            **{"pixels": task.size, "batch": task.batch},
+            **dict(list(self._asdict().items())[1:]),
+            "versions": _versions(self.framework),
+            "commit": commit() or "unknown",
+        }
 
 
 def measure(framework: str, task: Task, seconds: float) -> Row:
@@ -82,23 +82,10 @@ def measure(framework: str, task: Task, seconds: float) -> Row:
     compiled = time.perf_counter() - began
     step()
     speeds = task.batch / np.array(list(times(step, seconds)))
+    low, median, high = (float(np.quantile(speeds, q)) for q in (0.05, 0.5, 0.95))
     peak = _peak_memory()
-    return Row(
-        device=describe_devices(device.device_kind for device in jax.devices()),
-        mode=task.mode,
-        network=task.network,
-        dtype=task.dtype,
-        pixels=task.size,
-        batch=task.batch,
-        framework=framework,
-        images_per_second=float(np.median(speeds)),
-        lowest=float(np.quantile(speeds, 0.05)),
-        highest=float(np.quantile(speeds, 0.95)),
-        compile_seconds=compiled,
-        peak_mib=peak // 2**20 if peak > before else 0,
-        versions=_versions(framework),
-        commit=commit() or "unknown",
-    )
+    mib = peak // 2**20 if peak > before else 0
+    return Row(task, framework, median, low, high, compiled, mib)
 
 
 def _peak_memory() -> int:
@@ -148,9 +135,9 @@ def table_of(measured: Sequence[Row]) -> Table:
     lines = []
     for task in dict.fromkeys(row.task for row in measured):
         speeds = {row.framework: row.images_per_second for row in measured if row.task == task}
-        _, mode, network, dtype, pixels, batch = task
         ratio = f"{speeds['mnv2'] / speeds['Flax']:.2f}" if {*OF_JAX} <= {*speeds} else ""
-        what = f"{mode} {NETWORKS[network]}, {dtype}, {pixels} px, batch {batch}"
+        network = f"{task.mode} {NETWORKS[task.network]}"
+        what = f"{network}, {task.dtype}, {task.size} px, batch {task.batch}"
         cells = (f"{speeds[name]:,.0f}" if name in speeds else "" for name in names)
         lines.append([what, *cells, ratio])
     return Table("device", ["images/s", *names, "mnv2 to Flax"], lines)
@@ -185,9 +172,9 @@ def main() -> None:
         measured.append(row)
         speed = f"{row.images_per_second:,.1f} images/s ({row.lowest:,.1f}-{row.highest:,.1f})"
         memory = f"  {row.peak_mib:,} MiB" if row.peak_mib else ""
-        what = f"{row.mode:5}  {row.network:12}  {row.dtype:8}  {row.framework:13}"
+        what = f"{row.task.mode:5}  {row.task.network:12}  {row.task.dtype:8}  {row.framework:13}"
         print(f"{what}  {speed}  compiled in {row.compile_seconds:.0f} s{memory}", flush=True)
-        write_csv(measured, arguments.out / "device.csv")
+        write_csv([one.record() for one in measured], arguments.out / "device.csv")
     if not measured:
         raise UserError("no network fits the memory: give a smaller --batch")
     table_of(measured).write(arguments.out)

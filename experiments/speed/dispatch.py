@@ -3,7 +3,7 @@
 Trains a network that is too small to hide the cost of a call (width 0.1, 8 pixels, batch 16), and
 the network of the ablation. A batch comes from the host with each step, or is looked up on the
 device, with 1, 10 or 100 steps per call. The ways take turns, 100 steps each. Prints and writes
-these steps/s, as median and range over --rounds, to --out as dispatch.csv and dispatch.md.
+these steps/s, as median and range over --rounds, to --out as dispatch.md.
 """
 
 import dataclasses
@@ -13,7 +13,6 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -55,15 +54,6 @@ class Task:
 TASKS = (Task("tiny", 0.1, 8, 16), Task("the ablation's", 0.35, 28, 128))
 
 
-class Measured(NamedTuple):
-    """Steps per second of one round; `per_call` is 0 if the batches come from the host."""
-
-    network: str
-    per_call: int
-    round: int
-    steps_per_second: float
-
-
 def measures(task: Task) -> dict[int, Callable[[], float]]:
     """Returns what measures steps per second, by the number of steps per call."""
     config = with_arms(v2_ablation.get_config())
@@ -101,13 +91,9 @@ def measures(task: Task) -> dict[int, Callable[[], float]]:
     return {per_call: functools.partial(timed, per_call) for per_call in PER_CALL}
 
 
-def row(task: Task, measured: Sequence[Measured]) -> list[str]:
-    """Returns the row of a table: the median and the range of each number of steps per call."""
-    cells = []
-    for per_call in PER_CALL:
-        values = [one.steps_per_second for one in measured if one.per_call == per_call]
-        cells.append(f"{statistics.median(values):,.1f} ({min(values):,.1f} to {max(values):,.1f})")
-    return [str(task), *cells]
+def cells(rates: Sequence[float]) -> str:
+    """Returns the median and the range of steps per second."""
+    return f"{statistics.median(rates):,.1f} ({min(rates):,.1f} to {max(rates):,.1f})"
 
 
 def main() -> None:
@@ -117,22 +103,18 @@ def main() -> None:
     arguments = parser.parse_args()
     machine.keep_compiled_programs()
     line = StatusLine("dispatch")
-    everything: list[Any] = []
     lines = []
     for task in TASKS:
-        measured: list[Measured] = []
+        rates: dict[int, list[float]] = {per_call: [] for per_call in PER_CALL}
         timed = measures(task)
         for number in range(arguments.rounds + 1):  # the first one compiles
             for per_call, measure in timed.items():
                 line.say(f"{task}: round {number} of {arguments.rounds}")
-                rate = measure()
-                if number:
-                    measured.append(Measured(str(task), per_call, number, rate))
-        everything += measured
-        lines.append(row(task, measured))
+                rates[per_call].append(measure())
+        lines.append([str(task), *(cells(of_rounds[1:]) for of_rounds in rates.values())])
     line.clear()
     header = ["steps/s", "from the host", *(f"{count} per call" for count in PER_CALL[1:])]
-    Table("dispatch", header, lines).write(arguments.out, everything)
+    Table("dispatch", header, lines).write(arguments.out)
     kind = jax.devices()[0].device_kind
     print(f"on {jax.device_count()} x {kind}, {machine.threads()} threads")
 

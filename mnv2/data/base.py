@@ -1,5 +1,6 @@
 """What every data set has, wherever its pictures come from."""
 
+import contextlib
 from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
@@ -66,6 +67,17 @@ class Dataset(Protocol):
     def decode(self, example: dict[str, tf.Tensor]) -> tf.Tensor:
         """Decodes the image of an encoded example: h w c, uint8."""
         ...
+
+    def first(self, split: str) -> np.ndarray | None:
+        """Returns the first picture: h w c, uint8; None if it cannot be read, as its use will say.
+
+        Raises UserError if there is no such split.
+        """
+        with contextlib.suppress(tf.errors.OpError):
+            for example in self.encoded(split).take(1):
+                picture: np.ndarray = self.decode(example).numpy()
+                return picture
+        return None
 
     def table(self, split: str) -> dict[str, tf.Tensor] | None:
         """Returns all encoded examples; None if they can only be read one after another."""

@@ -1,6 +1,6 @@
 """Exports weights: loads, writes, compares, and evaluates if it is asked to."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,12 +56,7 @@ def export(
     if is_exported(weights):
         raise UserError(f"{weights} is exported already: give what it was exported from")
     paths = output_paths(str(weights), formats, output)
-    for path in paths.values():
-        if path.is_dir():
-            raise UserError(f"{path} is a folder: give another --output")
-        if path.exists() and not force:
-            raise UserError(f"{path} exists: --force replaces it, --output gives another place")
-        check_can_be_written(path.parent, "the folder of --output")
+    _check_free(paths.values(), force)
     loaded: Any = open_weights(weights, **options)
     checked = None
     if check:
@@ -96,6 +91,16 @@ def export(
         files = [path for path in paths.values() if is_exported(path)]
         table += f"\n{evaluations(loaded, files, checked)}"
     return paths, table
+
+
+def _check_free(paths: Iterable[Path], force: bool) -> None:
+    """Raises UserError unless files can be written there."""
+    for path in paths:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder: give another --output")
+        if path.exists() and not force:
+            raise UserError(f"{path} exists: --force replaces it, --output gives another place")
+        check_can_be_written(path.parent, "the folder of --output")
 
 
 def _write(path: Path, written: bytes) -> None:

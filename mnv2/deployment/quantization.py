@@ -76,8 +76,8 @@ def quantize_litert(
 
 
 def _layer(tensor: str) -> str:
-    """Returns the layer that a tensor is named after: ...jit(output)/MobileNetV2/stem/stem.x/add"""
-    parts = tensor.split(";")[-1].split("/")[2:]
+    """Returns the layer that a tensor is named after: ...jit(output)/MobileNetV2/stem/add"""
+    parts = tensor.split(";")[-1].split("/")[2:-1]
     return "/".join(itertools.takewhile(lambda part: "." not in part, parts)) or tensor
 
 

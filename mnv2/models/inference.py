@@ -5,6 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -58,4 +59,5 @@ def fold_batch_norm(model: nn.Module, variables: Mapping[str, Any]) -> dict[str,
         bias = batch_norm["bias"] - running["mean"] * factor
         return {"kernel": params["kernel"] * factor, "bias": bias}
 
-    return {"params": fold(variables["params"], variables["batch_stats"])}
+    folded = fold(variables["params"], variables["batch_stats"])
+    return {"params": jax.tree.map(jnp.asarray, folded)}

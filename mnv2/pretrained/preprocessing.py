@@ -2,18 +2,19 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from mnv2.preprocess.host import CROPS, VIEWS, View, named_view, parse_view
 from mnv2.preprocess.text import OPERATIONS
 from mnv2.runtime.errors import check_choice
-from mnv2.runtime.terminal import note
+from mnv2.runtime.terminal import note, note_once
 
 # Mean and standard deviation of pixels in [0, 1], which training subtracts and divides by.
 NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
@@ -21,6 +22,7 @@ NORMALIZATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),  # kuangliu/pytorch-cifar
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # torchvision and timm
 }
+SMALL = 64  # pixels of a side, below which pictures are usually prepared for the network
 SMALLEST = 32  # a smaller size in the name of a file means something else
 
 
@@ -127,3 +129,23 @@ def size_to_assume(path: Path) -> tuple[int, int]:
         "--image_size changes it"
     )
     return size
+
+
+def note_unlike(
+    image_size: tuple[int, int], channels: int, first: Callable[[], np.ndarray | None]
+) -> None:
+    """Says in one line if weights for small or gray pictures get large or coloured ones.
+
+    `first` returns one of them, h w c, or None. It is called only if the weights are such.
+    """
+    is_small = max(image_size) < SMALL
+    if not (is_small or channels == 1) or (picture := first()) is None:
+        return
+    height, width, _ = picture.shape
+    coloured = channels == 1 and bool(np.ptp(picture, axis=2).any())
+    if coloured or (is_small and min(height, width) > 2 * max(image_size)):
+        note_once(
+            f"the weights are for {'gray ' if channels == 1 else ''}pictures of {image_size[0]} x "
+            f"{image_size[1]} pixels; the first one here has {'colours, and ' if coloured else ''}"
+            f"{height} x {width} pixels"
+        )

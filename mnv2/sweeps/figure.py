@@ -1,6 +1,8 @@
 """The figure of a report: one panel per ablation, and accuracy against cost."""
 
+import contextlib
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
@@ -9,7 +11,8 @@ import matplotlib.figure
 import numpy as np
 from matplotlib.axes import Axes
 
-from mnv2.runtime.files import AnyPath, Growing, matches, replacing
+from mnv2.runtime import events
+from mnv2.runtime.files import AnyPath, matches, replacing
 from mnv2.runtime.terminal import drawn
 from mnv2.sweeps.statistics import Row, prediction_interval
 from mnv2.sweeps.workdir import Sweep
@@ -24,10 +27,13 @@ BASELINE_COLOR, ARM_COLOR, BAND_COLOR = "black", "#3b6ea5", "0.9"
 
 
 def draw(sweep: Sweep, rows: Sequence[Row], path: AnyPath) -> None:
-    """Draws accuracy, with 95 % intervals, against the field that each panel varies."""
+    """Draws accuracy, with 95 % intervals, against the field that each panel varies.
+
+    Of the panels, those with two rows or more; if there is none, one with all rows.
+    """
     by_arm = {row.arm: row for row in rows}
-    panels = [one for one in sweep.config["panels"] if set(one[2]) & sweep.arms.keys()]
-    panels = panels or [("arms", "arm", tuple(sweep.arms))]
+    panels = [one for one in sweep.config["panels"] if len(set(one[2]) & by_arm.keys()) > 1]
+    panels = panels or [("arms", "arm", tuple(by_arm))]
     curves = _costs(sweep, by_arm)
     shown = len(panels) + bool(curves)
     columns = min(shown, 3)
@@ -44,6 +50,8 @@ def draw(sweep: Sweep, rows: Sequence[Row], path: AnyPath) -> None:
         axis.set_visible(False)
     for axis in axes[::columns]:
         axis.set_ylabel(f"{sweep.split} top-1 accuracy, %")
+    bars = any(row.accuracy.half_width is not None for row in rows)
+    bar = " Bars: 95 % intervals, from three seeds on." if bars else ""
     two = " Dots: two seeds." if any(row.accuracy.count == 2 for row in rows) else ""
     band = ""
     if prediction_interval(list(sweep.accuracies(sweep.baseline).values())):
@@ -51,8 +59,7 @@ def draw(sweep: Sweep, rows: Sequence[Row], path: AnyPath) -> None:
             f" Grey: where one more run of the baseline, {drawn(sweep.baseline)}, would fall (95 %)"
         )
     figure.suptitle(
-        f"{drawn(sweep.config['data']['name'])}, {sweep.config['duration']}. Bars: 95 % intervals, "
-        f"from three seeds on.{two}{band}",
+        f"{drawn(sweep.config['data']['name'])}, {sweep.config['duration']}.{bar}{two}{band}",
         fontsize="medium",
     )
     with replacing(path) as unfinished:
@@ -61,17 +68,13 @@ def draw(sweep: Sweep, rows: Sequence[Row], path: AnyPath) -> None:
 
 def write_to_tensorboard(image: AnyPath, folder: AnyPath) -> None:
     """Writes the figure as an image to `folder`, in place of an earlier one."""
-    from clu import metric_writers  # imports TensorFlow, which drawing does not need
-
-    for old in matches(folder, "events.out.tfevents.*"):
+    for old in matches(folder, events.PATTERN):
         old.unlink(missing_ok=True)  # another process may write a report too
-    with image.open("rb") as file:
-        pixels = matplotlib.image.imread(file)
-    growing = Growing(folder)
-    writer = metric_writers.SummaryWriter(str(growing.here))
-    writer.write_images(0, {"report": pixels[None, ..., :3]})
-    writer.close()
-    growing.close()
+    folder.mkdir(parents=True, exist_ok=True)
+    png = image.read_bytes()
+    width, height = struct.unpack(">II", png[16:24])  # of the header of every PNG
+    with contextlib.closing(events.EventFile(folder)) as file:
+        file.images(0, "report", [png], (height, width))
 
 
 def _draw_panel(

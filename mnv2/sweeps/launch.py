@@ -38,6 +38,8 @@ from mnv2.sweeps.plan import PLAN, Request
 
 # Environment variables of a copy: its number, the folder, and the process that started it.
 COPY, LAUNCH, PARENT = "MNV2_COPY", "MNV2_LAUNCH", "MNV2_PARENT"
+# TensorFlow imports Keras 3, with Matplotlib, but not the older one if that is not installed.
+WITHOUT_KERAS = {"TF_USE_LEGACY_KERAS": "1"}
 GLANCE_SECONDS = 0.2  # between looks at the copies
 HANGING_SECONDS = 60.0  # without a sign of life, after which a copy is ended
 STOPPING_SECONDS = 60.0  # that copies may take to save their runs after a signal
@@ -192,7 +194,7 @@ class _Launch:
     def _start(self, number: int) -> _Copy:
         environments = self._plan.get("environments")
         environment = environments[number] if environments else {}
-        variables = {**machine.huge_pages(), **environment}
+        variables = {**machine.huge_pages(), **WITHOUT_KERAS, **environment}
         return _Copy(number, self._folder, variables, self._display)
 
     def _await_plan(self) -> None:

@@ -62,6 +62,7 @@ class Run:
     config         the resolved config, as it is recorded
     settings       the same, typed
     steps          the number of training steps
+    compared       the fields that some arm of the sweep changes
     multiply_adds  of an image in training, forward only; 0 until `claim` counts them
     """
 
@@ -71,6 +72,7 @@ class Run:
     config: dict[str, Any]
     settings: Settings
     steps: int
+    compared: tuple[str, ...] = ()
     multiply_adds: int = 0
 
     @property
@@ -81,6 +83,18 @@ class Run:
     def work(self) -> float:
         """The multiply-adds of all images of the training, forward only."""
         return float(self.multiply_adds) * self.settings.batch_size * self.steps
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Returns what tells the run from others of the sweep: arm, seed, and fields that differ.
+
+        Also each argument of the operations in data.train, as data.train.erase.probability.
+        """
+        values = self.settings.flat()
+        shown = {"arm": self.arm, **{name: values[name] for name in ("seed", *self.compared)}}
+        if "data.train" in self.compared:
+            operations = self.settings.data.pipeline.flat()
+            shown |= {f"data.train.{name}": value for name, value in operations.items()}
+        return shown
 
     @property
     def trained(self) -> int | None:
@@ -156,9 +170,11 @@ def plan(
     """
     from mnv2.training.setup import set_up  # imports JAX
 
-    wanted = _wanted(config, only)
+    wanted, arms = _wanted(config, only), dict(config.arms)
+    changed_fields = dict.fromkeys(name for changes in arms.values() for name in changes)
+    compared = tuple(name for name in changed_fields if name != "seeds")
     runs = []
-    for arm, changes in dict(config.arms).items():
+    for arm, changes in arms.items():
         if arm not in wanted:
             continue
         resolved = resolve(config, arm)
@@ -167,7 +183,7 @@ def plan(
         for seed in seeds_of(config, changes):
             folder, recorded = workdir / arm / str(seed), {**resolved.to_dict(), "seed": seed}
             of_seed = dataclasses.replace(settings, seed=seed)
-            runs.append(Run(arm, seed, folder, recorded, of_seed, steps))
+            runs.append(Run(arm, seed, folder, recorded, of_seed, steps, compared))
     return sorted(runs, key=lambda run: run.seed)
 
 

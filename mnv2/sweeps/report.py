@@ -21,7 +21,8 @@ TEXT_COLUMNS = (0, 3, 4)  # aligned to the left in a terminal
 def write_report(folder: AnyPath, asked: Sequence[str] | None = None) -> None:
     """Prints the table of the finished runs in `folder`; writes report.md, .csv and .png there.
 
-    Prints which of the runs that a command was `asked` for (default: all) are not finished.
+    Prints which of the runs that a command was `asked` for (default: all) are not finished. A
+    figure of one arm would show nothing, and is left out.
 
     Raises UserError if no run is finished, and if the files cannot be written.
     """
@@ -38,11 +39,14 @@ def write_report(folder: AnyPath, asked: Sequence[str] | None = None) -> None:
     try:
         write_text(folder / f"{REPORT}.md", markdown(sweep, finished, simultaneous))
         write_text(folder / f"{REPORT}.csv", to_csv(finished))
-        figure.draw(sweep, finished, folder / f"{REPORT}.png")
-        figure.write_to_tensorboard(folder / f"{REPORT}.png", folder / REPORT)
+        image = folder / f"{REPORT}.png"
+        if len(finished) > 1:
+            figure.draw(sweep, finished, image)
+            figure.write_to_tensorboard(image, folder / REPORT)
     except OSError as error:
         raise UserError(f"cannot write the report to {folder}: {reason(error)}") from error
-    print(f"report    {folder}/{REPORT}.md, {REPORT}.csv, {REPORT}.png")
+    drawn = f", {image.name}" if len(finished) > 1 else ""
+    print(f"report    {folder}/{REPORT}.md, {REPORT}.csv{drawn}")
     print(f"curves    tensorboard --logdir {folder}")
 
 

@@ -116,6 +116,7 @@ def execute(
                     stopper=stopper,
                     profile=profile,
                     overview=len(runs) == 1,
+                    hyperparameters=one.hyperparameters(),
                 )
             profile = None  # the first run is enough
             reporter.ended(one, outcome)

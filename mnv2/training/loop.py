@@ -5,7 +5,7 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -135,6 +135,7 @@ def train(
     stopper: Stopper | None = None,
     profile: AnyPath | None = None,
     overview: bool = False,
+    hyperparameters: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Trains one run in `folder`, from the newest checkpoint there or from the beginning.
 
@@ -142,7 +143,7 @@ def train(
     settings name. Writes metrics.jsonl and the same for TensorBoard, checkpoints, and at the end
     result.json, which it also returns. Writes a trace of some steps to the folder `profile`, if it
     is given, and prints a table of the parameters with `overview`. `show` gets what the run does
-    now; by default it is a line in the terminal.
+    now; by default it is a line in the terminal. TensorBoard shows the `hyperparameters`, by name.
 
     Raises Stopped soon after `stopper` has noted a signal; the last step is then saved. Raises
     UserError for settings that describe no run, a loss that is not finite, and a full disk.
@@ -159,7 +160,7 @@ def train(
     ):
         state, timing = checkpoints.restore(state)
         step = int(state.step)  # the number of steps done; the last may still run on the devices
-        log.resume(step, settings)
+        log.resume(step, hyperparameters or {})
         stopwatch = Stopwatch(settings.batch_size, *timing)
         run = _Run(settings, setup, checkpoints, log, stopwatch, stopper, show)
         window: list[tuple[StepMetrics, int]] = []  # the steps since the last report
@@ -226,7 +227,7 @@ class _Run(NamedTuple):
         """
         jax.block_until_ready(state)
         self.stopwatch.stop(step)
-        self.log.write_images(step + 1, "train/input", images / 255)
+        self.log.write_images(step + 1, "train/input", images)
         if trained:
             self.save(state, step)
             self.checkpoints.wait()

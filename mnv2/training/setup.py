@@ -19,7 +19,7 @@ from mnv2.preprocess import HOST, LABELS, MIX, PICTURES, Pipeline
 from mnv2.preprocess.host import LARGEST_SIDE, View
 from mnv2.preprocess.policies import largest_shift
 from mnv2.preprocess.simple import with_fill
-from mnv2.pretrained.preprocessing import NORMALIZATIONS
+from mnv2.pretrained.preprocessing import NORMALIZATIONS, note_unlike
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.processes import say
 from mnv2.runtime.terminal import first_few, note_once
@@ -351,6 +351,7 @@ def _load_weights(weights: str, dataset: data.Dataset) -> pretrained.Pretrained:
     loaded = load_shared(weights, need_head=False)
     if dataset.num_classes == 1000:
         loaded = loaded.without_background()
+    note_unlike(loaded.image_size, loaded.channels, lambda: dataset.first("train"))
     if has_classes_of(loaded, dataset) and "classifier" in loaded.variables["params"]:
         _say_once(f"{weights}: its classifier is kept, because {dataset.name} has the same classes")
         return loaded

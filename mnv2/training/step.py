@@ -618,5 +618,5 @@ def create_steps(
         statistics=each(statistics, in_axes=(None, 0, None), out_axes=None),
         augment=jax.jit(on_platform(augments, devices)),
         optimizer=optimizer,
-        schedule=schedule,
+        schedule=jax.jit(schedule),  # one program, where each of its operations would be one
     )

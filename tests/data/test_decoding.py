@@ -1,5 +1,6 @@
 """Every picture is decoded to its colours, and training and prediction see the same pixels."""
 
+import importlib
 import io
 import types
 import warnings
@@ -9,13 +10,14 @@ import pytest
 import tensorflow as tf
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
-from mnv2 import predict
 from mnv2.data import decoding, open_dataset
 from mnv2.data.base import decoded
 from mnv2.pretrained import Preprocessing
 from mnv2.runtime.errors import UserError
 from tests.data.pictures import encoded, gradient
 from tests.views import eval_view_of
+
+predict = importlib.import_module("mnv2.predict")  # mnv2.predict is the function
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "DIB", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM", "MPO")
 COLOURED = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV")
@@ -186,6 +188,6 @@ def test_a_network_for_gray_gets_the_same_gray_as_in_training():
         channels=1,
         probabilities=lambda views: views.reshape(1, -1),
     )
-    ((seen,),) = predict.predict(gray_network, iter([("a.png", gradient())]), 1)
+    ((seen,),) = predict.predictions(gray_network, iter([("a.png", gradient())]), 1)
     resized = eval_view_of()(gradient())
     np.testing.assert_array_equal(seen.probabilities, resized.ravel())

@@ -13,8 +13,11 @@ from mnv2.runtime.files import as_path, check_can_be_written, given_folder, read
 from mnv2.runtime.layout import CHECKPOINTS, METRICS, RESULT
 from mnv2.runtime.packed_arrays import read_newest
 from mnv2.status import statuses
+from mnv2.sweeps import figure
 from mnv2.sweeps.report import write_report
 from mnv2.sweeps.run import train_here
+from mnv2.sweeps.statistics import rows
+from mnv2.sweeps.workdir import load
 from mnv2.training import log
 from tests import emulator
 from tests.commands import SERVER
@@ -101,11 +104,14 @@ def test_a_sweep_in_a_bucket_that_is_killed_ends_as_one_in_a_local_folder(
     assert [one.state for one in statuses(stored)] == ["done", "done"]
     write_report(stored)
     assert f"report    {stored}/report.md" in capsys.readouterr().out
-    rows, same = (
+    report, same = (
         [row.rsplit(",", 2)[0] for row in (folder / "report.csv").read_text().splitlines()]
         for folder in (stored, tmp_path)
     )
-    assert rows == same
+    assert report == same
     assert "Not finished" not in (stored / "report.md").read_text()
+    sweep = load(stored)  # of one arm, which the report does not draw
+    figure.draw(sweep, rows(sweep), stored / "report.png")
     assert (stored / "report.png").read_bytes()[1:4] == b"PNG"
+    figure.write_to_tensorboard(stored / "report.png", stored / "report")
     assert len(list((stored / "report").glob("events.out.tfevents.*"))) == 1

@@ -7,6 +7,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 from scipy import stats
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from configs import v2_ablation
 from mnv2.runtime.errors import UserError
@@ -202,7 +203,19 @@ def test_the_report_is_printed_and_written(workdir, capsys):
     assert float(found["relu6"]["difference"]) == pytest.approx(-2.5)
     assert found["t_1"]["accuracy_ci95"] == ""
     assert matplotlib.image.imread(workdir / "report.png").shape[1] > 1000
-    assert list((workdir / "report").glob("events.out.tfevents.*"))
+    events = EventAccumulator(str(workdir / "report")).Reload()
+    (shown,) = events.Tensors("report")
+    width, _, png = shown.tensor_proto.string_val
+    assert png == (workdir / "report.png").read_bytes()
+    assert int(width) > 1000
+
+
+def test_one_arm_has_no_figure(workdir, capsys):
+    for arm in ("relu6", "t_1", "width_0.25"):
+        shutil.rmtree(workdir / arm)
+    write_report(workdir)
+    assert not (workdir / "report.png").exists()
+    assert f"{workdir}/report.md, report.csv\n" in capsys.readouterr().out
 
 
 def test_what_is_not_finished_is_named(workdir, capsys):

@@ -77,6 +77,15 @@ def test_each_arm_changes_what_it_says_and_nothing_else(config, tmp_path):
     assert [runs["linear", seed]["seed"] for seed in (0, 1)] == [0, 1]
 
 
+def test_tensorboard_shows_the_arm_and_the_fields_that_some_arm_changes(config, tmp_path):
+    shown = {one.name: one.hyperparameters() for one in plan(config, tmp_path)}
+    of_relu6 = {"model.bottleneck": "relu6", "model.expansion": 6.0, "model.width": 0.35}
+    assert shown["relu6/1"] == {"arm": "relu6", "seed": 1, **of_relu6}
+    config.arms = (("linear", {}), ("erased", {"data.train": "erase"}))
+    erased = plan(config, tmp_path)[1].hyperparameters()
+    assert (erased["data.train"], erased["data.train.erase.probability"]) == ("erase", 0.25)
+
+
 def test_more_seeds_can_be_added_to_finished_ones(config, tmp_path, trained):
     run.train_here(config, tmp_path)
     config.arms = tuple(

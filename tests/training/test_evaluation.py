@@ -1,13 +1,13 @@
 """Every command shows a network the same pixels of a file, and agrees with it about the classes."""
 
 import dataclasses
+import importlib
 import types
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mnv2 import predict
 from mnv2.deployment import pictures
 from mnv2.pretrained import Pretrained
 from mnv2.training import evaluation, seen
@@ -24,6 +24,8 @@ TEXTS = (
     "resize_shorter(crop=0.875)|center_crop",
     "central_crop(0.875)|resize(method='bilinear_tf1')",
 )
+
+predict = importlib.import_module("mnv2.predict")  # mnv2.predict is the function
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +88,7 @@ def all_ways(config, folder, monkeypatch):
     evaluation.evaluate_network(step, network, dataset, "test", 4)
     yield "evaluate", taken()
     paths = sorted(folder.glob("test/*/*"))
-    list(predict.predict(network, predict.read_pictures(paths, []), count))
+    list(predict.predictions(network, predict.read_pictures(paths, []), count))
     yield "predict", taken()
     yield "calibration and comparison", rows(pictures.draw(network, dataset, "test", count))
     steps = types.SimpleNamespace(

@@ -18,7 +18,7 @@ def test_a_config_can_be_looked_at_before_it_trains(tiny_config, tmp_path):
 
 
 def test_without_its_data_set_a_config_shows_a_photograph_and_leaves_nothing(tmp_path, capsys):
-    config = with_arms(imagenet.get_config("torchvision_v2"))
+    config = with_arms(imagenet.get_config("d_li14"))
     config.data.dir = str(tmp_path)
     seen.draw_seen(from_config(config), tmp_path / "seen.png")
     assert [path.name for path in tmp_path.iterdir()] == ["seen.png"]

@@ -1,9 +1,10 @@
 from experiments.speed.device import Row, table_of
+from experiments.speed.frameworks.tasks import Task
 
 
 def _row(framework, speed, dtype="float32"):
-    return Row("a chip", "train", "mobilenet_v2", dtype, 224, 256, framework, speed, speed, speed,
-               1.0, 0, "jax 1", "c")  # fmt: skip
+    task = Task("train", size=224, batch=256, dtype=dtype)
+    return Row(task, framework, speed, speed, speed, 1.0, 0)
 
 
 def test_the_table_compares_frameworks_at_one_task():
@@ -14,3 +15,7 @@ def test_the_table_compares_frameworks_at_one_task():
         ["train V2, float32, 224 px, batch 256", "300", "200", "1.50"],
         ["train V2, bfloat16, 224 px, batch 256", "400", "", ""],
     ]
+    columns = rows[0].record()
+    assert (columns["network"], columns["pixels"], columns["framework"]) == (
+        *("mobilenet_v2", 224, "mnv2"),
+    )
