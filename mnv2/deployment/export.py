@@ -68,8 +68,7 @@ def export(
     elif calibrate and loaded.class_names is None:
         loaded = _named_by_calibration(loaded, calibrate, data_dir, str(weights))
     program = program_of(loaded, pixels=preprocessing == "inside", batch=batch or 1)
-    ranges: list[np.ndarray] = []
-    shown = None
+    ranges, shown = [], None
     if calibrate:
         shown = pictures.draw_any(loaded, calibrate, data_dir, calibration_pictures)
         ranges = list(pictures.batches(program, program.description.input_of(shown)))
