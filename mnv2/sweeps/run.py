@@ -204,6 +204,10 @@ def _free_runs(
     that another command holds is tried once more, after LATER_SECONDS: the copies of a command that
     was killed take that long to end.
     """
+
+    def are_done() -> bool:
+        return all(one.finished or reporter.has_failed(one) for one in runs)
+
     tried_again = False
     while True:
         taken = None
@@ -213,13 +217,13 @@ def _free_runs(
         if index >= 0:
             tried_again = False
             yield taken or (runs[index], contextlib.ExitStack())
-        elif tried_again or broadcast_from_primary(
-            all(one.finished or reporter.has_failed(one) for one in runs)
-        ):
+        elif tried_again or broadcast_from_primary(are_done()):
             return
         else:
             tried_again = True
-            time.sleep(LATER_SECONDS)
+            until = time.monotonic() + LATER_SECONDS
+            while is_writer() and time.monotonic() < until and not are_done():
+                time.sleep(LATER_SECONDS / 20)
 
 
 def _take(
