@@ -3,8 +3,8 @@
 >>> pretrained = load("mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224.h5")
 >>> logits = pretrained.model.apply(pretrained.variables, pretrained.preprocess(images))
 
-Files are read as arrays and are never unpickled: nothing in them is run. Neither Keras nor PyTorch
-has to be installed.
+Nothing in a file is imported or run. Neither Keras nor PyTorch has to be installed, except that
+PyTorch writes `.pth` files.
 """
 
 import contextlib

@@ -82,36 +82,26 @@ def assert_same_network(ours, theirs):
     jax.tree.map(np.testing.assert_array_equal, ours.variables, theirs.variables)
 
 
-@pytest.mark.parametrize(("alpha", "size"), [(0.35, 224), (1.4, 96)])
+@pytest.mark.parametrize(
+    ("network", "alpha", "size", "classes"),
+    [("MobileNetV2", 0.35, 224, 1000), ("MobileNetV2", 1.4, 96, 1000), ("MobileNet", 0.25, 96, 7)],
+)
 def test_the_narrowest_and_the_widest_network_give_keras_logits_from_every_format(
-    tmp_path, alpha, size
+    tmp_path, network, alpha, size, classes
 ):
-    theirs = v2(alpha, input_shape=(size, size, 3))
-    theirs.save(tmp_path / "model.keras")
-    loaded, x = pretrained.load(tmp_path / "model.keras"), images((size, size))
-    assert (loaded.model.width, loaded.model.num_classes) == (alpha, 1000)
-    assert_same(outputs.of_loaded(loaded, x), output_of(theirs, x / 127.5 - 1))
-    theirs.save(tmp_path / "model.h5")
-    theirs.save_weights(tmp_path / "model.weights.h5")
-    for name in ("model.h5", "model.weights.h5"):
-        assert_same_network(pretrained.load(tmp_path / name), loaded)
-
-
-def test_mobilenet_v1_gives_keras_logits(tmp_path):
+    build = getattr(keras.applications, network)
     theirs = randomized(
-        keras.applications.MobileNet(
-            alpha=0.25, input_shape=(SIZE, SIZE, 3), weights=None, classes=7
-        )
+        build(alpha=alpha, input_shape=(size, size, 3), weights=None, classes=classes)
     )
     theirs.save(tmp_path / "model.keras")
-    loaded = pretrained.load(tmp_path / "model.keras")
-    assert (loaded.model.width, loaded.model.num_classes) == (0.25, 7)
-    assert_same(outputs.of_loaded(loaded, images()), output_of(theirs, images() / 127.5 - 1))
+    loaded, x = pretrained.load(tmp_path / "model.keras"), images((size, size))
+    assert (loaded.model.width, loaded.model.num_classes) == (alpha, classes)
+    assert_same(outputs.of_loaded(loaded, x), output_of(theirs, x / 127.5 - 1))
+    numbered = f"mobilenet_{size}.weights.h5"  # in which only the name tells the size
     theirs.save(tmp_path / "model.h5")
-    assert_same_network(pretrained.load(tmp_path / "model.h5"), loaded)
-    theirs.save_weights(tmp_path / "model.weights.h5")
-    numbered = pretrained.load(tmp_path / "model.weights.h5")
-    assert (numbered.model, numbered.preprocess) == (loaded.model, loaded.preprocess)
+    theirs.save_weights(tmp_path / numbered)
+    for name in ("model.h5", numbered):
+        assert_same_network(pretrained.load(tmp_path / name), loaded)
 
 
 def test_without_a_top_images_of_odd_size_give_keras_features(tmp_path):
