@@ -69,7 +69,7 @@ def test_relu6_inside_equals_relu6_after_it(inputs):
 
 def test_outputs_gradients_and_running_statistics_equal_those_of_flax(inputs):
     x = jnp.asarray(inputs[0], jnp.float32)
-    ours, theirs = BatchNorm(0.9, 1e-3), nn.BatchNorm(momentum=0.9, epsilon=1e-3)
+    ours, theirs = BatchNorm(x.shape[-1], 0.9, 1e-3), nn.BatchNorm(momentum=0.9, epsilon=1e-3)
     variables = ours.init(jax.random.key(0), x, True)
     variables["params"]["scale"] = jnp.asarray(inputs[1], jnp.float32)
     variables["params"]["bias"] = jnp.asarray(inputs[2], jnp.float32)

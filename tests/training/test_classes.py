@@ -19,7 +19,7 @@ class Named:
     """A data set of which only the names of the classes and the number of examples matter."""
 
     validation, folder, image_shape, parts, splits = 0, None, (28, 28, 3), {}, ["train"]
-    fits_in_memory = arrays = encoded = table = decode = explain = lambda *_: None
+    fits_in_memory = arrays = encoded = first = table = decode = explain = lambda *_: None
 
     def __init__(self, class_names, examples=10):
         self.name, self.class_names, self._examples = "named", list(class_names), examples
