@@ -10,6 +10,7 @@ from mnv2.ops.expansion import is_faster_fused as is_faster_fused
 from mnv2.ops.padding import Padding as Padding
 from mnv2.ops.padding import explicit_padding as explicit_padding
 from mnv2.ops.platforms import PLAIN as PLAIN
+from mnv2.ops.platforms import platform_of as platform_of
 from mnv2.ops.platforms import traced_for as traced_for
 from mnv2.ops.pointwise import pointwise_conv as pointwise_conv
 from mnv2.ops.relu6 import relu6 as relu6

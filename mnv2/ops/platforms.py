@@ -10,11 +10,19 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
+import jax
 from jax import lax
 
 PLAIN = "plain"  # the form of all platforms that have none of their own: what stock XLA does
 
 _known: ContextVar[str | None] = ContextVar("known", default=None)
+
+
+def platform_of(device: jax.Device) -> str | None:
+    """Returns the platform of a device for `traced_for`: cpu, cuda or tpu; None for another GPU."""
+    if device.platform != "gpu":
+        return device.platform
+    return "cuda" if "cuda" in device.client.platform_version.lower() else None
 
 
 @contextlib.contextmanager

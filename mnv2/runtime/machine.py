@@ -193,6 +193,8 @@ def find_devices() -> str:
     """
     import jax  # the rest of this module does without
 
+    # By default those that compile in less than a second are not kept, as a small network is.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     wanted = jax.config.jax_platforms
     try:
         kinds = [device.device_kind for device in jax.devices()]
@@ -215,6 +217,8 @@ def keep_compiled_programs() -> None:
     """
     import jax  # the rest of this module does without
 
+    # By default those that compile in less than a second are not kept, as a small network is.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     chosen = jax.config.jax_compilation_cache_dir
     if not chosen:
         if folder := caches():

@@ -21,7 +21,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Real, UInt8
 
-from mnv2.ops import DeviceGroup, traced_for
+from mnv2.ops import DeviceGroup, platform_of, traced_for
 from mnv2.ops.precision import accumulator
 from mnv2.preprocess import Pipeline
 from mnv2.preprocess.device import augment
@@ -536,10 +536,7 @@ def parallel(
 
 def on_platform(function: Callable[..., Any], devices: Devices = None) -> Callable[..., Any]:
     """Returns a function that is traced for the platform of the devices: see `ops.traced_for`."""
-    first = (devices or jax.devices())[0]
-    platform: str | None = first.platform
-    if platform == "gpu":
-        platform = "cuda" if "cuda" in first.client.platform_version.lower() else None
+    platform = platform_of((devices or jax.devices())[0])
     traced: Callable[..., Any] = traced_for(platform)(function)
     return traced
 
