@@ -2,13 +2,14 @@
 
 import contextlib
 from collections.abc import Iterable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import tensorflow as tf
 
 from mnv2.data.decoding import decode_picture
 from mnv2.data.splits import Part
+from mnv2.preprocess.host import View
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import AnyPath
 
@@ -64,8 +65,13 @@ class Dataset(Protocol):
         """
         ...
 
-    def decode(self, example: dict[str, tf.Tensor]) -> tf.Tensor:
-        """Decodes the image of an encoded example: h w c, uint8."""
+    def decode(
+        self, example: dict[str, tf.Tensor], view: View | None = None, *seed: Any
+    ) -> tf.Tensor:
+        """Decodes the image of an encoded example: h w c, uint8; or returns what `view` sees of it.
+
+        `seed` has the numbers of what is random in the view.
+        """
         ...
 
     def first(self, split: str) -> np.ndarray | None:
@@ -91,12 +97,38 @@ class Dataset(Protocol):
         ...
 
 
-def decoded(content: tf.Tensor, *, turn: bool = True) -> tf.Tensor:
-    """Decodes the content of a picture file within a graph, as `decode_picture`: h w 3, uint8."""
+def decoded(
+    content: tf.Tensor, view: View | None = None, *seed: Any, turn: bool = True
+) -> tf.Tensor:
+    """Decodes the content of a picture file within a graph, as `decode_picture`: h w 3, uint8.
 
-    def decode(content: object) -> np.ndarray:  # bytes; outside of a graph, an array of them
-        return decode_picture(np.asarray(content, object).item(), turn=turn)
+    With a view, returns what it sees of the picture, by the same call of Python: the whole picture
+    is not copied to TensorFlow.
+    """
 
-    image = tf.numpy_function(decode, (content,), tf.uint8, stateful=False)
-    image.set_shape((None, None, 3))
+    def decode(content: object, *seed: np.integer) -> np.ndarray:
+        # Outside of a graph, the content is an array of one object.
+        picture = decode_picture(np.asarray(content, object).item(), turn=turn)
+        return picture if view is None else _see(view, picture, seed)
+
+    dtype = tf.uint8 if view is None else view.dtype
+    image = tf.numpy_function(decode, (content, *seed), dtype, stateful=False)
+    image.set_shape((None, None, 3) if view is None else view.shape)
     return image
+
+
+def seen(view: View | None, image: tf.Tensor, *seed: Any) -> tf.Tensor:
+    """Returns within a graph what a view sees of a picture; also of a batch that the view keeps."""
+    if view is None or view.keeps(tuple(image.shape[-3:])):
+        return image
+
+    def see(image: np.ndarray, *seed: np.integer) -> np.ndarray:
+        return _see(view, image, seed)
+
+    found = tf.numpy_function(see, (image, *seed), view.dtype, stateful=False)
+    return tf.ensure_shape(found, view.shape)
+
+
+def _see(view: View, picture: np.ndarray, seed: Iterable[np.integer]) -> np.ndarray:
+    numbers = [int(number) for number in seed]
+    return view(picture, np.random.default_rng(numbers) if numbers else None)

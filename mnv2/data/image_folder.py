@@ -14,7 +14,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -24,6 +24,7 @@ from mnv2.data.base import Dataset, decoded
 from mnv2.data.broken import cache_name, raise_or_warn
 from mnv2.data.folder_tree import Pictures, find_pictures
 from mnv2.data.splits import TEST_SHARE, Part, bounds_of, check_split, divide, shuffled
+from mnv2.preprocess.host import View
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import read_cache, write_cache
 from mnv2.runtime.terminal import StatusLine, first_few, note
@@ -85,9 +86,11 @@ class ImageFolder(Dataset):
             }
         return self._tables[split]
 
-    def decode(self, example: dict[str, tf.Tensor]) -> tf.Tensor:
-        """Reads and decodes the picture of an example, upright: h w 3, uint8."""
-        return decoded(tf.io.read_file(example["path"]))
+    def decode(
+        self, example: dict[str, tf.Tensor], view: View | None = None, *seed: Any
+    ) -> tf.Tensor:
+        """Reads and decodes the picture of an example, upright: h w 3, uint8, or as in `view`."""
+        return decoded(tf.io.read_file(example["path"]), view, *seed)
 
     def explain(self, error: Exception, split: str, latest: Iterable[int] = ()) -> str:
         """Explains in one line why reading failed, probably at one of the `latest` examples."""

@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 from jaxtyping import Int
 
-from mnv2.data.base import Dataset
+from mnv2.data.base import Dataset, seen
 from mnv2.data.splits import bounds_of, shuffled
 from mnv2.preprocess.host import View
 from mnv2.runtime.errors import UserError
@@ -223,29 +223,13 @@ def eval_batches(
     examples = dataset.encoded(split, part=shard).concatenate(unused)
 
     def decode(example: dict[str, tf.Tensor], mask: tf.Tensor) -> dict[str, tf.Tensor]:
-        return _to_batch(_seen(view, dataset.decode(example)), example["label"], {"mask": mask})
+        return _to_batch(dataset.decode(example, view), example["label"], {"mask": mask})
 
     masks = tf.data.Dataset.from_tensor_slices(mask)
     batches = tf.data.Dataset.zip(examples, masks).map(decode, tf.data.AUTOTUNE).batch(rows)
     numbers = np.arange(start, stop)
     read = collections.deque(np.split(numbers, range(rows, len(numbers), rows)))
     yield from _to_numpy(dataset, split, batches, read)
-
-
-def _seen(view: View, image: tf.Tensor, *seed: Any) -> tf.Tensor:
-    """Shows a picture through a view within a graph; `seed` has the numbers of what is random.
-
-    Also shows a batch of pictures that the view keeps.
-    """
-    if view.keeps(tuple(image.shape[-3:])):
-        return image
-
-    def see(image: np.ndarray, *seed: np.ndarray) -> np.ndarray:
-        random = np.random.default_rng([int(number) for number in seed]) if seed else None
-        return view(image, random)
-
-    seen = tf.numpy_function(see, (image, *seed), view.dtype, stateful=False)
-    return tf.ensure_shape(seen, view.shape)
 
 
 def _by_number(
@@ -278,9 +262,10 @@ def _by_number(
 
     def show(rows: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         taken = {name: tf.gather(values, rows["index"]) for name, values in table.items()}
-        image = taken["image"] if in_memory else dataset.decode(taken)
-        seen = _seen(view, image, order.seed, rows["epoch"], rows["position"])
-        return _to_batch(seen, taken["label"], rows)
+        seed = (order.seed, rows["epoch"], rows["position"])
+        if in_memory:
+            return _to_batch(seen(view, taken["image"], *seed), taken["label"], rows)
+        return _to_batch(dataset.decode(taken, view, *seed), taken["label"], rows)
 
     if in_memory and view.keeps(dataset.image_shape):
         return chosen.map(show, tf.data.AUTOTUNE)
@@ -310,9 +295,9 @@ def _epoch_from_disk(
     def show(number: tf.Tensor, encoded: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         step, row = number // rows, number % rows
         position = tf.cast(step * order.batch_size + order.shard[0] * rows + row, tf.int32)
-        seen = _seen(view, dataset.decode(encoded), order.seed, epoch, position)
+        image = dataset.decode(encoded, view, order.seed, epoch, position)
         place = {"index": encoded["index"], "epoch": tf.constant(epoch), "position": position}
-        return _to_batch(seen, encoded["label"], place)
+        return _to_batch(image, encoded["label"], place)
 
     shown = tf.data.Dataset.zip(numbers, examples).map(show, tf.data.AUTOTUNE)
     return shown.batch(rows, drop_remainder=True)

@@ -3,13 +3,15 @@
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from mnv2.data.base import Dataset, decoded
+from mnv2.data.base import Dataset, decoded, seen
 from mnv2.data.broken import BrokenExample, find_broken, raise_or_warn, stored
 from mnv2.data.splits import SPLITS, Part, bounds_of, check_split, divide
+from mnv2.preprocess.host import View
 from mnv2.runtime.errors import UserError, first_line
 from mnv2.runtime.files import as_path
 from mnv2.runtime.terminal import note
@@ -137,11 +139,15 @@ class TfdsDataset(Dataset):
         buffer = max(1, SHUFFLE_BUFFER // part[1])
         return examples.shuffle(buffer, shuffle_seed, reshuffle_each_iteration=False)
 
-    def decode(self, example: dict[str, tf.Tensor]) -> tf.Tensor:
+    def decode(
+        self, example: dict[str, tf.Tensor], view: View | None = None, *seed: Any
+    ) -> tf.Tensor:
         if self.image_shape[2] != 3:
-            return self.builder.info.features["image"].decode_example(example["image"])
-        image = decoded(example["image"], turn=False)
-        image.set_shape(self.image_shape)
+            feature = self.builder.info.features["image"]
+            return seen(view, feature.decode_example(example["image"]), *seed)
+        image = decoded(example["image"], view, *seed, turn=False)
+        if view is None:
+            image.set_shape(self.image_shape)
         return image
 
     def explain(self, error: Exception, split: str, latest: Iterable[int] = ()) -> str:
