@@ -17,6 +17,8 @@ from mnv2.training.state import TrainState
 from mnv2.training.step import (
     Objective,
     Teacher,
+    accumulated,
+    measure,
     parallel,
     shard,
     train_step,
@@ -149,3 +151,15 @@ def test_distillation_is_hintons_and_a_network_like_its_teacher_has_no_distance(
     )
     np.testing.assert_allclose(sums.loss, 0, atol=1e-5)
     assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(found)) < 1e-6
+
+
+def test_each_part_of_a_batch_drops_other_units():
+    metrics = measure(jnp.zeros((2, 3)), jnp.zeros(2, jnp.int32), jnp.zeros(2))
+
+    def gradient(params, batch_stats, rows, key):
+        return jax.random.uniform(key), (batch_stats, metrics)
+
+    key, rows = jax.random.key(0), {"image": jnp.zeros((4, 1))}
+    mean, _ = accumulated(gradient, 2, jnp.zeros(()), {}, rows, key)
+    of_parts = [jax.random.uniform(jax.random.fold_in(key, number)) for number in range(2)]
+    np.testing.assert_allclose(mean, np.mean(of_parts), rtol=1e-6)
