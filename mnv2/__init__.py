@@ -93,7 +93,7 @@ def export(
     from mnv2.deployment.export import export
     from mnv2.export import check_formats
 
-    check_formats(to, batch, calibrate)
+    check_formats(to, preprocessing, batch, calibrate)
     paths, _ = export(
         weights,
         to,

@@ -93,18 +93,23 @@ def main() -> None:
 
 
 def check_options(arguments: argparse.Namespace) -> list[str]:
-    """Returns the formats. Raises UserError for what is not one of them, or no batch."""
-    check_choice(arguments.preprocessing, PREPROCESSING, "--preprocessing")
+    """Returns the formats. Raises UserError as `check_formats` does, and for what is no batch."""
     batch = arguments.batch
-    if batch != "any" and (not batch.isdecimal() or int(batch) < 1):
+    if batch != "any" and not batch.isdecimal():
         raise UserError(f"--batch must be a whole number, 1 or more, or any, got {batch!r}")
     formats = list(dict.fromkeys(name.strip() for name in arguments.to.split(",")))
-    check_formats(formats, None if batch == "any" else int(batch), arguments.calibrate)
+    number = None if batch == "any" else int(batch)
+    check_formats(formats, arguments.preprocessing, number, arguments.calibrate)
     return formats
 
 
-def check_formats(formats: Sequence[str], batch: int | None, calibrate: str | None) -> None:
-    """Raises UserError for an unknown format, and if it needs what is not given."""
+def check_formats(
+    formats: Sequence[str], preprocessing: str, batch: int | None, calibrate: str | None
+) -> None:
+    """Raises UserError for an unknown choice, and if a format needs what is not given."""
+    check_choice(preprocessing, PREPROCESSING, "--preprocessing")
+    if batch is not None and batch < 1:
+        raise UserError(f"--batch must be a whole number, 1 or more, or any, got '{batch}'")
     for name in formats:
         check_choice(name, FORMATS, "--to")
         if batch is None and name not in ANY_BATCH:

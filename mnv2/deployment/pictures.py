@@ -26,12 +26,12 @@ def draw(
     Raises UserError, which names them, if pictures cannot be read.
     """
     view = network.preprocess.view_of(network.image_size, network.channels)
+    import tensorflow as tf  # reads the data set already
+
     examples = itertools.islice(dataset.encoded(split, shuffle_seed=0), count)
     try:
         return np.stack([np.asarray(view(dataset.decode(x).numpy()), np.float32) for x in examples])
-    except UserError:
-        raise
-    except Exception as error:  # one of TensorFlow's
+    except tf.errors.OpError as error:
         raise UserError(dataset.explain(error, split)) from error
 
 

@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+import mnv2
 from mnv2 import data, pretrained
 from mnv2.deployment.exported import open_exported
 from mnv2.deployment.pictures import draw, draw_any
@@ -229,3 +230,16 @@ def test_bad_input_is_one_line_and_nothing_is_written(
         "old.tflite",
         "file",
     }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preprocessing": "insde"}, "unknown --preprocessing 'insde': did you mean 'inside'"),
+        ({"batch": 0}, "--batch must be a whole number, 1 or more, or any, got '0'"),
+        ({"to": ["onx"]}, "unknown --to 'onx': did you mean 'onnx'"),
+    ],
+)
+def test_in_python_wrong_options_are_refused_before_anything_is_read(options, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        mnv2.export(**{"weights": "nothing", "to": ["onnx"], "output": tmp_path, **options})
