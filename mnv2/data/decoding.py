@@ -1,7 +1,8 @@
 """Decodes picture files. Training, evaluation and prediction all use this decoder.
 
 The content of a file chooses who decodes it, and its name never does: OpenCV, which is fast and
-gives Pillow's pixels, decodes whole JPEG files, and Pillow decodes everything else.
+gives Pillow's pixels, decodes whole JPEG files, and Pillow decodes everything else. Only of CMYK
+are OpenCV's pixels one level away.
 """
 
 import io

@@ -64,7 +64,7 @@ class EventFile:
 
 
 def png_of(picture: np.ndarray) -> bytes:
-    """Returns a picture (h w c, values in [0, 255]) as the content of a PNG file."""
-    content, pixels = io.BytesIO(), np.clip(np.rint(picture), 0, 255).astype(np.uint8)
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(content, "PNG")
+    """Returns a picture (h w c, uint8) as the content of a PNG file."""
+    content = io.BytesIO()
+    Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(content, "PNG")
     return content.getvalue()

@@ -193,8 +193,6 @@ def find_devices() -> str:
     """
     import jax  # the rest of this module does without
 
-    # By default those that compile in less than a second are not kept, as a small network is.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     wanted = jax.config.jax_platforms
     try:
         kinds = [device.device_kind for device in jax.devices()]

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from mnv2.preprocess.resizing import to_uint8
 from mnv2.runtime.events import PATTERN, EventFile, png_of
 from mnv2.runtime.files import (
     AnyPath,
@@ -63,7 +64,9 @@ class MetricsLog:
     def write_images(self, step: int, name: str, images: np.ndarray) -> None:
         """Shows images (n h w c, values in [0, 255]) in TensorBoard."""
         if self._events:
-            self._events.images(step, name, list(map(png_of, images)), images.shape[1:3])
+            self._events.images(
+                step, name, [png_of(to_uint8(image)) for image in images], images.shape[1:3]
+            )
 
     def evaluation(self, step: int, split: str) -> dict[str, float]:
         """Returns what was written of an evaluation after a step, by name; {} if there is none."""
