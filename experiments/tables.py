@@ -19,6 +19,7 @@ from mnv2.runtime.files import write_text
 
 FOLDER = Path(__file__).parent
 DOCS = FOLDER.parent / "docs"
+RUNS = Path("runs")
 PAGES = (
     *(FOLDER / name / "RESULTS.md" for name in ("paper", "speed")),
     *(DOCS / f"{name}.md" for name in ("accelerators", "recipes", "ablations")),
@@ -61,22 +62,17 @@ def copy_figures(text: str, runs: Path, docs: Path) -> list[str]:
 
 
 def main() -> None:
-    parser = command_parser("experiments.tables", __doc__)
-    parser.add_argument(
-        "--runs", type=Path, default=Path("runs"), help="folder with the results of experiments"
-    )
-    arguments = parser.parse_args()
+    command_parser("experiments.tables", __doc__).parse_args()
     missing: list[str] = []
     copied: list[str] = []
     for page in PAGES:
-        text, without = fill(page.read_text(), arguments.runs)
+        text, without = fill(page.read_text(), RUNS)
         write_text(page, text)
         missing += without
-        copied += copy_figures(text, arguments.runs, DOCS)
-    names = ", ".join(str(page.relative_to(FOLDER.parent)) for page in PAGES)
-    print(f"written: {names}; figures in docs: {', '.join(copied) or 'none'}")
+        copied += copy_figures(text, RUNS, DOCS)
+    print(f"written: {len(PAGES)} pages; figures in docs: {', '.join(copied) or 'none'}")
     if missing:
-        print(f"without a result in {arguments.runs}: {', '.join(missing)}")
+        print(f"without a result in {RUNS}: {', '.join(missing)}")
 
 
 if __name__ == "__main__":

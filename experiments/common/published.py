@@ -1,7 +1,6 @@
 """Published numbers: the papers' and slim's tables, and latencies that others measured."""
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Checkpoint(NamedTuple):
@@ -14,78 +13,49 @@ class Checkpoint(NamedTuple):
     top1: float  # per cent, ImageNet
 
 
-def _checkpoints(
-    by_width: Mapping[float, tuple[float, Mapping[int, tuple[int, float]]]],
-) -> tuple[Checkpoint, ...]:
-    """Makes the rows of {width: (parameters, {resolution: (multiply-adds, top-1)})}."""
-    return tuple(
-        Checkpoint(width, resolution, multiply_adds, parameters, top1)
-        for width, (parameters, of_width) in by_width.items()
-        for resolution, (multiply_adds, top1) in of_width.items()
+# By width: the parameters, then multiply-adds and top-1 at 224, 192, 160, 128 and 96 pixels.
+_SLIM: dict[str, dict[float, Any]] = {
+    # github.com/tensorflow/models, research/slim/nets/mobilenet/README.md. Multiply-adds are
+    # rounded down. Parameters are the weights of convolutions and classifier, without batch norm
+    # and biases.
+    "mobilenet_v2": {
+        1.4: (6.06, (582, 75.0)),
+        1.3: (5.34, (509, 74.4)),
+        1.0: (3.47, (300, 71.8), (221, 70.7), (154, 68.8), (99, 65.3), (56, 60.3)),
+        0.75: (2.61, (209, 69.8), (153, 68.7), (107, 66.4), (69, 63.2), (39, 58.8)),
+        0.5: (1.95, (97, 65.4), (71, 63.9), (50, 61.0), (32, 57.7), (18, 51.2)),
+        0.35: (1.66, (59, 60.3), (43, 58.2), (30, 55.7), (20, 50.8), (11, 45.5)),
+    },
+    # research/slim/nets/mobilenet_v1.md, with 1001 classes.
+    "mobilenet_v1": {
+        1.0: (4.24, (569, 70.9), (418, 70.0), (291, 68.0), (186, 65.2)),
+        0.75: (2.59, (317, 68.4), (233, 67.2), (162, 65.3), (104, 62.1)),
+        0.5: (1.34, (150, 63.3), (110, 61.7), (77, 59.1), (49, 56.3)),
+        0.25: (0.47, (41, 49.8), (34, 47.7), (21, 45.5), (14, 41.5)),
+    },
+}
+CHECKPOINTS = {
+    network: tuple(
+        Checkpoint(width, pixels, multiply_adds, parameters, top1)
+        for width, (parameters, *of_width) in by_width.items()
+        for pixels, (multiply_adds, top1) in zip((224, 192, 160, 128, 96), of_width, strict=False)
     )
+    for network, by_width in _SLIM.items()
+}
 
-
-# github.com/tensorflow/models, research/slim/nets/mobilenet/README.md. Multiply-adds are rounded
-# down. Parameters are the weights of convolutions and classifier, without batch norm and biases.
-MOBILENET_V2 = _checkpoints(
-    {
-        1.4: (6.06, {224: (582, 75.0)}),
-        1.3: (5.34, {224: (509, 74.4)}),
-        1.0: (
-            3.47,
-            {224: (300, 71.8), 192: (221, 70.7), 160: (154, 68.8), 128: (99, 65.3), 96: (56, 60.3)},
-        ),
-        0.75: (
-            2.61,
-            {224: (209, 69.8), 192: (153, 68.7), 160: (107, 66.4), 128: (69, 63.2), 96: (39, 58.8)},
-        ),
-        0.5: (
-            1.95,
-            {224: (97, 65.4), 192: (71, 63.9), 160: (50, 61.0), 128: (32, 57.7), 96: (18, 51.2)},
-        ),
-        0.35: (
-            1.66,
-            {224: (59, 60.3), 192: (43, 58.2), 160: (30, 55.7), 128: (20, 50.8), 96: (11, 45.5)},
-        ),
-    }
-)
-# research/slim/nets/mobilenet_v1.md, with 1001 classes.
-MOBILENET_V1 = _checkpoints(
-    {
-        1.0: (4.24, {224: (569, 70.9), 192: (418, 70.0), 160: (291, 68.0), 128: (186, 65.2)}),
-        0.75: (2.59, {224: (317, 68.4), 192: (233, 67.2), 160: (162, 65.3), 128: (104, 62.1)}),
-        0.5: (1.34, {224: (150, 63.3), 192: (110, 61.7), 160: (77, 59.1), 128: (49, 56.3)}),
-        0.25: (0.47, {224: (41, 49.8), 192: (34, 47.7), 160: (21, 45.5), 128: (14, 41.5)}),
-    }
-)
-
-
-class PaperRow(NamedTuple):
-    """One row of a table in the papers: a network and its printed cost."""
-
-    table: str
-    network: str
-    width: float
-    resolution: int
-    multiply_adds: int  # millions
-    parameters: float  # millions
-
-
-PAPERS = tuple(
-    PaperRow(*row)
-    for row in (
-        ("V2 table 4", "mobilenet_v2", 1.0, 224, 300, 3.4),
-        ("V2 table 4", "mobilenet_v2", 1.4, 224, 585, 6.9),
-        ("V2 table 4", "mobilenet_v1", 1.0, 224, 575, 4.2),
-        ("V1 table 4", "mobilenet_v1", 1.0, 224, 569, 4.2),
-        ("V1 table 5", "mobilenet_v1", 0.75, 224, 325, 2.6),
-        ("V1 table 6", "mobilenet_v1", 0.5, 224, 149, 1.3),
-        ("V1 table 6", "mobilenet_v1", 0.25, 224, 41, 0.5),
-        ("V1 table 7", "mobilenet_v1", 1.0, 192, 418, 4.2),
-        ("V1 table 7", "mobilenet_v1", 1.0, 160, 290, 4.2),
-        ("V1 table 7", "mobilenet_v1", 1.0, 128, 186, 4.2),
-        ("V1 table 9", "mobilenet_v1", 0.5, 160, 76, 1.32),
-    )
+# The papers' tables: network, width, resolution, and millions of multiply-adds and parameters.
+PAPERS = (
+    ("V2 table 4", "mobilenet_v2", 1.0, 224, 300, 3.4),
+    ("V2 table 4", "mobilenet_v2", 1.4, 224, 585, 6.9),
+    ("V2 table 4", "mobilenet_v1", 1.0, 224, 575, 4.2),
+    ("V1 table 4", "mobilenet_v1", 1.0, 224, 569, 4.2),
+    ("V1 table 5", "mobilenet_v1", 0.75, 224, 325, 2.6),
+    ("V1 table 6", "mobilenet_v1", 0.5, 224, 149, 1.3),
+    ("V1 table 6", "mobilenet_v1", 0.25, 224, 41, 0.5),
+    ("V1 table 7", "mobilenet_v1", 1.0, 192, 418, 4.2),
+    ("V1 table 7", "mobilenet_v1", 1.0, 160, 290, 4.2),
+    ("V1 table 7", "mobilenet_v1", 1.0, 128, 186, 4.2),
+    ("V1 table 9", "mobilenet_v1", 0.5, 160, 76, 1.32),
 )
 
 

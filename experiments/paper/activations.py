@@ -1,7 +1,5 @@
 """What does ReLU6 destroy in each layer of a network? Figure 7 of the MobileNetV2 paper, and more.
 
-    python -m experiments.paper.activations
-
 Analyses the linear and the ReLU6 networks of `experiments.paper.shortcuts` on 1,000 test pictures
 of Fashion-MNIST. If these networks are not there, they are trained first.
 
@@ -45,22 +43,16 @@ THRESHOLD = 100 / 6  # 1/t in per cent, the channels of the input
 
 
 class Activity(NamedTuple):
-    """Statistics of the input of ReLU6 over all images and pixels."""
+    """Statistics of the input of ReLU6 over all images and pixels; shares are in per cent."""
 
     channels: int
-    positive: float  # number of positive channels, mean over pixels
+    positive: float  # share of positive channels, mean over pixels
     deviation: float  # the same, standard deviation over pixels
-    fewest: int  # the same, minimum over pixels
-    most: int  # the same, maximum over pixels
+    fewest: float  # the same, minimum over pixels
+    most: float  # the same, maximum over pixels
     cut: float  # share of values that are not positive: ReLU6 maps them to 0
     saturated: float  # share of values that are 6 or more: ReLU6 maps them to 6
     dead: float  # share of channels that are not positive at any pixel
-
-    @property
-    def shares(self) -> tuple[float, ...]:
-        """The positive channels in per cent of all: mean, deviation, fewest and most."""
-        numbers = (self.positive, self.deviation, self.fewest, self.most)
-        return tuple(100 * number / self.channels for number in numbers)
 
 
 def before_activation(
@@ -96,17 +88,10 @@ def activity(values: Float[Array, "n h w c"]) -> Activity:
     channels = values.shape[-1]
     flat = np.asarray(values).reshape(-1, channels)
     positive = flat > 0
-    count = positive.sum(axis=1)
-    return Activity(
-        channels,
-        float(count.mean()),
-        float(count.std()),
-        int(count.min()),
-        int(count.max()),
-        float(1 - positive.mean()),
-        float((flat >= 6).mean()),
-        float(1 - positive.any(axis=0).mean()),
-    )
+    share = positive.mean(axis=1)
+    of_pixels = (share.mean(), share.std(), share.min(), share.max())
+    of_values = (1 - positive.mean(), (flat >= 6).mean(), 1 - positive.any(axis=0).mean())
+    return Activity(channels, *(100 * float(x) for x in (*of_pixels, *of_values)))
 
 
 def effective_rank(values: Float[Array, "n h w c"]) -> float:
@@ -129,7 +114,7 @@ def effective_rank(values: Float[Array, "n h w c"]) -> float:
 class Bottleneck(NamedTuple):
     """The narrow output of one block: over seeds, the effective ranks, and shares in per cent."""
 
-    block: str
+    block: int
     channels: int
     linear: Estimate  # ranks
     before: Estimate
@@ -155,19 +140,16 @@ def batch_norm_outputs(folder: Path, images: np.ndarray, trained: bool = True) -
     return apply(jnp.asarray(images))
 
 
-def block_number(path: str) -> int:
-    """Returns the number in a path: 12 for block_12/expand."""
-    return int(path.split("/")[0].removeprefix("block_"))
+def of_blocks(tensors: Mapping[str, Any], layer: str) -> dict[int, Any]:
+    """Returns the tensor of one layer of each block, by the number of the block, in order."""
+    paths = [path for path in tensors if path.endswith(layer)]
+    numbers = {int(path.split("/")[0].removeprefix("block_")): path for path in paths}
+    return {number: tensors[numbers[number]] for number in sorted(numbers)}
 
 
-def of_blocks(tensors: Mapping[str, Any], layer: str) -> list[str]:
-    """Returns the paths of one layer of each block, in the order of the blocks."""
-    return sorted((path for path in tensors if path.endswith(layer)), key=block_number)
-
-
-def expansions(tensors: Mapping[str, Any]) -> dict[str, Activity]:
-    """Counts the positive channels after each expansion of one network (figure 7)."""
-    return {path: activity(tensors[path]) for path in of_blocks(tensors, "expand")}
+def expansions(tensors: Mapping[str, Any]) -> dict[int, Activity]:
+    """Counts the positive channels after each expansion of one network (figure 7), by block."""
+    return {number: activity(tensor) for number, tensor in of_blocks(tensors, "expand").items()}
 
 
 def bottlenecks(
@@ -179,40 +161,35 @@ def bottlenecks(
         linear: The tensors of the linear networks by path, one mapping per seed.
         with_relu6: The same for the ReLU6 networks.
     """
+
+    def ranks(tensors: Iterable[Any]) -> Estimate:
+        estimate = Estimate.of([effective_rank(tensor) for tensor in tensors])
+        assert estimate is not None
+        return estimate
+
+    of_linear, of_relu6 = (
+        [of_blocks(tensors, "project") for tensors in seeds] for seeds in (linear, with_relu6)
+    )
     rows = []
-    for path in of_blocks(linear[0], "project"):
-        found = [activity(tensors[path]) for tensors in with_relu6]
-        rows.append(
-            Bottleneck(
-                path.split("/")[0],
-                found[0].channels,
-                _estimate(effective_rank(tensors[path]) for tensors in linear),
-                _estimate(effective_rank(tensors[path]) for tensors in with_relu6),
-                _estimate(effective_rank(relu6(tensors[path])) for tensors in with_relu6),
-                *(
-                    100 * float(np.mean([getattr(one, field) for one in found]))
-                    for field in ("cut", "saturated", "dead")
-                ),
-            )
-        )
+    for block in of_linear[0]:
+        inputs = [tensors[block] for tensors in of_relu6]
+        found = [activity(tensor) for tensor in inputs]
+        linear_ranks = ranks(tensors[block] for tensors in of_linear)
+        shares = np.mean([(one.cut, one.saturated, one.dead) for one in found], axis=0)
+        channels, after = found[0].channels, ranks(map(relu6, inputs))
+        rows.append(Bottleneck(block, channels, linear_ranks, ranks(inputs), after, *shares))
     return rows
 
 
-def _estimate(values: Iterable[float]) -> Estimate:
-    estimate = Estimate.of(list(values))
-    assert estimate is not None
-    return estimate
-
-
-def table_of_positive(before: Mapping[str, Activity], after: Mapping[str, Activity]) -> Table:
+def table_of_positive(before: Mapping[int, Activity], after: Mapping[int, Activity]) -> Table:
     """Returns figure 7 as a table, before and after training."""
     lines = []
-    for path, found in after.items():
-        cells = []
-        for one in (before[path], found):
-            mean, deviation, fewest, most = one.shares
-            cells.append(f"{mean:.0f} ± {deviation:.0f} ({fewest:.0f}-{most:.0f})")
-        lines.append((path, found.channels, *cells))
+    for block in after:
+        cells = (
+            f"{one.positive:.0f} ± {one.deviation:.0f} ({one.fewest:.0f}-{one.most:.0f})"
+            for one in (before[block], after[block])
+        )
+        lines.append((f"block_{block}/expand", after[block].channels, *cells))
     header = ("expansion", "channels", "positive, %", "after training, %")
     return Table("figure_7", header, lines)
 
@@ -221,7 +198,7 @@ def table_of_bottlenecks(rows: Sequence[Bottleneck]) -> Table:
     """Returns the effective ranks of the bottlenecks, and the effect of ReLU6."""
     lines = [
         (
-            *(row.block, row.channels),
+            *(f"block_{row.block}", row.channels),
             with_half_width(row.linear.mean, row.linear.half_width, digits=1),
             f"{row.before.mean:.1f}",
             with_half_width(row.after.mean, row.after.half_width, digits=1),
@@ -237,15 +214,15 @@ def table_of_bottlenecks(rows: Sequence[Bottleneck]) -> Table:
 
 
 def draw(
-    positive: Sequence[Mapping[str, Activity]], narrow: Sequence[Bottleneck], path: Path
+    positive: Sequence[Mapping[int, Activity]], narrow: Sequence[Bottleneck], path: Path
 ) -> None:
     """Draws figure 7 before and after training, and the effective ranks of the bottlenecks."""
     figure = matplotlib.figure.Figure(figsize=(12, 4), layout="constrained")
     *of_positive, right = figure.subplots(1, 3)
     titles = ("before training", "after training")
     for axis, title, found in zip(of_positive, titles, positive, strict=True):
-        x = [block_number(path) for path in found]
-        means, deviations, fewest, most = zip(*(one.shares for one in found.values()), strict=True)
+        x = list(found)
+        _, means, deviations, fewest, most, *_ = zip(*found.values(), strict=True)
         axis.fill_between(x, fewest, most, color="0.9", label="range")
         label = "mean ± standard deviation"
         axis.errorbar(x, means, yerr=deviations, color="k", marker="o", capsize=2, label=label)
@@ -256,7 +233,7 @@ def draw(
         axis.set_title(title)
     of_positive[0].set_ylabel("positive channels after expansion, %")
     of_positive[0].legend(fontsize="small")
-    x = list(range(len(narrow)))
+    x = [row.block for row in narrow]
     for field, style, fill, label in (
         ("linear", "k-s", "k", "linear"),
         ("before", "k--v", "w", "ReLU6: before it"),
@@ -279,7 +256,7 @@ def main() -> None:
     shortcuts.add_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("runs/activations"))
     arguments = parser.parse_args()
-    results = shortcuts.train(arguments.workdir, arguments.steps, arguments.seeds)
+    results = shortcuts.train(arguments)
     dataset = data.open_dataset("fashion_mnist")
     batches = data.eval_batches(dataset, "test", PICTURES, view=View(Pipeline(), (28, 28), 1))
     images = np.asarray(Preprocessing()(next(batches)["image"]))
@@ -295,8 +272,6 @@ def main() -> None:
     after = expansions(tensors["linear"][0])
     narrow = bottlenecks(tensors["linear"], tensors["relu6"])
     table_of_positive(before, after).write(arguments.out)
-    lost = [path for path, found in after.items() if found.shares[0] < THRESHOLD]
-    print(f"below 1/t of the channels on average, after training: {len(lost)} layers")
     table_of_bottlenecks(narrow).write(arguments.out)
     draw((before, after), narrow, arguments.out / "activations.png")
     print(f"\nin {arguments.out}: the tables, activations.png")

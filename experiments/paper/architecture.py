@@ -1,7 +1,5 @@
 """Which reading of the paper's first table 2 is right? Counts a network for each reading.
 
-    python -m experiments.paper.architecture
-
 The first version of the paper (January 2018) contradicts itself. Its text has 19 residual
 bottlenecks, its table has 17. Rows 5 and 6 disagree on the place of the fourth stride of 2. The
 last row takes k channels, but the row before it has 1280. No softmax is shown. The paper publishes
@@ -12,7 +10,6 @@ import math
 from pathlib import Path
 
 import flax.linen as nn
-import jax
 
 from experiments.common.table import Table
 from mnv2.analysis import complexity
@@ -23,54 +20,32 @@ from mnv2.runtime.cli import command_parser, run
 IMAGE = (224, 224, 3)
 PUBLISHED = (300.0, 3.4)  # multiply-adds and parameters in millions, rounded down
 
-# If the input column is right, the row with 96 channels has the stride of 2, not the one with 64.
-STRIDES_BY_INPUT_COLUMN = (2, 1, 2, 2, 1, 2, 2, 1)
-# If the stride column and the input column are both right, both rows have a stride of 2.
-STRIDES_BOTH = (2, 1, 2, 2, 2, 2, 2, 1)
-
-
-class ExtraClassifier(nn.Module):
-    """A network with a second classifier from k to k classes, as the last row can be read."""
-
-    network: nn.Module
-    num_classes: int = 1000
-
-    @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        return nn.Dense(self.num_classes, name="extra")(self.network(images, train))
-
-
-class Softmax(nn.Module):
-    """A network with a softmax at its end, which the table does not show."""
-
-    network: nn.Module
-
-    @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        return nn.softmax(self.network(images, train))
-
 
 def readings() -> list[tuple[str, str, nn.Module]]:
     """Returns (question, reading, network); the first of a question is the final version's."""
     final = create_model("mobilenet_v2")
+    # If the input column is right, the row with 96 channels has the stride of 2, not the one with
+    # 64. If the stride column is right as well, both rows have it.
+    by_input_column, both = (
+        create_model("mobilenet_v2", strides=(2, 1, 2, 2, stride, 2, 2, 1)) for stride in (1, 2)
+    )
 
-    def repeated(row: int, more: int) -> nn.Module:
-        repeats = tuple(n + more * (i == row) for i, n in enumerate(REPEATS))
+    def two_more(row: int) -> nn.Module:
+        repeats = tuple(n + 2 * (i == row) for i, n in enumerate(REPEATS))
         return create_model("mobilenet_v2", repeats=repeats)
 
-    by_input_column = create_model("mobilenet_v2", strides=STRIDES_BY_INPUT_COLUMN)
     return [
         ("blocks", "17 (19 with the first and the last conv)", final),
-        ("blocks", "19: two more with 24 channels, at 56 x 56", repeated(1, 2)),
-        ("blocks", "19: two more with 64 channels, at 14 x 14", repeated(3, 2)),
-        ("blocks", "19: two more with 160 channels, at 7 x 7", repeated(5, 2)),
+        ("blocks", "19: two more with 24 channels, at 56 x 56", two_more(1)),
+        ("blocks", "19: two more with 64 channels, at 14 x 14", two_more(3)),
+        ("blocks", "19: two more with 160 channels, at 7 x 7", two_more(5)),
         ("stride 2", "in the row with 64 channels (28 -> 14)", final),
         ("stride 2", "in the row with 96, by the input column", by_input_column),
-        ("stride 2", "in both rows", create_model("mobilenet_v2", strides=STRIDES_BOTH)),
+        ("stride 2", "in both rows", both),
         ("last row", "from 1280 channels to k", final),
-        ("last row", "from 1280 to k, then from k to k", ExtraClassifier(final)),
+        ("last row", "from 1280 to k, then from k to k", nn.Sequential((final, nn.Dense(1000)))),
         ("softmax", "in the loss", final),
-        ("softmax", "in the network", Softmax(final)),
+        ("softmax", "in the network", nn.Sequential((final, nn.softmax))),
     ]
 
 
@@ -79,19 +54,25 @@ def fits(multiply_adds: float, weights: float) -> bool:
     return (math.floor(multiply_adds), math.floor(10 * weights) / 10) == PUBLISHED
 
 
-def main() -> None:
-    parser = command_parser("experiments.paper.architecture", __doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/architecture"))
-    out = parser.parse_args().out
-    print(f"published: {PUBLISHED[0]:g} M multiply-adds, {PUBLISHED[1]} M parameters")
+def table() -> Table:
+    """Counts the network of each reading."""
     lines = []
     for question, reading, model in readings():
         madds = complexity.multiply_adds(model, IMAGE) / 1e6
         weights = complexity.weights(model, IMAGE) / 1e6
         verdict = "yes" if fits(madds, weights) else "no"
         lines.append((f"{question}: {reading}", f"{madds:.1f}", f"{weights:.2f}", verdict))
-    header = ("reading of table 2", "multiply-adds, M", "weights, M", "fits")
-    Table("architecture", header, lines).write(out)
+    return Table(
+        "architecture", ("reading of table 2", "multiply-adds, M", "weights, M", "fits"), lines
+    )
+
+
+def main() -> None:
+    parser = command_parser("experiments.paper.architecture", __doc__)
+    parser.add_argument("--out", type=Path, default=Path("runs/architecture"))
+    out = parser.parse_args().out
+    print(f"published: {PUBLISHED[0]:g} M multiply-adds, {PUBLISHED[1]} M parameters")
+    table().write(out)
 
 
 if __name__ == "__main__":

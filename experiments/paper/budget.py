@@ -17,7 +17,7 @@ import ml_collections
 import numpy as np
 
 from configs import v2_ablation
-from experiments.common.paired import difference
+from experiments.common.arms import difference
 from experiments.common.table import Table
 from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.runtime.errors import UserError

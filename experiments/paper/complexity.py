@@ -1,9 +1,5 @@
 """Are the published parameters and multiply-adds right? Counts the networks of every published row.
 
-    python -m experiments.paper.complexity                             all published rows
-    python -m experiments.paper.complexity --layers mobilenet_v2       the layers of one network
-    python -m experiments.paper.complexity --layers mobilenet_v1 --width 0.5 --resolution 160
-
 Everything is counted from the traced networks of mnv2.models. Writes the rows to complexity.csv,
 and draws the published accuracy against the counted multiply-adds, like figure 5 of the V2 paper.
 """
@@ -17,8 +13,8 @@ import matplotlib.figure
 from experiments.common import published
 from experiments.common.table import Table, write_csv
 from mnv2.analysis import complexity
-from mnv2.models import NETWORKS, create_model
-from mnv2.runtime.cli import command_parser, real_number, run, whole_number
+from mnv2.models import create_model
+from mnv2.runtime.cli import command_parser, run
 
 # All V1 rows are published for slim's 1001 classes, the V2 rows without the background class.
 CLASSES = {"mobilenet_v1": 1001, "mobilenet_v2": 1000}
@@ -54,36 +50,23 @@ class Row(NamedTuple):
 
 def rows() -> list[Row]:
     """Counts the network of every published row."""
-    printed = [*published.PAPERS]
-    for table, network, checkpoints in (
-        ("slim V2", "mobilenet_v2", published.MOBILENET_V2),
-        ("slim V1", "mobilenet_v1", published.MOBILENET_V1),
-    ):
-        printed += [published.PaperRow(table, network, *row[:4]) for row in checkpoints]
-    return [_count(row) for row in printed]
+    of_slim = [
+        (f"slim {network.removeprefix('mobilenet_').upper()}", network, *row[:4])
+        for network, checkpoints in published.CHECKPOINTS.items()
+        for row in checkpoints
+    ]
+    return [_count(*row) for row in (*published.PAPERS, *of_slim)]
 
 
-def _count(row: published.PaperRow) -> Row:
-    model = create_model(row.network, width=row.width, num_classes=CLASSES[row.network])
-    image = (row.resolution, row.resolution, 3)
-    multiply_adds, parameters, weights = (
-        count(model, image) / 1e6
+def _count(
+    table: str, network: str, width: float, side: int, multiply_adds: float, parameters: float
+) -> Row:
+    model = create_model(network, width=width, num_classes=CLASSES[network])
+    madds, trainable, weights = (
+        count(model, (side, side, 3)) / 1e6
         for count in (complexity.multiply_adds, complexity.parameters, complexity.weights)
     )
-    where = (row.table, row.network, row.width, row.resolution)
-    return Row(*where, row.multiply_adds, multiply_adds, row.parameters, parameters, weights)
-
-
-HEADER = (
-    "table",
-    "network",
-    "pixels",
-    "MAdds, M",
-    "printed",
-    "parameters, M",
-    "weights, M",
-    "printed",
-)
+    return Row(table, network, width, side, multiply_adds, madds, parameters, trainable, weights)
 
 
 def print_rows(counted: Sequence[Row]) -> None:
@@ -96,7 +79,11 @@ def print_rows(counted: Sequence[Row]) -> None:
         )
         for row in counted
     ]
-    print(Table("complexity", HEADER, lines))
+    header = (
+        *("table", "network", "pixels", "MAdds, M", "printed"),
+        *("parameters, M", "weights, M", "printed"),
+    )
+    print(Table("complexity", header, lines))
     differing = [row for row in counted if not row.agrees()]
     print(f"\n{len(counted) - len(differing)} of {len(counted)} rows agree. The others:")
     for row in differing:
@@ -108,33 +95,14 @@ def reason(row: Row) -> str:
     return REASONS.get((row.table, row.width), "not known")
 
 
-def table_of_layers(network: str, width: float, resolution: int) -> Table:
-    """Returns the output, the parameters, the MAdds and their share for each layer of a network."""
-    layers = complexity.layers(create_model(network, width=width), (resolution, resolution, 3))
-    total = sum(layer.multiply_adds for layer in layers)
-    lines = [
-        (
-            *(layer.name, " x ".join(map(str, layer.output)), f"{layer.parameters:,}"),
-            *(f"{layer.multiply_adds:,}", f"{layer.multiply_adds / total:.2%}"),
-        )
-        for layer in layers
-    ]
-    parameters = sum(layer.parameters for layer in layers)
-    last = ("total", "", f"{parameters:,}", f"{total:,}", "100.00%")
-    return Table("layers", ("layer", "output", "parameters", "MAdds", "share"), [*lines, last])
-
-
 def draw(counted: Sequence[Row], path: Path) -> None:
     """Draws published top-1 accuracy against counted multiply-adds, one line per width."""
     figure = matplotlib.figure.Figure(figsize=(8, 5.2), layout="constrained")
     axis = figure.subplots()
-    for network, table, color, style in (
-        ("mobilenet_v2", published.MOBILENET_V2, "black", "-"),
-        ("mobilenet_v1", published.MOBILENET_V1, "#3b6ea5", "--"),
-    ):
+    for network, color, style in (("mobilenet_v2", "k", "-"), ("mobilenet_v1", "#3b6ea5", "--")):
         costs = {row[2:4]: row.multiply_adds for row in counted if row.network == network}
-        markers = dict(zip(sorted({row.width for row in table}), "ovs^Dp", strict=False))
-        for width, marker in markers.items():
+        table = published.CHECKPOINTS[network]
+        for width, marker in zip(sorted({row.width for row in table}), "ovs^Dp", strict=False):
             points = [row for row in table if row.width == width]
             axis.plot(
                 [costs[row[:2]] for row in points],
@@ -142,7 +110,7 @@ def draw(counted: Sequence[Row], path: Path) -> None:
                 color=color,
                 linestyle=style,
                 marker=marker,
-                markerfacecolor=color if network == "mobilenet_v2" else "white",
+                markerfacecolor=color if network == "mobilenet_v2" else "w",
                 label=f"{network.replace('mobilenet_v', 'V')} x {width:g}",
             )
     axis.set_xscale("log")
@@ -157,26 +125,14 @@ def draw(counted: Sequence[Row], path: Path) -> None:
 
 def main() -> None:
     parser = command_parser("experiments.paper.complexity", __doc__)
-    parser.add_argument("--layers", metavar="NETWORK", help=", ".join(NETWORKS))
-    parser.add_argument(
-        "--width", type=real_number(), default=1.0, help="for --layers (default: 1.0)"
-    )
-    parser.add_argument(
-        "--resolution", type=whole_number(), default=224, help="for --layers (default: 224)"
-    )
-    parser.add_argument(
-        "--out", type=Path, default=Path("docs"), help="folder for CSV and figure (default: docs)"
-    )
-    arguments = parser.parse_args()
-    if arguments.layers:
-        print(table_of_layers(arguments.layers, arguments.width, arguments.resolution))
-        return
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="(default: docs)")
+    out = parser.parse_args().out
     counted = rows()
     print_rows(counted)
     records = [{**row._asdict(), "agrees": row.agrees()} for row in counted]
-    write_csv(records, arguments.out / "complexity.csv")
-    draw(counted, arguments.out / "complexity.png")
-    print(f"\nin {arguments.out}: complexity.csv, complexity.png")
+    write_csv(records, out / "complexity.csv")
+    draw(counted, out / "complexity.png")
+    print(f"\nin {out}: complexity.csv, complexity.png")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """How much of a plane curve does ReLU destroy? Figure 1 and theorem 1 of the MobileNetV2 paper.
 
-    python -m experiments.paper.manifold
-
 A random matrix T embeds a spiral in n dimensions, with n = 2, 3, 5, 15 and 30. ReLU is applied, and
 the pseudo-inverse of T brings the spiral back. One draw of T for each n is shown as a picture. Over
 many draws these are measured:
@@ -53,10 +51,11 @@ def spiral(points: int = 1000, turns: float = 2.5) -> Float[np.ndarray, "2 point
 
 def embed(
     curve: Float[np.ndarray, "2 points"], dimensions: int, random: np.random.Generator
-) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, "n points"]]:
-    """Returns (T, ReLU(T curve)) for a random T of independent normal numbers."""
+) -> tuple[Float[np.ndarray, "n points"], Float[np.ndarray, "2 points"]]:
+    """Returns ReLU(T curve) and what the pseudo-inverse makes of it, for a random T."""
     matrix = random.normal(size=(dimensions, PLANE))
-    return matrix, np.maximum(matrix @ curve, 0)
+    wide = np.maximum(matrix @ curve, 0)
+    return wide, np.linalg.pinv(matrix) @ wide
 
 
 def collapsed_by_theorem(dimensions: int) -> float:
@@ -70,9 +69,9 @@ def measure(curve: Float[np.ndarray, "2 points"], dimensions: int, draws: int) -
     random = np.random.default_rng(dimensions)
     collapsed, errors, best_errors = [], [], []
     for _ in range(draws):
-        matrix, wide = embed(curve, dimensions, random)
+        wide, back = embed(curve, dimensions, random)
         collapsed.append(np.mean(np.count_nonzero(wide, axis=0) < PLANE))
-        errors.append(_error(curve, np.linalg.pinv(matrix) @ wide))
+        errors.append(_error(curve, back))
         best = np.linalg.lstsq(wide.T, curve.T, rcond=None)[0].T
         best_errors.append(_error(curve, best @ wide))
     return Row(
@@ -103,25 +102,19 @@ def table(rows: Sequence[Row]) -> Table:
     return Table("manifold", ("n", "points that collapse, %", "theorem 1, %", *errors), lines)
 
 
-def draw(curve: np.ndarray, rows: Sequence[Row], seed: int, path: Path) -> None:
+def draw(curve: np.ndarray, rows: Sequence[Row], path: Path) -> None:
     """Draws the spiral, and its image under one T for each n; dark to light from the middle."""
     figure = matplotlib.figure.Figure(figsize=(3 * (len(rows) + 1), 3.5), layout="constrained")
-    axes = figure.subplots(1, len(rows) + 1)
-    _scatter(axes[0], curve, "input", "")
-    for axis, row in zip(axes[1:], rows, strict=True):
-        matrix, wide = embed(curve, row.dimensions, np.random.default_rng(seed))
+    panels = [(curve, "input", "")]
+    for row in rows:
+        _, back = embed(curve, row.dimensions, np.random.default_rng(0))
         below = f"collapsed {100 * row.collapsed:.2g} %, error {100 * row.error:.0f} %"
-        _scatter(axis, np.linalg.pinv(matrix) @ wide, f"n = {row.dimensions}", below)
+        panels.append((back, f"n = {row.dimensions}", below))
+    for axis, (points, title, below) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        axis.scatter(*points, c=np.arange(points.shape[1]), cmap="viridis", s=3)
+        axis.set_aspect("equal", adjustable="datalim")
+        axis.set(title=title, xlabel=below, xticks=[], yticks=[])
     figure.savefig(path, dpi=110)
-
-
-def _scatter(axis: matplotlib.axes.Axes, curve: np.ndarray, title: str, below: str) -> None:
-    axis.scatter(curve[0], curve[1], c=np.arange(curve.shape[1]), cmap="viridis", s=3)
-    axis.set_aspect("equal", adjustable="datalim")
-    axis.set_title(title)
-    axis.set_xlabel(below)
-    axis.set_xticks([])
-    axis.set_yticks([])
 
 
 def main() -> None:
@@ -129,15 +122,12 @@ def main() -> None:
     parser.add_argument(
         "--draws", type=whole_number(), default=1000, help="random matrices for each n"
     )
-    parser.add_argument(
-        "--seed", type=whole_number(0), default=0, help="seed of the draw in the pictures"
-    )
     parser.add_argument("--out", type=Path, default=Path("runs/manifold"))
     arguments = parser.parse_args()
     curve = spiral()
     rows = [measure(curve, dimensions, arguments.draws) for dimensions in DIMENSIONS]
     table(rows).write(arguments.out, rows)
-    draw(curve, rows, arguments.seed, arguments.out / "manifold.png")
+    draw(curve, rows, arguments.out / "manifold.png")
     print(f"\nover {arguments.draws} draws; in {arguments.out}: manifold.csv, manifold.png")
 
 

@@ -11,6 +11,7 @@ scratch. All 5,000 test pictures of these classes are used for testing. Writes e
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from configs import finetune, v2_ablation
 from mnv2 import data
@@ -28,13 +29,7 @@ def main() -> None:
     parser = command_parser("experiments.paper.transfer", __doc__)
     parser.add_argument("--workdir", type=Path, default=Path("runs/transfer"))
     parser.add_argument(
-        "--steps", type=whole_number(), default=50, help="steps of each run on the few pictures"
-    )
-    parser.add_argument(
-        "--source_steps",
-        type=whole_number(),
-        default=500,
-        help="steps of the run that trains the weights",
+        "--steps", type=whole_number(), default=50, help="of each run on the few pictures"
     )
     arguments = parser.parse_args()
     workdir: Path = arguments.workdir
@@ -44,22 +39,16 @@ def main() -> None:
     print(f"weights from {', '.join(SOURCE)}", flush=True)
     source = with_arms(v2_ablation.get_config())
     source.data.name = f"folder:{workdir / 'pictures/source'}"
-    source.data.image_size = 28
-    source.data.validation = 1000
-    source.duration = f"{arguments.source_steps} steps"
-    source.arms = (("linear", {}),)
-    source.seeds = 1
-    source.panels = ()
+    source.data.update(image_size=28, validation=1000)
+    source.update(duration="500 steps", arms=(("linear", {}),), panels=(), seeds=1)
     run_sweep(source, workdir / "source")
 
     print(f"\n{PICTURES} pictures of each of {', '.join(TARGET)}", flush=True)
     config = finetune.get_config("compare")
     config.weights = str(workdir / "source/linear/0")
     config.data.name = f"folder:{workdir / 'pictures/target'}"
-    config.data.image_size = 28
-    config.data.train = "pad_crop(2)|flip"
-    config.eval_batch_size = 500
-    config.duration = f"{arguments.steps} steps"
+    config.data.update(image_size=28, train="pad_crop(2)|flip")
+    config.update(eval_batch_size=500, duration=f"{arguments.steps} steps")
     config.optimization.backbone_rate = 0.5  # high, since these weights come from few pictures
     config.eval_every = config.checkpoint_every = "0 steps"
     run_sweep(config, workdir / "target")
@@ -77,16 +66,14 @@ def write_pictures(folder: Path, classes: tuple[str, ...], pictures: int | None)
     done = folder / "done"
     if done.exists():
         return
-    import tensorflow as tf  # after mnv2, which silences its log
-
     dataset = data.open_dataset("fashion_mnist")
     for split, limit in (("train", pictures), ("test", None)):
-        images, labels = (array.numpy() for array in dataset.arrays(split))
+        images, labels = (np.asarray(array) for array in dataset.arrays(split))
         for name in classes:
-            place = folder / split / name.replace("/", " or ")
-            place.mkdir(parents=True, exist_ok=True)
+            of_class = folder / split / name.replace("/", " or ")
+            of_class.mkdir(parents=True, exist_ok=True)
             for i in np.flatnonzero(labels == dataset.class_names.index(name))[:limit]:
-                (place / f"{i:05}.png").write_bytes(tf.io.encode_png(images[i]).numpy())
+                Image.fromarray(images[i, ..., 0]).save(of_class / f"{i:05}.png")
     done.touch()
 
 

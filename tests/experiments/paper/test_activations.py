@@ -12,9 +12,9 @@ from tests.variables import random_variables
 def test_positive_cut_saturated_and_dead_values_are_counted():
     values = np.array([[-1.0, 2.0, 7.0, -3.0], [4.0, 0.0, 6.0, -1.0]]).reshape(1, 1, 2, 4)
     found = activations.activity(jnp.asarray(values))
-    assert (found.channels, found.positive, found.deviation) == (4, 2.0, 0.0)
-    assert (found.fewest, found.most) == (2, 2)
-    assert (found.cut, found.saturated, found.dead) == (0.5, 0.25, 0.25)
+    assert (found.channels, found.positive, found.deviation) == (4, 50, 0)
+    assert (found.fewest, found.most) == (50, 50)
+    assert (found.cut, found.saturated, found.dead) == (50, 25, 25)
 
 
 @pytest.mark.parametrize("directions", [1, 3, 8])

@@ -46,9 +46,3 @@ def test_the_table_and_the_figure_are_written(counted, tmp_path, monkeypatch, ca
     with (tmp_path / "complexity.csv").open() as file:
         assert sum(row["agrees"] == "True" for row in csv.DictReader(file)) == 42
     assert (tmp_path / "complexity.png").stat().st_size > 10_000
-
-
-def test_layers_add_up_to_the_network():
-    lines = complexity.table_of_layers("mobilenet_v2", 1.0, 224).lines
-    assert len(lines) == 53 + 1
-    assert lines[-1][2:4] == ("3,504,872", "300,774,272")

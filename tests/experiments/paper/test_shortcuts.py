@@ -10,16 +10,8 @@ def test_effects_are_paired_by_seed():
         "linear_alone": {0: 83.0, 1: 82.0, 2: 81.0},
         "relu6_alone": {0: 75.0, 1: 75.0, 2: 72.0, 5: 1.0},
     }
-    (_, with_), (_, without), (_, difference) = shortcuts.effects(accuracies)
+    with_, without, difference = shortcuts.effects(accuracies).values()
     assert (with_.mean, without.mean, difference.mean) == (-4.0, -8.0, 4.0)
     assert {with_.count, without.count, difference.count} == {3}
     # Differences of 5, 3 and 4: half-width 4.303 * 1 / sqrt(3).
     assert difference.half_width == pytest.approx(2.484, rel=1e-3)
-
-
-def test_the_arms_differ_only_in_bottleneck_and_shortcut():
-    assert len(shortcuts.ARMS) == 4
-    assert {field for _, changes in shortcuts.ARMS for field in changes} == {
-        "model.bottleneck",
-        "model.shortcut",
-    }

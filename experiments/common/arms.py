@@ -1,0 +1,50 @@
+"""Sweeps of the ablation's network with other arms, and differences that are paired by seed."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from configs import v2_ablation
+from mnv2.runtime.cli import whole_number
+from mnv2.sweeps.launch import run_sweep
+from mnv2.sweeps.plan import with_arms
+from mnv2.sweeps.statistics import Estimate
+from mnv2.sweeps.workdir import Sweep, load
+
+
+def add_arguments(parser: argparse.ArgumentParser, workdir: str, *, steps: int, seeds: int) -> None:
+    """Adds the arguments that describe the runs, with their defaults."""
+    parser.add_argument("--workdir", type=Path, default=Path(workdir))
+    parser.add_argument("--steps", type=whole_number(), default=steps, help="steps of each run")
+    parser.add_argument("--seeds", type=whole_number(), default=seeds)
+
+
+def train(
+    arguments: argparse.Namespace,
+    arms: Mapping[str, Mapping[str, Any]],
+    panels: Sequence[tuple[str, str, tuple[str, ...]]],
+    baseline: str = "linear",
+) -> Sweep:
+    """Trains the runs that are not finished, and loads all results.
+
+    Args:
+        arguments: Those of `add_arguments`.
+        arms: The changes that each arm makes to the ablation's config, by name.
+        panels: The panels of the report's figure: title, field, arms.
+        baseline: The arm with which the report compares the others.
+    """
+    config = with_arms(v2_ablation.get_config())
+    config.arms, config.panels = tuple(arms.items()), tuple(panels)
+    config.baseline = baseline
+    config.seeds = arguments.seeds
+    config.duration = f"{arguments.steps} steps"
+    config.eval_every = config.checkpoint_every = "0 steps"
+    run_sweep(config, arguments.workdir)
+    return load(arguments.workdir)
+
+
+def difference(sweep: Sweep, arm: str, other: str) -> Estimate | None:
+    """Estimates how much better an arm is than another, in points, paired by seed."""
+    accuracies, others = sweep.accuracies(arm), sweep.accuracies(other)
+    return Estimate.of([accuracies[seed] - others[seed] for seed in accuracies if seed in others])
