@@ -24,7 +24,7 @@ from mnv2.runtime.errors import UserError
 from mnv2.sweeps.launch import run_sweep
 from mnv2.sweeps.plan import with_arms
 from mnv2.sweeps.report import plus_minus
-from mnv2.sweeps.statistics import Estimate, rows
+from mnv2.sweeps.statistics import rows
 from mnv2.sweeps.workdir import Sweep, load
 
 DATA, BASELINE = "fashion_mnist", "linear"
@@ -46,30 +46,19 @@ def config_of(steps: int, seeds: int) -> ml_collections.ConfigDict:
     return config
 
 
-def accuracies(sweep: Sweep) -> dict[str, Estimate]:
-    """Returns the accuracy of each arm that has a finished run, in per cent."""
-    return {row.arm: row.accuracy for row in rows(sweep) if row.arm in ARMS}
-
-
-def differences(sweep: Sweep) -> dict[str, Estimate]:
-    """Returns the difference of each other arm to the baseline, in points, paired by seed."""
-    found = {arm: difference(sweep, arm, BASELINE) for arm in accuracies(sweep)}
-    return {arm: one for arm, one in found.items() if one and arm != BASELINE}
-
-
-def order(sweep: Sweep) -> str:
-    """Lists the arms from the best to the worst."""
-    found = accuracies(sweep)
-    return " > ".join(sorted(found, key=lambda arm: -found[arm].mean))
+def accuracies(sweep: Sweep) -> dict[str, float]:
+    """Returns the mean accuracy of each arm that has a finished run, in per cent."""
+    return {row.arm: row.accuracy.mean for row in rows(sweep) if row.arm in ARMS}
 
 
 def lines_of(sweeps: Mapping[int, Sweep]) -> list[tuple[object, ...]]:
     """Returns one line per budget: the baseline's accuracy, all differences, the order of arms."""
     lines: list[tuple[object, ...]] = []
     for steps, sweep in sweeps.items():
-        found = differences(sweep)
-        texts = (plus_minus(found.get(arm), "+") for arm in ARMS[1:])
-        lines.append((steps, f"{accuracies(sweep)[BASELINE].mean:.2f}", *texts, order(sweep)))
+        found = accuracies(sweep)
+        texts = (plus_minus(difference(sweep, arm, BASELINE), "+") for arm in ARMS[1:])
+        order = " > ".join(sorted(found, key=lambda arm: -found[arm]))
+        lines.append((steps, f"{found[BASELINE]:.2f}", *texts, order))
     return lines
 
 
@@ -77,23 +66,24 @@ def draw(sweeps: Mapping[int, Sweep], path: Path) -> None:
     """Draws accuracy, and the difference to the baseline, against the number of steps."""
     figure = matplotlib.figure.Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
+    means = {steps: accuracies(sweep) for steps, sweep in sweeps.items()}
     for number, (arm, style, color) in enumerate(zip(ARMS, STYLES, COLORS, strict=True)):
-        found = {steps: accuracies(sweep) for steps, sweep in sweeps.items()}
-        means = {steps: arms[arm].mean for steps, arms in found.items() if arm in arms}
         how = {"color": color, "markerfacecolor": "white", "label": arm}
-        left.plot(list(means), list(means.values()), style, **how)
-        to_baseline = {steps: differences(sweep).get(arm) for steps, sweep in sweeps.items()}
-        known = {steps: one for steps, one in to_baseline.items() if one}
-        if known:
-            intervals = [one.half_width for one in known.values()]
-            right.errorbar(
-                [steps * (0.94 + 0.04 * number) for steps in known],  # beside each other
-                [one.mean for one in known.values()],
-                yerr=[np.nan if one is None else one for one in intervals],
-                fmt=style,
-                capsize=3,
-                **how,
-            )
+        finished = [steps for steps in sweeps if arm in means[steps]]
+        left.plot(finished, [means[steps][arm] for steps in finished], style, **how)
+        if arm == BASELINE:
+            continue
+        found = {steps: difference(sweeps[steps], arm, BASELINE) for steps in finished}
+        known = {steps: estimate for steps, estimate in found.items() if estimate}
+        intervals = [estimate.half_width for estimate in known.values()]
+        right.errorbar(
+            [steps * (0.94 + 0.04 * number) for steps in known],  # beside each other
+            [estimate.mean for estimate in known.values()],
+            yerr=[np.nan if width is None else width for width in intervals],
+            fmt=style,
+            capsize=3,
+            **how,
+        )
     right.axhline(0, color="black", linewidth=0.8, linestyle=":")
     left.set_ylabel("test top-1 accuracy, %")
     right.set_ylabel(f"difference to {BASELINE}, points")

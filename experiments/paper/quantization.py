@@ -8,7 +8,7 @@ evaluates each file on the whole test split, in the runtime that a phone or a se
     LiteRT, tensor      8 bits, one scale per kernel
     ONNX, channel       8 bits in ONNX Runtime, one scale per output channel
 
-Nothing is trained again: the ranges of activations are those of --pictures training pictures.
+Nothing is trained again: the ranges of activations are those of 200 training pictures.
 Prints and writes, per arm, what 8 bits cost in points: mean and 95 % interval over seeds, paired
 with the float32 file of the same seed. Files: quantization.csv, .md and .png in --out. The same
 command goes on where it stopped.
@@ -30,19 +30,19 @@ from mnv2.deployment.formats import content
 from mnv2.deployment.litert import to_litert, with_description
 from mnv2.deployment.program import Program, program_of
 from mnv2.deployment.quantization import quantize_litert
-from mnv2.runtime.cli import command_parser, run, whole_number
+from mnv2.runtime.cli import command_parser, run
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import read_json, write_json
-from mnv2.runtime.terminal import StatusLine
 from mnv2.sweeps.report import plus_minus
 from mnv2.sweeps.statistics import Estimate
-from mnv2.sweeps.workdir import Sweep, load
+from mnv2.sweeps.workdir import load
 
 DATA = "fashion_mnist"
-BATCH = 100
+BATCH, PICTURES = 100, 200  # of evaluation; to show the ranges of activations
 FLOAT = "LiteRT, float"
+TICKS = (-64, -16, -4, -1, 0, 1)  # points, of a symmetric logarithmic axis
 
-# The test accuracy of each form, in per cent, by arm and seed.
+# In per cent, such as the test accuracy of each form, by arm and seed.
 type Runs = dict[tuple[str, int], dict[str, float]]
 type Write = Callable[[Program, Sequence[np.ndarray]], bytes]
 
@@ -67,10 +67,10 @@ class Prepared(NamedTuple):
     ranges: list[np.ndarray]
 
     @staticmethod
-    def of(loaded: pretrained.Pretrained, dataset: data.Dataset, count: int = 200) -> "Prepared":
-        """Prepares a network with `count` training pictures."""
+    def of(loaded: pretrained.Pretrained, dataset: data.Dataset) -> "Prepared":
+        """Prepares a network with training pictures."""
         program = program_of(loaded, batch=BATCH)
-        shown = program.description.input_of(pictures.draw(loaded, dataset, "train", count))
+        shown = program.description.input_of(pictures.draw(loaded, dataset, "train", PICTURES))
         return Prepared(program, list(pictures.batches(program, shown)))
 
     def outputs(self, form: str, images: np.ndarray) -> np.ndarray:
@@ -87,50 +87,50 @@ def top1(outputs: np.ndarray, labels: np.ndarray) -> float:
     return 100 * float(np.mean(outputs.argmax(-1) == labels))
 
 
-def evaluate(workdir: Path, dataset: data.Dataset, count: int) -> dict[str, float]:
+def evaluate(run: Path, dataset: data.Dataset) -> dict[str, float]:
     """Returns the test accuracy of a run, in per cent, in each form."""
-    prepared = Prepared.of(pretrained.load(workdir), dataset, count)
+    prepared = Prepared.of(pretrained.load(run), dataset)
     images, labels = (np.asarray(array) for array in dataset.arrays("test"))
     return {form: top1(prepared.outputs(form, images), labels) for form in FORMS}
 
 
-def sweep_of(workdir: Path) -> Sweep:
-    """Returns the sweep in a workdir. Raises UserError unless it was trained on Fashion-MNIST."""
+def measure(
+    workdir: Path,
+    out: Path,
+    evaluate: Callable[[Path, data.Dataset], dict[str, float]],
+    arms: Sequence[str] = (),
+) -> Runs:
+    """Evaluates all finished runs of `arms` (default: all); what was measured before is in `out`.
+
+    Raises UserError if there are none, and unless they were trained on Fashion-MNIST.
+    """
     sweep = load(workdir)
     if (name := sweep.config["data"]["name"]) != DATA:
         raise UserError(f"{workdir} was trained on {name}: this is for {DATA}")
-    return sweep
-
-
-def measure(sweep: Sweep, out: Path, count: int) -> Runs:
-    """Measures all finished runs; what was measured before is read from `out`."""
-    dataset = data.open_dataset(DATA)
-    finished = [(arm, seed) for arm, seeds in sweep.results.items() for seed in sorted(seeds)]
+    finished = [
+        (arm, seed) for arm in arms or sweep.results for seed in sorted(sweep.results.get(arm, ()))
+    ]
     if not finished:
-        raise UserError(
-            f"no finished run in {sweep.workdir}: configs/v2_ablation.py:eight_bits trains some"
-        )
-    line, runs = StatusLine("quantizing"), {}
+        raise UserError(f"no finished run in {workdir}: configs/v2_ablation.py trains some")
+    dataset, runs = data.open_dataset(DATA), {}
     for number, (arm, seed) in enumerate(finished, start=1):
-        line.say(f"{arm}/{seed}, {number} of {len(finished)}")
+        print(f"{arm}/{seed}, {number} of {len(finished)}", flush=True)
         stored = out / "runs" / f"{arm}_{seed}.json"
         if not stored.exists():
-            write_json(stored, evaluate(Path(sweep.workdir) / arm / str(seed), dataset, count))
+            write_json(stored, evaluate(workdir / arm / str(seed), dataset))
         runs[arm, seed] = read_json(stored, "remove it")
-    line.clear()
     return runs
 
 
-def costs(runs: Runs) -> dict[str, dict[str, Estimate]]:
-    """Estimates what each form costs against float32, in points, by arm and form."""
-    found: dict[str, dict[str, Estimate]] = {}
+def costs(runs: Runs, base: str = FLOAT) -> dict[str, dict[str, Estimate | None]]:
+    """Estimates what each form costs against `base`, in points, by arm and form."""
+    found: dict[str, dict[str, Estimate | None]] = {}
     for arm in dict.fromkeys(arm for arm, _ in runs):
         of_arm = [forms for (name, _), forms in runs.items() if name == arm]
-        found[arm] = {}
-        for form in FORMS:
-            differences = [forms[form] - (form != FLOAT) * forms[FLOAT] for forms in of_arm]
-            if estimate := Estimate.of(differences):
-                found[arm][form] = estimate
+        found[arm] = {
+            form: Estimate.of([forms[form] - (form != base) * forms[base] for forms in of_arm])
+            for form in of_arm[0]
+        }
     return found
 
 
@@ -161,8 +161,7 @@ def draw(runs: Runs, path: Path) -> None:
         axes.grid(axis="y", color="0.93")
         axes.spines[["top", "right"]].set_visible(False)
     tensor.set_xscale("symlog", linthresh=1)
-    ticks = (-64, -16, -4, -1, 0, 1)
-    tensor.set_xticks(ticks, [str(tick) for tick in ticks])
+    tensor.set_xticks(TICKS, map(str, TICKS))
     tensor.minorticks_off()
     channel.set_yticks(range(len(arms)), arms)
     channel.set_ylim(len(arms) + 0.9, -0.6)  # the legends stand below the arms
@@ -174,28 +173,23 @@ def main() -> None:
     parser = command_parser("experiments.paper.quantization", __doc__)
     parser.add_argument("--workdir", type=Path, default=Path("runs/eight_bits"))
     parser.add_argument("--out", type=Path, default=Path("runs/quantization"))
-    parser.add_argument(
-        "--pictures", type=whole_number(BATCH), default=200, help="to calibrate with (default: 200)"
-    )
     arguments = parser.parse_args()
-    sweep = sweep_of(arguments.workdir)
-    runs = measure(sweep, arguments.out, arguments.pictures)
-    found = costs(runs)
-    in_8_bits = (f"{form}, points" for form in FORMS if form != FLOAT)
-    header = ("arm", "seeds", "float32, top-1 %", *in_8_bits)
+    out = arguments.out
+    runs = measure(arguments.workdir, out, evaluate)
     lines = [
         (
             arm,
-            by_form[FLOAT].count,
+            sum(name == arm for name, _ in runs),
             *(plus_minus(by_form[form], "" if form == FLOAT else "+") for form in FORMS),
         )
-        for arm, by_form in found.items()
+        for arm, by_form in costs(runs).items()
     ]
-    Table("quantization", header, lines).write(
-        arguments.out, [{"arm": arm, "seed": seed, **forms} for (arm, seed), forms in runs.items()]
-    )
-    draw(runs, arguments.out / "quantization.png")
-    print(f"\nin {arguments.out}: quantization.csv, quantization.md, quantization.png")
+    in_8_bits = (f"{form}, points" for form in FORMS if form != FLOAT)
+    records = [{"arm": arm, "seed": seed, **forms} for (arm, seed), forms in runs.items()]
+    header = ("arm", "seeds", "float32, top-1 %", *in_8_bits)
+    Table("quantization", header, lines).write(out, records)
+    draw(runs, out / "quantization.png")
+    print(f"\nin {out}: quantization.csv, quantization.md, quantization.png")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Does training for 8 bits pay?
 
-Trains the finished runs of some arms of a sweep on Fashion-MNIST on, for 200 steps, in three ways
+Trains the finished runs of two arms of a sweep on Fashion-MNIST on, for 200 steps, in three ways
 (experiments/paper/fake_quant.py): in float32, rounded with a scale for each output channel, and
 with a scale for each kernel. Then it exports what came out in 8 bits, and evaluates the files on
 the whole test split in LiteRT:
@@ -17,26 +17,24 @@ The same command goes on where it stopped. It takes 2 minutes per run on two cor
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
+import matplotlib.figure
 import numpy as np
 
 from configs import finetune
 from experiments.common.table import Table
 from experiments.paper.fake_quant import FakeQuant, without_ranges
-from experiments.paper.quantization import DATA, FLOAT, Prepared, sweep_of, top1
+from experiments.paper.quantization import DATA, FLOAT, TICKS, Prepared, Runs, costs, measure, top1
 from mnv2 import data, pretrained
 from mnv2.pretrained import Pretrained
 from mnv2.runtime.cli import command_parser, run, whole_number
-from mnv2.runtime.errors import UserError, check_choice
-from mnv2.runtime.files import read_json, write_json
 from mnv2.runtime.machine import keep_compiled_programs
 from mnv2.sweeps.plan import resolve
 from mnv2.sweeps.report import plus_minus
-from mnv2.sweeps.statistics import Estimate
 from mnv2.training.config import from_config
 from mnv2.training.feed import create_feed
 from mnv2.training.setup import set_up, steps_of
@@ -44,25 +42,9 @@ from mnv2.training.state import create_state, with_weights
 from mnv2.training.step import replicate
 
 BATCH = 500
+ARMS = ("linear", "relu6")
 GRANULARITIES = {"channel": "LiteRT, channel", "tensor": "LiteRT, tensor"}
-
-
-class Result(NamedTuple):
-    """What came out of one run, trained on in three ways. Accuracies and agreement are in %."""
-
-    arm: str
-    seed: int
-    float32: float
-    after_channel: float
-    in_channel: float
-    after_tensor: float
-    in_tensor: float
-    agreement_channel: float
-    agreement_tensor: float
-
-    def cost(self, when: str, granularity: str) -> float:
-        """Returns what 8 bits cost against float32, in points; `when` is after or in."""
-        return float(getattr(self, f"{when}_{granularity}")) - self.float32
+WAYS = tuple(f"{when}_{granularity}" for granularity in GRANULARITIES for when in ("after", "in"))
 
 
 def trained(loaded: Pretrained, weights: Path, seed: int, steps: int) -> Iterator[tuple[Any, Any]]:
@@ -94,8 +76,9 @@ def trained(loaded: Pretrained, weights: Path, seed: int, steps: int) -> Iterato
         yield model, jax.device_get(state).variables()
 
 
-def evaluate(weights: Path, seed: int, steps: int, dataset: data.Dataset) -> dict[str, float]:
-    """Returns the numbers of a Result, but for its arm and seed."""
+def evaluate(weights: Path, dataset: data.Dataset, steps: int) -> dict[str, float]:
+    """Returns what comes out of one run in per cent: accuracies, by WAYS, and agreements."""
+    seed = int(weights.name)
     images, labels = (np.asarray(array) for array in dataset.arrays("test"))
     loaded = pretrained.load(weights)
     (_, variables), *rounding = trained(loaded, weights, seed, steps)
@@ -116,42 +99,17 @@ def evaluate(weights: Path, seed: int, steps: int, dataset: data.Dataset) -> dic
     return found
 
 
-def measure(workdir: Path, arms: Sequence[str], steps: int, out: Path) -> Iterator[Result]:
-    """Yields what comes out of each finished run of `arms`; what is stored in `out` is read."""
-    sweep = sweep_of(workdir)
-    for arm in arms:
-        check_choice(arm, sweep.results, "arm")
-    runs = [(arm, seed) for arm in arms for seed in sorted(sweep.results[arm])]
-    if not runs:
-        raise UserError(f"no finished run of these arms in {workdir}: make ablation trains some")
-    dataset = data.open_dataset(DATA)
-    for number, (arm, seed) in enumerate(runs, start=1):
-        print(f"== {arm}/{seed}, {number} of {len(runs)}", flush=True)
-        stored = out / "runs" / f"{arm}_{seed}.json"
-        if not stored.exists():
-            stored.parent.mkdir(parents=True, exist_ok=True)
-            write_json(stored, evaluate(workdir / arm / str(seed), seed, steps, dataset))
-        yield Result(arm, seed, **read_json(stored, "remove it"))
-
-
-def lines_of(results: Sequence[Result]) -> Iterator[list[str]]:
+def lines_of(runs: Runs) -> Iterator[list[str]]:
     """Yields the lines of the table, one per arm."""
-    for arm in dict.fromkeys(one.arm for one in results):
-        its = [one for one in results if one.arm == arm]
-        costs = (
-            Estimate.of([one.cost(when, granularity) for one in its])
-            for granularity in GRANULARITIES
-            for when in ("after", "in")
-        )
+    for arm, found in costs(runs, "float32").items():
+        of_arm = [forms for (name, _), forms in runs.items() if name == arm]
         agreements = (
-            np.mean([getattr(one, f"agreement_{granularity}") for one in its])
+            np.mean([forms[f"agreement_{granularity}"] for forms in of_arm])
             for granularity in GRANULARITIES
         )
         yield [
-            arm,
-            str(len(its)),
-            plus_minus(Estimate.of([one.float32 for one in its])),
-            *(plus_minus(cost, "+") for cost in costs),
+            *(arm, str(len(of_arm)), plus_minus(found["float32"])),
+            *(plus_minus(found[way], "+") for way in WAYS),
             " / ".join(f"{agreement:.1f}" for agreement in agreements),
         ]
 
@@ -163,32 +121,31 @@ HEADER = (
 )
 
 
-def draw(results: Sequence[Result], path: Path) -> None:
+def draw(runs: Runs, path: Path) -> None:
     """Draws what 8 bits cost after training and in it: a line per seed, a panel per arm."""
-    import matplotlib.figure
-
-    arms = list(dict.fromkeys(one.arm for one in results))
+    arms = list(dict.fromkeys(arm for arm, _ in runs))
     figure = matplotlib.figure.Figure(figsize=(2 + 2.4 * len(arms), 3.6), layout="constrained")
     panels = figure.subplots(1, len(arms), sharey=True, squeeze=False)[0]
-    for axes, arm in zip(panels, arms, strict=True):
-        for one in (one for one in results if one.arm == arm):
-            for start, granularity in ((0, "channel"), (3, "tensor")):
-                costs = [one.cost(when, granularity) for when in ("after", "in")]
-                axes.plot([start, start + 1], costs, "o-", color="black", fillstyle="none")
+    lowest = -1.0
+    for (arm, _), forms in runs.items():
+        axes = panels[arms.index(arm)]
+        points = [forms[way] - forms["float32"] for way in WAYS]
+        lowest = min(lowest, *points)
+        for start, of_granularity in ((0, points[:2]), (3, points[2:])):
+            axes.plot([start, start + 1], of_granularity, "o-", color="black", fillstyle="none")
+        axes.set_title(arm, fontsize=10)
+    for axes in panels:
         axes.axhline(0, color="0.8", zorder=0)
         axes.set_xticks([0, 1, 3, 4], ["after", "in", "after", "in"])
         axes.set_xlabel(
-            "rounded after or in training\n(left: a scale per channel, right: per kernel)"
+            "rounded after or in training\n(left: a scale per channel, right: per kernel)",
+            fontsize=8,
         )
-        axes.xaxis.label.set_size(8)
-        axes.set_title(arm, fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("test top-1, 8 bits - float32, points")
     panels[0].set_yscale("symlog", linthresh=1)
-    ticks = (-64, -16, -4, -1, 0, 1)
-    lowest = min(min(one.cost("after", "tensor"), one.cost("in", "tensor")) for one in results)
-    panels[0].set_yticks(ticks, [str(tick) for tick in ticks])
-    panels[0].set_ylim(1.5 * min(lowest, -1), 1)
+    panels[0].set_yticks(TICKS, map(str, TICKS))
+    panels[0].set_ylim(1.5 * lowest, 1)
     panels[0].minorticks_off()
     figure.savefig(path, dpi=130)
 
@@ -196,15 +153,16 @@ def draw(results: Sequence[Result], path: Path) -> None:
 def main() -> None:
     parser = command_parser("experiments.paper.quantized_training", __doc__)
     parser.add_argument("--workdir", type=Path, default=Path("runs/v2_ablation"))
-    parser.add_argument("--arms", nargs="+", default=["linear", "relu6"])
     parser.add_argument("--steps", type=whole_number(), default=200)
     parser.add_argument("--out", type=Path, default=Path("runs/quantized_training"))
     arguments = parser.parse_args()
     keep_compiled_programs()
     out = arguments.out
-    results = list(measure(arguments.workdir, arguments.arms, arguments.steps, out))
-    Table("quantized_training", HEADER, list(lines_of(results))).write(out, results)
-    draw(results, out / "quantized_training.png")
+    evaluated = functools.partial(evaluate, steps=arguments.steps)
+    runs = measure(arguments.workdir, out, evaluated, ARMS)
+    records = [{"arm": arm, "seed": seed, **forms} for (arm, seed), forms in runs.items()]
+    Table("quantized_training", HEADER, list(lines_of(runs))).write(out, records)
+    draw(runs, out / "quantized_training.png")
     print(f"\nin {out}: quantized_training.csv, quantized_training.md, quantized_training.png")
 
 

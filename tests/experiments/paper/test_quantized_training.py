@@ -1,20 +1,21 @@
-import pytest
-
 from experiments.paper import quantized_training
-from experiments.paper.quantized_training import Result
 
 
 def test_costs_are_paired_with_the_network_that_was_trained_on_in_float32(tmp_path):
-    results = [
-        Result(arm, seed, top1, top1 - 1, top1 - 0.5, top1 - 20, top1 - 2, 99.0, 98.0)
+    costs = {"after_channel": 1, "in_channel": 0.5, "after_tensor": 20, "in_tensor": 2}
+    runs = {
+        (arm, seed): {
+            "float32": top1,
+            **{way: top1 - cost for way, cost in costs.items()},
+            **{"agreement_channel": 99.0, "agreement_tensor": 98.0},
+        }
         for arm in ("linear", "relu6")
         for seed, top1 in enumerate((84.0, 82.0, 80.0))
-    ]
-    assert results[0].cost("after", "tensor") == pytest.approx(-20)
-    lines = list(quantized_training.lines_of(results))
+    }
+    lines = list(quantized_training.lines_of(runs))
     assert [line[:2] for line in lines] == [["linear", "3"], ["relu6", "3"]]
     assert len(lines[0]) == len(quantized_training.HEADER)
     expected = ["-1.00 ± 0.00", "-0.50 ± 0.00", "-20.00 ± 0.00", "-2.00 ± 0.00", "99.0 / 98.0"]
     assert lines[0][3:] == expected
-    quantized_training.draw(results, tmp_path / "costs.png")
+    quantized_training.draw(runs, tmp_path / "costs.png")
     assert (tmp_path / "costs.png").read_bytes()[1:4] == b"PNG"
