@@ -63,17 +63,17 @@ class Latency(NamedTuple):
     """The latencies of MobileNetV1 1.0 and V2 1.0 on one machine, measured at 224 pixels.
 
     The ceilings are the vendor's: the peak of the processors and the arithmetic that were used, in
-    GFLOP/s, and the memory bandwidth, in GB/s. They are None if they are not published.
+    GFLOP/s, and the memory bandwidth, in GB/s.
     """
 
     machine: str
     framework: str
-    v1: float  # v1 and v2 have the same unit of time
-    v2: float
+    v1: float | None  # v1 and v2 have the same unit of time; None if no measurement is known
+    v2: float | None
     batch: int
     bytes_per_element: int
     fused: bool  # batch norm and activation are part of the convolutions
-    ceilings: tuple[float, float] | None
+    ceilings: tuple[float, float]
     source: str
 
 
@@ -101,16 +101,9 @@ LATENCIES = tuple(
         ("RTX 3090", "PyTorch", 1 / 10_803, 1 / 8_630, 1024, 2, SEPARATE, (71_000, 936), "timm"),
         ("RTX 4090", "PyTorch", 1 / 13_760, 1 / 10_810, 1024, 2, SEPARATE, (165_200, 1008), "timm"),
         ("the same, NHWC", "", 1 / 14_689, 1 / 11_768, 512, 2, SEPARATE, (165_200, 1008), "timm"),
-        ("MacBook", "PyTorch", 247, 292, 1, 4, SEPARATE, None, "tonylins#6"),
-        ("iPhone 7", "Core ML", 35, 53, 1, 2, FUSED, None, "ImageClassification-CoreML"),
-        ("iPhone 12 Pro", "Core ML", 17, 15, 1, 2, FUSED, None, "ImageClassification-CoreML"),
+        ("A100", "", None, None, 128, 2, FUSED, (312_000, 1555), ""),  # in bfloat16
+        ("H100", "", None, None, 128, 2, FUSED, (989_000, 3352), ""),
+        ("TPU v4", "", None, None, 128, 2, FUSED, (275_000, 1228), ""),
+        ("TPU v5e", "", None, None, 128, 2, FUSED, (197_000, 819), ""),
     )
 )
-
-# Machines for which no measurement of both is known: GFLOP/s in bfloat16, GB/s.
-ACCELERATORS = {
-    "A100": (312_000, 1555),
-    "H100": (989_000, 3352),
-    "TPU v4": (275_000, 1228),
-    "TPU v5e": (197_000, 819),
-}

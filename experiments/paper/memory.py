@@ -29,10 +29,9 @@ import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
 
-from experiments.common.block_sizes import BlockSize, block_sizes
 from experiments.common.initialisation import random_network
 from experiments.common.process_memory import peak_memory, reset_peak_memory
-from experiments.common.submodules import submodules
+from experiments.common.submodules import Submodule, submodules
 from experiments.common.table import Table, write_csv
 from experiments.common.timing import times
 from experiments.paper.slices import in_slices, inverted_residual_by_slices
@@ -83,6 +82,32 @@ def folded_network(width: float = 1.0) -> tuple[Any, Any]:
     return model, fold_batch_norm(model, variables)
 
 
+def blocks_of(width: float, image: tuple[int, int]) -> dict[str, Submodule]:
+    """Returns the blocks of a network on one image of (height, width) pixels, by name."""
+    return submodules(*folded_network(width), (1, *image, 3), InvertedResidual)
+
+
+def equation_2(block: Submodule, splits: int) -> int:
+    """Returns the bytes that exist at the same time in a block that is computed in slices.
+
+    These are the input, the output, and one slice before and after the depthwise convolution, for
+    one image. This is equation 2 with the block as one operation; its size |op| is that slice.
+    """
+    _, height, width, inputs = block.input_shape
+    stride, layers = block.module.stride, block.params
+    after = -(-height // stride) * -(-width // stride)
+    before = height * width if "expand" in layers else 0  # if not, this tensor is the input
+    slice_channels = -(-layers["depthwise"]["kernel"].shape[-1] // splits)
+    outputs = after * layers["project"]["kernel"].shape[-1]
+    return BYTES * (height * width * inputs + outputs + slice_channels * (before + after))
+
+
+def random_input(block: Submodule) -> jax.Array:
+    """Returns an input of a block."""
+    random = np.random.default_rng(0)
+    return jnp.asarray(random.normal(size=block.input_shape), jnp.float32)
+
+
 def largest_error(width: float, image: tuple[int, int], say: Callable[[str], None]) -> float:
     """Returns the largest error of a block in slices, relative to the block's largest value.
 
@@ -93,17 +118,13 @@ def largest_error(width: float, image: tuple[int, int], say: Callable[[str], Non
         image: The height and width of the network's input, in pixels.
         say: Shows which block is checked.
     """
-    model, variables = folded_network(width=width)
-    random = np.random.default_rng(0)
     largest = 0.0
-    blocks = submodules(model, variables, (1, *image, 3), InvertedResidual)
-    for path, block in blocks.items():
-        x = jnp.asarray(random.normal(size=block.input_shape), jnp.float32)
-        params = {"params": block.params}
+    for name, block in blocks_of(width, image).items():
+        x, params = random_input(block), {"params": block.params}
         expected, _ = jax.jit(block.module.apply)(params, x)
         channels = block.params["depthwise"]["kernel"].shape[-1]
         for splits in (*SPLITS, channels):
-            say(f"checking width {width:g}, {path}, t = {splits}")
+            say(f"checking width {width:g}, {name}, t = {splits}")
             with in_slices(splits):  # a new function, or JAX would use what it compiled before
                 result, _ = jax.jit(functools.partial(block.module.apply))(params, x)
             error = jnp.abs(result - expected).max() / jnp.abs(expected).max()
@@ -122,37 +143,36 @@ def planned_bytes(compiled: Any) -> int:
     return int(compiled.memory_analysis().temp_size_in_bytes)
 
 
-def measure_block(size: BlockSize, params: Any, splits: int, seconds: float) -> Measured:
+def measure_block(name: str, block: Submodule, splits: int, seconds: float) -> Measured:
     """Measures one block of the network alone, on one image."""
-    side = round(size.pixels_before**0.5)
-    stride = side // round(size.pixels_after**0.5)
-    padding = explicit_padding((side, side), 3, stride, "same")
-    shape = (1, side, side, size.inputs // size.pixels_before)
-    image = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+    x, stride = random_input(block), block.module.stride
+    padding = explicit_padding((x.shape[1], x.shape[2]), 3, stride, "same")
     # The weights are constants, as in inference, so they are sliced during compilation.
-    block = jax.jit(lambda x: inverted_residual_by_slices(x, params, splits, stride, padding))
-    compiled = block.lower(image).compile()
-    return Measured(
-        size.name,
-        splits,
-        BYTES * size.held(splits),
-        planned_bytes(compiled),
-        median_milliseconds(lambda: compiled(image), seconds),
+    program = jax.jit(
+        lambda x: inverted_residual_by_slices(x, block.params, splits, stride, padding)
     )
+    compiled = program.lower(x).compile()
+    milliseconds = median_milliseconds(lambda: compiled(x), seconds)
+    return Measured(name, splits, equation_2(block, splits), planned_bytes(compiled), milliseconds)
 
 
-def measure_network(splits: int, equation_2: int, seconds: float) -> Measured:
+def measure_network(splits: int, largest: int, seconds: float) -> Measured:
     """Measures the network on one image, with `splits` slices of each block.
 
     The milliseconds are the median of three processes. The resident memory is that of a fourth one,
     which returns freed memory to the system immediately, and is slower for it.
+
+    Args:
+        splits: The number of slices.
+        largest: The bytes of the largest block by equation 2.
+        seconds: The time of each process.
     """
     planned, milliseconds, _ = zip(
         *(_in_a_process(splits, seconds, "") for _ in range(PROCESSES)), strict=True
     )
     *_, resident = _in_a_process(splits, seconds, UNMAP)
     median = statistics.median(milliseconds)
-    return Measured("network", splits, equation_2, planned[0], median, resident)
+    return Measured("network", splits, largest, planned[0], median, resident)
 
 
 def _in_a_process(splits: int, seconds: float, tunables: str) -> tuple[int, float, int]:
@@ -199,11 +219,8 @@ def table_of_networks(rows: Sequence[Measured]) -> Table:
         for row in rows
     ]
     header = (
-        "slices of each block",
-        "largest block by equation 2, MB",
-        "planned temporaries, MB",
-        "peak resident, MB",
-        "ms per image",
+        *("slices of each block", "largest block by equation 2, MB"),
+        *("planned temporaries, MB", "peak resident, MB", "ms per image"),
     )
     return Table("memory_network", header, lines)
 
@@ -230,12 +247,10 @@ def draw(blocks: Sequence[Measured], network: Sequence[Measured], path: Path) ->
         planned = [row.planned / 1e6 for row in blocks if row.splits == splits]
         color = matplotlib.colormaps["viridis"](i / len(BLOCK_SPLITS))
         of_blocks.plot(names, planned, color=color, marker="osD^v"[i], label=f"t = {splits}")
+    of_blocks.set(xlabel="block", ylabel="planned temporaries, MB", title="each block alone")
     of_blocks.set_yscale("log")
     of_blocks.set_yticks((0.2, 0.5, 1, 2, 5, 10), ("0.2", "0.5", "1", "2", "5", "10"))
     of_blocks.minorticks_off()
-    of_blocks.set_ylabel("planned temporaries, MB")
-    of_blocks.set_xlabel("block")
-    of_blocks.set_title("each block alone")
     of_blocks.legend(fontsize="small")
     slices = [row.splits for row in network]
     for field, label, style in (
@@ -245,16 +260,13 @@ def draw(blocks: Sequence[Measured], network: Sequence[Measured], path: Path) ->
     ):
         values = [getattr(row, field) / 1e6 for row in network]
         of_memory.plot(slices, values, style, markerfacecolor="w", label=label)
-    of_memory.set_ylabel("MB")
+    of_memory.set(ylabel="MB", title=f"MobileNetV2 1.0, {SIZE} pixels: memory")
     of_memory.legend(fontsize="small")
-    of_memory.set_title(f"MobileNetV2 1.0, {SIZE} pixels: memory")
     of_time.plot(slices, [row.milliseconds for row in network], "k-o", markerfacecolor="w")
-    of_time.set_ylabel("ms per image")
-    of_time.set_title("and time")
+    of_time.set(ylabel="ms per image", title="and time")
     for axis in (of_memory, of_time):
         axis.set_ylim(bottom=0)
-        axis.set_xticks(slices)
-        axis.set_xlabel("slices t of every block")
+        axis.set(xticks=slices, xlabel="slices t of every block")
     figure.savefig(path, dpi=110)
 
 
@@ -263,26 +275,24 @@ def main() -> None:
     parser.add_argument("--seconds", type=real_number(), default=0.3, help="time for each row")
     parser.add_argument("--out", type=Path, default=Path("runs/memory"))
     arguments = parser.parse_args()
-    model, variables = folded_network()
-    sizes = block_sizes(model, (SIZE, SIZE))
     line = StatusLine("memory")
+    height, breadth = ODD_IMAGE
     for width in CHECKED_WIDTHS:
         error = largest_error(width, ODD_IMAGE, line.say)
         line.clear()
-        height, breadth = ODD_IMAGE
         print(
             f"width {width:g}, {height} x {breadth} pixels: each block in t = 1 to 8 slices and "
             f"channel by channel agrees with the block as it is; largest relative error {error:.1e}"
         )
     blocks, network = [], []
-    for size in sizes:
-        line.say(size.name)
-        params = variables["params"][size.name]
-        blocks += [measure_block(size, params, t, arguments.seconds) for t in BLOCK_SPLITS]
+    found = blocks_of(1.0, (SIZE, SIZE))
+    for name, block in found.items():
+        line.say(name)
+        blocks += [measure_block(name, block, t, arguments.seconds) for t in BLOCK_SPLITS]
     for t in SPLITS:
         line.say(f"network in {t} slices")
-        held = max(BYTES * size.held(t) for size in sizes)
-        network.append(measure_network(t, held, arguments.seconds))
+        largest = max(equation_2(block, t) for block in found.values())
+        network.append(measure_network(t, largest, arguments.seconds))
     line.clear()
     for table in (table_3(), table_of_blocks(blocks), table_of_networks(network)):
         table.write(arguments.out)

@@ -8,7 +8,7 @@ of 100 steps. Writes checkpoints.csv to --out.
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,42 +31,61 @@ STEPS = 10
 EVERY = 100  # steps between two checkpoints, for the relative cost
 
 
-class Block(NamedTuple):
-    """The seconds of STEPS steps, with a checkpoint before them or without."""
+class Pair(NamedTuple):
+    """The seconds of STEPS steps, with a checkpoint before them and without."""
 
-    saved: bool
-    seconds: float
+    saved: float
+    plain: float
 
 
-def blocks(config: Any, pairs: int, folder: Path) -> Iterator[Block]:
-    """Trains, and yields the time of each block, with and without a checkpoint in turn.
+def pairs(config: Any, count: int, folder: Path) -> Iterator[Pair]:
+    """Trains, and yields the times of each pair of blocks; writes checkpoints to a folder.
 
     The first pair is left out, since it includes compilation and other work that is done only once.
-
-    Args:
-        config: The config of the run.
-        pairs: The number of pairs of blocks.
-        folder: The folder for checkpoints.
     """
     settings = from_config(config)
     setup = set_up(settings)
-    steps, state = setup.steps, initial_state(setup, settings)
-    view = setup.views[0]
-    batches = data.train_batches(setup.dataset, config.batch_size, seed=0, view=view)
+    state = initial_state(setup, settings)
+    batches = data.train_batches(setup.dataset, config.batch_size, seed=0, view=setup.views[0])
     key = jax.random.key(0)
     checkpoints = Checkpoints(folder)
-    for block in range(2 * pairs + 2):
-        saves = block % 2 == 0
-        began = time.perf_counter()
-        if saves:
-            checkpoints.save(block * STEPS, state, Timing())
-        for _ in range(STEPS):
-            state, _ = steps.train(state, shard(next(batches)), key, None)
-        jax.block_until_ready(state)
-        checkpoints.wait()
-        if block >= 2:
-            yield Block(saves, time.perf_counter() - began)
+    for pair in range(count + 1):
+        seconds = []
+        for saves in (True, False):
+            began = time.perf_counter()
+            if saves:
+                checkpoints.save(2 * pair * STEPS, state, Timing())
+            for _ in range(STEPS):
+                state, _ = setup.steps.train(state, shard(next(batches)), key, None)
+            jax.block_until_ready(state)
+            checkpoints.wait()
+            seconds.append(time.perf_counter() - began)
+        if pair:
+            yield Pair(*seconds)
     checkpoints.close()
+
+
+def table(measured: Sequence[Pair], batch_size: int) -> Table:
+    """Returns medians, and the cost of checkpoints with its interval."""
+    with_, without = np.array(measured).T
+    steps = float(np.median(without))
+    between = steps * EVERY / STEPS
+    # The machine's speed varies slowly, so neighbouring blocks are compared. The median leaves out
+    # stalls of the machine, which are not a cost of checkpoints.
+    extra = with_ - without
+    draws = np.random.default_rng(0).choice(extra, (2000, len(extra)))
+    low, high = 100 * np.percentile(np.median(draws, axis=1), (2.5, 97.5)) / between
+    median = float(np.median(extra))
+    cost, rate = median / between, EVERY * batch_size / between
+    columns = {
+        f"{STEPS} steps, ms": f"{1000 * steps:.0f}",
+        "with a checkpoint, ms": f"{1000 * (steps + median):.0f}",
+        "images/s, no checkpoints": f"{rate:,.0f}",
+        f"images/s, every {EVERY} steps": f"{rate / (1 + cost):,.0f}",
+        "cost, %": f"{100 * cost:.1f}",
+        "95 % interval": f"{low:.1f} to {high:.1f}",
+    }
+    return Table("checkpoints", list(columns), [list(columns.values())])
 
 
 def main() -> None:
@@ -77,48 +96,14 @@ def main() -> None:
     keep_compiled_programs()
     config = with_arms(v2_ablation.get_config())
     config.ema_decay = 0.999  # a third copy of the parameters in each checkpoint
-    measured: list[Block] = []
+    measured: list[Pair] = []
     line = StatusLine("checkpoints")
     with tempfile.TemporaryDirectory() as folder:
-        for block in blocks(config, arguments.pairs, Path(folder)):
-            measured.append(block)
-            line.say(f"{len(measured)}/{2 * arguments.pairs} times {STEPS} steps")
+        for pair in pairs(config, arguments.pairs, Path(folder)):
+            measured.append(pair)
+            line.say(f"{len(measured)}/{arguments.pairs} pairs of {STEPS} steps")
     line.clear()
-    header = (
-        f"{STEPS} steps, ms",
-        "with a checkpoint, ms",
-        "images/s, no checkpoints",
-        f"images/s, every {EVERY} steps",
-        "cost, %",
-        "95 % interval",
-    )
-    lines = [row(measured, config.batch_size)]
-    Table("checkpoints", header, lines).write(arguments.out, measured)
-
-
-def row(measured: list[Block], batch_size: int) -> tuple[str, ...]:
-    """Returns the row of the table: medians, and the cost of checkpoints with its interval."""
-    with_, without = (
-        np.array([block.seconds for block in measured if block.saved == saved])
-        for saved in (True, False)
-    )
-    steps = float(np.median(without))
-    between = steps * EVERY / STEPS
-    # The machine's speed varies slowly, so neighbouring blocks are compared. The median leaves out
-    # stalls of the machine, which are not a cost of checkpoints.
-    extra = with_ - without
-    draws = np.random.default_rng(0).choice(extra, (2000, len(extra)))
-    costs = 100 * np.percentile(np.median(draws, axis=1), (2.5, 97.5)) / between
-    cost = float(np.median(extra)) / between
-    rate = EVERY * batch_size / between
-    return (
-        f"{1000 * steps:.0f}",
-        f"{1000 * (steps + float(np.median(extra))):.0f}",
-        f"{rate:,.0f}",
-        f"{rate / (1 + cost):,.0f}",
-        f"{100 * cost:.1f}",
-        f"{costs[0]:.1f} to {costs[1]:.1f}",
-    )
+    table(measured, config.batch_size).write(arguments.out, measured)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ compilers into an environment of their own, run this command, and fill docs/acce
 program takes 10 s to 4 minutes.
 """
 
-import argparse
 import dataclasses
 import itertools
 import json
@@ -80,58 +79,55 @@ def cost_of(task: str, framework: str, chip: str) -> Cost:
 
 
 def table_of(rows: Sequence[Row]) -> Table:
-    """Returns the table of one chip: mnv2 beside plain Flax."""
+    """Returns the table of one chip: mnv2 beside plain Flax, whose cells may be empty."""
     lines = []
     on_tpu = bool(rows[0].cost.cycles)
-    for ours in (row for row in rows if row.framework == "mnv2"):
-        stock = [row.cost for row in rows if row.task == ours.task and row is not ours]
-        field, unit = ("cycles", 1e6) if on_tpu else ("traffic", 1e9)
-        costs = [getattr(cost, field) for cost in (ours.cost, *stock)]
-        cells = [*(f"{cost / unit:,.2f}" for cost in costs), *[""] * (2 - len(costs))]
-        cells.append(f"{costs[0] / costs[1]:.2f}" if stock else "")
+    field, unit = ("cycles", 1e6) if on_tpu else ("traffic", 1e9)
+    for row in (row for row in rows if row.framework == "mnv2"):
+        both = [row.cost, *(x.cost for x in rows if x.task == row.task and x is not row)]
+        costs = [getattr(cost, field) for cost in both]
+        empty = [""] * (2 - len(both))
+        cells = [*(f"{cost / unit:,.2f}" for cost in costs), *empty]
+        cells.append(f"{costs[0] / costs[1]:.2f}" if not empty else "")
         if not on_tpu:
-            kernels = [f"{cost.kernels:,}" for cost in (ours.cost, *stock)]
-            cells += [*kernels, *[""] * (2 - len(kernels))]
-        images = f"{ours.per_second:,.0f}" if ours.per_second else ""
-        lines.append([str(ours.task), *cells, f"{ours.cost.memory / 1e9:.1f}", images])
+            cells += [*(f"{cost.kernels:,}" for cost in both), *empty]
+        images = f"{row.per_second:,.0f}" if row.per_second else ""
+        lines.append([str(row.task), *cells, f"{row.cost.memory / 1e9:.1f}", images])
     return Table(f"chips_{rows[0].chip}", TPU if on_tpu else GPU, lines)
-
-
-def _print_kinds(cost: Cost, chip: str) -> None:
-    """Prints the share of each kind of layer, largest first."""
-    total = sum(cost.by_kind.values())
-    shares = sorted(cost.by_kind.items(), key=lambda item: -item[1])
-    print(f"  {chip}: " + ", ".join(f"{kind} {x / total:.0%}" for kind, x in shares if x))
 
 
 def main() -> None:
     parser = command_parser("experiments.speed.chips", __doc__)
     parser.add_argument("--chips", nargs="+", default=["v5e"], help=", ".join(CHIPS))
     parser.add_argument("--networks", nargs="+", default=list(TASKS), help=", ".join(TASKS))
-    parser.add_argument("--only", nargs="+", default=FRAMEWORKS, help=", ".join(FRAMEWORKS))
     parser.add_argument("--out", type=Path, default=Path("runs/chips"))
     arguments = parser.parse_args()
-    _check(arguments)
+    for chip in arguments.chips:
+        check_choice(chip, CHIPS, "chip")
+        check_installed(CHIPS[chip])
+    for network in arguments.networks:
+        check_choice(network, TASKS, "network")
     rows: list[Row] = []
     for chip in arguments.chips:
-        here = []
-        for row in _rows(chip, arguments.networks, arguments.only):
-            here.append(row)
-            write_csv([one.record() for one in [*rows, *here]], arguments.out / "chips.csv")
-        if here:
-            table_of(here).write(arguments.out)
-        rows += here
+        of_chip = []
+        for row in _rows(chip, arguments.networks):
+            of_chip.append(row)
+            write_csv([one.record() for one in [*rows, *of_chip]], arguments.out / "chips.csv")
+        if of_chip:
+            table_of(of_chip).write(arguments.out)
+        rows += of_chip
     if not rows:
         raise UserError("no step could be compiled")
     print(f"\nin {arguments.out}: chips.csv and a table per chip")
 
 
-def _rows(chip: str, networks: Sequence[str], frameworks: Sequence[str]) -> Iterator[Row]:
+def _rows(chip: str, networks: Sequence[str]) -> Iterator[Row]:
     """Yields and prints the cost of each program; one that does not compile is left out."""
     line = StatusLine("compiling")
-    for number, (task, framework) in enumerate(itertools.product(networks, frameworks), start=1):
+    programs = list(itertools.product(networks, FRAMEWORKS))
+    for number, (task, framework) in enumerate(programs, start=1):
         what = f"{TASKS[task]} of {framework}"
-        line.say(f"{chip} {number}/{len(networks) * len(frameworks)}  {what}")
+        line.say(f"{chip} {number}/{len(programs)}  {what}")
         try:
             cost = cost_of(task, framework, chip)
         except UserError as error:
@@ -145,19 +141,10 @@ def _rows(chip: str, networks: Sequence[str], frameworks: Sequence[str]) -> Iter
             amount = f"{cost.traffic / 1e9:9.2f} GB, {cost.kernels:,} kernels"
         print(f"{chip:5} {what:42} {amount}  compiled in {cost.compile_seconds:.0f} s", flush=True)
         if framework == "mnv2":
-            _print_kinds(cost, chip)
+            total = sum(cost.by_kind.values())
+            shares = sorted(cost.by_kind.items(), key=lambda item: -item[1])
+            print(f"  {chip}: " + ", ".join(f"{kind} {x / total:.0%}" for kind, x in shares if x))
         yield Row(chip, TASKS[task], framework, cost)
-
-
-def _check(arguments: argparse.Namespace) -> None:
-    """Raises UserError for names that do not exist and compilers that are not installed."""
-    for name in arguments.chips:
-        check_choice(name, CHIPS, "chip")
-        check_installed(CHIPS[name])
-    for name in arguments.networks:
-        check_choice(name, TASKS, "network")
-    for name in arguments.only:
-        check_choice(name, FRAMEWORKS, "framework")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ PyTorch with channels last, eager and compiled. On a GPU all of them multiply fl
 Prints images/s (the median of the steps, and the range of their middle 90 %), the ratio to plain
 Flax, the time until the first step is compiled, and the peak memory of a device of JAX where it is
 known. A row that does not fit the memory is left out. mnv2 and plain Flax together take less than
-15 minutes, PyTorch another 10; --networks, --dtypes and --only choose.
+15 minutes, PyTorch another 10; --networks and --only choose.
 
 Writes device.csv and device.md to --out, with the device, the versions and the commit in each row
 of the CSV. Rows of devices that docs/accelerators.md lacks are welcome.
@@ -16,11 +16,12 @@ of the CSV. Rows of devices that docs/accelerators.md lacks are welcome.
 import contextlib
 import gc
 import importlib
-import importlib.metadata
+import itertools
 import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,15 +61,23 @@ class Row(NamedTuple):
     compile_seconds: float
     peak_mib: int
 
+    def __str__(self) -> str:
+        task, speeds = self.task, (self.images_per_second, self.lowest, self.highest)
+        median, low, high = (f"{speed:,.1f}" for speed in speeds)
+        memory = f"  {self.peak_mib:,} MiB" if self.peak_mib else ""
+        what = f"{task.mode:5}  {task.network:12}  {task.dtype:8}  {self.framework:13}"
+        compiled = f"compiled in {self.compile_seconds:.0f} s{memory}"
+        return f"{what}  {median} images/s ({low}-{high})  {compiled}"
+
     def record(self) -> dict[str, Any]:
         """Returns the columns of the CSV, with the device, the versions and the commit."""
-        task = self.task
+        task, of_jax = self.task, f"jax {jax.__version__}, jaxlib {jaxlib.__version__}"
         return {
             "device": describe_devices(device.device_kind for device in jax.devices()),
             **{field: getattr(task, field) for field in ("mode", "network", "dtype")},
             **{"pixels": task.size, "batch": task.batch},
             **dict(list(self._asdict().items())[1:]),
-            "versions": _versions(self.framework),
+            "versions": of_jax if self.framework in OF_JAX else f"torch {version('torch')}",
             "commit": commit() or "unknown",
         }
 
@@ -93,40 +102,28 @@ def _peak_memory() -> int:
     return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
 
 
-def _versions(framework: str) -> str:
-    if framework in OF_JAX:
-        return f"jax {jax.__version__}, jaxlib {jaxlib.__version__}"
-    return f"torch {importlib.metadata.version('torch')}"
-
-
 def rows(tasks: Sequence[Task], frameworks: Sequence[str], seconds: float) -> Iterator[Row]:
     """Yields the rows as they are measured; says which do not fit the device's memory."""
     line = StatusLine("measuring")
-    for number, task in enumerate(tasks):
-        for framework in frameworks:
-            what = f"{task}, {task.dtype}, {framework}"
-            line.say(f"{number + 1} of {len(tasks)}: {what}")
-            try:
-                row = measure(framework, task, seconds)
-            except RuntimeError as error:
-                if not any(sign in str(error) for sign in OUT_OF_MEMORY):
-                    raise
-                line.clear()
-                warn(f"{what} does not fit the memory")
-                continue
-            finally:
-                _free_memory()
+    for number, (task, framework) in enumerate(itertools.product(tasks, frameworks), start=1):
+        what = f"{task}, {task.dtype}, {framework}"
+        line.say(f"{number} of {len(tasks) * len(frameworks)}: {what}")
+        try:
+            row = measure(framework, task, seconds)
+        except RuntimeError as error:
+            if not any(sign in str(error) for sign in OUT_OF_MEMORY):
+                raise
             line.clear()
-            yield row
-
-
-def _free_memory() -> None:
-    """Frees the device's memory for the next network, which would not get it otherwise."""
-    jax.clear_caches()
-    gc.collect()
-    torch = sys.modules.get("torch")  # if a row of PyTorch was measured
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
+            warn(f"{what} does not fit the memory")
+            continue
+        finally:  # the next network would not get the memory otherwise
+            jax.clear_caches()
+            gc.collect()
+            torch = sys.modules.get("torch")  # if a row of PyTorch was measured
+            if torch is not None and torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        line.clear()
+        yield row
 
 
 def table_of(measured: Sequence[Row]) -> Table:
@@ -148,10 +145,7 @@ def main() -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     parser = command_parser("experiments.speed.device", __doc__)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
     parser.add_argument("--only", nargs="+", choices=FRAMEWORKS, default=FRAMEWORKS)
-    parser.add_argument("--size", type=whole_number(), default=224, help="image side, in pixels")
     parser.add_argument("--batch", type=whole_number(), help="default: 256, on a CPU 32")
     parser.add_argument("--seconds", type=real_number(), default=5.0, help="for each row")
     parser.add_argument("--out", type=Path, default=Path("runs/device"))
@@ -162,18 +156,13 @@ def main() -> None:
         raise UserError(f"--batch must be a multiple of the {count} devices, got {batch}")
     frameworks = _usable(arguments.only)
     tasks = [
-        Task(mode, network, 1.0, arguments.size, batch, machine.threads(), dtype=dtype)
-        for mode in arguments.modes
-        for network in arguments.networks
-        for dtype in arguments.dtypes
+        Task(mode, network, batch=batch, threads=machine.threads(), dtype=dtype)
+        for mode, network, dtype in itertools.product(MODES, arguments.networks, DTYPES)
     ]
     measured: list[Row] = []
     for row in rows(tasks, frameworks, arguments.seconds):
         measured.append(row)
-        speed = f"{row.images_per_second:,.1f} images/s ({row.lowest:,.1f}-{row.highest:,.1f})"
-        memory = f"  {row.peak_mib:,} MiB" if row.peak_mib else ""
-        what = f"{row.task.mode:5}  {row.task.network:12}  {row.task.dtype:8}  {row.framework:13}"
-        print(f"{what}  {speed}  compiled in {row.compile_seconds:.0f} s{memory}", flush=True)
+        print(row, flush=True)
         write_csv([one.record() for one in measured], arguments.out / "device.csv")
     if not measured:
         raise UserError("no network fits the memory: give a smaller --batch")

@@ -6,13 +6,13 @@ device, with 1, 10 or 100 steps per call. The ways take turns, 100 steps each. P
 these steps/s, as median and range over --rounds, to --out as dispatch.md.
 """
 
-import dataclasses
 import functools
 import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -38,8 +38,7 @@ EXAMPLES = 1000
 PER_CALL = (0, 1, 10, 100)  # steps; 0: the batches come from the host
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """A network and its batches."""
 
     title: str

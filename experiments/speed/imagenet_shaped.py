@@ -12,15 +12,16 @@ What is trained on it says nothing about accuracy.
 import colorsys
 import io
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image
 
 from experiments.common import photographs
 from mnv2 import data, pretrained
-from mnv2.runtime.cli import command_parser, run, whole_number
+from mnv2.runtime.cli import command_parser, run
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.terminal import StatusLine
 
@@ -45,32 +46,30 @@ def pictures(count: int, seed: int) -> Iterator[tuple[int, bytes]]:
     line.clear()
 
 
-def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    archive.addfile(member, io.BytesIO(content))
+def write_archive(target: IO[bytes], files: Iterable[tuple[str, bytes]]) -> None:
+    """Writes a tar archive of files, given as names and contents."""
+    with tarfile.open(fileobj=target, mode="w") as archive:
+        for name, content in files:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
 
 
-def write_train(path: Path, count: int) -> None:
-    """Writes ILSVRC2012_img_train.tar: an archive of an archive per class."""
-    synsets = pretrained.imagenet.synsets()
-    of_class: dict[int, list[bytes]] = {}
+def train_files(count: int) -> Iterator[tuple[str, bytes]]:
+    """Yields the files in ILSVRC2012_img_train.tar: an archive per class."""
+    of_class: dict[str, list[bytes]] = {}
     for label, content in pictures(count, seed=0):
-        of_class.setdefault(label, []).append(content)
-    with tarfile.open(path, "w") as archive:
-        for label, contents in of_class.items():
-            inner = io.BytesIO()
-            with tarfile.open(fileobj=inner, mode="w") as of_synset:
-                for number, content in enumerate(contents):
-                    _add(of_synset, f"{synsets[label]}_{number}.JPEG", content)
-            _add(archive, f"{synsets[label]}.tar", inner.getvalue())
+        of_class.setdefault(pretrained.imagenet.synsets()[label], []).append(content)
+    for name, contents in of_class.items():
+        inner = io.BytesIO()
+        write_archive(inner, ((f"{name}_{i}.JPEG", content) for i, content in enumerate(contents)))
+        yield f"{name}.tar", inner.getvalue()
 
 
-def write_test(path: Path, count: int) -> None:
-    """Writes ILSVRC2012_img_val.tar. The builder gives its pictures the labels of ImageNet's."""
-    with tarfile.open(path, "w") as archive:
-        for number, (_, content) in enumerate(pictures(count, seed=1), start=1):
-            _add(archive, f"ILSVRC2012_val_{number:08}.JPEG", content)
+def test_files(count: int) -> Iterator[tuple[str, bytes]]:
+    """Yields the files in ILSVRC2012_img_val.tar. The builder gives them the labels of ImageNet."""
+    for number, (_, content) in enumerate(pictures(count, seed=1), start=1):
+        yield f"ILSVRC2012_val_{number:08}.JPEG", content
 
 
 def prepare(data_dir: Path, train: int = TRAIN, test: int = TEST) -> data.Dataset:
@@ -81,13 +80,14 @@ def prepare(data_dir: Path, train: int = TRAIN, test: int = TEST) -> data.Datase
     if not (data_dir / NAME).exists():
         manual = data_dir / "downloads" / "manual"
         manual.mkdir(parents=True, exist_ok=True)
-        for name, write, count in (
-            ("ILSVRC2012_img_train.tar", write_train, train),
-            ("ILSVRC2012_img_val.tar", write_test, test),
+        for name, files in (
+            ("ILSVRC2012_img_train.tar", train_files(train)),
+            ("ILSVRC2012_img_val.tar", test_files(test)),
         ):
             if (manual / name).exists():
                 raise UserError(f"{manual / name} exists already: choose another --data_dir")
-            write(manual / name, count)
+            with (manual / name).open("wb") as file:
+                write_archive(file, files)
     dataset = data.open_dataset(NAME, str(data_dir))
     if dataset.num_examples("train") != train:
         raise UserError(
@@ -100,12 +100,10 @@ def prepare(data_dir: Path, train: int = TRAIN, test: int = TEST) -> data.Datase
 def main() -> None:
     parser = command_parser("experiments.speed.imagenet_shaped", __doc__)
     parser.add_argument("--data_dir", type=Path, default=Path("runs/imagenet_shaped"))
-    parser.add_argument("--train", type=whole_number(1000), default=TRAIN, help="(default: 4000)")
-    parser.add_argument("--test", type=whole_number(), default=TEST, help="(default: 1000)")
-    arguments = parser.parse_args()
-    dataset = prepare(arguments.data_dir, arguments.train, arguments.test)
+    folder = parser.parse_args().data_dir
+    dataset = prepare(folder)
     counts = ", ".join(f"{split} {dataset.num_examples(split)}" for split in dataset.splits)
-    print(f"{NAME} in {arguments.data_dir}: {counts}; use it with --config.data.dir")
+    print(f"{NAME} in {folder}: {counts}; use it with --config.data.dir")
 
 
 if __name__ == "__main__":

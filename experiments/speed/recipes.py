@@ -11,15 +11,16 @@ pictures the host prepares per second. Files: recipes.csv, recipes.md and recipe
 The same command goes on where it stopped.
 """
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -29,7 +30,7 @@ from experiments.speed import imagenet_shaped
 from mnv2 import data
 from mnv2.prepare import write_resized
 from mnv2.pretrained import Preprocessing
-from mnv2.runtime.cli import command_parser, run, whole_number
+from mnv2.runtime.cli import command_parser, run
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import read_json, write_json
 from mnv2.runtime.layout import CHECKPOINTS, METRICS, RESULT
@@ -39,12 +40,10 @@ from mnv2.sweeps.workdir import read_result
 from mnv2.training.config import from_config
 from mnv2.training.setup import train_views
 
-STEPS = 10
+STEPS, BATCH = 10, 32
 HOST_BATCHES = 6  # that are timed, after one that is not
 SIDE = 256  # of the shorter sides of pictures that are prepared once
 WANTED = 9000  # pictures per second of an accelerator, for which cores are counted
-
-type Trained = tuple[str, int, int, float, float, float, int]  # the first fields of a Recipe
 
 
 class Recipe(NamedTuple):
@@ -61,12 +60,12 @@ class Recipe(NamedTuple):
     resized: float  # the same of pictures with shorter sides of SIDE pixels
 
 
-def command(preset: str, data_dir: Path, workdir: Path, batch: int) -> list[str]:
+def command(preset: str, data_dir: Path, workdir: Path) -> list[str]:
     """Returns the command that trains a preset for a few steps."""
     changes = {
         "data.dir": data_dir,
         "data.validation": 100,
-        "batch_size": batch,
+        "batch_size": BATCH,
         "eval_batch_size": 100,
         "duration": f"{STEPS} steps",
         "eval_every": "4 steps",
@@ -81,86 +80,64 @@ def command(preset: str, data_dir: Path, workdir: Path, batch: int) -> list[str]
     return [*start, "--workdir", str(workdir), *options]
 
 
-def _memory(process: psutil.Process) -> float:
-    """Returns the resident memory of a process and its children, in MB."""
-    total = 0
-    for one in (process, *process.children(recursive=True)):
-        try:
-            total += one.memory_info().rss
-        except psutil.NoSuchProcess:
-            continue
-    return total / 1e6
+def execute(arguments: list[str], log: Path, killed: Callable[[], bool] | None = None) -> float:
+    """Executes a run to its end, or kills it when `killed` says so; returns its largest memory.
 
-
-def train(arguments: list[str], log: Path) -> float:
-    """Executes a run to its end; returns its largest memory. Raises UserError if it fails."""
-    with log.open("w", encoding="utf-8") as output:
-        process = subprocess.Popen(arguments, stdout=output, stderr=subprocess.STDOUT)
-        watched, most = psutil.Process(process.pid), 0.0
-        while process.poll() is None:
-            try:
-                most = max(most, _memory(watched))
-            except psutil.NoSuchProcess:
-                break
-            time.sleep(0.2)
-    if process.wait():
-        raise UserError(f"a run failed, see {log}")
-    return most
-
-
-def train_and_kill(arguments: list[str], log: Path, folder: Path) -> None:
-    """Executes a run until it has logged its sixth step and saved its fourth, and kills it."""
+    That is in MB, of the process and its children. Raises UserError if the run fails, or ends
+    before it is killed.
+    """
+    most = 0.0
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
             arguments, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
-        while process.poll() is None:
-            logged = (folder / METRICS).read_text() if (folder / METRICS).exists() else ""
-            if '"step": 6' in logged and (folder / CHECKPOINTS / "4").exists():
+        watched = psutil.Process(process.pid)
+        try:
+            while process.poll() is None and not (killed and killed()):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    family = (watched, *watched.children(recursive=True))
+                    most = max(most, sum(one.memory_info().rss for one in family) / 1e6)
+                time.sleep(0.05)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-                break
-            time.sleep(0.05)
-    if process.wait() != -signal.SIGKILL:
-        raise UserError(f"the run ended before it could be killed, see {log}")
+    if process.wait() != (-signal.SIGKILL if killed else 0):
+        raise UserError(f"a run failed{' or could not be killed' if killed else ''}, see {log}")
+    return most
 
 
-def measure(preset: str, dataset: data.Dataset, data_dir: Path, out: Path, batch: int) -> Trained:
-    """Trains a preset twice, once with a kill; returns the first fields of its Recipe.
+def train(preset: str, data_dir: Path, out: Path) -> tuple[dict[str, Any], float]:
+    """Trains a preset twice, once with a kill; returns its result, and its memory in MB.
 
-    Raises UserError if the results differ.
+    The kill is after the sixth step, when the checkpoint of the fourth is saved. Raises UserError
+    if the results differ, and unless the test counts every picture.
     """
-    whole, killed = (out / "runs" / f"{preset}_{name}" for name in ("whole", "killed"))
-    for folder in (whole, killed):
+    whole, again = (out / "runs" / f"{preset}_{name}" for name in ("whole", "killed"))
+    for folder in (whole, again):
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
-    log = out / "runs" / f"{preset}.log"
-    memory = train(command(preset, data_dir, whole, batch), log)
-    result = read_result(whole / preset / "0" / RESULT)
-    train_and_kill(command(preset, data_dir, killed, batch), log, killed / preset / "0")
-    train(command(preset, data_dir, killed, batch), log)
-    resumed = read_result(killed / preset / "0" / RESULT)
+    log, interrupted = out / "runs" / f"{preset}.log", again / preset / "0"
+
+    def is_within() -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            logged = (interrupted / METRICS).read_text(encoding="utf-8")
+            return '"step": 6' in logged and (interrupted / CHECKPOINTS / "4").exists()
+        return False
+
+    memory = execute(command(preset, data_dir, whole), log)
+    execute(command(preset, data_dir, again), log, is_within)
+    execute(command(preset, data_dir, again), log)
+    result, resumed = (read_result(folder / preset / "0" / RESULT) for folder in (whole, again))
     if resumed["test"] != result["test"]:
         raise UserError(f"{preset}: resumed {resumed['test']}, uninterrupted {result['test']}")
-    if result["test"]["examples"] != dataset.num_examples("test"):
+    if result["test"]["examples"] != imagenet_shaped.TEST:
         raise UserError(f"{preset}: the test counted {result['test']['examples']} pictures")
-    chosen = imagenet.get_config(preset).data
-    side = chosen.image_size
-    tested = Preprocessing(chosen.evaluation).view_of((side, side), 3)
-    return (
-        preset,
-        side,
-        tested.size[0],
-        result["images_per_second"],
-        memory,
-        100 * result["waiting_for_input"],
-        int(result["test"]["examples"]),
-    )
+    return result, memory
 
 
 def time_host(preset: str, dataset: data.Dataset, batch: int = 64) -> float:
     """Measures how many pictures per second a core reads, decodes, crops and resizes."""
-    config = resolve(imagenet.get_config(preset), preset)
-    settings = from_config(config)
+    settings = from_config(resolve(imagenet.get_config(preset), preset))
     side = settings.data.image_size or 0
     (view,) = train_views(settings, (side, side, 3))
     batches = data.train_batches(dataset, batch, seed=0, view=view, repeats=settings.data.repeats)
@@ -172,8 +149,22 @@ def time_host(preset: str, dataset: data.Dataset, batch: int = 64) -> float:
     return rate / len(os.sched_getaffinity(0))
 
 
+def measure(
+    preset: str, dataset: data.Dataset, resized: data.Dataset, data_dir: Path, out: Path
+) -> Recipe:
+    """Measures one preset, with the pictures as they are and with prepared ones."""
+    rates = (time_host(preset, dataset), time_host(preset, resized))
+    result, memory = train(preset, data_dir, out)
+    chosen = imagenet.get_config(preset).data
+    side = chosen.image_size
+    tested = Preprocessing(chosen.evaluation).view_of((side, side), 3)
+    waiting, count = 100 * result["waiting_for_input"], int(result["test"]["examples"])
+    speed = result["images_per_second"]
+    return Recipe(preset, side, tested.size[0], speed, memory, waiting, count, *rates)
+
+
 def measured(
-    presets: Sequence[str], dataset: data.Dataset, data_dir: Path, out: Path, batch: int
+    presets: Sequence[str], dataset: data.Dataset, data_dir: Path, out: Path
 ) -> Iterator[Recipe]:
     """Yields what was measured of each preset; what was measured before is read from `out`."""
     small = data_dir / "resized"
@@ -182,15 +173,10 @@ def measured(
     line = StatusLine("recipes")
     for number, preset in enumerate(presets, start=1):
         line.say(f"{preset}, {number} of {len(presets)}")
-        stored = out / "runs" / f"{preset}.json"
-        how = {"batch": batch, "data_dir": str(data_dir.absolute())}
-        found = read_json(stored, "remove it") if stored.exists() else {}
-        if found.get("how") != how:
-            rates = (time_host(preset, dataset), time_host(preset, resized))
-            recipe = Recipe(*measure(preset, dataset, data_dir, out, batch), *rates)
-            found = {"recipe": recipe._asdict(), "how": how}
-            write_json(stored, found)
-        yield Recipe(**found["recipe"])
+        stored = out / f"{preset}.json"
+        if not stored.exists():
+            write_json(stored, measure(preset, dataset, resized, data_dir, out)._asdict())
+        yield Recipe(**read_json(stored, "remove it"))
     line.clear()
 
 
@@ -198,41 +184,34 @@ def main() -> None:
     parser = command_parser("experiments.speed.recipes", __doc__)
     parser.add_argument("--data_dir", type=Path, default=Path("runs/imagenet_shaped"))
     parser.add_argument("--out", type=Path, default=Path("runs/recipes"))
-    parser.add_argument("--batch", type=whole_number(), default=32, help="(default: 32)")
-    quick = tuple(preset for preset in imagenet.RECIPES if preset != "resnet50")
     parser.add_argument(
         "--presets",
         nargs="+",
         choices=tuple(imagenet.RECIPES),
-        default=quick,
+        default=tuple(preset for preset in imagenet.RECIPES if preset != "resnet50"),
         help="(default: all but resnet50, which takes 18 minutes on two cores)",
     )
     arguments = parser.parse_args()
     dataset = imagenet_shaped.prepare(arguments.data_dir)
-    where = (arguments.data_dir, arguments.out, arguments.batch)
-    recipes = list(measured(arguments.presets, dataset, *where))
-    Table(
-        "recipes",
-        ("preset", "train, px", "test, px", "images/s", "memory, MB", "waiting, %", "tested"),
-        [
-            (
-                *(one.preset, one.size, one.test_size, f"{one.images_per_second:.1f}"),
-                *(f"{one.memory:,.0f}", f"{one.waiting:.0f}", one.test_pictures),
-            )
-            for one in recipes
-        ],
-    ).write(arguments.out, recipes)
-    Table(
-        "recipes_host",
-        ("preset", "pictures/s per core", "cores", "resized to 256", "cores"),
-        [
-            (
-                *(one.preset, f"{one.per_core:,.0f}", f"{WANTED / one.per_core:.0f}"),
-                *(f"{one.resized:,.0f}", f"{WANTED / one.resized:.0f}"),
-            )
-            for one in recipes
-        ],
-    ).write(arguments.out)
+    recipes = list(measured(arguments.presets, dataset, arguments.data_dir, arguments.out))
+    header = ("preset", "train, px", "test, px", "images/s", "memory, MB", "waiting, %", "tested")
+    lines = [
+        (
+            *(one.preset, one.size, one.test_size, f"{one.images_per_second:.1f}"),
+            *(f"{one.memory:,.0f}", f"{one.waiting:.0f}", one.test_pictures),
+        )
+        for one in recipes
+    ]
+    Table("recipes", header, lines).write(arguments.out, recipes)
+    header_of_host = ("preset", "pictures/s per core", "cores", f"resized to {SIDE}", "cores")
+    lines_of_host = [
+        (
+            *(one.preset, f"{one.per_core:,.0f}", f"{WANTED / one.per_core:.0f}"),
+            *(f"{one.resized:,.0f}", f"{WANTED / one.resized:.0f}"),
+        )
+        for one in recipes
+    ]
+    Table("recipes_host", header_of_host, lines_of_host).write(arguments.out)
     print(f"\nin {arguments.out}: recipes.csv, recipes.md, recipes_host.md")
 
 

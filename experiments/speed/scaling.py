@@ -1,7 +1,5 @@
 """How does speed change with batch size, resolution, width and threads?
 
-    python -m experiments.speed.scaling
-
 Times the training of MobileNetV2 1.0 at 96 pixels, batch 32, on all processors. Then each of the
 four is varied alone. PyTorch is timed as well if it is installed (`make scaling` installs it). The
 measurement is that of `experiments.speed.throughput`. Writes scaling.csv and scaling.png to --out.
@@ -17,11 +15,11 @@ import matplotlib.figure
 from matplotlib import ticker
 
 from experiments.speed.frameworks.results import OURS, Row, print_rows, ranges, write_csv
-from experiments.speed.frameworks.steps import CONTENDERS, installed
+from experiments.speed.frameworks.steps import installed
 from experiments.speed.frameworks.tasks import Task
 from experiments.speed.frameworks.turns import AS_RUN, measure
 from mnv2.runtime.cli import command_parser, real_number, run, whole_number
-from mnv2.runtime.errors import UserError, check_choice
+from mnv2.runtime.errors import UserError
 
 LABELS = {
     "batch": "batch size",
@@ -40,7 +38,7 @@ def series(base: Task, cores: int) -> dict[str, list[Task]]:
         "threads": sorted({2**i for i in range(cores.bit_length())} | {cores}),
     }
     return {
-        field: [dataclasses.replace(base, **{field: value}) for value in of_field if value]
+        field: [dataclasses.replace(base, **{field: value}) for value in of_field]
         for field, of_field in values.items()
     }
 
@@ -63,15 +61,11 @@ def draw(curves: Mapping[str, list[Task]], rows: Sequence[Row], title: str, path
                 label=name,
             )
         values = [getattr(task, field) for task in tasks]
-        axes.set_xscale("log")
-        axes.set_yscale("log")
+        axes.set(xscale="log", yscale="log", xlabel=LABELS[field], ylabel="images/s")
         axes.set_xticks(values, [f"{x:g}" for x in values])
-        axes.xaxis.set_minor_locator(ticker.NullLocator())
         axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
-        axes.yaxis.set_minor_locator(ticker.NullLocator())
-        axes.set_xlabel(LABELS[field])
-        axes.set_ylabel("images/s")
+        axes.minorticks_off()
         axes.spines[["top", "right"]].set_visible(False)
     panels[0, 0].legend(fontsize=9)
     figure.suptitle(title, fontsize="medium")
@@ -80,14 +74,11 @@ def draw(curves: Mapping[str, list[Task]], rows: Sequence[Row], title: str, path
 
 def main() -> None:
     parser = command_parser("experiments.speed.scaling", __doc__)
-    parser.add_argument("--only", nargs="+", metavar="FRAMEWORK", default=["mnv2", "PyTorch"])
     parser.add_argument("--rounds", type=whole_number(), default=3)
     parser.add_argument("--seconds", type=real_number(), default=1.5, help="least length of a turn")
     parser.add_argument("--out", type=Path, default=Path("runs/scaling"))
     arguments = parser.parse_args()
-    for name in arguments.only:
-        check_choice(name, CONTENDERS, "framework")
-    names = [name for name in installed(arguments.only) if "train" in CONTENDERS[name].modes]
+    names = installed((OURS, "PyTorch"))
     cores = len(os.sched_getaffinity(0))
     base = Task("train", size=96, batch=32, threads=cores)
     curves = series(base, cores)

@@ -9,11 +9,10 @@ Prints images/s (the median of the rounds, and their range) and the peak memory 
 Writes these tables, throughput.csv and throughput.png to --out. A framework that is not installed,
 or that dies, is left out.
 
---mode load times the reading of pictures: JPEG decoding, Inception's crop and flip, compared to
-torchvision's loader. --mode feed times training on such pictures. The pictures are crops of one
-photograph, in ImageNet's usual sizes.
-
-`make throughput` installs the other frameworks into their own environment, and runs this command.
+`load` is the reading of pictures: JPEG decoding, Inception's crop and flip, compared to
+torchvision's loader; `feed` is training on such pictures. They are crops of one photograph, in
+ImageNet's usual sizes. `make throughput` installs the other frameworks into their own environment,
+and runs this command.
 """
 
 import dataclasses
@@ -26,12 +25,12 @@ import matplotlib.figure
 from experiments.common import photographs
 from experiments.speed.frameworks.results import OURS, Row, ranges, table_of, write_csv
 from experiments.speed.frameworks.steps import CONTENDERS, installed
-from experiments.speed.frameworks.tasks import MODES, READING, TRAINING, Task
+from experiments.speed.frameworks.tasks import READING, TRAINING, Task
 from experiments.speed.frameworks.turns import AS_RUN, PAGES, measure
 from mnv2.runtime.cli import command_parser, real_number, run, whole_number
-from mnv2.runtime.errors import UserError, check_choice
+from mnv2.runtime.errors import UserError
 
-TABLE = (
+TASKS = (
     Task("train", size=224, batch=32),
     Task("train", size=32, batch=128),
     Task("infer", size=224, batch=32),
@@ -74,36 +73,18 @@ def draw_bars(rows: Sequence[Row], path: Path) -> None:
 
 def main() -> None:
     parser = command_parser("experiments.speed.throughput", __doc__)
-    cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--mode", choices=MODES, help="one task alone, of --size and --batch")
-    parser.add_argument("--size", type=whole_number(), default=224, help="pixels (default: 224)")
-    parser.add_argument("--batch", type=whole_number(), default=32, help="(default: 32)")
-    parser.add_argument("--width", type=real_number(), default=1.0)
-    parser.add_argument("--threads", type=whole_number(), default=cores)
     parser.add_argument("--only", nargs="+", metavar="FRAMEWORK", help=", ".join(CONTENDERS))
     parser.add_argument("--rounds", type=whole_number(), default=5)
     parser.add_argument("--seconds", type=real_number(), default=3.0, help="least length of a turn")
     parser.add_argument("--out", type=Path, default=Path("runs/throughput"))
     arguments = parser.parse_args()
-    if arguments.threads > cores:
-        raise UserError(
-            f"--threads must be 1 to {cores}, as many as processors, got {arguments.threads}"
-        )
-    for name in arguments.only or ():
-        check_choice(name, CONTENDERS, "framework")
     names, out = installed(arguments.only or CONTENDERS), arguments.out
     rows: list[Row] = []
-    alone = Task(arguments.mode or "", size=arguments.size, batch=arguments.batch)
-    for task in [alone] if arguments.mode else TABLE:
-        pictures = out / "pictures"
+    for task in TASKS:
+        task = dataclasses.replace(task, threads=len(os.sched_getaffinity(0)))
         if task.mode in READING:
-            photographs.write(pictures)
-        task = dataclasses.replace(
-            task,
-            width=arguments.width,
-            threads=arguments.threads,
-            pictures=str(pictures) if task.mode in READING else "",
-        )
+            photographs.write(out / "pictures")
+            task = dataclasses.replace(task, pictures=str(out / "pictures"))
         able = [name for name in names if task.mode in CONTENDERS[name].modes]
         here: list[Row] = []
         for settings in (AS_RUN, PAGES) if task.mode in TRAINING else (AS_RUN,):

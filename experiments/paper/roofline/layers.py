@@ -3,7 +3,7 @@
 import itertools
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.common.initialisation import random_network
-from experiments.common.submodules import Submodule, at, submodules
+from experiments.common.submodules import Submodule, submodules
 from experiments.common.table import Table
 from experiments.common.timing import Step, in_turns
 from experiments.paper.roofline.machines import SIZE
@@ -57,13 +57,6 @@ def measure_ceilings(rounds: int, seconds: float) -> Machine:
     )
 
 
-def layer_steps(model: Any, variables: Any, batch: int) -> dict[str, Step]:
-    """Compiles each layer of a network alone, with batch norm folded. Returns them by path."""
-    folded = fold_batch_norm(model, variables)
-    layers = submodules(model, folded, (batch, SIZE, SIZE, 3), (ConvBN, nn.Dense))
-    return {path: _layer_step(layer) for path, layer in layers.items()}
-
-
 def _layer_step(layer: Submodule) -> Step:
     # Some values are below 0 and above 6, as between the layers of a network.
     values = np.random.default_rng(0).normal(scale=3, size=layer.input_shape)
@@ -72,14 +65,14 @@ def _layer_step(layer: Submodule) -> Step:
     return lambda: jax.block_until_ready(apply(x))
 
 
-def kind_of(layer: complexity.Layer, kernel: tuple[int, ...]) -> str:
-    """Returns the kind of a layer with this shape of kernel.
+def kind_of(path: str, layer: Submodule) -> str:
+    """Returns the kind of a layer.
 
     "other" are the convolutions that are neither depthwise nor 1 x 1, and the classifier.
     """
-    if layer.name.endswith("depthwise"):
+    if path.endswith("depthwise"):
         return "depthwise"
-    return "1 x 1" if kernel[:2] == (1, 1) else "other"
+    return "1 x 1" if layer.params["kernel"].shape[:2] == (1, 1) else "other"
 
 
 def time_layers(
@@ -97,11 +90,13 @@ def time_layers(
     Returns:
         The times of each layer, and the milliseconds of the whole network.
     """
-    model, variables = random_network(name, width=1.0)
     line.say(f"compiling the layers of {name}")
-    small, identity = jnp.zeros(1), jax.jit(lambda x: x + 1)
-    steps = layer_steps(model, variables, LAYER_BATCH)
+    model, variables = random_network(name, width=1.0)
+    folded, shape = fold_batch_norm(model, variables), (LAYER_BATCH, SIZE, SIZE, 3)
+    found = submodules(model, folded, shape, (ConvBN, nn.Dense))
+    steps = {path: _layer_step(layer) for path, layer in found.items()}
     steps["network"] = whole_network(name, 1.0, LAYER_BATCH, folded=True)
+    small, identity = jnp.zeros(1), jax.jit(lambda x: x + 1)
     steps["nothing"] = lambda: jax.block_until_ready(identity(small))
     times = {
         path: 1000 * statistics.median(of_layer)
@@ -111,19 +106,11 @@ def time_layers(
     for layer in complexity.layers(model, (SIZE, SIZE, 3)):
         # The cost of calling a program is taken off: the network pays it only once.
         measured = max(times[layer.name] - times["nothing"], 1e-6)
-        kernel = at(variables["params"], tuple(layer.name.split("/")))["kernel"].shape
-        rows.append(
-            LayerTime(
-                name,
-                layer.name,
-                kind_of(layer, kernel),
-                layer.multiply_adds,
-                intensity(layer, LAYER_BATCH),
-                2 * LAYER_BATCH * layer.multiply_adds / measured / 1e6,
-                measured,
-                1000 * layer_seconds(layer, machine, LAYER_BATCH),
-            )
-        )
+        kind, madds = kind_of(layer.name, found[layer.name]), layer.multiply_adds
+        gflops = 2 * LAYER_BATCH * madds / measured / 1e6
+        roofline = 1000 * layer_seconds(layer, machine, LAYER_BATCH)
+        of_layer = (intensity(layer, LAYER_BATCH), gflops, measured, roofline)
+        rows.append(LayerTime(name, layer.name, kind, madds, *of_layer))
     return rows, times["network"]
 
 

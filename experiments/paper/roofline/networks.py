@@ -28,7 +28,6 @@ NETWORKS = (
 )
 BATCHES = (1, 32)
 TITLES = {"mobilenet_v1": "V1", "mobilenet_v2": "V2", "resnet50": "ResNet-50"}
-HEADER = ("network", "batch", "threads", "batch norm", "ms per image")
 
 
 class Timed(NamedTuple):
@@ -56,13 +55,10 @@ def whole_network(name: str, width: float, batch: int, folded: bool) -> Step:
     return lambda: jax.block_until_ready(apply(x))
 
 
-def time_networks(
-    names: Sequence[tuple[str, float]], threads: int, rounds: int, seconds: float
-) -> list[Timed]:
-    """Times networks with each batch size of BATCHES, in a new process with `threads` threads.
+def time_networks(threads: int, rounds: int, seconds: float) -> list[Timed]:
+    """Times NETWORKS with each batch size of BATCHES, in a new process with `threads` threads.
 
     Args:
-        names: The networks, each with its width multiplier.
         threads: The number of threads. With all of the machine's, batch norm is also timed as an
             operation of its own.
         rounds: The number of turns of each network.
@@ -70,18 +66,16 @@ def time_networks(
     """
     spawning = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawning) as process:
-        return process.submit(_time_networks, names, threads, rounds, seconds).result()
+        return process.submit(_time_networks, threads, rounds, seconds).result()
 
 
-def _time_networks(
-    names: Sequence[tuple[str, float]], threads: int, rounds: int, seconds: float
-) -> list[Timed]:
+def _time_networks(threads: int, rounds: int, seconds: float) -> list[Timed]:
     all_cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, all_cores[:threads])  # XLA takes its number of threads from this
     line = StatusLine(f"{threads} threads")
     foldings = (True, False) if threads == len(all_cores) else (True,)
     steps: dict[tuple[str, float, int, bool], Step] = {}
-    for (name, width), batch, folded in itertools.product(names, BATCHES, foldings):
+    for (name, width), batch, folded in itertools.product(NETWORKS, BATCHES, foldings):
         line.say(f"compiling {name} {width:g}, batch {batch}")
         steps[name, width, batch, folded] = whole_network(name, width, batch, folded)
     medians = in_turns(steps, rounds, seconds, line.say)
@@ -104,4 +98,5 @@ def table(rows: Sequence[Timed]) -> Table:
         )
         for row in rows
     ]
-    return Table("latency_networks", HEADER, lines)
+    header = ("network", "batch", "threads", "batch norm", "ms per image")
+    return Table("latency_networks", header, lines)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from experiments.common.timing import Step
 from experiments.speed.frameworks import runtimes
 from experiments.speed.frameworks.tasks import AUGMENTATIONS, READING, Task
+from mnv2.runtime.errors import check_choice
 
 
 def mnv2(task: Task) -> Step:
@@ -197,19 +198,19 @@ CONTENDERS = {
 }
 
 
-def missing(name: str) -> list[str]:
-    """Returns the packages that a framework needs and that are not installed."""
-    packages = CONTENDERS[name].packages
-    return [package for package in packages if not importlib.util.find_spec(package)]
-
-
 def installed(names: Iterable[str]) -> list[str]:
-    """Returns the installed frameworks, and prints the missing packages of the others."""
+    """Returns the installed frameworks, and prints the missing packages of the others.
+
+    Raises UserError for a name that does not exist.
+    """
     found = []
     for name in names:
-        if lacking := missing(name):
-            packages = ", ".join(lacking)
-            print(f"{name} is left out: not installed: {packages} (make throughput installs it)")
+        check_choice(name, CONTENDERS, "framework")
+        packages = CONTENDERS[name].packages
+        lacking = [package for package in packages if not importlib.util.find_spec(package)]
+        if lacking:
+            missing = ", ".join(lacking)
+            print(f"{name} is left out: not installed: {missing} (make throughput installs it)")
         else:
             found.append(name)
     return found

@@ -84,7 +84,6 @@ def test_a_step_that_does_not_compile_is_left_out_with_a_warning(monkeypatch, tm
     [
         (("--chips", "v5"), "unknown chip 'v5': did you mean 'v5"),
         (("--networks", "v3"), "unknown network 'v3'"),
-        (("--only", "torch"), "unknown framework 'torch'"),
     ],
 )
 def test_impossible_arguments_are_rejected(monkeypatch, tmp_path, arguments, message):
