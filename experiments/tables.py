@@ -25,8 +25,7 @@ PAGES = (
     *(DOCS / f"{name}.md" for name in ("accelerators", "recipes", "ablations")),
 )
 TABLE = re.compile(
-    r"(<!-- (?P<name>\w+): measured by a command -->\n).*?(<!-- end of (?P=name) -->)",
-    re.DOTALL,
+    r"(<!-- (?P<name>\w+): measured by a command -->\n).*?(<!-- end of (?P=name) -->)", re.DOTALL
 )
 FIGURE = re.compile(r"!\[[^]]*\]\((?:[./]+docs/)?(\w+)\.(png|jpg)\)")
 

@@ -2,22 +2,13 @@
 
 import argparse
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from configs import v2_ablation
-from mnv2.runtime.cli import whole_number
 from mnv2.sweeps.launch import run_sweep
 from mnv2.sweeps.plan import with_arms
 from mnv2.sweeps.statistics import Estimate
 from mnv2.sweeps.workdir import Sweep, load
-
-
-def add_arguments(parser: argparse.ArgumentParser, workdir: str, *, steps: int, seeds: int) -> None:
-    """Adds the arguments that describe the runs, with their defaults."""
-    parser.add_argument("--workdir", type=Path, default=Path(workdir))
-    parser.add_argument("--steps", type=whole_number(), default=steps, help="steps of each run")
-    parser.add_argument("--seeds", type=whole_number(), default=seeds)
 
 
 def train(
@@ -29,7 +20,7 @@ def train(
     """Trains the runs that are not finished, and loads all results.
 
     Args:
-        arguments: Those of `add_arguments`.
+        arguments: workdir, steps and seeds.
         arms: The changes that each arm makes to the ablation's config, by name.
         panels: The panels of the report's figure: title, field, arms.
         baseline: The arm with which the report compares the others.

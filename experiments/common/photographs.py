@@ -21,19 +21,15 @@ def write(folder: Path, count: int = COUNT) -> None:
     Does nothing if they are already there. Each picture is a random crop, at a random scale, of the
     photograph that comes with matplotlib.
     """
-    finished = folder / "test" / CLASSES[-1] / "0.jpg"
-    if finished.exists():
+    if (folder / "test" / CLASSES[1] / "1.jpg").exists():
         return
     random = np.random.default_rng(0)
     photograph = Image.open(PHOTOGRAPH).convert("RGB")
-    for number in range(count):
-        target = folder / "train" / CLASSES[number % 2] / f"{number}.jpg"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        crop(photograph, random).save(target, quality=QUALITY)
-    for label in CLASSES:
-        target = folder / "test" / label / "0.jpg"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        crop(photograph, random).save(target, quality=QUALITY)
+    for split, pictures in (("train", count), ("test", 2)):
+        for number in range(pictures):
+            path = folder / split / CLASSES[number % 2] / f"{number}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            crop(photograph, random).save(path, quality=QUALITY)
 
 
 def crop(photograph: Image.Image, random: np.random.Generator) -> Image.Image:

@@ -18,36 +18,22 @@ class Submodule(NamedTuple):
 def submodules(
     model: Any, variables: Any, image: tuple[int, ...], kinds: type | tuple[type, ...]
 ) -> dict[str, Submodule]:
-    """Finds the modules of these kinds in a network.
+    """Finds the modules of these kinds in a network, for an input of shape "n h w c".
 
-    Args:
-        model: The network.
-        variables: Its variables.
-        image: The shape of its input, "n h w c".
-        kinds: The classes of the modules to find.
-
-    Returns:
-        Each module as it is called in evaluation, by its path: "block_3/expand".
+    Returns each module as it is called in evaluation, by its path: "block_3/expand".
     """
     found: dict[str, Submodule] = {}
 
     def note(following: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         module = context.module
         if context.method_name == "__call__" and isinstance(module, kinds):
-            found["/".join(module.path)] = Submodule(
-                module.clone(parent=None, name=None),
-                at(variables["params"], module.path),
-                args[0].shape,
-            )
+            params = variables["params"]
+            for name in module.path:
+                params = params[name]
+            alone = module.clone(parent=None, name=None)
+            found["/".join(module.path)] = Submodule(alone, params, args[0].shape)
         return following(*args, **kwargs)
 
     with nn.intercept_methods(note):
         jax.eval_shape(lambda x: model.apply(variables, x, train=False), jnp.zeros(image))
     return found
-
-
-def at(tree: Any, path: tuple[str, ...]) -> Any:
-    """Returns the branch of a nested dictionary at `path`."""
-    for name in path:
-        tree = tree[name]
-    return tree

@@ -9,8 +9,6 @@ of Fashion-MNIST. If these networks are not there, they are trained first.
     bottlenecks    the narrow output of each block: the number of directions that it spreads over
                    (effective rank) with a linear bottleneck, and before and after ReLU6; the shares
                    of values that ReLU6 cuts to 0 and to 6, and the share of dead channels
-
-Prints tables. Writes them and activations.png to --out.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +21,9 @@ import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
 from jaxtyping import Array, Float
+from scipy import stats
 
+from experiments.common.command import experiment_parser
 from experiments.common.initialisation import unoptimised
 from experiments.common.table import Table
 from experiments.paper import shortcuts
@@ -33,7 +33,7 @@ from mnv2.ops import relu6
 from mnv2.preprocess import Pipeline
 from mnv2.preprocess.host import View
 from mnv2.pretrained import Preprocessing
-from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.cli import run
 from mnv2.runtime.machine import keep_freed_memory
 from mnv2.sweeps.report import with_half_width
 from mnv2.sweeps.statistics import Estimate
@@ -104,11 +104,7 @@ def effective_rank(values: Float[Array, "n h w c"]) -> float:
     flat = jnp.asarray(values, jnp.float32).reshape(-1, values.shape[-1])
     centred = np.asarray(flat - flat.mean(axis=0), np.float64)
     eigenvalues = np.clip(np.linalg.eigvalsh(centred.T @ centred), 0, None)
-    if not eigenvalues.sum():
-        return 0.0
-    shares = eigenvalues / eigenvalues.sum()
-    shares = shares[shares > 0]
-    return float(np.exp(-(shares * np.log(shares)).sum()))
+    return float(np.exp(stats.entropy(eigenvalues))) if eigenvalues.any() else 0.0
 
 
 class Bottleneck(NamedTuple):
@@ -127,10 +123,7 @@ class Bottleneck(NamedTuple):
 def batch_norm_outputs(folder: Path, images: np.ndarray, trained: bool = True) -> dict[str, Any]:
     """Returns the output of each batch norm of a finished run, by the path of its layer.
 
-    Args:
-        folder: The folder of the run.
-        images: The network's input, "n h w c".
-        trained: Whether to use the trained weights, or the weights that the run began with.
+    With the weights that the run began with, unless they shall be `trained`.
     """
     loaded = pretrained.load(str(folder))
     model, variables = loaded.model, loaded.variables
@@ -155,12 +148,7 @@ def expansions(tensors: Mapping[str, Any]) -> dict[int, Activity]:
 def bottlenecks(
     linear: Sequence[Mapping[str, Any]], with_relu6: Sequence[Mapping[str, Any]]
 ) -> list[Bottleneck]:
-    """Compares the narrow output of each block between both kinds of network.
-
-    Args:
-        linear: The tensors of the linear networks by path, one mapping per seed.
-        with_relu6: The same for the ReLU6 networks.
-    """
+    """Compares the narrow outputs of the blocks; the tensors are by path, in a mapping per seed."""
 
     def ranks(tensors: Iterable[Any]) -> Estimate:
         estimate = Estimate.of([effective_rank(tensor) for tensor in tensors])
@@ -252,9 +240,8 @@ def draw(
 
 
 def main() -> None:
-    parser = command_parser("experiments.paper.activations", __doc__)
-    shortcuts.add_arguments(parser)
-    parser.add_argument("--out", type=Path, default=Path("runs/activations"))
+    parser = experiment_parser(__file__, __doc__, **shortcuts.SIZES)
+    parser.add_argument("--workdir", type=Path, default=Path("runs/shortcuts"))
     arguments = parser.parse_args()
     results = shortcuts.train(arguments)
     dataset = data.open_dataset("fashion_mnist")

@@ -7,15 +7,15 @@ about 300 M multiply-adds and 3.4 M parameters, and these numbers decide between
 """
 
 import math
-from pathlib import Path
 
 import flax.linen as nn
 
+from experiments.common.command import experiment_parser
 from experiments.common.table import Table
 from mnv2.analysis import complexity
 from mnv2.models import create_model
 from mnv2.models.mobilenet_v2 import REPEATS
-from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.cli import run
 
 IMAGE = (224, 224, 3)
 PUBLISHED = (300.0, 3.4)  # multiply-adds and parameters in millions, rounded down
@@ -68,9 +68,7 @@ def table() -> Table:
 
 
 def main() -> None:
-    parser = command_parser("experiments.paper.architecture", __doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/architecture"))
-    out = parser.parse_args().out
+    out = experiment_parser(__file__, __doc__).parse_args().out
     print(f"published: {PUBLISHED[0]:g} M multiply-adds, {PUBLISHED[1]} M parameters")
     table().write(out)
 

@@ -5,16 +5,15 @@ usual settings. Erasing, which recipes do with a probability, is done each time.
 augmentations.jpg to --out.
 """
 
-from pathlib import Path
-
 import numpy as np
 from PIL import Image
 
+from experiments.common.command import experiment_parser
 from experiments.common.photographs import PHOTOGRAPH
 from mnv2.preprocess import MIX, PICTURES, Pipeline, parse
 from mnv2.preprocess.host import View
 from mnv2.preprocess.simple import with_fill
-from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.cli import run
 from mnv2.training.seen import VERSIONS, draw_grid, trained
 
 SIZE = (160, 160)
@@ -26,9 +25,7 @@ KINDS = (
 
 
 def main() -> None:
-    parser = command_parser("experiments.paper.augmentations", __doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/augmentations"))
-    out = parser.parse_args().out
+    out = experiment_parser(__file__, __doc__).parse_args().out
     photograph = Image.open(PHOTOGRAPH).convert("RGB")
     side = min(photograph.size)
     upright = photograph.crop((0, 0, side, side))

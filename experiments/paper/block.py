@@ -1,14 +1,12 @@
 """What is MobileNetV2's block, beside ResNet's and V1's? Table 1 and figures 2 and 3 of the paper.
 
-    python -m experiments.paper.block
-
 Draws three blocks of mnv2/models/blocks.py, each from left to right. A slab is a tensor: its faces
 are height and width, its thickness is the number of channels. A linear tensor is hatched.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.colors
 import matplotlib.figure
@@ -31,7 +29,11 @@ class Tensor(NamedTuple):
     thickness: float
     layer: str = ""
     activation: str = ""
-    is_linear: bool = False
+
+    @property
+    def face(self) -> tuple[str, str]:
+        """The color and the hatching of a tensor: linear, or after an activation."""
+        return (LINEAR, "////") if self.activation == "linear" else (ACTIVATED, "")
 
 
 class Block(NamedTuple):
@@ -47,10 +49,10 @@ BLOCKS = (
     Block(
         "MobileNetV2: inverted residual with linear bottleneck",
         (
-            Tensor("h × w × k", 0.25, is_linear=True),
+            Tensor("h × w × k", 0.25, activation="linear"),
             Tensor("h × w × tk", 1.5, "1×1\nexpand", "ReLU6"),
             Tensor("h/s × w/s × tk", 1.5, "3×3 depthwise\nstride s", "ReLU6"),
-            Tensor("h/s × w/s × k′", 0.25, "1×1\nproject", "linear", is_linear=True),
+            Tensor("h/s × w/s × k′", 0.25, "1×1\nproject", "linear"),
         ),
         "",
         "if s = 1 and k′ = k",
@@ -61,7 +63,7 @@ BLOCKS = (
             Tensor("h × w × k", 1.2),
             Tensor("h × w × k′/4", 0.3, "1×1\nnarrow", "ReLU"),
             Tensor("h/s × w/s × k′/4", 0.3, "3×3\nstride s", "ReLU"),
-            Tensor("h/s × w/s × k′", 1.2, "1×1\nwiden", "linear", is_linear=True),
+            Tensor("h/s × w/s × k′", 1.2, "1×1\nwiden", "linear"),
         ),
         "ReLU",
         "1×1, stride s, if the shapes differ",
@@ -77,20 +79,15 @@ BLOCKS = (
 )
 
 
-def lighter(color: str, share: float) -> tuple[float, ...]:
-    """Mixes a color with white."""
-    return tuple(1 - (1 - x) * (1 - share) for x in matplotlib.colors.to_rgb(color))
-
-
 def draw_face(
-    axis: Axes, corners: Sequence[tuple[float, float]], is_linear: bool, white: float = 0
+    axis: Axes, corners: Sequence[tuple[float, float]], face: tuple[str, str], white: float = 0
 ) -> None:
-    """Draws one face of a slab, in the color and hatching of its kind of tensor."""
-    color = lighter(LINEAR if is_linear else ACTIVATED, white)
-    face = Polygon(corners, facecolor=color, edgecolor=INK, linewidth=0.8)
-    face.set_hatch("////" if is_linear else "")
-    face.set_hatch_linewidth(0.4)
-    axis.add_patch(face)
+    """Draws one face of a slab, in its color, mixed with a share of white, and hatching."""
+    color, hatch = face
+    mixed = [1 - (1 - x) * (1 - white) for x in matplotlib.colors.to_rgb(color)]
+    polygon = Polygon(corners, facecolor=mixed, edgecolor=INK, linewidth=0.8, hatch=hatch)
+    polygon.set_hatch_linewidth(0.4)
+    axis.add_patch(polygon)
 
 
 def draw_slab(axis: Axes, x: float, y: float, tensor: Tensor) -> None:
@@ -102,7 +99,7 @@ def draw_slab(axis: Axes, x: float, y: float, tensor: Tensor) -> None:
         ((x + w, y), (x + w + d, y + d), (x + w + d, y + h + d), (x + w, y + h)),
     )
     for corners, white in zip(faces, SHADES, strict=True):
-        draw_face(axis, corners, tensor.is_linear, white)
+        draw_face(axis, corners, tensor.face, white)
     axis.text(x + (w + d) / 2, y - 0.12, tensor.shape, ha="center", va="top", fontsize=8)
 
 
@@ -117,6 +114,7 @@ def draw_arrow(axis: Axes, *points: tuple[float, float]) -> None:
 def draw_block(axis: Axes, y: float, block: Block) -> None:
     """Draws a row whose slabs stand on the height y."""
     middle = y + (HEIGHT + DEPTH) / 2
+    under: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 8, "style": "italic"}
     above = 0.2 if block.sum is None else 0.42
     axis.text(0, y + HEIGHT + DEPTH + above, block.title, fontsize=10.5, weight="bold")
     x = 0.0
@@ -125,10 +123,7 @@ def draw_block(axis: Axes, y: float, block: Block) -> None:
             draw_arrow(axis, (x + 0.12, middle), (x + GAP - 0.12, middle))
             center = x + GAP / 2
             axis.text(center, middle + 0.1, tensor.layer, ha="center", va="bottom", fontsize=8)
-            axis.text(
-                center, middle - 0.1, tensor.activation, ha="center", va="top", fontsize=8,
-                style="italic",
-            )  # fmt: skip
+            axis.text(center, middle - 0.1, tensor.activation, **under)
             x += GAP
         draw_slab(axis, x, y, tensor)
         x += tensor.thickness + DEPTH
@@ -142,27 +137,26 @@ def draw_block(axis: Axes, y: float, block: Block) -> None:
     axis.text(plus, middle, "+", ha="center", va="center_baseline", fontsize=11)
     axis.text(plus - 0.1, top + 0.08, block.note, ha="right", va="bottom", fontsize=8)
     draw_arrow(axis, (plus + 0.17, middle), (plus + 1.0, middle))
-    axis.text(
-        plus + 0.58, middle - 0.1, block.sum, ha="center", va="top", fontsize=8, style="italic"
-    )
+    axis.text(plus + 0.58, middle - 0.1, block.sum, **under)
 
 
 def main() -> None:
     parser = command_parser("experiments.paper.block", __doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/block.png"), metavar="PNG")
-    arguments = parser.parse_args()
+    path = parser.parse_args().out
     figure = matplotlib.figure.Figure(figsize=(10, 6), layout="constrained")
     axis = figure.subplots()
     for i, block in enumerate(BLOCKS):
         draw_block(axis, -i * ROW, block)
-    for i, (name, is_linear) in enumerate((("after an activation", False), ("linear", True))):
+    for i, tensor in enumerate((Tensor("after an activation", 0), BLOCKS[0].tensors[0])):
         x, y = 8.2, -(len(BLOCKS) - 1) * ROW + 0.75 - 0.5 * i
-        draw_face(axis, ((x, y), (x + 0.4, y), (x + 0.4, y + 0.28), (x, y + 0.28)), is_linear)
+        draw_face(axis, ((x, y), (x + 0.4, y), (x + 0.4, y + 0.28), (x, y + 0.28)), tensor.face)
+        name = tensor.activation or "after an activation"
         axis.text(x + 0.6, y + 0.14, name, va="center", fontsize=8)
     axis.set(aspect="equal", xlim=(-0.1, 12.3), ylim=(0.1 - len(BLOCKS) * ROW + 2, 2.05))
     axis.axis("off")
-    figure.savefig(arguments.out, dpi=130)
-    print(f"written: {arguments.out}")
+    figure.savefig(path, dpi=130)
+    print(f"written: {path}")
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ import numpy as np
 
 from configs import v2_ablation
 from experiments.common.arms import difference
+from experiments.common.command import experiment_parser
 from experiments.common.table import Table
-from mnv2.runtime.cli import command_parser, run, whole_number
+from mnv2.runtime.cli import run, whole_number
 from mnv2.runtime.errors import UserError
 from mnv2.sweeps.launch import run_sweep
 from mnv2.sweeps.plan import with_arms
@@ -120,10 +121,8 @@ def sweeps_of(folders: Sequence[Path]) -> dict[int, Sweep]:
 
 
 def main() -> None:
-    parser = command_parser("experiments.paper.budget", __doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/budget"))
+    parser = experiment_parser(__file__, __doc__, seeds=3)
     parser.add_argument("--budgets", type=whole_number(10), nargs="+", default=BUDGETS)
-    parser.add_argument("--seeds", type=whole_number(), default=3)
     parser.add_argument("--also", type=Path, nargs="*", default=[], metavar="WORKDIR")
     arguments = parser.parse_args()
     if twice := sorted(sweeps_of(arguments.also).keys() & set(arguments.budgets)):

@@ -9,9 +9,10 @@ Writes the runs, report.md and report.png to --workdir. The same command resumes
 
 from pathlib import Path
 
-from experiments.common.arms import add_arguments, difference, train
+from experiments.common.arms import difference, train
+from experiments.common.command import experiment_parser
 from experiments.common.table import Table
-from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.cli import run
 from mnv2.sweeps.report import plus_minus
 from mnv2.sweeps.statistics import rows
 from mnv2.sweeps.workdir import Sweep
@@ -61,8 +62,7 @@ def write_table(results: Sweep) -> None:
 
 
 def main() -> None:
-    parser = command_parser("experiments.paper.expansion", __doc__)
-    add_arguments(parser, "runs/expansion", steps=120, seeds=3)
+    parser = experiment_parser(__file__, __doc__, "workdir", steps=120, seeds=3)
     write_table(train(parser.parse_args(), *arms(), baseline="narrow_6"))
 
 

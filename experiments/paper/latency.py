@@ -1,24 +1,22 @@
 """Why can MobileNetV2 be slower than V1, with half of its multiply-adds? The roofline model.
 
-    networks   the ms per image of V1, V2 and ResNet-50, for several batch sizes and numbers of
-               threads, with batch norm folded and not folded
-    ceilings   of this machine: the FLOP/s of a matrix product and the bytes/s of a copy
-    layers     the time of each layer alone, and the least time that the ceilings allow; their sums,
-               compared to the network's time, and the share of each kind of layer
-    machines   the ratio of V2's time to V1's on machines where both have been measured, compared to
-               the model's prediction from two numbers of the vendor; and predictions for others
-
-Prints tables. Writes them and latency.png to --out.
+networks   the ms per image of V1, V2 and ResNet-50, for several batch sizes and numbers of
+           threads, with batch norm folded and not folded
+ceilings   of this machine: the FLOP/s of a matrix product and the bytes/s of a copy
+layers     the time of each layer alone, and the least time that the ceilings allow; their sums,
+           compared to the network's time, and the share of each kind of layer
+machines   the ratio of V2's time to V1's on machines where both have been measured, compared to
+           the model's prediction from two numbers of the vendor; and predictions for others
 """
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import matplotlib.figure
 import numpy as np
 from matplotlib.axes import Axes
 
+from experiments.common.command import experiment_parser
 from experiments.paper.roofline import machines, networks
 from experiments.paper.roofline.layers import (
     KINDS,
@@ -30,7 +28,7 @@ from experiments.paper.roofline.layers import (
 )
 from experiments.paper.roofline.model import Machine
 from experiments.paper.roofline.networks import TITLES, Timed
-from mnv2.runtime.cli import command_parser, real_number, run, whole_number
+from mnv2.runtime.cli import run
 from mnv2.runtime.machine import keep_freed_memory
 from mnv2.runtime.terminal import StatusLine
 
@@ -81,13 +79,7 @@ def draw_ratios(axis: Axes, ratios: Sequence[machines.Ratio]) -> None:
 
 
 def main() -> None:
-    parser = command_parser("experiments.paper.latency", __doc__)
-    parser.add_argument("--rounds", type=whole_number(), default=5)
-    parser.add_argument(
-        "--seconds", type=real_number(), default=0.3, help="least length of a network's turn"
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/latency"))
-    arguments = parser.parse_args()
+    arguments = experiment_parser(__file__, __doc__, rounds=5, seconds=0.3).parse_args()
     out, rounds = arguments.out, arguments.rounds
     timed: list[Timed] = []
     for threads in sorted({1, len(os.sched_getaffinity(0))}):

@@ -10,8 +10,6 @@ many draws these are measured:
     error        the RMS error of the result, in % of the spiral's size. It is the median over
                  draws, since the error of a nearly singular T has no bound
     best error   the same with the best linear map instead of the pseudo-inverse
-
-Prints the table. Writes manifold.csv and manifold.png to --out.
 """
 
 import math
@@ -23,8 +21,9 @@ import matplotlib.figure
 import numpy as np
 from jaxtyping import Float
 
+from experiments.common.command import experiment_parser
 from experiments.common.table import Table
-from mnv2.runtime.cli import command_parser, run, whole_number
+from mnv2.runtime.cli import run
 
 PLANE = 2  # dimensions of the space that is embedded
 DIMENSIONS = (2, 3, 5, 15, 30)
@@ -35,7 +34,6 @@ class Row(NamedTuple):
 
     dimensions: int
     collapsed: float  # mean over draws
-    collapsed_deviation: float  # standard deviation over draws
     theorem: float  # mean by theorem 1
     error: float  # median over draws
     best_error: float  # median over draws
@@ -77,7 +75,6 @@ def measure(curve: Float[np.ndarray, "2 points"], dimensions: int, draws: int) -
     return Row(
         dimensions,
         float(np.mean(collapsed)),
-        float(np.std(collapsed, ddof=1)) if draws > 1 else 0.0,
         collapsed_by_theorem(dimensions),
         float(np.median(errors)),
         float(np.median(best_errors)),
@@ -118,12 +115,7 @@ def draw(curve: np.ndarray, rows: Sequence[Row], path: Path) -> None:
 
 
 def main() -> None:
-    parser = command_parser("experiments.paper.manifold", __doc__)
-    parser.add_argument(
-        "--draws", type=whole_number(), default=1000, help="random matrices for each n"
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/manifold"))
-    arguments = parser.parse_args()
+    arguments = experiment_parser(__file__, __doc__, draws=1000).parse_args()
     curve = spiral()
     rows = [measure(curve, dimensions, arguments.draws) for dimensions in DIMENSIONS]
     table(rows).write(arguments.out, rows)

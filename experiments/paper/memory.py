@@ -11,7 +11,7 @@ partial sums over slices of its expanded channels, with one slice in memory at a
                  planned temporaries, the time per image, and the rise of the peak of resident
                  memory in a process that returns freed memory to the system immediately
 
-All is in float32, with batch norm folded. Prints tables. Writes memory.csv and memory.png to --out.
+All is in float32, with batch norm folded.
 """
 
 import functools
@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
 
+from experiments.common.command import experiment_parser
 from experiments.common.initialisation import random_network
 from experiments.common.process_memory import peak_memory, reset_peak_memory
 from experiments.common.submodules import Submodule, submodules
@@ -38,7 +39,7 @@ from experiments.paper.slices import in_slices, inverted_residual_by_slices
 from mnv2.models import fold_batch_norm
 from mnv2.models.blocks import InvertedResidual
 from mnv2.ops import explicit_padding
-from mnv2.runtime.cli import command_parser, real_number, run
+from mnv2.runtime.cli import run
 from mnv2.runtime.machine import TUNABLES
 from mnv2.runtime.terminal import StatusLine
 
@@ -108,18 +109,14 @@ def random_input(block: Submodule) -> jax.Array:
     return jnp.asarray(random.normal(size=block.input_shape), jnp.float32)
 
 
-def largest_error(width: float, image: tuple[int, int], say: Callable[[str], None]) -> float:
+def largest_error(width: float, say: Callable[[str], None]) -> float:
     """Returns the largest error of a block in slices, relative to the block's largest value.
 
-    All blocks are tried, with t = 1 to 8 and with one slice per expanded channel.
-
-    Args:
-        width: The width multiplier of the network.
-        image: The height and width of the network's input, in pixels.
-        say: Shows which block is checked.
+    All blocks of a network of this width are tried on ODD_IMAGE, with t = 1 to 8 and with one slice
+    per expanded channel.
     """
     largest = 0.0
-    for name, block in blocks_of(width, image).items():
+    for name, block in blocks_of(width, ODD_IMAGE).items():
         x, params = random_input(block), {"params": block.params}
         expected, _ = jax.jit(block.module.apply)(params, x)
         channels = block.params["depthwise"]["kernel"].shape[-1]
@@ -160,12 +157,8 @@ def measure_network(splits: int, largest: int, seconds: float) -> Measured:
     """Measures the network on one image, with `splits` slices of each block.
 
     The milliseconds are the median of three processes. The resident memory is that of a fourth one,
-    which returns freed memory to the system immediately, and is slower for it.
-
-    Args:
-        splits: The number of slices.
-        largest: The bytes of the largest block by equation 2.
-        seconds: The time of each process.
+    which returns freed memory to the system immediately, and is slower for it. `largest` has the
+    bytes of the largest block by equation 2.
     """
     planned, milliseconds, _ = zip(
         *(_in_a_process(splits, seconds, "") for _ in range(PROCESSES)), strict=True
@@ -271,19 +264,12 @@ def draw(blocks: Sequence[Measured], network: Sequence[Measured], path: Path) ->
 
 
 def main() -> None:
-    parser = command_parser("experiments.paper.memory", __doc__)
-    parser.add_argument("--seconds", type=real_number(), default=0.3, help="time for each row")
-    parser.add_argument("--out", type=Path, default=Path("runs/memory"))
-    arguments = parser.parse_args()
+    arguments = experiment_parser(__file__, __doc__, seconds=0.3).parse_args()
     line = StatusLine("memory")
-    height, breadth = ODD_IMAGE
     for width in CHECKED_WIDTHS:
-        error = largest_error(width, ODD_IMAGE, line.say)
+        error = largest_error(width, line.say)
         line.clear()
-        print(
-            f"width {width:g}, {height} x {breadth} pixels: each block in t = 1 to 8 slices and "
-            f"channel by channel agrees with the block as it is; largest relative error {error:.1e}"
-        )
+        print(f"width {width:g}: the largest relative error of a block in slices is {error:.1e}")
     blocks, network = [], []
     found = blocks_of(1.0, (SIZE, SIZE))
     for name, block in found.items():

@@ -9,19 +9,18 @@ evaluates each file on the whole test split, in the runtime that a phone or a se
     ONNX, channel       8 bits in ONNX Runtime, one scale per output channel
 
 Nothing is trained again: the ranges of activations are those of 200 training pictures.
-Prints and writes, per arm, what 8 bits cost in points: mean and 95 % interval over seeds, paired
-with the float32 file of the same seed. Files: quantization.csv, .md and .png in --out. The same
-command goes on where it stopped.
+Prints and writes, per arm, what 8 bits cost in points, paired with the float32 file of the same
+seed. The same command goes on where it stopped.
 """
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import matplotlib.figure
 import numpy as np
 
+from experiments.common.command import experiment_parser
 from experiments.common.table import Table
 from mnv2 import data, pretrained
 from mnv2.deployment import pictures
@@ -30,7 +29,7 @@ from mnv2.deployment.formats import content
 from mnv2.deployment.litert import to_litert, with_description
 from mnv2.deployment.program import Program, program_of
 from mnv2.deployment.quantization import quantize_litert
-from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.cli import run
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import read_json, write_json
 from mnv2.sweeps.report import plus_minus
@@ -60,38 +59,36 @@ FORMS: Mapping[str, tuple[str, Write]] = {
 }
 
 
-class Prepared(NamedTuple):
-    """A network, and batches of pictures that show the ranges of its activations."""
+def outputs(
+    loaded: pretrained.Pretrained, dataset: data.Dataset, forms: Iterable[str]
+) -> dict[str, np.ndarray]:
+    """Returns the probabilities that the file of each form gives for the whole test split.
 
-    program: Program
-    ranges: list[np.ndarray]
-
-    @staticmethod
-    def of(loaded: pretrained.Pretrained, dataset: data.Dataset) -> "Prepared":
-        """Prepares a network with training pictures."""
-        program = program_of(loaded, batch=BATCH)
-        shown = program.description.input_of(pictures.draw(loaded, dataset, "train", PICTURES))
-        return Prepared(program, list(pictures.batches(program, shown)))
-
-    def outputs(self, form: str, images: np.ndarray) -> np.ndarray:
-        """Returns the probabilities that the exported file of a form gives in its runtime."""
+    The files are run as an app would. Training pictures show the ranges of activations.
+    """
+    program = program_of(loaded, batch=BATCH)
+    shown = program.description.input_of(pictures.draw(loaded, dataset, "train", PICTURES))
+    ranges = list(pictures.batches(program, shown))
+    images, found = np.asarray(dataset.arrays("test")[0]), {}
+    for form in forms:
         suffix, write = FORMS[form]
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"network{suffix}"
-            path.write_bytes(write(self.program, self.ranges))
-            return open_exported(path).run(images)
+            path.write_bytes(write(program, ranges))
+            found[form] = open_exported(path).run(images)
+    return found
 
 
-def top1(outputs: np.ndarray, labels: np.ndarray) -> float:
-    """Returns the accuracy in per cent. Of equal probabilities the first counts, as in an app."""
-    return 100 * float(np.mean(outputs.argmax(-1) == labels))
+def top1(probabilities: np.ndarray, dataset: data.Dataset) -> float:
+    """Returns the test accuracy in per cent. Of equal probabilities the first counts."""
+    labels = np.asarray(dataset.arrays("test")[1])
+    return 100 * float(np.mean(probabilities.argmax(-1) == labels))
 
 
 def evaluate(run: Path, dataset: data.Dataset) -> dict[str, float]:
     """Returns the test accuracy of a run, in per cent, in each form."""
-    prepared = Prepared.of(pretrained.load(run), dataset)
-    images, labels = (np.asarray(array) for array in dataset.arrays("test"))
-    return {form: top1(prepared.outputs(form, images), labels) for form in FORMS}
+    found = outputs(pretrained.load(run), dataset, FORMS)
+    return {form: top1(probabilities, dataset) for form, probabilities in found.items()}
 
 
 def measure(
@@ -170,9 +167,8 @@ def draw(runs: Runs, path: Path) -> None:
 
 
 def main() -> None:
-    parser = command_parser("experiments.paper.quantization", __doc__)
+    parser = experiment_parser(__file__, __doc__)
     parser.add_argument("--workdir", type=Path, default=Path("runs/eight_bits"))
-    parser.add_argument("--out", type=Path, default=Path("runs/quantization"))
     arguments = parser.parse_args()
     out = arguments.out
     runs = measure(arguments.workdir, out, evaluate)

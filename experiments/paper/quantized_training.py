@@ -10,9 +10,8 @@ the whole test split in LiteRT:
     8 bits in       the network that was trained with this rounding
 
 each with scales per channel and per tensor (kernel). Prints and writes, per arm, top-1 and what 8
-bits cost in points, mean and 95 % interval over seeds, paired; and on how many test pictures JAX,
-which rounds in training, and LiteRT agree. Files: quantized_training.csv, .md and .png in --out.
-The same command goes on where it stopped. It takes 2 minutes per run on two cores.
+bits cost in points, paired by seed; and on how many test pictures JAX, which rounds in training,
+and LiteRT agree. The same command goes on where it stopped.
 """
 
 import dataclasses
@@ -26,12 +25,13 @@ import matplotlib.figure
 import numpy as np
 
 from configs import finetune
+from experiments.common.command import experiment_parser
 from experiments.common.table import Table
 from experiments.paper.fake_quant import FakeQuant, without_ranges
-from experiments.paper.quantization import DATA, FLOAT, TICKS, Prepared, Runs, costs, measure, top1
+from experiments.paper.quantization import DATA, FLOAT, TICKS, Runs, costs, measure, outputs, top1
 from mnv2 import data, pretrained
 from mnv2.pretrained import Pretrained
-from mnv2.runtime.cli import command_parser, run, whole_number
+from mnv2.runtime.cli import run
 from mnv2.runtime.machine import keep_compiled_programs
 from mnv2.sweeps.plan import resolve
 from mnv2.sweeps.report import plus_minus
@@ -78,23 +78,23 @@ def trained(loaded: Pretrained, weights: Path, seed: int, steps: int) -> Iterato
 
 def evaluate(weights: Path, dataset: data.Dataset, steps: int) -> dict[str, float]:
     """Returns what comes out of one run in per cent: accuracies, by WAYS, and agreements."""
-    seed = int(weights.name)
-    images, labels = (np.asarray(array) for array in dataset.arrays("test"))
+    images = np.asarray(dataset.arrays("test")[0])
+    parts = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
     loaded = pretrained.load(weights)
-    (_, variables), *rounding = trained(loaded, weights, seed, steps)
-    plain = Prepared.of(dataclasses.replace(loaded, variables=variables), dataset)
-    found = {"float32": top1(plain.outputs(FLOAT, images), labels)}
+    (_, variables), *rounding = trained(loaded, weights, int(weights.name), steps)
+    forms = (FLOAT, *GRANULARITIES.values())
+    plain = outputs(dataclasses.replace(loaded, variables=variables), dataset, forms)
+    found = {"float32": top1(plain[FLOAT], dataset)}
     for (granularity, form), (model, variables) in zip(
         GRANULARITIES.items(), rounding, strict=True
     ):
-        found[f"after_{granularity}"] = top1(plain.outputs(form, images), labels)
         rounded = dataclasses.replace(loaded, variables=without_ranges(variables))
-        in_litert = Prepared.of(rounded, dataset).outputs(form, images)
-        found[f"in_{granularity}"] = top1(in_litert, labels)
+        in_litert = outputs(rounded, dataset, (form,))[form]
         compute = jax.jit(functools.partial(model.apply, variables))
-        parts = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
         in_jax = np.concatenate([np.asarray(compute(loaded.preprocess(part))) for part in parts])
         same = in_jax.argmax(-1) == in_litert.argmax(-1)
+        found[f"after_{granularity}"] = top1(plain[form], dataset)
+        found[f"in_{granularity}"] = top1(in_litert, dataset)
         found[f"agreement_{granularity}"] = 100 * float(np.mean(same))
     return found
 
@@ -151,10 +151,8 @@ def draw(runs: Runs, path: Path) -> None:
 
 
 def main() -> None:
-    parser = command_parser("experiments.paper.quantized_training", __doc__)
+    parser = experiment_parser(__file__, __doc__, steps=200)
     parser.add_argument("--workdir", type=Path, default=Path("runs/v2_ablation"))
-    parser.add_argument("--steps", type=whole_number(), default=200)
-    parser.add_argument("--out", type=Path, default=Path("runs/quantized_training"))
     arguments = parser.parse_args()
     keep_compiled_programs()
     out = arguments.out

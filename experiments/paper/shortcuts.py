@@ -11,8 +11,9 @@ import argparse
 from collections.abc import Mapping
 
 from experiments.common import arms
+from experiments.common.command import experiment_parser
 from experiments.common.table import Table
-from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.cli import run
 from mnv2.sweeps.report import plus_minus
 from mnv2.sweeps.statistics import Estimate
 from mnv2.sweeps.workdir import Sweep
@@ -27,6 +28,7 @@ TITLES = (
     *("linear, with shortcuts", "ReLU6, with shortcuts"),
     *("linear, without shortcuts", "ReLU6, without shortcuts"),
 )
+SIZES = {"steps": 200, "seeds": 5}
 PANELS = (
     ("with shortcuts", "model.bottleneck", ("linear", "relu6")),
     ("without shortcuts", "model.bottleneck", ("linear_alone", "relu6_alone")),
@@ -36,10 +38,7 @@ PANELS = (
 def effects(accuracies: Mapping[str, Mapping[int, float]]) -> dict[str, Estimate | None]:
     """Estimates the effect of ReLU6 with shortcuts and without, and the difference of the two.
 
-    Only seeds that all arms have are used.
-
-    Args:
-        accuracies: The accuracy in per cent, by arm and seed.
+    `accuracies` are in per cent, by arm and seed. Only seeds that all arms have are used.
     """
     seeds = sorted(set.intersection(*map(set, accuracies.values())))
     with_, without = (
@@ -55,20 +54,13 @@ def effects(accuracies: Mapping[str, Mapping[int, float]]) -> dict[str, Estimate
     }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments that describe the runs."""
-    arms.add_arguments(parser, "runs/shortcuts", steps=200, seeds=5)
-
-
 def train(arguments: argparse.Namespace) -> Sweep:
     """Trains the runs that are not finished, and loads all results."""
     return arms.train(arguments, ARMS, PANELS)
 
 
 def main() -> None:
-    parser = command_parser("experiments.paper.shortcuts", __doc__)
-    add_arguments(parser)
-    arguments = parser.parse_args()
+    arguments = experiment_parser(__file__, __doc__, "workdir", **SIZES).parse_args()
     results = train(arguments)
     accuracies = {arm: results.accuracies(arm) for arm in ARMS}
     lines = [

@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image
 
 from configs import finetune, v2_ablation
+from experiments.common.command import experiment_parser
 from mnv2 import data
-from mnv2.runtime.cli import command_parser, run, whole_number
+from mnv2.runtime.cli import run
 from mnv2.sweeps.launch import run_sweep
 from mnv2.sweeps.plan import with_arms
 
@@ -26,12 +27,7 @@ PICTURES = 20  # training pictures per class of TARGET
 
 
 def main() -> None:
-    parser = command_parser("experiments.paper.transfer", __doc__)
-    parser.add_argument("--workdir", type=Path, default=Path("runs/transfer"))
-    parser.add_argument(
-        "--steps", type=whole_number(), default=50, help="of each run on the few pictures"
-    )
-    arguments = parser.parse_args()
+    arguments = experiment_parser(__file__, __doc__, "workdir", steps=50).parse_args()
     workdir: Path = arguments.workdir
     for name, classes, pictures in (("source", SOURCE, None), ("target", TARGET, PICTURES)):
         write_pictures(workdir / "pictures" / name, classes, pictures)
@@ -55,13 +51,9 @@ def main() -> None:
 
 
 def write_pictures(folder: Path, classes: tuple[str, ...], pictures: int | None) -> None:
-    """Writes the Fashion-MNIST pictures of some classes to FOLDER/SPLIT/CLASS/N.png.
+    """Writes the Fashion-MNIST pictures of some classes to FOLDER/SPLIT/CLASS/N.png, if need be.
 
-    Args:
-        folder: Where they are written. Nothing is done if it is already complete.
-        classes: The names of the classes.
-        pictures: The number of training pictures per class, the first ones; None for all. All test
-            pictures are written.
+    These are all test pictures, and the first so many training pictures per class; None for all.
     """
     done = folder / "done"
     if done.exists():

@@ -16,9 +16,10 @@ import jax
 import numpy as np
 
 from configs import v2_ablation
+from experiments.common.command import experiment_parser
 from experiments.common.table import Table
 from mnv2 import data
-from mnv2.runtime.cli import command_parser, run, whole_number
+from mnv2.runtime.cli import run
 from mnv2.runtime.machine import keep_compiled_programs, keep_freed_memory
 from mnv2.runtime.terminal import StatusLine
 from mnv2.sweeps.plan import with_arms
@@ -73,8 +74,8 @@ def table(measured: Sequence[Pair], batch_size: int) -> Table:
     # The machine's speed varies slowly, so neighbouring blocks are compared. The median leaves out
     # stalls of the machine, which are not a cost of checkpoints.
     extra = with_ - without
-    draws = np.random.default_rng(0).choice(extra, (2000, len(extra)))
-    low, high = 100 * np.percentile(np.median(draws, axis=1), (2.5, 97.5)) / between
+    draws = np.median(np.random.default_rng(0).choice(extra, (2000, len(extra))), axis=1)
+    low, high = 100 * np.percentile(draws, (2.5, 97.5)) / between
     median = float(np.median(extra))
     cost, rate = median / between, EVERY * batch_size / between
     columns = {
@@ -89,10 +90,7 @@ def table(measured: Sequence[Pair], batch_size: int) -> Table:
 
 
 def main() -> None:
-    parser = command_parser("experiments.speed.checkpoints", __doc__)
-    parser.add_argument("--out", type=Path, default=Path("runs/checkpoints"))
-    parser.add_argument("--pairs", type=whole_number(), default=80)
-    arguments = parser.parse_args()
+    arguments = experiment_parser(__file__, __doc__, pairs=80).parse_args()
     keep_compiled_programs()
     config = with_arms(v2_ablation.get_config())
     config.ema_decay = 0.999  # a third copy of the parameters in each checkpoint

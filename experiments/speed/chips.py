@@ -9,25 +9,24 @@ same network in plain Flax, and reads from the programs what they will cost:
         would be busy all the time: an upper bound
 
 These are estimates of compilers, not measurements: they are for comparing two programs for the same
-chip. Writes chips.csv and one table per chip to --out. `make tpu` and `make h100` install the
+chip. Writes one table per chip to --out. `make tpu` and `make h100` install the
 compilers into an environment of their own, run this command, and fill docs/accelerators.md. One
 program takes 10 s to 4 minutes.
 """
 
-import dataclasses
 import itertools
 import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from experiments.common.table import Table, write_csv
+from experiments.common.command import experiment_parser
+from experiments.common.table import Table
 from experiments.speed.compilers.chips import CHIPS, check_installed, environment
 from experiments.speed.compilers.cost import Cost
 from experiments.speed.compilers.steps import FRAMEWORKS, TASKS, Task
-from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.cli import run
 from mnv2.runtime.errors import UserError, check_choice
 from mnv2.runtime.terminal import StatusLine, warn
 
@@ -53,13 +52,6 @@ class Row(NamedTuple):
         if target.bandwidth:
             return self.task.batch * target.bandwidth / self.cost.traffic
         return 0.0
-
-    def record(self) -> dict[str, Any]:
-        """Returns the columns of the CSV."""
-        task, cost = self.task, dataclasses.asdict(self.cost)
-        del cost["by_kind"]
-        where = {"chip": self.chip, "network": task.title, "pixels": task.size, "batch": task.batch}
-        return {**where, "framework": self.framework, **cost, "per_second": self.per_second}
 
 
 def cost_of(task: str, framework: str, chip: str) -> Cost:
@@ -97,28 +89,23 @@ def table_of(rows: Sequence[Row]) -> Table:
 
 
 def main() -> None:
-    parser = command_parser("experiments.speed.chips", __doc__)
+    parser = experiment_parser(__file__, __doc__)
     parser.add_argument("--chips", nargs="+", default=["v5e"], help=", ".join(CHIPS))
     parser.add_argument("--networks", nargs="+", default=list(TASKS), help=", ".join(TASKS))
-    parser.add_argument("--out", type=Path, default=Path("runs/chips"))
     arguments = parser.parse_args()
     for chip in arguments.chips:
         check_choice(chip, CHIPS, "chip")
         check_installed(CHIPS[chip])
     for network in arguments.networks:
         check_choice(network, TASKS, "network")
-    rows: list[Row] = []
+    compiled = 0
     for chip in arguments.chips:
-        of_chip = []
-        for row in _rows(chip, arguments.networks):
-            of_chip.append(row)
-            write_csv([one.record() for one in [*rows, *of_chip]], arguments.out / "chips.csv")
-        if of_chip:
-            table_of(of_chip).write(arguments.out)
-        rows += of_chip
-    if not rows:
+        if rows := list(_rows(chip, arguments.networks)):
+            table_of(rows).write(arguments.out)
+            compiled += len(rows)
+    if not compiled:
         raise UserError("no step could be compiled")
-    print(f"\nin {arguments.out}: chips.csv and a table per chip")
+    print(f"\nin {arguments.out}: a table per chip")
 
 
 def _rows(chip: str, networks: Sequence[str]) -> Iterator[Row]:
@@ -139,11 +126,7 @@ def _rows(chip: str, networks: Sequence[str]) -> Iterator[Row]:
             amount = f"{cost.cycles / 1e6:9.2f} M cycles"
         else:
             amount = f"{cost.traffic / 1e9:9.2f} GB, {cost.kernels:,} kernels"
-        print(f"{chip:5} {what:42} {amount}  compiled in {cost.compile_seconds:.0f} s", flush=True)
-        if framework == "mnv2":
-            total = sum(cost.by_kind.values())
-            shares = sorted(cost.by_kind.items(), key=lambda item: -item[1])
-            print(f"  {chip}: " + ", ".join(f"{kind} {x / total:.0%}" for kind, x in shares if x))
+        print(f"{chip:5} {what:42} {amount}", flush=True)
         yield Row(chip, TASKS[task], framework, cost)
 
 

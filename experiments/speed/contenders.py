@@ -20,25 +20,20 @@ from experiments.speed.frameworks.tasks import Task
 from mnv2.runtime.cli import command_parser
 
 
-def _end_with_parent() -> None:
-    """Makes Linux kill this process when its parent ends. A stopped process would stay for ever."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
 def main() -> None:
     parser = command_parser("experiments.speed.contenders", __doc__)
     parser.add_argument("name", metavar="NAME", choices=CONTENDERS)
     parser.add_argument("task", metavar="TASK", type=json.loads)
     arguments = parser.parse_args()
-    name, fields = arguments.name, arguments.task
-    _end_with_parent()
-    task = Task(**fields)
+    with contextlib.suppress(OSError, AttributeError):
+        # Linux kills this process when its parent ends. A stopped one would stay for ever.
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    task = Task(**arguments.task)
     # All frameworks get the same processors. XLA takes its number of threads from their number.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: task.threads])
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # stdout is for answers; the output of frameworks goes to the log
-    step = CONTENDERS[name].make_step(task)
+    step = CONTENDERS[arguments.name].make_step(task)
     for _ in range(3):
         step()
     reset_peak_memory()

@@ -1,13 +1,11 @@
 """How fast is this machine's device?
 
-Times training steps and inference of a few networks on JAX's default device (GPU, TPU or CPU), in
+Times training steps and inference of MobileNetV2 on JAX's default device (GPU, TPU or CPU), in
 float32 and bfloat16: in mnv2, in plain Flax and, where it is installed and has the device, in
 PyTorch with channels last, eager and compiled. On a GPU all of them multiply float32 as TF32.
 
-Prints images/s (the median of the steps, and the range of their middle 90 %), the ratio to plain
-Flax, the time until the first step is compiled, and the peak memory of a device of JAX where it is
-known. A row that does not fit the memory is left out. mnv2 and plain Flax together take less than
-15 minutes, PyTorch another 10; --networks and --only choose.
+Prints images/s (the median of the steps, and the range of their middle 90 %) and the ratio to plain
+Flax. A row that does not fit the memory is left out; --only chooses frameworks.
 
 Writes device.csv and device.md to --out, with the device, the versions and the commit in each row
 of the CSV. Rows of devices that docs/accelerators.md lacks are welcome.
@@ -19,22 +17,21 @@ import importlib
 import itertools
 import os
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jaxlib
 import numpy as np
 
+from experiments.common.command import experiment_parser
 from experiments.common.table import Table, write_csv
 from experiments.common.timing import times
 from experiments.speed.frameworks.steps import CONTENDERS, installed
-from experiments.speed.frameworks.tasks import NETWORKS, Task
+from experiments.speed.frameworks.tasks import Task
 from mnv2.runtime import machine
-from mnv2.runtime.cli import command_parser, real_number, run, whole_number
+from mnv2.runtime.cli import run, whole_number
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.machine import describe_devices, find_devices
 from mnv2.runtime.terminal import StatusLine, warn
@@ -48,33 +45,26 @@ OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory")
 
 
 class Row(NamedTuple):
-    """The speed of one network in one framework.
-
-    `peak_mib` is 0 where JAX does not know it, or where an earlier row needed more memory.
-    """
+    """The speed of one network in one framework."""
 
     task: Task
     framework: str
     images_per_second: float
     lowest: float
     highest: float
-    compile_seconds: float
-    peak_mib: int
 
     def __str__(self) -> str:
         task, speeds = self.task, (self.images_per_second, self.lowest, self.highest)
         median, low, high = (f"{speed:,.1f}" for speed in speeds)
-        memory = f"  {self.peak_mib:,} MiB" if self.peak_mib else ""
-        what = f"{task.mode:5}  {task.network:12}  {task.dtype:8}  {self.framework:13}"
-        compiled = f"compiled in {self.compile_seconds:.0f} s{memory}"
-        return f"{what}  {median} images/s ({low}-{high})  {compiled}"
+        what = f"{task.mode:5}  {task.dtype:8}  {self.framework:13}"
+        return f"{what}  {median} images/s ({low}-{high})"
 
     def record(self) -> dict[str, Any]:
         """Returns the columns of the CSV, with the device, the versions and the commit."""
         task, of_jax = self.task, f"jax {jax.__version__}, jaxlib {jaxlib.__version__}"
         return {
             "device": describe_devices(device.device_kind for device in jax.devices()),
-            **{field: getattr(task, field) for field in ("mode", "network", "dtype")},
+            **{"mode": task.mode, "network": "mobilenet_v2", "dtype": task.dtype},
             **{"pixels": task.size, "batch": task.batch},
             **dict(list(self._asdict().items())[1:]),
             "versions": of_jax if self.framework in OF_JAX else f"torch {version('torch')}",
@@ -84,22 +74,12 @@ class Row(NamedTuple):
 
 def measure(framework: str, task: Task, seconds: float) -> Row:
     """Times one network for `seconds`, after its first two steps. Raises what JAX raises."""
-    before = _peak_memory()
-    began = time.perf_counter()
     step = CONTENDERS[framework].make_step(task)
-    step()
-    compiled = time.perf_counter() - began
-    step()
+    for _ in range(2):
+        step()
     speeds = task.batch / np.array(list(times(step, seconds)))
     low, median, high = (float(np.quantile(speeds, q)) for q in (0.05, 0.5, 0.95))
-    peak = _peak_memory()
-    mib = peak // 2**20 if peak > before else 0
-    return Row(task, framework, median, low, high, compiled, mib)
-
-
-def _peak_memory() -> int:
-    """Returns the bytes that the first device of JAX had in use at most, since the start."""
-    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
+    return Row(task, framework, median, low, high)
 
 
 def rows(tasks: Sequence[Task], frameworks: Sequence[str], seconds: float) -> Iterator[Row]:
@@ -133,8 +113,7 @@ def table_of(measured: Sequence[Row]) -> Table:
     for task in dict.fromkeys(row.task for row in measured):
         speeds = {row.framework: row.images_per_second for row in measured if row.task == task}
         ratio = f"{speeds['mnv2'] / speeds['Flax']:.2f}" if {*OF_JAX} <= {*speeds} else ""
-        network = f"{task.mode} {NETWORKS[task.network]}"
-        what = f"{network}, {task.dtype}, {task.size} px, batch {task.batch}"
+        what = f"{task.mode} V2, {task.dtype}, {task.size} px, batch {task.batch}"
         cells = (f"{speeds[name]:,.0f}" if name in speeds else "" for name in names)
         lines.append([what, *cells, ratio])
     return Table("device", ["images/s", *names, "mnv2 to Flax"], lines)
@@ -143,12 +122,9 @@ def table_of(measured: Sequence[Row]) -> Table:
 def main() -> None:
     # PyTorch could not have what JAX reserves. Nothing here allocates in its measured steps.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    parser = command_parser("experiments.speed.device", __doc__)
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser = experiment_parser(__file__, __doc__, seconds=5.0)
     parser.add_argument("--only", nargs="+", choices=FRAMEWORKS, default=FRAMEWORKS)
     parser.add_argument("--batch", type=whole_number(), help="default: 256, on a CPU 32")
-    parser.add_argument("--seconds", type=real_number(), default=5.0, help="for each row")
-    parser.add_argument("--out", type=Path, default=Path("runs/device"))
     arguments = parser.parse_args()
     print(f"device: {find_devices()}", flush=True)
     batch = arguments.batch or (32 if jax.default_backend() == "cpu" else 256)
@@ -156,8 +132,8 @@ def main() -> None:
         raise UserError(f"--batch must be a multiple of the {count} devices, got {batch}")
     frameworks = _usable(arguments.only)
     tasks = [
-        Task(mode, network, batch=batch, threads=machine.threads(), dtype=dtype)
-        for mode, network, dtype in itertools.product(MODES, arguments.networks, DTYPES)
+        Task(mode, batch=batch, threads=machine.threads(), dtype=dtype)
+        for mode, dtype in itertools.product(MODES, DTYPES)
     ]
     measured: list[Row] = []
     for row in rows(tasks, frameworks, arguments.seconds):

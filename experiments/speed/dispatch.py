@@ -2,29 +2,27 @@
 
 Trains a network that is too small to hide the cost of a call (width 0.1, 8 pixels, batch 16), and
 the network of the ablation. A batch comes from the host with each step, or is looked up on the
-device, with 1, 10 or 100 steps per call. The ways take turns, 100 steps each. Prints and writes
-these steps/s, as median and range over --rounds, to --out as dispatch.md.
+device, with 1, 10 or 100 steps per call. The ways take turns, 100 steps each. Prints steps/s, as
+median and range over --rounds.
 """
 
-import functools
 import itertools
 import statistics
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from configs import v2_ablation
+from experiments.common.command import experiment_parser
 from experiments.common.table import Table
+from experiments.common.timing import Step, in_turns
 from mnv2 import data
 from mnv2.models import create_model
 from mnv2.pretrained import Preprocessing
-from mnv2.runtime import machine
-from mnv2.runtime.cli import command_parser, run, whole_number
-from mnv2.runtime.machine import keep_freed_memory
+from mnv2.runtime.cli import run
+from mnv2.runtime.machine import keep_compiled_programs, keep_freed_memory, threads
 from mnv2.runtime.terminal import StatusLine
 from mnv2.sweeps.plan import resolve, with_arms
 from mnv2.training.config import from_config
@@ -53,12 +51,12 @@ class Task(NamedTuple):
 TASKS = (Task("tiny", 0.1, 8, 16), Task("the ablation's", 0.35, 28, 128))
 
 
-def measures(task: Task) -> dict[int, Callable[[], float]]:
-    """Returns what measures steps per second, by the number of steps per call."""
+def training(task: Task, per_call: int) -> Step:
+    """Returns what trains for STEPS steps, with `per_call` of them in a call of the devices."""
     config = with_arms(v2_ablation.get_config())
-    config.batch_size = task.batch
+    config.batch_size, config.model.width = task.batch, task.width
     settings = from_config(resolve(config, "linear"))
-    fields = {**settings.model, "width": task.width}
+    fields = dict(settings.model)
     model = create_model(fields.pop("name"), num_classes=10, **fields)
     steps = steps_of(settings, model, Preprocessing(), total_steps=10_000, examples=EXAMPLES)
     random, key = np.random.default_rng(0), jax.random.key(0)
@@ -67,14 +65,10 @@ def measures(task: Task) -> dict[int, Callable[[], float]]:
     labels = random.integers(0, 10, EXAMPLES).astype(np.int32)
     on_device = replicate(images), replicate(labels)
     batches = map(data.Order(EXAMPLES, task.batch, seed=0).rows_at, itertools.count())
-    states = {
-        per_call: replicate(create_state(model, steps.optimizer, shape, seed=0, ema=False))
-        for per_call in PER_CALL
-    }
+    state = replicate(create_state(model, steps.optimizer, shape, seed=0, ema=False))
 
-    def timed(per_call: int) -> float:
-        state = jax.block_until_ready(states[per_call])
-        began = time.perf_counter()
+    def train() -> None:
+        nonlocal state
         for _ in range(STEPS // max(1, per_call)):
             if per_call:
                 rows = stack([next(batches) for _ in range(per_call)])
@@ -84,38 +78,30 @@ def measures(task: Task) -> dict[int, Callable[[], float]]:
                 index = rows["index"]
                 batch = {"image": images[index], "label": labels[index], **rows}
                 state, _ = steps.train(state, shard(batch), key, None)
-        states[per_call] = jax.block_until_ready(state)
-        return STEPS / (time.perf_counter() - began)
+        jax.block_until_ready(state)
 
-    return {per_call: functools.partial(timed, per_call) for per_call in PER_CALL}
+    return train
 
 
-def cells(rates: Sequence[float]) -> str:
+def cell(seconds: Sequence[float]) -> str:
     """Returns the median and the range of steps per second."""
+    rates = [STEPS / each for each in seconds]
     return f"{statistics.median(rates):,.1f} ({min(rates):,.1f} to {max(rates):,.1f})"
 
 
 def main() -> None:
-    parser = command_parser("experiments.speed.dispatch", __doc__)
-    parser.add_argument("--rounds", type=whole_number(), default=5)
-    parser.add_argument("--out", type=Path, default=Path("runs/dispatch"))
-    arguments = parser.parse_args()
-    machine.keep_compiled_programs()
+    arguments = experiment_parser(__file__, __doc__, rounds=5).parse_args()
+    keep_compiled_programs()
     line = StatusLine("dispatch")
     lines = []
     for task in TASKS:
-        rates: dict[int, list[float]] = {per_call: [] for per_call in PER_CALL}
-        timed = measures(task)
-        for number in range(arguments.rounds + 1):  # the first one compiles
-            for per_call, measure in timed.items():
-                line.say(f"{task}: round {number} of {arguments.rounds}")
-                rates[per_call].append(measure())
-        lines.append([str(task), *(cells(of_rounds[1:]) for of_rounds in rates.values())])
+        steps = {per_call: training(task, per_call) for per_call in PER_CALL}
+        seconds = in_turns(steps, arguments.rounds, 0, line.say)
+        lines.append([str(task), *map(cell, seconds.values())])
     line.clear()
     header = ["steps/s", "from the host", *(f"{count} per call" for count in PER_CALL[1:])]
     Table("dispatch", header, lines).write(arguments.out)
-    kind = jax.devices()[0].device_kind
-    print(f"on {jax.device_count()} x {kind}, {machine.threads()} threads")
+    print(f"on {jax.device_count()} x {jax.devices()[0].device_kind}, {threads()} threads")
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ import numpy as np
 from PIL import Image
 
 from experiments.common import photographs
+from experiments.common.command import experiment_parser
 from mnv2 import data, pretrained
-from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.cli import run
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.terminal import StatusLine
 
@@ -98,9 +99,7 @@ def prepare(data_dir: Path, train: int = TRAIN, test: int = TEST) -> data.Datase
 
 
 def main() -> None:
-    parser = command_parser("experiments.speed.imagenet_shaped", __doc__)
-    parser.add_argument("--data_dir", type=Path, default=Path("runs/imagenet_shaped"))
-    folder = parser.parse_args().data_dir
+    folder = experiment_parser(__file__, __doc__, "data_dir").parse_args().data_dir
     dataset = prepare(folder)
     counts = ", ".join(f"{split} {dataset.num_examples(split)}" for split in dataset.splits)
     print(f"{NAME} in {folder}: {counts}; use it with --config.data.dir")

@@ -7,15 +7,15 @@ beside torchvision's loader, in turns, with one thread each. Writes loading.csv 
 
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 
 from experiments.common import photographs
+from experiments.common.command import experiment_parser
 from experiments.common.table import Table
-from experiments.speed.frameworks.results import OURS, Row, print_rows, write_csv
+from experiments.speed.frameworks.results import OURS, Row, table_of, write_csv
 from experiments.speed.frameworks.steps import installed
 from experiments.speed.frameworks.tasks import AUGMENTATIONS, Task
 from experiments.speed.frameworks.turns import AS_RUN, measure
-from mnv2.runtime.cli import command_parser, real_number, run, whole_number
+from mnv2.runtime.cli import run
 from mnv2.runtime.errors import UserError
 
 TORCH = "PyTorch"
@@ -31,11 +31,7 @@ def line_of(rows: Sequence[Row]) -> tuple[str, ...]:
 
 
 def main() -> None:
-    parser = command_parser("experiments.speed.loading", __doc__)
-    parser.add_argument("--rounds", type=whole_number(), default=5)
-    parser.add_argument("--seconds", type=real_number(), default=3.0, help="least length of a turn")
-    parser.add_argument("--out", type=Path, default=Path("runs/loading"))
-    arguments = parser.parse_args()
+    arguments = experiment_parser(__file__, __doc__, rounds=5, seconds=3.0).parse_args()
     names = installed((OURS, TORCH))
     if TORCH not in names:
         raise UserError("torchvision is not installed here: make throughput installs it")
@@ -44,12 +40,11 @@ def main() -> None:
     rows: list[Row] = []
     lines = []
     for augmentation in AUGMENTATIONS:
-        task = Task("load", "mobilenet_v2", 1.0, 224, 32, 1, str(pictures), augmentation)
+        task = Task("load", threads=1, pictures=str(pictures), augmentation=augmentation)
         found = measure(task, AS_RUN, names, arguments.rounds, arguments.seconds)
         if len(found) < len(names):
             raise UserError(f"{augmentation} could not be measured")
-        print(f"\n{augmentation}", end="")
-        print_rows(found)
+        print(f"\n{augmentation}, {task}\n{table_of(found)}", flush=True)
         rows += found
         lines.append(line_of(found))
     write_csv(rows, arguments.out / "loading.csv")

@@ -7,8 +7,7 @@ every picture once.
 
 Prints and writes, per preset: images per second of the ten steps, the largest memory of the
 process, and the share of the time in which training waited for pictures. Also measures how many
-pictures the host prepares per second. Files: recipes.csv, recipes.md and recipes_host.md in --out.
-The same command goes on where it stopped.
+pictures the host prepares per second. The same command goes on where it stopped.
 """
 
 import contextlib
@@ -25,12 +24,13 @@ from typing import Any, NamedTuple
 import psutil
 
 from configs import imagenet
+from experiments.common.command import experiment_parser
 from experiments.common.table import Table
 from experiments.speed import imagenet_shaped
 from mnv2 import data
 from mnv2.prepare import write_resized
 from mnv2.pretrained import Preprocessing
-from mnv2.runtime.cli import command_parser, run
+from mnv2.runtime.cli import run
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import read_json, write_json
 from mnv2.runtime.layout import CHECKPOINTS, METRICS, RESULT
@@ -181,9 +181,8 @@ def measured(
 
 
 def main() -> None:
-    parser = command_parser("experiments.speed.recipes", __doc__)
+    parser = experiment_parser(__file__, __doc__)
     parser.add_argument("--data_dir", type=Path, default=Path("runs/imagenet_shaped"))
-    parser.add_argument("--out", type=Path, default=Path("runs/recipes"))
     parser.add_argument(
         "--presets",
         nargs="+",

@@ -14,32 +14,28 @@ from typing import Any
 import matplotlib.figure
 from matplotlib import ticker
 
-from experiments.speed.frameworks.results import OURS, Row, print_rows, ranges, write_csv
+from experiments.common.command import experiment_parser
+from experiments.speed.frameworks.results import OURS, Row, ranges, table_of, write_csv
 from experiments.speed.frameworks.steps import installed
 from experiments.speed.frameworks.tasks import Task
 from experiments.speed.frameworks.turns import AS_RUN, measure
-from mnv2.runtime.cli import command_parser, real_number, run, whole_number
+from mnv2.runtime.cli import run
 from mnv2.runtime.errors import UserError
 
-LABELS = {
-    "batch": "batch size",
-    "size": "image side, pixels",
-    "width": "width multiplier",
-    "threads": "threads",
+CURVES: dict[str, tuple[str, Sequence[Any]]] = {  # label and values of each field that is varied
+    "batch": ("batch size", (1, 8, 32, 128)),
+    "size": ("image side, pixels", (32, 96, 160, 224)),
+    "width": ("width multiplier", (0.35, 0.5, 1.0, 1.4)),
+    "threads": ("threads", ()),  # powers of two, up to the processors
 }
 
 
 def series(base: Task, cores: int) -> dict[str, list[Task]]:
     """Returns the tasks of each curve, by the field of `base` that is varied."""
-    values: dict[str, Sequence[Any]] = {
-        "batch": (1, 8, 32, 128),
-        "size": (32, 96, 160, 224),
-        "width": (0.35, 0.5, 1.0, 1.4),
-        "threads": sorted({2**i for i in range(cores.bit_length())} | {cores}),
-    }
+    threads: Sequence[Any] = sorted({2**i for i in range(cores.bit_length())} | {cores})
     return {
-        field: [dataclasses.replace(base, **{field: value}) for value in of_field]
-        for field, of_field in values.items()
+        field: [dataclasses.replace(base, **{field: value}) for value in values or threads]
+        for field, (_, values) in CURVES.items()
     }
 
 
@@ -61,7 +57,7 @@ def draw(curves: Mapping[str, list[Task]], rows: Sequence[Row], title: str, path
                 label=name,
             )
         values = [getattr(task, field) for task in tasks]
-        axes.set(xscale="log", yscale="log", xlabel=LABELS[field], ylabel="images/s")
+        axes.set(xscale="log", yscale="log", xlabel=CURVES[field][0], ylabel="images/s")
         axes.set_xticks(values, [f"{x:g}" for x in values])
         axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
@@ -73,20 +69,16 @@ def draw(curves: Mapping[str, list[Task]], rows: Sequence[Row], title: str, path
 
 
 def main() -> None:
-    parser = command_parser("experiments.speed.scaling", __doc__)
-    parser.add_argument("--rounds", type=whole_number(), default=3)
-    parser.add_argument("--seconds", type=real_number(), default=1.5, help="least length of a turn")
-    parser.add_argument("--out", type=Path, default=Path("runs/scaling"))
-    arguments = parser.parse_args()
+    arguments = experiment_parser(__file__, __doc__, rounds=3, seconds=1.5).parse_args()
     names = installed((OURS, "PyTorch"))
     cores = len(os.sched_getaffinity(0))
     base = Task("train", size=96, batch=32, threads=cores)
     curves = series(base, cores)
     rows: list[Row] = []
     for task in dict.fromkeys(task for tasks in curves.values() for task in tasks):
-        rows += (new := measure(task, AS_RUN, names, arguments.rounds, arguments.seconds))
-        print_rows(new)
-        if rows:
+        if new := measure(task, AS_RUN, names, arguments.rounds, arguments.seconds):
+            rows += new
+            print(f"\n{task}, {task.threads} threads\n{table_of(new)}", flush=True)
             write_csv(rows, arguments.out / "scaling.csv")
     if not rows:
         raise UserError("no framework could be measured")

@@ -5,9 +5,8 @@ The processes take turns, and while one is timed the others are stopped. So a ch
 machine's speed affects all of them alike. Training is measured twice: as users run each framework,
 and with memory in huge pages for all. mnv2 has huge pages in both, since `mnv2.main` sets them up.
 
-Prints images/s (the median of the rounds, and their range) and the peak memory of each process.
-Writes these tables, throughput.csv and throughput.png to --out. A framework that is not installed,
-or that dies, is left out.
+Prints images/s (the median of the rounds, and their range) and the peak memory of each process. A
+framework that is not installed, or that dies, is left out.
 
 `load` is the reading of pictures: JPEG decoding, Inception's crop and flip, compared to
 torchvision's loader; `feed` is training on such pictures. They are crops of one photograph, in
@@ -23,11 +22,12 @@ from pathlib import Path
 import matplotlib.figure
 
 from experiments.common import photographs
+from experiments.common.command import experiment_parser
 from experiments.speed.frameworks.results import OURS, Row, ranges, table_of, write_csv
 from experiments.speed.frameworks.steps import CONTENDERS, installed
 from experiments.speed.frameworks.tasks import READING, TRAINING, Task
 from experiments.speed.frameworks.turns import AS_RUN, PAGES, measure
-from mnv2.runtime.cli import command_parser, real_number, run, whole_number
+from mnv2.runtime.cli import run
 from mnv2.runtime.errors import UserError
 
 TASKS = (
@@ -47,15 +47,17 @@ def _color(name: str) -> str:
 
 def draw_bars(rows: Sequence[Row], path: Path) -> None:
     """Draws bars of images/s, with one panel for each task and its settings."""
-    titles = list(dict.fromkeys(row.panel for row in rows))
-    columns = min(3, len(titles))
-    lines = -(-len(titles) // columns)
+    by_title: dict[str, list[Row]] = {}
+    for row in rows:
+        by_title.setdefault(f"{row.task}\n{row.settings}", []).append(row)
+    columns = min(3, len(by_title))
+    lines = -(-len(by_title) // columns)
     figure = matplotlib.figure.Figure(figsize=(3.6 * columns, 3 * lines), layout="constrained")
-    panels = figure.subplots(lines, columns, squeeze=False)
-    for axes in panels.flat[len(titles) :]:
-        axes.remove()
-    for title, axes in zip(titles, panels.flat, strict=False):
-        here = sorted((row for row in rows if row.panel == title), key=lambda row: row.median)
+    for number, (title, unsorted) in enumerate(by_title.items(), start=1):
+        axes, here = (
+            figure.add_subplot(lines, columns, number),
+            sorted(unsorted, key=lambda row: row.median),
+        )
         axes.barh(
             [row.name for row in here],
             [row.median for row in here],
@@ -72,11 +74,8 @@ def draw_bars(rows: Sequence[Row], path: Path) -> None:
 
 
 def main() -> None:
-    parser = command_parser("experiments.speed.throughput", __doc__)
+    parser = experiment_parser(__file__, __doc__, rounds=5, seconds=3.0)
     parser.add_argument("--only", nargs="+", metavar="FRAMEWORK", help=", ".join(CONTENDERS))
-    parser.add_argument("--rounds", type=whole_number(), default=5)
-    parser.add_argument("--seconds", type=real_number(), default=3.0, help="least length of a turn")
-    parser.add_argument("--out", type=Path, default=Path("runs/throughput"))
     arguments = parser.parse_args()
     names, out = installed(arguments.only or CONTENDERS), arguments.out
     rows: list[Row] = []

@@ -78,17 +78,9 @@ def kind_of(path: str, layer: Submodule) -> str:
 def time_layers(
     name: str, machine: Machine, rounds: int, seconds: float, line: StatusLine
 ) -> tuple[list[LayerTime], float]:
-    """Times a network and each of its layers, in turns.
+    """Times a network, with a width multiplier of 1, and each of its layers, in turns.
 
-    Args:
-        name: The network; its width multiplier is 1.
-        machine: The ceilings of this machine.
-        rounds: The number of turns of each layer.
-        seconds: The least time of one turn.
-        line: Shows which step is timed.
-
-    Returns:
-        The times of each layer, and the milliseconds of the whole network.
+    Returns the times of the layers, and the milliseconds of the whole network.
     """
     line.say(f"compiling the layers of {name}")
     model, variables = random_network(name, width=1.0)

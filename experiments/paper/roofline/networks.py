@@ -56,13 +56,9 @@ def whole_network(name: str, width: float, batch: int, folded: bool) -> Step:
 
 
 def time_networks(threads: int, rounds: int, seconds: float) -> list[Timed]:
-    """Times NETWORKS with each batch size of BATCHES, in a new process with `threads` threads.
+    """Times NETWORKS in turns, with each of BATCHES, in a new process with `threads` threads.
 
-    Args:
-        threads: The number of threads. With all of the machine's, batch norm is also timed as an
-            operation of its own.
-        rounds: The number of turns of each network.
-        seconds: The least time of one turn.
+    With all of the machine's threads, batch norm is also timed as an operation of its own.
     """
     spawning = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawning) as process:

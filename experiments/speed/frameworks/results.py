@@ -26,11 +26,6 @@ class Row(NamedTuple):
         """Images per second: the median of the rounds."""
         return statistics.median(self.images_per_second)
 
-    @property
-    def panel(self) -> str:
-        """The title of the panel that shows this row."""
-        return f"{self.task}\n{self.settings}"
-
 
 def table_of(rows: Sequence[Row], name: str = "") -> table.Table:
     """Returns the table of one task, fastest first, with two columns for each of its settings."""
@@ -48,13 +43,6 @@ def _cells(row: Row) -> tuple[str, str]:
     speeds = (row.median, min(row.images_per_second), max(row.images_per_second))
     median, *ends = (f"{speed:,.{0 if speed >= 100 else 1}f}" for speed in speeds)
     return f"{median} ({'-'.join(ends)})", f"{row.peak_memory / 2**20:,.0f}"
-
-
-def print_rows(rows: Sequence[Row]) -> None:
-    """Prints the table of one task."""
-    if rows:
-        task = rows[0].task
-        print(f"\n{task}, {task.threads} threads\n{table_of(rows)}", flush=True)
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:

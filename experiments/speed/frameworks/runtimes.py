@@ -55,7 +55,7 @@ def exported(task: Task, to: str) -> bytes:
     from mnv2.deployment.program import program_of
     from mnv2.pretrained import Preprocessing, Pretrained
 
-    model, variables = random_network(task.network, width=task.width)
+    model, variables = random_network("mobilenet_v2", width=task.width)
     loaded = Pretrained(model, variables, Preprocessing(), (task.size, task.size))
     program = program_of(loaded, pixels=False, batch=task.batch)
     return content(program, to, [task.images()])

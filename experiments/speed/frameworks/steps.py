@@ -16,7 +16,7 @@ from mnv2.runtime.errors import check_choice
 
 def mnv2(task: Task) -> Step:
     """This project: the training step of `mnv2.main`, or `models.for_inference`."""
-    from experiments.common import our_steps
+    from experiments.speed.frameworks import our_steps
     from mnv2 import data
     from mnv2.preprocess import PICTURES, Pipeline, parse
     from mnv2.preprocess.host import View
@@ -31,10 +31,9 @@ def mnv2(task: Task) -> Step:
     if batches is not None and task.mode == "load":
         changes = Pipeline(pipeline.of(PICTURES))
         return lambda: on_device(changes, next(batches)["image"], 0)
-    fields = {"name": task.network, "width": task.width, "dtype": task.dtype}
     if task.mode == "infer":
-        return our_steps.inference(fields, task.images())
-    return our_steps.training(fields, our_steps.random_batch(task.batch, task.size), batches)
+        return our_steps.inference(task)
+    return our_steps.training(task, batches)
 
 
 def flax(task: Task) -> Step:
@@ -46,7 +45,7 @@ def flax(task: Task) -> Step:
     from experiments.common.sgd import sgd_step
     from experiments.speed.frameworks import stock_flax
 
-    model = stock_flax.StockNetwork(task.network, task.width, dtype=jnp.dtype(task.dtype))
+    model = stock_flax.StockNetwork("mobilenet_v2", task.width, dtype=jnp.dtype(task.dtype))
     init = unoptimised(lambda image: model.init(jax.random.key(0), image, train=False))
     variables = init(task.images()[:1])
     images = jax.device_put(task.images())
@@ -71,11 +70,12 @@ def flax(task: Task) -> Step:
 
 
 def pytorch(task: Task, compiled: bool = False) -> Step:
-    """PyTorch in eager mode, channels last: torchvision's V2 and ResNet-50, timm's V1.
+    """PyTorch in eager mode, channels last, with torchvision's network.
 
     On a GPU it chooses the fastest convolutions, and multiplies float32 as TF32, as JAX does.
     """
     import torch
+    import torchvision
 
     torch.set_num_threads(task.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -85,7 +85,8 @@ def pytorch(task: Task, compiled: bool = False) -> Step:
         batches = _torch_batches(task)
     if task.mode == "load":
         return lambda: next(batches)
-    model = _torch_model(task).to(device, memory_format=torch.channels_last)
+    model = torchvision.models.mobilenet_v2(width_mult=task.width)
+    model = model.to(device, memory_format=torch.channels_last)
     images = torch.from_numpy(task.images()).permute(0, 3, 1, 2).to(device)
     images = images.contiguous(memory_format=torch.channels_last)
 
@@ -140,12 +141,12 @@ def keras(task: Task) -> Step:
 
 
 def onnxruntime(task: Task) -> Step:
-    """The networks of `pytorch` in ONNX Runtime."""
+    """The network of `pytorch` in ONNX Runtime."""
     return runtimes.onnxruntime(task, _onnx_model(task), task.images().transpose(0, 3, 1, 2))
 
 
 def openvino(task: Task) -> Step:
-    """The networks of `pytorch` in OpenVINO, in float32."""
+    """The network of `pytorch` in OpenVINO, in float32."""
     return runtimes.openvino(task, _onnx_model(task), task.images().transpose(0, 3, 1, 2))
 
 
@@ -174,27 +175,24 @@ class Framework(NamedTuple):
     modes: tuple[str, ...]
 
 
-TORCH = ("torchvision", "timm")
-LITERT = ("ai_edge_litert", "litert_converter")
+TORCH, ONNX = ("torchvision",), ("torchvision", "onnxscript")
+ALL, WITHOUT_PICTURES, INFER = ("train", "infer", "load", "feed"), ("train", "infer"), ("infer",)
+_to_onnx, _to_openvino = (
+    exported(run, "onnx") for run in (runtimes.onnxruntime, runtimes.openvino)
+)
+_to_litert = exported(runtimes.litert, "litert")
 CONTENDERS = {
-    "mnv2": Framework(mnv2, (), ("train", "infer", "load", "feed")),
-    "Flax": Framework(flax, (), ("train", "infer")),
-    "PyTorch": Framework(pytorch, TORCH, ("train", "infer", "load", "feed")),
-    "torch.compile": Framework(partial(pytorch, compiled=True), TORCH, ("train", "infer")),
-    "Keras": Framework(keras, ("keras",), ("train", "infer")),
-    "ONNX Runtime": Framework(onnxruntime, ("onnxruntime", "onnxscript", *TORCH), ("infer",)),
-    "OpenVINO": Framework(openvino, ("openvino", "onnxscript", *TORCH), ("infer",)),
-    "LiteRT": Framework(litert, ("ai_edge_litert", "keras"), ("infer",)),
-    "mnv2 in ONNX Runtime": Framework(
-        exported(runtimes.onnxruntime, "onnx"), ("onnxruntime", "onnx"), ("infer",)
-    ),
-    "mnv2 in OpenVINO": Framework(
-        exported(runtimes.openvino, "onnx"), ("openvino", "onnx"), ("infer",)
-    ),
-    "mnv2 in LiteRT": Framework(exported(runtimes.litert, "litert"), LITERT, ("infer",)),
-    "mnv2 in LiteRT, int8": Framework(
-        exported(runtimes.litert, "litert-int8"), (*LITERT, "ai_edge_quantizer"), ("infer",)
-    ),
+    "mnv2": Framework(mnv2, (), ALL),
+    "Flax": Framework(flax, (), WITHOUT_PICTURES),
+    "PyTorch": Framework(pytorch, TORCH, ALL),
+    "torch.compile": Framework(partial(pytorch, compiled=True), TORCH, WITHOUT_PICTURES),
+    "Keras": Framework(keras, ("keras",), WITHOUT_PICTURES),
+    "ONNX Runtime": Framework(onnxruntime, ("onnxruntime", *ONNX), INFER),
+    "OpenVINO": Framework(openvino, ("openvino", *ONNX), INFER),
+    "LiteRT": Framework(litert, ("ai_edge_litert", "keras"), INFER),
+    "mnv2 in ONNX Runtime": Framework(_to_onnx, ("onnxruntime", "onnx"), INFER),
+    "mnv2 in OpenVINO": Framework(_to_openvino, ("openvino", "onnx"), INFER),
+    "mnv2 in LiteRT": Framework(_to_litert, ("ai_edge_litert", "litert_converter"), INFER),
 }
 
 
@@ -214,18 +212,6 @@ def installed(names: Iterable[str]) -> list[str]:
         else:
             found.append(name)
     return found
-
-
-def _torch_model(task: Task) -> Any:
-    if task.network != "mobilenet_v1":
-        import torchvision
-
-        if task.network == "resnet50":
-            return torchvision.models.resnet50()
-        return torchvision.models.mobilenet_v2(width_mult=task.width)
-    import timm
-
-    return timm.create_model("mobilenetv1_100", channel_multiplier=task.width)
 
 
 def _torch_batches(task: Task) -> Iterator[Any]:
@@ -265,14 +251,7 @@ def _keras_model(task: Task) -> Any:
     import keras
 
     shape = (task.size, task.size, 3)
-    if task.network == "resnet50":
-        return keras.applications.ResNet50(
-            input_shape=shape, weights=None, classifier_activation=None
-        )
-    network = {
-        "mobilenet_v2": keras.applications.MobileNetV2,
-        "mobilenet_v1": keras.applications.MobileNet,
-    }[task.network]
+    network = keras.applications.MobileNetV2
     return network(shape, task.width, weights=None, classifier_activation=None)
 
 
@@ -280,10 +259,10 @@ def _onnx_model(task: Task) -> bytes:
     import io
 
     import torch
+    import torchvision
 
+    model = torchvision.models.mobilenet_v2(width_mult=task.width).eval()
     image = torch.zeros(task.batch, 3, task.size, task.size)
     file = io.BytesIO()
-    torch.onnx.export(
-        _torch_model(task).eval(), (image,), file, input_names=["images"], dynamo=False
-    )
+    torch.onnx.export(model, (image,), file, input_names=["images"], dynamo=False)
     return file.getvalue()

@@ -14,11 +14,7 @@ from mnv2.models.blocks import linear, make_divisible, relu6
 class StockNetwork(nn.Module):
     """A network of `mnv2.models`, made of nn.Conv with feature_group_count and nn.BatchNorm.
 
-    Attributes:
-        network: "mobilenet_v1", "mobilenet_v2" or "resnet50".
-        width: The width multiplier.
-        strides: As in `mnv2.models.create_model`.
-        dtype: The type of the computation.
+    The fields are those of `mnv2.models.create_model`.
     """
 
     network: str

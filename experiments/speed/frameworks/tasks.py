@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 
-MODES = ("train", "infer", "load", "feed")
 TRAINING = ("train", "feed")  # modes that train
 READING = ("load", "feed")  # modes that read pictures
 # Each is Inception's crop and a flip, and what the name says.
@@ -15,16 +14,11 @@ AUGMENTATIONS = {
     "auto_imagenet": "inception_crop|flip|auto_augment",
     "erasing": "inception_crop|flip|erase(1.0, fill=128)",
 }
-NETWORKS = {  # and their titles
-    "mobilenet_v1": "V1",
-    "mobilenet_v2": "V2",
-    "resnet50": "ResNet-50",
-}
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One thing to time, on batches of square images of 1000 classes.
+    """One thing to time with MobileNetV2, on batches of square images of 1000 classes.
 
     The modes are:
         train: Training steps on random images.
@@ -34,7 +28,6 @@ class Task:
     """
 
     mode: str = "train"
-    network: str = "mobilenet_v2"  # or another of NETWORKS
     width: float = 1.0
     size: int = 224  # pixels
     batch: int = 32
@@ -44,8 +37,7 @@ class Task:
     dtype: str = "float32"  # or bfloat16, which mnv2, Flax and PyTorch know
 
     def __str__(self) -> str:
-        network = NETWORKS[self.network]
-        what = self.mode if self.mode == "load" else f"{self.mode} {network} {self.width:g}"
+        what = self.mode if self.mode == "load" else f"{self.mode} V2 {self.width:g}"
         return f"{what}, {self.size} px, batch {self.batch}"
 
     def images(self) -> np.ndarray:

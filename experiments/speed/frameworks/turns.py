@@ -23,22 +23,16 @@ class Contender:
     """The process of one framework at one task. It is stopped except during its turns."""
 
     def __init__(self, name: str, task: Task, pages: bool, log: IO[str]) -> None:
-        """Starts the process.
-
-        Args:
-            name: The framework, a key of `steps.CONTENDERS`.
-            task: What it does.
-            pages: Whether its memory is in huge pages.
-            log: The file for its output.
-        """
+        """Starts the process of a key of `steps.CONTENDERS`, with memory in huge `pages` or not."""
         self.name, self.task = name, task
+        environment = {"OMP_NUM_THREADS": str(task.threads), "TF_CPP_MIN_LOG_LEVEL": "3"}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "experiments.speed.contenders", name, json.dumps(vars(task))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env=_environment(task.threads, pages),
+            env=os.environ | environment | (TUNABLES if pages else dict.fromkeys(TUNABLES, "")),
             start_new_session=True,  # a group with its workers, which is stopped and ended as one
         )
 
@@ -47,7 +41,7 @@ class Contender:
         assert self.process.stdout is not None
         answered = self.process.stdout.readline().strip() == "ready"
         if answered:
-            self._signal(signal.SIGSTOP)
+            self.signal(signal.SIGSTOP)
         return answered
 
     def time(self, seconds: float) -> tuple[float, int] | None:
@@ -59,78 +53,63 @@ class Contender:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:
-            self._signal(signal.SIGCONT)
+            self.signal(signal.SIGCONT)
             self.process.stdin.write(f"{seconds}\n")
             self.process.stdin.flush()
             answer = json.loads(self.process.stdout.readline())
         except (BrokenPipeError, json.JSONDecodeError):
             return None
-        self._signal(signal.SIGSTOP)
+        self.signal(signal.SIGSTOP)
         return self.task.batch / statistics.median(answer["seconds"]), answer["peak_memory"]
 
     def end(self) -> None:
         """Kills the process and its workers."""
-        self._signal(signal.SIGKILL)
+        self.signal(signal.SIGKILL)
         self.process.wait()
 
-    def _signal(self, number: int) -> None:
+    def signal(self, number: int) -> None:
+        """Sends a signal to the process and its workers, if they are alive."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
-
-
-def _environment(threads: int, pages: bool) -> dict[str, str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    environment |= TUNABLES if pages else dict.fromkeys(TUNABLES, "")
-    return environment
 
 
 def measure(
     task: Task, settings: str, names: Sequence[str], rounds: int, seconds: float
 ) -> list[Row]:
-    """Times frameworks at one task, in turns.
+    """Times frameworks, keys of `steps.CONTENDERS`, at one task, in turns of so many `seconds`.
 
-    Args:
-        task: What they do.
-        settings: AS_RUN (only mnv2 trains with memory in huge pages) or PAGES (all do).
-        names: The frameworks, keys of `steps.CONTENDERS`.
-        rounds: The number of turns of each framework.
-        seconds: The least time of one turn.
-
-    Returns:
-        One row per framework, except for those that died; the reason is printed to stderr.
+    `settings` is AS_RUN (only mnv2 trains with memory in huge pages) or PAGES (all do). Frameworks
+    that die are left out; the reason is printed to stderr.
     """
     line = StatusLine(str(task))
-    contenders: list[Contender] = []
+    contenders: dict[str, Contender] = {}
     turns: dict[str, list[tuple[float, int]]] = {}
 
-    def leave_out(contender: Contender, reason: str) -> None:
+    def leave_out(name: str, reason: str) -> None:
         line.clear()
-        print(f"{contender.name} is left out: {reason}", file=sys.stderr)
-        contenders.remove(contender)
-        turns.pop(contender.name, None)
-        contender.end()
+        print(f"{name} is left out: {reason}", file=sys.stderr)
+        contenders.pop(name).end()
+        turns.pop(name)
 
     with tempfile.TemporaryFile("w+", encoding="utf-8") as log:
         try:
             for name in names:
                 line.say(f"starting {name}")
                 pages = settings == PAGES or (name == OURS and task.mode in TRAINING)
-                contenders.append(Contender(name, task, pages, log))
-                turns[name] = []
-                if not contenders[-1].ready():
+                contenders[name], turns[name] = Contender(name, task, pages, log), []
+                if not contenders[name].ready():
                     log.seek(0)
-                    reason = (log.read().strip().splitlines() or ["no reason given"])[-1]
-                    leave_out(contenders[-1], reason)
+                    said = log.read().strip().splitlines() or ["no reason given"]
+                    leave_out(name, said[-1])
             for i in range(rounds):
                 line.say(f"round {i + 1} of {rounds}")
-                for contender in list(contenders):
-                    answer = contender.time(seconds)
-                    if answer:
-                        turns[contender.name].append(answer)
+                for name, contender in list(contenders.items()):
+                    if answer := contender.time(seconds):
+                        turns[name].append(answer)
                     else:
-                        leave_out(contender, "it died; if it was killed, memory ran out")
+                        leave_out(name, "it died; if it was killed, memory ran out")
         finally:
-            for contender in contenders:
+            for contender in contenders.values():
                 contender.end()
             line.clear()
     return [

@@ -27,11 +27,7 @@ class Block(nn.Module):
     def __call__(self, x, train=False):
         conv_bn = functools.partial(ConvBN, padding=self.padding)
         return InvertedResidual(
-            self.features,
-            self.stride,
-            expansion=self.expansion,
-            conv_bn=conv_bn,
-            name="block",
+            self.features, self.stride, expansion=self.expansion, conv_bn=conv_bn, name="block"
         )(x, train)[0]
 
 

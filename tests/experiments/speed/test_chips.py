@@ -27,17 +27,13 @@ ENTRY %main {
 """  # noqa: E501
 
 
-def test_the_cycles_of_a_tpu_program_are_added_up_by_kind_of_layer():
-    parts = list(cost.cycles(TPU_PROGRAM))
-    assert [amount for _, amount in parts] == [100, 20]
-    assert [cost.kind(name) for name, _ in parts] == ["depthwise forward", "1x1 backward"]
+def test_the_cycles_of_a_tpu_program_are_found():
+    assert cost.cycles(TPU_PROGRAM) == [100, 20]
 
 
 def test_the_traffic_of_a_gpu_program_is_what_its_kernels_read_and_write():
-    parts = list(cost.traffic(GPU_PROGRAM))
     # bf16[8,4] has 64 bytes and f32[4] has 16. Parameters and elements of tuples move nothing.
-    assert [amount for _, amount in parts] == [(64 + 16) + (64 + 16), 8 + 64]
-    assert cost.kind(parts[0][0]) == "stem forward"
+    assert list(cost.traffic(GPU_PROGRAM)) == [(64 + 16) + (64 + 16), 8 + 64]
 
 
 def run(monkeypatch, *arguments):
@@ -48,15 +44,13 @@ def run(monkeypatch, *arguments):
 def fake_cost(task, framework, chip):
     half = 1 if framework == "mnv2" else 2
     tpu = CHIPS[chip].platform == "tpu"
-    return cost.Cost(1.0, 5e9, 1e9, half * 1e10, half * 1.5e8 * tpu, 0 if tpu else 100 * half,
-                     {"stem forward": 1.0})  # fmt: skip
+    return cost.Cost(5e9, half * 1e10, half * 1.5e8 * tpu, 0 if tpu else 100 * half)
 
 
-def test_the_tables_compare_with_plain_flax(monkeypatch, tmp_path, capsys):
+def test_the_tables_compare_with_plain_flax(monkeypatch, tmp_path):
     monkeypatch.setattr(chips, "check_installed", lambda chip: None)
     monkeypatch.setattr(chips, "cost_of", fake_cost)
     run(monkeypatch, "--chips", "v5e", "H100", "--networks", "v2", "--out", tmp_path)
-    assert "v5e: stem forward 100%" in capsys.readouterr().out
     title = "| V2 1.0, 224 px, batch 256 |"
     # 150 million cycles at 1.5 GHz are a tenth of a second.
     assert (tmp_path / "chips_v5e.md").read_text().splitlines()[2] == (
@@ -65,7 +59,6 @@ def test_the_tables_compare_with_plain_flax(monkeypatch, tmp_path, capsys):
     assert (tmp_path / "chips_H100.md").read_text().splitlines()[2] == (
         f"{title} 10.00 | 20.00 | 0.50 | 100 | 200 | 5.0 | 85,811 |"
     )
-    assert len((tmp_path / "chips.csv").read_text().splitlines()) == 5
 
 
 def test_a_step_that_does_not_compile_is_left_out_with_a_warning(monkeypatch, tmp_path, capsys):
@@ -103,4 +96,3 @@ def test_a_small_step_compiles_for_a_tpu():
     read = chips.cost_of("ablation", "mnv2", "v5e")
     assert read.cycles > 1e5
     assert read.memory > 1e6
-    assert sum(read.by_kind.values()) == read.cycles

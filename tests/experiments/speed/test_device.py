@@ -4,7 +4,7 @@ from experiments.speed.frameworks.tasks import Task
 
 def _row(framework, speed, dtype="float32"):
     task = Task("train", size=224, batch=256, dtype=dtype)
-    return Row(task, framework, speed, speed, speed, 1.0, 0)
+    return Row(task, framework, speed, speed, speed)
 
 
 def test_the_table_compares_frameworks_at_one_task():
