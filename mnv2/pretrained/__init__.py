@@ -15,7 +15,7 @@ from typing import Any
 
 from flax.traverse_util import flatten_dict
 
-from mnv2.models import MobileNetV1, MobileNetV2, name_and_fields
+from mnv2.models import MobileNetV1, MobileNetV2, flat_fields, name_and_fields
 from mnv2.pretrained import formats, hub, keras, native, slim, torch
 from mnv2.pretrained.infer import infer_network
 from mnv2.pretrained.loaded import Pretrained as Pretrained
@@ -186,7 +186,6 @@ def _file_in(folder: Path) -> Path:
 # Fields that change nothing of what a network computes in evaluation: what training alone uses, and
 # the type of numbers.
 SAME_RESULTS = ("bn_momentum", "bn_frozen", "dropout", "axis_name", "dtype")
-# Those of keras.applications are also the defaults of this package.
 CONVENTIONS = {
     "keras": {"padding": "same", "bn_epsilon": 1e-3},
     "torchvision": {"padding": "symmetric", "bn_epsilon": 1e-5},
@@ -202,10 +201,8 @@ def _check_buildable(pretrained: Pretrained, names: str) -> None:
     is_v1 = isinstance(model, MobileNetV1)
     if not isinstance(model, MobileNetV2) and not (names == "keras" and is_v1):
         raise UserError(f"{names} names exist for MobileNetV2, not for {type(model).__name__}")
-    default = {field.name: field.default for field in dataclasses.fields(model)}
-    default |= CONVENTIONS["keras"]
-    built = default | CONVENTIONS[names]
-    for field, ours in (default | name_and_fields(model)[1]).items():
+    built = {**flat_fields(type(model)), **CONVENTIONS[names]}
+    for field, ours in flat_fields(model).items():
         if field not in ("num_classes", "width", *SAME_RESULTS) and ours != built[field]:
             raise UserError(
                 f"the {names} network has {field} = {built[field]!r} but this one has {ours!r}: "
