@@ -151,8 +151,9 @@ def read(path: Path, need_head: bool = True) -> FileContents:
     contents = _contents(path, found, arrays)
     names = {ours: found.full_name(name) for ours, name in contents.names.items()}
     trunk = set(names.values())
-    prefix = re.escape(found.prefix)
-    starts = tuple({match[0] for name in trunk if (match := re.match(rf"{prefix}\w+\.", name))})
+    # Whatever begins as a layer of the trunk belongs to it, known or not: `features.3.`, `blocks.`
+    matches = (re.match(rf"{re.escape(found.prefix)}\w+\.", name) for name in trunk)
+    starts = tuple({match[0] for match in matches if match})
     head = [name for name in arrays if name not in trunk and not name.startswith(starts)]
     linear = [
         x.removesuffix(".weight") for x in head if x.endswith(".weight") and arrays[x].ndim == 2

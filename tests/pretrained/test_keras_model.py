@@ -229,6 +229,9 @@ HEADS = {
     "batch norm last": lambda x: LAYERS.Softmax()(
         LAYERS.BatchNormalization(center=False)(LAYERS.Dense(3)(LAYERS.Dropout(0.1)(pooled(x))))
     ),
+    "batch norm after the last activation": lambda x: LAYERS.BatchNormalization()(
+        LAYERS.Dense(4, "tanh")(pooled(x))
+    ),
     "a nested model": lambda x: keras.Sequential(
         [LAYERS.GlobalAveragePooling2D(), LAYERS.Dense(8, "gelu"), LAYERS.Dense(3)]
     )(x),
