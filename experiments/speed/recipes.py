@@ -89,8 +89,8 @@ def execute(arguments: list[str], log: Path, killed: Callable[[], bool] | None =
     most = 0.0
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
-            arguments, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
+            arguments, stdout=output, stderr=subprocess.STDOUT, start_new_session=bool(killed)
+        )  # otherwise a signal for this command is one for the run as well
         watched = psutil.Process(process.pid)
         try:
             while process.poll() is None and not (killed and killed()):
@@ -100,7 +100,7 @@ def execute(arguments: list[str], log: Path, killed: Callable[[], bool] | None =
                 time.sleep(0.05)
         finally:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+                (os.killpg if killed else os.kill)(process.pid, signal.SIGKILL)
     if process.wait() != (-signal.SIGKILL if killed else 0):
         raise UserError(f"a run failed{' or could not be killed' if killed else ''}, see {log}")
     return most
