@@ -99,8 +99,8 @@ def execute(arguments: list[str], log: Path, killed: Callable[[], bool] | None =
                     most = max(most, sum(one.memory_info().rss for one in family) / 1e6)
                 time.sleep(0.05)
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                (os.killpg if killed else os.kill)(process.pid, signal.SIGKILL)
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL) if killed else process.kill()
     if process.wait() != (-signal.SIGKILL if killed else 0):
         raise UserError(f"a run failed{' or could not be killed' if killed else ''}, see {log}")
     return most
