@@ -152,14 +152,13 @@ def read_pictures(
 
 def read_picture(path: Path) -> np.ndarray:
     """Reads a picture file as training does: h w 3, uint8, upright as EXIF says."""
-    from mnv2.data.decoding import decode_picture
+    from mnv2.data import decoding
 
     try:
-        return decode_picture(path.read_bytes())
-    except (OSError, UserError) as error:
-        why = getattr(error, "strerror", None) or error
-        hint = did_you_mean(path) if isinstance(error, FileNotFoundError) else ""
-        raise UserError(f"cannot read picture {path}: {why}{hint}") from None
+        return decoding.read_picture(path)
+    except UserError as error:
+        hint = "" if path.exists() else did_you_mean(path)
+        raise UserError(f"cannot read picture {path}: {error}{hint}") from None
 
 
 def batch_size(count: int) -> int:

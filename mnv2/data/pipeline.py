@@ -5,12 +5,11 @@ epoch). A run that was stopped and is resumed therefore sees the same batches as
 stopped.
 
 If there are several processes, each reads its shard of every batch, (index, number of shards).
-Together the shards are the batches that a single process would read. For a data set on disk this
-holds while the number of processes divides `number_of_parts`.
+Together the shards are the batches that a single process would read. For a data set of which the
+files are read in parts this holds while the number of processes divides `number_of_parts`.
 """
 
 import atexit
-import collections
 import functools
 import itertools
 import math
@@ -23,7 +22,7 @@ import tensorflow as tf
 from jaxtyping import Int
 
 from mnv2.data.base import Dataset, seen
-from mnv2.data.splits import bounds_of, shuffled
+from mnv2.data.splits import bounds_of
 from mnv2.preprocess.host import View
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.terminal import first_few, note_once
@@ -32,8 +31,6 @@ from mnv2.runtime.terminal import first_few, note_once
 # processes that read the same batches as one. A part reads up to two files at a time.
 PARTS = 16
 MOST_BYTES = 1 << 30  # of images, in the memory of each device
-
-Numbers = collections.deque[np.ndarray]  # of the examples in each of some batches
 
 
 class Rows(TypedDict, total=False):
@@ -74,8 +71,7 @@ def check_batch_size(batch_size: int, dataset: Dataset) -> None:
 class Order(NamedTuple):
     """What decides the order of a run's training examples, and which of them a shard reads.
 
-    examples  their number in the training set
-    in_parts  whether the order is that of a data set which is read from disk in parts
+    `examples` is their number in the training set.
     """
 
     examples: int
@@ -83,7 +79,6 @@ class Order(NamedTuple):
     seed: int
     repeats: int = 1
     shard: tuple[int, int] = (0, 1)
-    in_parts: bool = False
 
     @property
     def rows(self) -> int:
@@ -107,20 +102,9 @@ class Order(NamedTuple):
 
     def numbers(self, epoch: int) -> Int[np.ndarray, "steps rows"]:
         """Returns the number of the example in each row of an epoch."""
-        if not self.in_parts:
-            order = np.random.default_rng((self.seed, epoch)).permutation(self.examples)
-            every = order[np.arange(self.steps * self.batch_size) // self.repeats]
-            return every.reshape(self.steps, self.shard[1], self.rows)[:, self.shard[0]]
-        # The order of a data set that is read from disk in parts: see `_epoch_from_disk`.
-        order = shuffled(self.examples, _epoch_seed(self.seed, epoch))
-        each = self.rows // len(self.own_parts)  # rows of a batch from each part
-        columns = []
-        for number in self.own_parts:
-            bounds = (bounds_of(part, self.examples) for part in self.parts_read(number, epoch))
-            read = np.concatenate([order[start:stop] for start, stop in bounds])
-            rows = np.repeat(read, self.repeats)[: self.steps * each]
-            columns.append(rows.reshape(self.steps, each))
-        return np.concatenate(columns, axis=1)
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.examples)
+        every = order[np.arange(self.steps * self.batch_size) // self.repeats]
+        return every.reshape(self.steps, self.shard[1], self.rows)[:, self.shard[0]]
 
     @property
     def own_parts(self) -> range:
@@ -177,13 +161,10 @@ def train_batches(
     be read or has no class.
     """
     check_batch_size(batch_size, dataset)
-    count, in_memory = dataset.num_examples("train"), dataset.fits_in_memory()
-    order = Order(count, batch_size, seed, repeats, shard, in_parts=not in_memory)
-    if in_memory or dataset.table("train") is not None:
+    order = Order(dataset.num_examples("train"), batch_size, seed, repeats, shard)
+    if dataset.fits_in_memory() or dataset.table("train") is not None:
         # One endless pipeline: to build one takes seconds, and memory that is not given back.
-        numbers: Numbers = collections.deque()
-        batches = _by_number(dataset, order, view, first_step, numbers)
-        yield from _to_numpy(dataset, "train", batches, numbers)
+        yield from _to_numpy(dataset, "train", _by_number(dataset, order, view, first_step))
         return
     first_epoch, first_step = divmod(first_step, order.steps)
     for epoch in itertools.count(first_epoch):
@@ -227,22 +208,14 @@ def eval_batches(
 
     masks = tf.data.Dataset.from_tensor_slices(mask)
     batches = tf.data.Dataset.zip(examples, masks).map(decode, tf.data.AUTOTUNE).batch(rows)
-    numbers = np.arange(start, stop)
-    read = collections.deque(np.split(numbers, range(rows, len(numbers), rows)))
-    yield from _to_numpy(dataset, split, batches, read)
+    yield from _to_numpy(dataset, split, batches)
 
 
-def _by_number(
-    dataset: Dataset, order: Order, view: View, first_step: int, read: Numbers
-) -> tf.data.Dataset:
-    """Returns all batches from a step on, of a data set of which any example can be read.
-
-    The numbers of each batch that is read are added to `read`.
-    """
+def _by_number(dataset: Dataset, order: Order, view: View, first_step: int) -> tf.data.Dataset:
+    """Returns all batches from a step on, of a data set of which any example can be read."""
 
     def rows_at(step: np.int64) -> list[np.ndarray]:
         rows = order.rows_at(int(step))
-        read.append(rows["index"])
         return [rows["index"], rows["epoch"], rows["position"]]
 
     def choose(step: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -333,24 +306,18 @@ def _to_batch(
     return {"image": images, "label": tf.cast(labels, tf.int32), **rows}
 
 
-def _to_numpy(
-    dataset: Dataset, split: str, batches: tf.data.Dataset, read: Numbers | None = None
-) -> Iterator[Batch]:
+def _to_numpy(dataset: Dataset, split: str, batches: tf.data.Dataset) -> Iterator[Batch]:
     """Yields batches as NumPy arrays.
 
-    `read` has the numbers of the examples of the next batches, as far as they are known.
     Raises UserError if TensorFlow fails to read one, or if a label is none of the classes.
     """
     failed = tf.errors.OpError  # a name that still exists while the interpreter ends
     try:
         for batch in _until_exit(batches.prefetch(tf.data.AUTOTUNE)):
             check_labels(dataset, split, batch["label"])
-            if read:
-                read.popleft()
             yield batch
     except failed as error:
-        latest = itertools.chain.from_iterable(read or ())
-        raise UserError(dataset.explain(error, split, map(int, latest))) from error
+        raise UserError(dataset.explain(error)) from error
 
 
 _READING: weakref.WeakSet[Any] = weakref.WeakSet()  # generators that are not at their end

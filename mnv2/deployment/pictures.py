@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mnv2 import data
-from mnv2.data.decoding import decode_picture
+from mnv2.data.decoding import read_picture
 from mnv2.data.folder_tree import files_below, find_pictures
 from mnv2.deployment.program import Program
 from mnv2.pretrained import Pretrained
@@ -32,7 +32,7 @@ def draw(
     try:
         return np.stack([np.asarray(view(dataset.decode(x).numpy()), np.float32) for x in examples])
     except tf.errors.OpError as error:
-        raise UserError(dataset.explain(error, split)) from error
+        raise UserError(dataset.explain(error)) from error
 
 
 def draw_any(
@@ -94,8 +94,8 @@ def _images(network: Pretrained, files: list[Path]) -> Iterator[np.ndarray]:
     view = network.preprocess.view_of(network.image_size, network.channels)
     for file in files:
         try:
-            yield np.asarray(view(decode_picture(file.read_bytes())), np.float32)
-        except (OSError, UserError) as error:
+            yield np.asarray(view(read_picture(file)), np.float32)
+        except UserError as error:
             warn(f"cannot read picture {file}: {error}; it is left out")
 
 

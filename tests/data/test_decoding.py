@@ -145,7 +145,9 @@ def test_sixteen_bits_become_their_high_byte_in_every_format():
 
 
 def test_every_orientation_is_turned_upright_in_every_format_that_has_one():
-    graph = tf.function(decoded).get_concrete_function(tf.TensorSpec((), tf.string))
+    graph = tf.function(
+        lambda content: decoded(decoding.decode_picture, content)
+    ).get_concrete_function(tf.TensorSpec((), tf.string))
     for kind, options in (("jpeg", {"quality": 95}), ("png", {}), ("webp", {"lossless": True})):
         for held in range(1, 9):
             exif = Image.Exif()

@@ -8,14 +8,11 @@ import sys
 
 import numpy as np
 import pytest
-import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from mnv2.data import eval_batches, open_dataset, train_batches
 from mnv2.data.broken import BrokenExample
-from mnv2.data.image_folder import ImageFolder
 from mnv2.data.pipeline import Batch, number_of_parts
-from mnv2.data.splits import bounds_of, shuffled
 from mnv2.data.tfds_dataset import TfdsDataset
 from mnv2.runtime.errors import UserError
 from tests.views import eval_view_of, view_of
@@ -130,30 +127,6 @@ def test_the_shards_of_a_batch_are_the_whole_batch(small, picture_folder, from_d
     for batch, *parts in zip(whole, *halves, strict=True):
         for name in ("image", "label", "index", "epoch", "position"):
             np.testing.assert_array_equal(np.concatenate([x[name] for x in parts]), batch[name])
-
-
-@pytest.mark.parametrize(("repeats", "shard", "first"), [(1, (0, 1), 1), (2, (1, 2), 0)])
-def test_a_folder_is_read_in_the_order_of_a_data_set_that_is_read_in_parts(
-    picture_folder, monkeypatch, repeats, shard, first
-):
-    dataset = open_dataset(f"folder:{picture_folder}", None, 0)
-    view = view_of("inception_crop", size=(16, 16), channels=3)
-    arguments = {"seed": 3, "view": view, "repeats": repeats, "shard": shard, "first_step": first}
-    by_number = take(train_batches(dataset, 8, **arguments), 5)  # epochs of three steps
-    monkeypatch.setattr(ImageFolder, "encoded", encoded_without_a_table(dataset))
-    monkeypatch.setattr(ImageFolder, "table", lambda *_: None)
-    assert same(by_number, take(train_batches(dataset, 8, **arguments), 5))
-
-
-def encoded_without_a_table(dataset):
-    every = dataset.table("train")
-
-    def encoded(_, split, seed=None, part=(0, 1)):
-        count = len(every["label"])
-        order = shuffled(count, seed)[slice(*bounds_of(part, count))]
-        return tf.data.Dataset.from_tensor_slices({k: v.numpy()[order] for k, v in every.items()})
-
-    return encoded
 
 
 @pytest.mark.parametrize(("processes", "broken"), [(4, ()), (2, (0, 63, 64, 199))])

@@ -159,7 +159,7 @@ def test_broken_pictures_of_a_prepared_set_are_left_out_of_calibration(monkeypat
         def decode(self, example):
             return tf.io.decode_png(example)
 
-        def explain(self, error, split):
+        def explain(self, error):
             raise UserError("1 of the 2 examples cannot be read")
 
     monkeypatch.setattr(
