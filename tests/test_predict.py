@@ -393,8 +393,8 @@ def test_wrong_options_for_weights_are_refused_before_anything_is_computed(
     for arguments, message in (
         (["--mean", "0.5"], "mean and std belong together"),
         (["--mean", "0.5", "--std", "0"], "std must not be 0"),
-        (["--mean", "a", "--std", "1"], "--mean 'a' is not a number"),
-        (["--mean", "nan", "--std", "1"], "--mean 'nan' is not a number"),
+        (["--mean", "a", "--std", "1"], "--mean must be a number, or one per channel"),
+        (["--mean", "nan", "--std", "1"], "as 0.485,0.456,0.406, got 'nan'"),
         (["--mean", "0,0", "--std", "1"], "mean has 2 numbers but the network has 3"),
         (["--resize", "pilow"], "unknown resize 'pilow': did you mean 'pillow'?"),
         (["--classes", tmp_path / "two.txt"], "names 2 classes but the weights know 3"),
