@@ -40,10 +40,10 @@ def predict(
 
     `pictures` are files, or folders with pictures at any depth.
     """
-    from mnv2.predict import batch_size, find_pictures, most_probable, predictions, read_pictures
+    from mnv2.predict import find_pictures, most_probable, predictions, read_pictures
 
     paths = find_pictures([Path(picture) for picture in pictures])
-    every = predictions(network, read_pictures(paths, []), batch_size(len(paths)))
+    every = predictions(network, read_pictures(paths, []), len(paths))
     return [
         (one.path, dict(most_probable(one.probabilities, network.display_names, top)))
         for batch in every

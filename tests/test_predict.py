@@ -338,12 +338,6 @@ def test_prediction_computes_the_logits_of_the_network():
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
-def test_batches_are_few_and_of_one_size():
-    assert [predict.batch_size(count) for count in (1, 3, 5, 20, 31, 32, 5000)] == [
-        1, 3, 8, 20, 32, 32, 32,
-    ]  # fmt: skip
-
-
 def test_what_a_file_does_not_tell_can_be_said(files, monkeypatch, capsys, tmp_path):
     weights, picture = files / "weights.safetensors", files / "pictures/test/ant/0.png"
     (tmp_path / "labels.txt").write_text("\ufeffone\r\ntwo words\r\nthree\r\n")

@@ -85,7 +85,7 @@ class Dataset(Protocol):
         return None
 
     def table(self, split: str) -> dict[str, tf.Tensor] | None:
-        """Returns all encoded examples; None if they can only be read one after another."""
+        """Returns all examples, for `decode`; None if they can only be read one after another."""
         return None
 
     def explain(self, error: Exception) -> str:

@@ -14,14 +14,14 @@ import functools
 import itertools
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import tensorflow as tf
 from jaxtyping import Int
 
-from mnv2.data.base import Dataset, seen
+from mnv2.data.base import Dataset
 from mnv2.data.splits import bounds_of
 from mnv2.preprocess.host import View
 from mnv2.runtime.errors import UserError
@@ -100,12 +100,6 @@ class Order(NamedTuple):
         position = first + np.arange(self.rows, dtype=np.int32)
         return {"index": numbers, "epoch": np.full_like(numbers, epoch), "position": position}
 
-    def numbers(self, epoch: int) -> Int[np.ndarray, "steps rows"]:
-        """Returns the number of the example in each row of an epoch."""
-        order = np.random.default_rng((self.seed, epoch)).permutation(self.examples)
-        every = order[np.arange(self.steps * self.batch_size) // self.repeats]
-        return every.reshape(self.steps, self.shard[1], self.rows)[:, self.shard[0]]
-
     @property
     def own_parts(self) -> range:
         """The parts of the data set that this shard reads."""
@@ -129,7 +123,10 @@ class Order(NamedTuple):
 
 @functools.lru_cache(maxsize=1)
 def _numbers(order: Order, epoch: int) -> Int[np.ndarray, "steps rows"]:
-    return order.numbers(epoch).astype(np.int32)
+    """Returns the number of the example in each row that this shard reads in an epoch."""
+    shuffled = np.random.default_rng((order.seed, epoch)).permutation(order.examples)
+    every = shuffled[np.arange(order.steps * order.batch_size) // order.repeats].astype(np.int32)
+    return every.reshape(order.steps, order.shard[1], order.rows)[:, order.shard[0]]
 
 
 def fits_on_device(dataset: Dataset, view: View) -> bool:
@@ -162,9 +159,9 @@ def train_batches(
     """
     check_batch_size(batch_size, dataset)
     order = Order(dataset.num_examples("train"), batch_size, seed, repeats, shard)
-    if dataset.fits_in_memory() or dataset.table("train") is not None:
+    if (table := dataset.table("train")) is not None:
         # One endless pipeline: to build one takes seconds, and memory that is not given back.
-        yield from _to_numpy(dataset, "train", _by_number(dataset, order, view, first_step))
+        yield from _to_numpy(dataset, "train", _by_number(dataset, table, order, view, first_step))
         return
     first_epoch, first_step = divmod(first_step, order.steps)
     for epoch in itertools.count(first_epoch):
@@ -211,8 +208,10 @@ def eval_batches(
     yield from _to_numpy(dataset, split, batches)
 
 
-def _by_number(dataset: Dataset, order: Order, view: View, first_step: int) -> tf.data.Dataset:
-    """Returns all batches from a step on, of a data set of which any example can be read."""
+def _by_number(
+    dataset: Dataset, table: Mapping[str, tf.Tensor], order: Order, view: View, first_step: int
+) -> tf.data.Dataset:
+    """Returns all batches from a step on, of the examples in the table of a data set."""
 
     def rows_at(step: np.int64) -> list[np.ndarray]:
         rows = order.rows_at(int(step))
@@ -228,19 +227,13 @@ def _by_number(dataset: Dataset, order: Order, view: View, first_step: int) -> t
     # Dataset.from_generator would do, but TensorFlow then sets glibc's M_MMAP_THRESHOLD to 128 KiB,
     # for the whole process: each larger array, of a training step too, gets fresh pages.
     chosen = tf.data.Dataset.range(first_step, tf.int64.max).map(choose)
-    in_memory = dataset.fits_in_memory()
-    table = dataset.table("train") or dict(
-        zip(("image", "label"), dataset.arrays("train"), strict=True)
-    )
 
     def show(rows: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         taken = {name: tf.gather(values, rows["index"]) for name, values in table.items()}
         seed = (order.seed, rows["epoch"], rows["position"])
-        if in_memory:
-            return _to_batch(seen(view, taken["image"], *seed), taken["label"], rows)
         return _to_batch(dataset.decode(taken, view, *seed), taken["label"], rows)
 
-    if in_memory and view.keeps(dataset.image_shape):
+    if dataset.fits_in_memory() and view.keeps(dataset.image_shape):
         return chosen.map(show, tf.data.AUTOTUNE)
     return chosen.unbatch().map(show, tf.data.AUTOTUNE).batch(order.rows, drop_remainder=True)
 

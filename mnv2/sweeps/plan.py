@@ -276,11 +276,8 @@ def claim(config: ml_collections.ConfigDict, workdir: AnyPath, only: Sequence[st
         if one.arm not in work and not one.finished:
             work[one.arm] = _multiply_adds(one)  # traces the network, which takes a second
     if is_writer():
-        # The environment is that of the last command that had something to do.
-        idle = old is not None and all(one.finished for one in runs)
         description = {
             "config": config.to_dict(),
-            "environment": old.get("environment", {}) if old and idle else environment(),
             "steps": {**before, **{one.arm: one.steps for one in everything}},
             "multiply_adds": work,
         }

@@ -156,7 +156,7 @@ def _plan(request: Request, folder: Path) -> list[Run]:
     if within.copies < division.copies:
         say(within.reason)
     if copies > 1:
-        # No arm is compiled by two copies, and no copy is left with a long run at the end.
+        # Copies compile different arms at first, and none is left with a long run at the end.
         runs = sorted(runs, key=lambda one: (one.seed, -one.work))
     # The other copies need not warn again of an accelerator that JAX cannot use.
     platform = {"JAX_PLATFORMS": "cpu"} if jax.default_backend() == "cpu" else {}

@@ -40,7 +40,7 @@ def set_seeds(workdir, **counts):
 def workdir(tmp_path):
     config = with_arms(v2_ablation.get_config("quick")).to_dict()
     environment = {"devices": ["cpu"], "machine": "Linux", "packages": {"jax": "1"}, "commit": "c"}
-    write_json(tmp_path / "sweep.json", {"config": config, "environment": {}})
+    write_json(tmp_path / "sweep.json", {"config": config})
     set_seeds(tmp_path, **{arm: len(values) for arm, values in ACCURACIES.items()})
     for arm, values in ACCURACIES.items():
         for seed, accuracy in enumerate(values):
