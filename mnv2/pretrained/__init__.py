@@ -15,7 +15,7 @@ from typing import Any
 
 from flax.traverse_util import flatten_dict
 
-from mnv2.models import mobilenet_v1, mobilenet_v2
+from mnv2.models import flat_fields, mobilenet_v1, mobilenet_v2
 from mnv2.pretrained import formats, hub, imagenet, keras, native, slim, torch
 from mnv2.pretrained.infer import infer_network
 from mnv2.pretrained.loaded import Pretrained as Pretrained
@@ -201,13 +201,12 @@ def _check_buildable(pretrained: Pretrained, names: str) -> None:
         "keras": {"padding": "same", "bn_epsilon": 1e-3},
         "torchvision": {"padding": "symmetric", "bn_epsilon": 1e-5},
     }[names]
-    built = type(model)(num_classes=model.num_classes, width=model.width, **conventions)
-    for field in dataclasses.fields(model):
-        ours, other = getattr(model, field.name), getattr(built, field.name)
-        if field.name not in ("parent", "name", *SAME_RESULTS) and ours != other:
+    built = {**flat_fields(type(model)), **conventions}
+    for field, ours in flat_fields(model).items():
+        if field not in ("num_classes", "width", *SAME_RESULTS) and ours != built[field]:
             raise UserError(
-                f"the {names} network has {field.name} = {other!r} but this one has {ours!r}: the "
-                "results would differ"
+                f"the {names} network has {field} = {built[field]!r} but this one has {ours!r}: "
+                "the results would differ"
             )
     if names == "keras" and keras.channels(model.width, is_v1) != _channels(model):
         raise UserError(

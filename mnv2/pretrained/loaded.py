@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from mnv2.models import for_inference
+from mnv2.models.blocks import Conventions
 from mnv2.models.shapes import variable_shapes
 from mnv2.ops.precision import accumulator
 from mnv2.pretrained import imagenet
@@ -40,11 +41,11 @@ class DenseHead(nn.Module):
     layers: tuple[tuple[int, str], ...]
 
     @property
-    def bn_epsilon(self) -> float:
-        """The epsilon of the backbone, to which all batch norm belongs."""
+    def conventions(self) -> Conventions:
+        """Those of the backbone, to which all batch norm belongs."""
         backbone: Any = self.backbone
-        epsilon: float = backbone.bn_epsilon
-        return epsilon
+        conventions: Conventions = backbone.conventions
+        return conventions
 
     @nn.compact
     def __call__(
