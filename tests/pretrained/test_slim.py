@@ -114,9 +114,8 @@ def test_averaged_variables_give_keras_logits(checkpoints, network):
         assert loaded.class_names[:2] == ("background", "tench")
     logits = outputs.of_loaded(loaded, images)
     expected = np.log(expected)
-    np.testing.assert_allclose(
-        jax.nn.log_softmax(logits), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max()
-    )
+    spread = np.abs(expected - expected.mean()).max()  # all classes are nearly as probable
+    np.testing.assert_allclose(jax.nn.log_softmax(logits), expected, rtol=0, atol=1e-2 * spread)
     dropped = pretrained.load(folder, drop_background=True)
     assert dropped.num_classes == 1000
     assert dropped.class_names[0] == "tench"
