@@ -196,3 +196,9 @@ def test_the_size_of_pictures_is_taken_from_the_name_of_a_checkpoint(checkpoints
     named = tmp_path / "mobilenet_v1_0.5_128"
     shutil.copytree(folder, named)
     assert slim.read(named / "model.ckpt-7").usage.image_size == (128, 128)
+
+
+def test_a_depthwise_kernel_keeps_its_rows_and_columns():
+    kernel = np.arange(18).reshape(3, 3, 2, 1)
+    found = slim.tensorflow_layout("params/block_0/depthwise/kernel", kernel)
+    np.testing.assert_array_equal(found, kernel.reshape(3, 3, 1, 2))
