@@ -3,13 +3,12 @@
 A test compares the two.
 """
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 
-from mnv2.models import NETWORKS
+from mnv2.models import NETWORKS, flat_fields
 from mnv2.preprocess.text import described
 from mnv2.training.config import FIELDS, GROUPS, MODEL, OF_SWEEP
 
@@ -21,7 +20,7 @@ Fields of `model` in *italics* are not in the default config: a config file or a
 This page is made from `mnv2/training/config.py` by `make fields`."""
 OPERATIONS = """Of `data.train`, in this order, and of `data.evaluation` (the first kind), as
 `"resized_crop(0.2)|flip|erase(0.25)"`. A size of `None` is that of the run."""
-INTERNAL = ("parent", "name", "num_classes", "axis_name", "bn_frozen")  # fields of networks
+INTERNAL = ("num_classes", "axis_name", "bn_frozen")  # fields of networks
 
 
 def page() -> str:
@@ -41,12 +40,12 @@ def page() -> str:
     lines += ["", "## model", "", "`model.name` chooses the network; the others are its fields."]
     for network, of in NETWORKS.items():
         lines += ["", f"### {network}", "", "| field | default |", "|---|---|"]
-        for one in dataclasses.fields(of):
-            if one.name not in INTERNAL:
-                in_defaults = network == MODEL["name"] and one.name in MODEL
-                default = MODEL[one.name] if in_defaults else one.default
-                name = f"`model.{one.name}`" if in_defaults else f"*`model.{one.name}`*"
-                lines.append(row(name, f"`{readable(default)}`"))
+        for name, default in flat_fields(of).items():
+            if name not in INTERNAL:
+                in_defaults = network == MODEL["name"] and name in MODEL
+                shown = f"`model.{name}`" if in_defaults else f"*`model.{name}`*"
+                default = MODEL[name] if in_defaults else default
+                lines.append(row(shown, f"`{readable(default)}`"))
     return "\n".join([*lines, ""])
 
 

@@ -131,7 +131,7 @@ class FakeQuant:
             return {**params, "kernel": rounded_kernel(params["kernel"])}
         factor: Any = 1.0
         if "bn" in params:  # its factors differ between channels, so they are folded first
-            deviation = jnp.sqrt(statistics["bn"]["var"] + self.network.bn_epsilon)
+            deviation = jnp.sqrt(statistics["bn"]["var"] + self.network.conventions.bn_epsilon)
             factor = lax.stop_gradient(params["bn"]["scale"] / deviation)
             factor = jnp.where(factor == 0, 1, factor)
         kernel = rounded_kernel(params["kernel"] * factor, per_channel=False) / factor
@@ -146,8 +146,9 @@ class FakeQuant:
             return call(*arguments, **options)
 
         def to_8_bits(x: Array, name: str) -> Array:
-            axis_name = None if self.network.axis_name is None else AXIS
-            return Rounding(self.network.bn_momentum, axis_name, name=name)(x, train)
+            conventions = self.network.conventions
+            axis_name = None if conventions.axis_name is None else AXIS
+            return Rounding(conventions.bn_momentum, axis_name, name=name)(x, train)
 
         if isinstance(module, MobileNetV2):
             return call(to_8_bits(x, "input_rounding"), *others, **options)

@@ -45,8 +45,10 @@ def _by_slices(
         raise UserError("slices need folded batch norm and no shortcuts between expansions")
     if splits == 1:
         return call(*arguments, **options)
-    convention = getattr(block.conv_bn, "keywords", {}).get("padding", "same")
-    padding = explicit_padding((x.shape[1], x.shape[2]), 3, block.stride, convention)
+    conv_bn: Any = block.conv_bn  # a partial call of ConvBN
+    padding = explicit_padding(
+        (x.shape[1], x.shape[2]), 3, block.stride, conv_bn.keywords["conventions"].padding
+    )
     y = inverted_residual_by_slices(x, params, splits, block.stride, padding)
     y = relu6(y) if block.bottleneck == "relu6" else y
     return (y + x if block.shortcut == "bottleneck" and y.shape == x.shape else y), None

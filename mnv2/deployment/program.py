@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from mnv2.models import with_conventions
 from mnv2.models.inference import fold_batch_norm
 from mnv2.ops.platforms import PLAIN, traced_for
 from mnv2.pretrained import Preprocessing, Pretrained
@@ -129,4 +130,4 @@ def _plain(model: Any) -> Any:
     if isinstance(model, DenseHead):
         backbone: nn.Module = _plain(model.backbone)
         return model.clone(backbone=backbone)
-    return model.clone(dtype=jnp.float32) if hasattr(model, "dtype") else model
+    return with_conventions(model, dtype=jnp.float32)

@@ -48,7 +48,8 @@ GONE = ("quantized", "splits")  # fields of version 0.2.0
 def create_model(name: str, **fields: Any) -> nn.Module:
     """Creates the network `mobilenet_v1`, `mobilenet_v2` or `resnet50`.
 
-    `fields` are the fields of its class (MobileNetV1, MobileNetV2, ResNet50). `strides` may also be
+    `fields` are the fields of its class (MobileNetV1, MobileNetV2, ResNet50), and of Conventions in
+    place of its field `conventions`. `strides` may also be
     `imagenet` or `small`, and `dtype` may be a name such as `bfloat16`. Call the network with
     `model.apply(variables, images, train=False)`.
 
@@ -56,12 +57,8 @@ def create_model(name: str, **fields: Any) -> nn.Module:
     built: `mnv2/models/checks.py` says which values can be.
     """
     check_choice(name, NETWORKS, "model")
-    network = NETWORKS[name]
-    defaults = {
-        field.name: field.default
-        for field in dataclasses.fields(network)
-        if field.name not in ("parent", "name")
-    }
+    network: Any = NETWORKS[name]
+    defaults = flat_fields(network)
     for field in fields:
         if field in GONE:
             raise UserError(
@@ -71,7 +68,24 @@ def create_model(name: str, **fields: Any) -> nn.Module:
     if (strides := _only_name(fields.get("strides"))) is not None:
         check_choice(strides, STRIDES[name], "strides")
         fields["strides"] = STRIDES[name][strides]
-    return network(**checked(fields, defaults))
+    values = checked(fields, defaults)
+    conventions = {
+        field: values.pop(field) for field in vars(network.conventions) if field in values
+    }
+    values["conventions"] = dataclasses.replace(network.conventions, **conventions)
+    model: nn.Module = network(**values)
+    return model
+
+
+def flat_fields(network: nn.Module | type[nn.Module]) -> dict[str, Any]:
+    """Returns what `create_model` takes: the fields of a network, those of its conventions too.
+
+    They have the values of the network, or the defaults of a class.
+    """
+    names = [field.name for field in dataclasses.fields(network)]
+    fields = {name: getattr(network, name) for name in names if name not in ("parent", "name")}
+    conventions = fields.pop("conventions")
+    return {**fields, **vars(conventions)}
 
 
 def _only_name(strides: Any) -> str | None:
@@ -81,6 +95,11 @@ def _only_name(strides: Any) -> str | None:
     return strides if isinstance(strides, str) else None
 
 
+def with_conventions(model: Any, **changes: Any) -> Any:
+    """Returns a network with other conventions, such as `dtype`."""
+    return model.clone(conventions=dataclasses.replace(model.conventions, **changes))
+
+
 def name_and_fields(model: nn.Module) -> tuple[str, dict[str, Any]]:
     """Returns the arguments of `create_model` for `model`: its name, and its changed fields.
 
@@ -88,11 +107,12 @@ def name_and_fields(model: nn.Module) -> tuple[str, dict[str, Any]]:
     a property of the network.
     """
     name = next(name for name, network in NETWORKS.items() if network is type(model))
-    fields = {}
-    for field in dataclasses.fields(model):
-        value = getattr(model, field.name)
-        if field.name not in ("parent", "name", "axis_name") and value != field.default:
-            fields[field.name] = str(jnp.dtype(value)) if field.name == "dtype" else value
+    defaults = flat_fields(type(model))
+    fields = {
+        field: str(jnp.dtype(value)) if field == "dtype" else value
+        for field, value in flat_fields(model).items()
+        if field != "axis_name" and value != defaults[field]
+    }
     return name, fields
 
 

@@ -5,11 +5,12 @@
     InvertedResidual    1x1 widen -> 3x3 depthwise -> 1x1 narrow, linear          MobileNetV2
     Hourglass           1x1 narrow -> 3x3 standard -> 1x1 widen                   ResNet
 
-A block takes `conv_bn`, which is ConvBN with the conventions of a network (padding, batch norm
-constants, type) already filled in. Without it, a block uses the defaults of ConvBN. Parameters are
-stored under the names of submodules.
+A block takes `conv_bn`, which is ConvBN with the conventions and the activation of a network
+already filled in. Without it, a block uses the defaults of ConvBN. Parameters are stored under the
+names of submodules.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -56,6 +57,26 @@ def make_divisible(channels: float, divisor: int = 8) -> int:
     return rounded + divisor if rounded < 0.9 * channels else rounded
 
 
+@dataclasses.dataclass(frozen=True)
+class Conventions:
+    """What the layers of a network have in common, and published implementations do differently.
+
+    padding      same (TensorFlow) or symmetric (PyTorch)
+    bn_momentum  share of the old value in the running statistics of batch norm
+    bn_epsilon   added to the variance
+    bn_frozen    training uses the running statistics of batch norm and does not change them
+    axis_name    device axis over which batch statistics are computed together
+    dtype        type of the computation; parameters, statistics and logits are at least float32
+    """
+
+    padding: str = "same"
+    bn_momentum: float = 0.99
+    bn_epsilon: float = 1e-3
+    bn_frozen: bool = False
+    axis_name: Axis = None
+    dtype: Any = jnp.float32
+
+
 class ConvBN(nn.Module):
     """Convolution without bias, batch norm, activation.
 
@@ -63,9 +84,6 @@ class ConvBN(nn.Module):
     depthwise    every channel has its own filter; `features` must equal the input channels
     of_relu6     convolves relu6(x), faster than in two steps; for depthwise convolutions only
     batch_norm   False leaves batch norm out
-    padding      same (TensorFlow) or symmetric (PyTorch)
-    bn_frozen    training uses the running statistics of batch norm and does not change them
-    axis_name    device axis over which batch statistics are computed together
 
     Parameters with batch norm folded (`mnv2.models.inference`) have a bias instead of batch norm.
     """
@@ -77,12 +95,7 @@ class ConvBN(nn.Module):
     of_relu6: bool = False
     activation: Activation = relu6
     batch_norm: bool = True
-    padding: str = "same"
-    bn_momentum: float = 0.99
-    bn_epsilon: float = 1e-3
-    bn_frozen: bool = False
-    axis_name: Axis = None
-    dtype: Any = jnp.float32
+    conventions: Conventions = Conventions()
 
     @nn.compact
     def __call__(
@@ -95,14 +108,19 @@ class ConvBN(nn.Module):
             (self.kernel_size, self.kernel_size, inputs, self.features),
             jnp.float32,
         )
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+        conventions, dtype = self.conventions, self.conventions.dtype
+        x, kernel = x.astype(dtype), kernel.astype(dtype)
         batch_norm = BatchNorm(
-            *(self.features, self.bn_momentum, self.bn_epsilon, self.axis_name, self.dtype),
+            self.features,
+            conventions.bn_momentum,
+            conventions.bn_epsilon,
+            conventions.axis_name,
+            dtype,
             name="bn",
         )
-        trains = train and not self.bn_frozen
+        trains = train and not conventions.bn_frozen
         if self.has_variable("params", "bias"):  # batch norm is folded into the parameters
-            x = self._convolve(x, kernel) + self.get_variable("params", "bias").astype(self.dtype)
+            x = self._convolve(x, kernel) + self.get_variable("params", "bias").astype(dtype)
         elif not self.batch_norm:
             x = self._convolve(x, kernel)
         elif trains and self._pointwise and is_faster_fused(inputs, self.features):
@@ -122,7 +140,7 @@ class ConvBN(nn.Module):
         self, x: Float[Array, "n h w c"], kernel: Float[Array, "k k c_group d"]
     ) -> Float[Array, "n h2 w2 d"]:
         size = (x.shape[1], x.shape[2])
-        padding = explicit_padding(size, self.kernel_size, self.stride, self.padding)
+        padding = explicit_padding(size, self.kernel_size, self.stride, self.conventions.padding)
         if self.depthwise:
             return depthwise_conv(x, kernel, self.stride, padding, self.of_relu6)
         if self._pointwise:

@@ -6,11 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mnv2.models import mobilenet_v2
 from mnv2.ops.padding import CONVENTIONS
 from mnv2.runtime.errors import (
     Check,
     UserError,
     check_choice,
+    choice,
     is_whole,
     number,
     plain,
@@ -68,7 +70,12 @@ def dtype(field: str, value: Any) -> jnp.dtype:
 CHECKS: dict[str, Check] = {
     "num_classes": whole(0),
     "width": number(0, low_open=True),
+    "rounding": choice(mobilenet_v2.ROUNDINGS),
     "expansion": number(0, low_open=True),
+    "activation": choice(sorted(mobilenet_v2.ACTIVATIONS)),
+    "bottleneck": choice(mobilenet_v2.BOTTLENECKS),
+    "shortcut": choice(mobilenet_v2.SHORTCUTS),
+    "block": choice(mobilenet_v2.BLOCKS),
     "repeats": rows,
     "strides": several,
     "dropout": number(0, 1),

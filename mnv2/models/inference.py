@@ -50,7 +50,7 @@ def fold_batch_norm(model: nn.Module, variables: Mapping[str, Any]) -> dict[str,
     It uses conv(x, w) * factor + shift = conv(x, w * factor) + shift. The result has no statistics
     of batch norm, so it cannot be trained further.
     """
-    epsilon = model.bn_epsilon
+    epsilon = model.conventions.bn_epsilon
 
     def fold(params: Any, statistics: Any) -> Any:
         if "bn" not in params:

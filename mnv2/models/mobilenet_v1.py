@@ -1,17 +1,12 @@
 """MobileNetV1 (arXiv 1704.04861, table 1)."""
 
 import functools
-from typing import Any
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mnv2.models.blocks import ConvBN, SeparableBlock
+from mnv2.models.blocks import ConvBN, Conventions, SeparableBlock
 from mnv2.models.classifier import classify
-from mnv2.ops import Axis
-from mnv2.ops.precision import accumulator
-from mnv2.runtime.errors import UserError, check_positive
 
 # Channels of the 13 pointwise convolutions.
 CHANNELS = (64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
@@ -39,10 +34,7 @@ class MobileNetV1(nn.Module):
                   SMALL_STRIDES for 28 to 64
     xception      no batch norm and no activation between the depthwise and pointwise convolution
     dropout       rate before the classifier
-    padding       same (TensorFlow) or symmetric (PyTorch)
-    bn_frozen     batch norm uses its running statistics in training too
-    axis_name     device axis over which batch norm is synchronised
-    dtype         type of the computation; parameters, statistics and logits are at least float32
+    conventions   of its layers: padding, batch norm, type (`mnv2.models.blocks.Conventions`)
 
     Features (`mnv2.models.features`): stem, block_0 ... block_12, pooled.
     """
@@ -52,20 +44,7 @@ class MobileNetV1(nn.Module):
     strides: tuple[int, ...] = IMAGENET_STRIDES
     xception: bool = False
     dropout: float = 0.001
-    padding: str = "same"
-    bn_momentum: float = 0.99
-    bn_epsilon: float = 1e-3
-    bn_frozen: bool = False
-    axis_name: Axis = None
-    dtype: Any = jnp.float32
-
-    def __post_init__(self) -> None:
-        if self.num_classes < 0:
-            raise UserError(f"num_classes must be 0 or more, got {self.num_classes}")
-        check_positive(self.width, "width")
-        if len(self.strides) != 1 + len(CHANNELS):
-            raise UserError(f"strides must be {1 + len(CHANNELS)} numbers, got {self.strides}")
-        super().__post_init__()
+    conventions: Conventions = Conventions()
 
     @nn.compact
     def __call__(
@@ -73,12 +52,7 @@ class MobileNetV1(nn.Module):
     ) -> Float[Array, "n classes"]:
         conv_bn = functools.partial(
             ConvBN,
-            padding=self.padding,
-            bn_momentum=self.bn_momentum,
-            bn_epsilon=self.bn_epsilon,
-            bn_frozen=self.bn_frozen,
-            axis_name=self.axis_name,
-            dtype=self.dtype,
+            conventions=self.conventions,
         )
         stem_stride, *block_strides = self.strides
         stem_channels, *block_channels = scaled_channels(self.width)
@@ -87,6 +61,4 @@ class MobileNetV1(nn.Module):
             x = SeparableBlock(features, stride, self.xception, conv_bn=conv_bn, name=f"block_{i}")(
                 x, train
             )
-        x = jnp.mean(x, axis=(1, 2), dtype=accumulator(self.dtype))  # n 1024
-        self.sow("intermediates", "pooled", x)
-        return classify(self, x, train)
+        return classify(self, x, train)  # means of 1024 channels

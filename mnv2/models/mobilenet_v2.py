@@ -3,24 +3,23 @@
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mnv2.models.blocks import (
     ConvBN,
+    Conventions,
     Hourglass,
     InvertedResidual,
     SeparableBlock,
     make_divisible,
 )
 from mnv2.models.classifier import classify
-from mnv2.ops import Axis, relu6
-from mnv2.ops.precision import accumulator
-from mnv2.runtime.errors import UserError, check_choice, check_positive
+from mnv2.ops import relu6
+from mnv2.runtime.errors import check_choice
 
 # The rows of bottleneck blocks in table 2: channels c and repeats n. They have 17 blocks in all.
 CHANNELS = (16, 24, 32, 64, 96, 160, 320)
@@ -90,10 +89,7 @@ class MobileNetV2(nn.Module):
     strides       of the stem and of the first block of each row: IMAGENET_STRIDES for 96 to 224
                   pixels, SMALL_STRIDES for 28 to 64
     dropout       rate before the classifier
-    padding       same (TensorFlow) or symmetric (PyTorch)
-    bn_frozen     batch norm uses its running statistics in training too
-    axis_name     device axis over which batch norm is synchronised
-    dtype         type of the computation; parameters, statistics and logits are at least float32
+    conventions   of its layers: padding, batch norm, type (`mnv2.models.blocks.Conventions`)
 
     Features (`mnv2.models.features`): stem, block_0 ... block_16, block_0_expanded ...
     block_16_expanded, last_conv, pooled.
@@ -110,28 +106,7 @@ class MobileNetV2(nn.Module):
     repeats: tuple[int, ...] = REPEATS
     strides: tuple[int, ...] = IMAGENET_STRIDES
     dropout: float = 0.2
-    padding: str = "same"
-    bn_momentum: float = 0.99
-    bn_epsilon: float = 1e-3
-    bn_frozen: bool = False
-    axis_name: Axis = None
-    dtype: Any = jnp.float32
-
-    def __post_init__(self) -> None:
-        if self.num_classes < 0:
-            raise UserError(f"num_classes must be 0 or more, got {self.num_classes}")
-        check_positive(self.width, "width")
-        check_choice(self.rounding, ROUNDINGS, "rounding")
-        check_positive(self.expansion, "expansion")
-        check_choice(self.activation, ACTIVATIONS, "activation")
-        check_choice(self.bottleneck, BOTTLENECKS, "bottleneck")
-        check_choice(self.shortcut, SHORTCUTS, "shortcut")
-        check_choice(self.block, BLOCKS, "block")
-        if len(self.repeats) != len(CHANNELS):
-            raise UserError(f"repeats must be {len(CHANNELS)} numbers, got {self.repeats}")
-        if len(self.strides) != 1 + len(CHANNELS):
-            raise UserError(f"strides must be {1 + len(CHANNELS)} numbers, got {self.strides}")
-        super().__post_init__()
+    conventions: Conventions = Conventions()
 
     @nn.compact
     def __call__(
@@ -141,12 +116,7 @@ class MobileNetV2(nn.Module):
         conv_bn = functools.partial(
             ConvBN,
             activation=activation,
-            padding=self.padding,
-            bn_momentum=self.bn_momentum,
-            bn_epsilon=self.bn_epsilon,
-            bn_frozen=self.bn_frozen,
-            axis_name=self.axis_name,
-            dtype=self.dtype,
+            conventions=self.conventions,
         )
         stem_stride, *row_strides = self.strides
         channels = scaled_channels(self.width, self.rounding)
@@ -179,9 +149,7 @@ class MobileNetV2(nn.Module):
                 x = Hourglass(features, stride, conv_bn, name=name)(x, train)
 
         x = conv_bn(channels.last, 1, name="last_conv")(x, train)  # n h/32 w/32 1280
-        x = jnp.mean(x, axis=(1, 2), dtype=accumulator(self.dtype))  # n 1280
-        self.sow("intermediates", "pooled", x)
-        return classify(self, x, train)
+        return classify(self, x, train)  # means of 1280 channels
 
 
 def blocks(

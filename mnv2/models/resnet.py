@@ -1,18 +1,14 @@
 """ResNet-50 (arXiv 1512.03385, table 1), whose bottleneck block MobileNetV2's block inverts."""
 
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mnv2.models.blocks import ConvBN, Hourglass, make_divisible
+from mnv2.models.blocks import ConvBN, Conventions, Hourglass, make_divisible
 from mnv2.models.classifier import classify
-from mnv2.ops import Axis, explicit_padding
-from mnv2.ops.precision import accumulator
-from mnv2.runtime.errors import UserError, check_positive
+from mnv2.ops import explicit_padding
 
 # The four stages of table 1: output channels and number of blocks.
 STAGES = ((256, 3), (512, 4), (1024, 6), (2048, 3))
@@ -32,10 +28,7 @@ class ResNet50(nn.Module):
                   IMAGENET_STRIDES for 96 to 224 pixels, SMALL_STRIDES for 28 to 64. A stem of
                   stride 1 is 3x3 instead of 7x7, and a pooling of stride 1 is left out
     dropout       rate before the classifier
-    padding       same (TensorFlow) or symmetric (PyTorch)
-    bn_frozen     batch norm uses its running statistics in training too
-    axis_name     device axis over which batch norm is synchronised
-    dtype         type of the computation; parameters, statistics and logits are at least float32
+    conventions   of its layers: padding, batch norm, type (`mnv2.models.blocks.Conventions`)
 
     Features (`mnv2.models.features`): stem, block_0 ... block_15, pooled.
     """
@@ -44,20 +37,7 @@ class ResNet50(nn.Module):
     width: float = 1.0
     strides: tuple[int, ...] = IMAGENET_STRIDES
     dropout: float = 0.0
-    padding: str = "symmetric"
-    bn_momentum: float = 0.9
-    bn_epsilon: float = 1e-5
-    bn_frozen: bool = False
-    axis_name: Axis = None
-    dtype: Any = jnp.float32
-
-    def __post_init__(self) -> None:
-        if self.num_classes < 0:
-            raise UserError(f"num_classes must be 0 or more, got {self.num_classes}")
-        check_positive(self.width, "width")
-        if len(self.strides) != 2 + len(STAGES):
-            raise UserError(f"strides must be {2 + len(STAGES)} numbers, got {self.strides}")
-        super().__post_init__()
+    conventions: Conventions = Conventions("symmetric", bn_momentum=0.9, bn_epsilon=1e-5)
 
     @nn.compact
     def __call__(
@@ -65,12 +45,7 @@ class ResNet50(nn.Module):
     ) -> Float[Array, "n classes"]:
         conv_bn = functools.partial(
             ConvBN,
-            padding=self.padding,
-            bn_momentum=self.bn_momentum,
-            bn_epsilon=self.bn_epsilon,
-            bn_frozen=self.bn_frozen,
-            axis_name=self.axis_name,
-            dtype=self.dtype,
+            conventions=self.conventions,
         )
         stem_stride, pool_stride, *stage_strides = self.strides
         x = conv_bn(
@@ -81,7 +56,9 @@ class ResNet50(nn.Module):
             name="stem",
         )(images, train)
         if pool_stride > 1:
-            padding = explicit_padding((x.shape[1], x.shape[2]), 3, pool_stride, self.padding)
+            padding = explicit_padding(
+                (x.shape[1], x.shape[2]), 3, pool_stride, self.conventions.padding
+            )
             x = nn.max_pool(x, (3, 3), (pool_stride, pool_stride), padding)
         i = 0
         for (channels, repeats), stage_stride in zip(STAGES, stage_strides, strict=True):
@@ -90,6 +67,4 @@ class ResNet50(nn.Module):
                 features = make_divisible(channels * self.width)
                 x = Hourglass(features, stride, conv_bn, name=f"block_{i}")(x, train)
                 i += 1
-        x = jnp.mean(x, axis=(1, 2), dtype=accumulator(self.dtype))  # n 2048
-        self.sow("intermediates", "pooled", x)
-        return classify(self, x, train)
+        return classify(self, x, train)  # means of 2048 channels

@@ -15,17 +15,21 @@ from typing import Any
 
 from flax.traverse_util import flatten_dict
 
-from mnv2.models import mobilenet_v1, mobilenet_v2
-from mnv2.pretrained import formats, hub, imagenet, keras, native, slim, torch
+from mnv2.models import MobileNetV1, MobileNetV2, flat_fields, name_and_fields
+from mnv2.pretrained import formats, hub, keras, native, slim, torch
 from mnv2.pretrained.infer import infer_network
 from mnv2.pretrained.loaded import Pretrained as Pretrained
 from mnv2.pretrained.preprocessing import Preprocessing as Preprocessing
 from mnv2.runtime.errors import UserError, check_choice
-from mnv2.runtime.files import did_you_mean, given_folder, in_bucket, matches, replacing
+from mnv2.runtime.files import AnyPath, did_you_mean, given_folder, in_bucket, matches, replacing
 from mnv2.runtime.layout import NETWORK
 
 FORMATS = ("mnv2", "keras", "torch", "slim")
-NAMING_SCHEMES = ("mnv2", "keras", "torchvision")
+NAMING_SCHEMES = {  # of `save`, with the suffixes of their files
+    "mnv2": (".safetensors",),
+    "keras": (".h5",),
+    "torchvision": (".safetensors", ".pth", ".pt"),
+}
 
 
 def load(
@@ -56,16 +60,9 @@ def load(
     """
     if format is not None:
         check_choice(format, FORMATS, "format")
-    if in_bucket(path):
-        loaded = _read_run_on_gcs(str(path), format)
-        return loaded.without_background() if drop_background else loaded
-    source = Path(path).expanduser()
-    prefix = slim.find_prefix(source)
-    if not source.exists() and prefix is None:
-        if not hub.is_repository_name(str(path)):
-            raise UserError(f"no such file: {source}{did_you_mean(source)}")
-        source = hub.download(str(path))
-    loaded = _read(source, prefix, format, need_head)
+    loaded = (
+        _read_run_on_gcs(str(path), format) if in_bucket(path) else _read(path, format, need_head)
+    )
     return loaded.without_background() if drop_background else loaded
 
 
@@ -102,10 +99,7 @@ def save(pretrained: Pretrained, path: str | Path, *, names: str = "mnv2") -> No
     """
     check_choice(names, NAMING_SCHEMES, "names")
     path = Path(path)
-    suffixes = {"mnv2": (".safetensors",), "keras": (".h5",)}.get(
-        names, (".safetensors", ".pth", ".pt")
-    )
-    if path.suffix not in suffixes:
+    if path.suffix not in (suffixes := NAMING_SCHEMES[names]):
         raise UserError(
             f"{names} weights are written to {' or '.join(suffixes)} files, not {path.name!r}"
         )
@@ -118,17 +112,19 @@ def save(pretrained: Pretrained, path: str | Path, *, names: str = "mnv2") -> No
         elif names == "torchvision":
             torch.write(unfinished, arrays, path.suffix)
         else:
-            is_v1 = type(pretrained.model) is mobilenet_v1.MobileNetV1
-            keras.write(unfinished, arrays, "mobilenet_v1" if is_v1 else "mobilenet_v2")
+            keras.write(unfinished, arrays, name_and_fields(pretrained.model)[0])
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turns the errors for damaged data, of almost any type, into one line that names the file."""
+def reading(path: AnyPath) -> Iterator[None]:
+    """Adds the name of a file to what is wrong with it.
+
+    Damaged data raise errors of almost any type. They become one line, too.
+    """
     try:
         yield
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except Exception as error:
         said = error.args[0] if isinstance(error, KeyError) and error.args else error
         raise UserError(
@@ -136,8 +132,14 @@ def reading(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _read(source: Path, prefix: Path | None, format: str | None, need_head: bool) -> Pretrained:
-    """Reads `source`, or the slim checkpoint `prefix`; `format` is the only one to accept."""
+def _read(path: str | Path, format: str | None, need_head: bool) -> Pretrained:
+    """Reads a local file or folder, or a repository; `format` is the only one to accept."""
+    source = Path(path).expanduser()
+    prefix = slim.find_prefix(source)
+    if not source.exists() and prefix is None:
+        if not hub.is_repository_name(str(path)):
+            raise UserError(f"no such file: {source}{did_you_mean(source)}")
+        source = hub.download(str(path))
     if native.is_run(source):
         found = "mnv2"
     elif prefix is not None:
@@ -147,15 +149,12 @@ def _read(source: Path, prefix: Path | None, format: str | None, need_head: bool
         found = formats.format_of(source)
     if format not in (None, found):
         raise UserError(f"{source} has the format {found}, not {format}")
-    if found == "mnv2":
-        return native.read_run(source) if source.is_dir() else native.read(source)
     with reading(source):
+        if found == "mnv2":
+            return native.read_run(source) if source.is_dir() else native.read(source)
         read = {"keras": keras.read, "torch": torch.read}.get(found)
         contents = read(source, need_head) if read else slim.read(source)
-    loaded = infer_network(contents, str(source))
-    if contents.head or loaded.class_names is not None:
-        return loaded
-    return dataclasses.replace(loaded, class_names=imagenet.class_names(loaded.num_classes))
+        return infer_network(contents, str(source))
 
 
 def _read_run_on_gcs(address: str, format: str | None) -> Pretrained:
@@ -166,7 +165,8 @@ def _read_run_on_gcs(address: str, format: str | None) -> Pretrained:
             f"{folder} is not the folder of a run (it has no {NETWORK}): other weights are read "
             "from local files only; copy them first"
         )
-    return native.read_run(folder)
+    with reading(folder):
+        return native.read_run(folder)
 
 
 def _file_in(folder: Path) -> Path:
@@ -186,6 +186,10 @@ def _file_in(folder: Path) -> Path:
 # Fields that change nothing of what a network computes in evaluation: what training alone uses, and
 # the type of numbers.
 SAME_RESULTS = ("bn_momentum", "bn_frozen", "dropout", "axis_name", "dtype")
+CONVENTIONS = {
+    "keras": {"padding": "same", "bn_epsilon": 1e-3},
+    "torchvision": {"padding": "symmetric", "bn_epsilon": 1e-5},
+}
 
 
 def _check_buildable(pretrained: Pretrained, names: str) -> None:
@@ -194,22 +198,17 @@ def _check_buildable(pretrained: Pretrained, names: str) -> None:
     It builds one with the same number of classes and width, which its users give.
     """
     model: Any = pretrained.model
-    is_v1 = isinstance(model, mobilenet_v1.MobileNetV1)
-    if not isinstance(model, mobilenet_v2.MobileNetV2) and not (names == "keras" and is_v1):
+    is_v1 = isinstance(model, MobileNetV1)
+    if not isinstance(model, MobileNetV2) and not (names == "keras" and is_v1):
         raise UserError(f"{names} names exist for MobileNetV2, not for {type(model).__name__}")
-    conventions = {
-        "keras": {"padding": "same", "bn_epsilon": 1e-3},
-        "torchvision": {"padding": "symmetric", "bn_epsilon": 1e-5},
-    }[names]
-    built = type(model)(num_classes=model.num_classes, width=model.width, **conventions)
-    for field in dataclasses.fields(model):
-        ours, other = getattr(model, field.name), getattr(built, field.name)
-        if field.name not in ("parent", "name", *SAME_RESULTS) and ours != other:
+    built = {**flat_fields(type(model)), **CONVENTIONS[names]}
+    for field, ours in flat_fields(model).items():
+        if field not in ("num_classes", "width", *SAME_RESULTS) and ours != built[field]:
             raise UserError(
-                f"the {names} network has {field.name} = {other!r} but this one has {ours!r}: the "
-                "results would differ"
+                f"the {names} network has {field} = {built[field]!r} but this one has {ours!r}: "
+                "the results would differ"
             )
-    if names == "keras" and keras.channels(model.width, is_v1) != _channels(model):
+    if names == "keras" and not keras.rounds_alike(model.width, is_v1):
         raise UserError(
             f"keras rounds the channels of width {model.width:g} in another way: the results would "
             "differ"
@@ -220,11 +219,3 @@ def _check_buildable(pretrained: Pretrained, names: str) -> None:
         raise UserError("the torchvision network has a classifier but this one has none")
     if names == "torchvision" and pretrained.channels != 3:
         raise UserError("the torchvision network takes colour pictures but this one gray ones")
-
-
-def _channels(model: Any) -> tuple[int, ...]:
-    """Returns the output channels of the stem, of the blocks or rows, and of the last layer."""
-    if isinstance(model, mobilenet_v1.MobileNetV1):
-        return mobilenet_v1.scaled_channels(model.width)
-    scaled = mobilenet_v2.scaled_channels(model.width)
-    return (scaled.stem, *scaled.rows, scaled.last)

@@ -6,22 +6,24 @@ from pathlib import Path
 from mnv2.pretrained import native, torch
 from mnv2.runtime.errors import UserError
 
+FORMATS = {  # by the first bytes
+    b"\x89HDF\r\n\x1a\n": "keras",
+    b"\x80": "torch",  # every pickle of Python 3, and those of PyTorch
+}
+OTHERS = {  # by the position of some bytes
+    (0, b"version https://git-lfs"): "a pointer of Git LFS: fetch the file with git lfs pull",
+    (0, b"<"): "a web page or XML, no weights: download the file itself",
+    (0, b"\x1f\x8b"): "compressed by gzip: unpack it first",
+    (0, b"BZh"): "compressed by bzip2: unpack it first",
+    (0, b"\xfd7zXZ"): "compressed by xz: unpack it first",
+    (257, b"ustar"): "a tar archive: unpack it first",
+    (4, b"TFL3"): "a model of TensorFlow Lite, which is not read",
+}
 # For a file whose content shows nothing, such as a damaged one.
 FORMAT_OF_SUFFIX = {
     **dict.fromkeys((".h5", ".hdf5", ".keras", ".json"), "keras"),
     **dict.fromkeys((".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl"), "torch"),
 }
-HDF5 = b"\x89HDF\r\n\x1a\n"
-PICKLE = b"\x80"  # every pickle of Python 3, and those of PyTorch
-OTHER_CONTENTS = {
-    b"version https://git-lfs": "a pointer of Git LFS: fetch the file itself with git lfs pull",
-    b"<": "a web page or XML, no weights: download the file itself",
-    b"\x1f\x8b": "compressed by gzip: unpack it first",
-    b"BZh": "compressed by bzip2: unpack it first",
-    b"\xfd7zXZ": "compressed by xz: unpack it first",
-}
-TAR, TAR_AT = b"ustar", 257
-TFLITE, TFLITE_AT = b"TFL3", 4
 
 
 def format_of(path: Path) -> str:
@@ -38,39 +40,29 @@ def format_of(path: Path) -> str:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     if not start:
         raise UserError(f"{path} is empty")
-    if start.startswith(HDF5):
-        return "keras"
-    if start.startswith(b"PK"):
-        return _format_of_zip(path)
-    if start.startswith(PICKLE):
-        return "torch"
-    others = [text for magic, text in OTHER_CONTENTS.items() if start.startswith(magic)]
-    if start[TAR_AT:].startswith(TAR):
-        others.append("a tar archive: unpack it first")
-    if start[TFLITE_AT:].startswith(TFLITE):
-        others.append("a model of TensorFlow Lite, which is not read")
-    if others:
-        raise UserError(f"{path} is {others[0]}")
-    return _format_of_suffix(path)
-
-
-def _format_of_zip(path: Path) -> str:
-    try:
-        names = zipfile.ZipFile(path).namelist()
-    except (OSError, zipfile.BadZipFile):
-        return _format_of_suffix(path)  # its reader will say that it is damaged
-    if any(name.endswith("model.weights.h5") for name in names):
-        return "keras"
-    if any(name == "data.pkl" or name.endswith("/data.pkl") for name in names):
-        return "torch"
-    raise UserError(f"{path} is a zip file of neither Keras nor PyTorch: it holds {names[:3]}")
-
-
-def _format_of_suffix(path: Path) -> str:
+    if start.startswith(b"PK") and (names := _names_in_zip(path)):
+        if any(name.endswith("model.weights.h5") for name in names):
+            return "keras"
+        if any(name.rpartition("/")[2] == "data.pkl" for name in names):
+            return "torch"
+        raise UserError(f"{path} is a zip file of neither Keras nor PyTorch: it holds {names[:3]}")
+    for magic, format in FORMATS.items():
+        if start.startswith(magic):
+            return format
+    for (position, magic), text in OTHERS.items():
+        if start.startswith(magic, position):
+            raise UserError(f"{path} is {text}")
     suffix = path.suffix.lower()
-    if suffix in FORMAT_OF_SUFFIX:
-        return FORMAT_OF_SUFFIX[suffix]
-    raise UserError(
-        f"unknown format {suffix!r} of {path}: known are {', '.join(FORMAT_OF_SUFFIX)} files and "
-        "slim's checkpoints"
-    )
+    if suffix not in FORMAT_OF_SUFFIX:
+        raise UserError(
+            f"unknown format {suffix!r} of {path}: known are {', '.join(FORMAT_OF_SUFFIX)} files "
+            "and slim's checkpoints"
+        )
+    return FORMAT_OF_SUFFIX[suffix]
+
+
+def _names_in_zip(path: Path) -> list[str]:
+    try:
+        return zipfile.ZipFile(path).namelist()
+    except (OSError, zipfile.BadZipFile):
+        return []  # its reader will say that it is damaged

@@ -8,15 +8,17 @@ import ssl
 import urllib.request
 from pathlib import Path
 
-from mnv2.runtime.errors import UserError, causes, first_line
+from mnv2.runtime.errors import UserError, causes, first_line, reason
 from mnv2.runtime.terminal import note
 
 # The preferred files come first. PyTorch's are downloaded only if there are no others.
 PATTERNS = ("model.safetensors", "*.safetensors", "*.keras", "*.weights.h5", "*.h5")
 TORCH_PATTERNS = ("pytorch_model.bin", "*.bin", "*.pth", "*.pt")
 CONFIGS = ("config.json", "preprocessor_config.json")
-KNOWN = ", ".join((*PATTERNS, *TORCH_PATTERNS))
-NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+NOT_WRITABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOSPC),
+    errno.EDQUOT,
+)
 
 
 def is_repository_name(text: str) -> bool:
@@ -55,7 +57,8 @@ def download(name: str) -> Path:
                 return found
     except Exception as error:  # of many types: of the hub, of HTTP and of the file system
         raise UserError(f"no file {name}, and from the hub: {_reason(error)}") from error
-    raise UserError(f"{name} on the hub holds no weights in {KNOWN}")
+    known = ", ".join((*PATTERNS, *TORCH_PATTERNS))
+    raise UserError(f"{name} on the hub holds no weights in {known}")
 
 
 def _reason(error: Exception) -> str:
@@ -74,8 +77,8 @@ def _reason(error: Exception) -> str:
         return f"no such repository, or it is private: check the name, or {token}"
     if status == 407 or any("Proxy" in type(cause).__name__ for cause in chain):
         return f"the proxy refuses the connection ({first_line(chain[-1])}): see HTTPS_PROXY"
-    if reason := next(filter(None, map(_on_the_way, chain)), None):
-        return reason
+    if found := next(filter(None, map(_on_the_way, chain)), None):
+        return found
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set, and the repository is not in the local cache"
     if status in (401, 403):
@@ -98,23 +101,20 @@ def _on_the_way(cause: BaseException) -> str | None:
     """Says what is wrong between the hub and the local cache; None if it is nothing there."""
     from huggingface_hub import constants
 
-    said, cache = first_line(cause), f"its cache {constants.HF_HUB_CACHE}"
-    if isinstance(cause, ImportError | ValueError) and "prox" in str(cause).lower():
-        return f"the proxy cannot be used ({said}): see HTTPS_PROXY and ALL_PROXY"
-    if type(cause).__name__ in ("InvalidURL", "UnsupportedProtocol"):  # of the HTTP library
+    is_proxy = isinstance(cause, ImportError | ValueError) and "prox" in str(cause).lower()
+    if is_proxy or type(cause).__name__ in ("InvalidURL", "UnsupportedProtocol"):  # of HTTP
         return (
-            f"its address or that of a proxy is wrong ({said}): see HF_ENDPOINT, HTTPS_PROXY and "
-            "ALL_PROXY"
+            f"its address or that of a proxy cannot be used ({first_line(cause)}): see "
+            "HF_ENDPOINT, HTTPS_PROXY and ALL_PROXY"
         )
     if isinstance(cause, ssl.SSLCertVerificationError):
         return (
             f"the certificate of {constants.ENDPOINT} or of a proxy is not trusted: SSL_CERT_FILE "
             "names a file of those to trust"
         )
-    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{cache} has no space; HF_HOME chooses another"
     if isinstance(cause, OSError) and cause.errno in NOT_WRITABLE:
-        return f"{cache} cannot be written; HF_HOME chooses another"
+        cache = f"its cache {constants.HF_HUB_CACHE}"
+        return f"{cache} cannot be written ({reason(cause)}); HF_HOME chooses another"
     return None
 
 

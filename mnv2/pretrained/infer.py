@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -13,21 +13,17 @@ from jax.typing import ArrayLike
 
 from mnv2.models import create_model, mobilenet_v1, mobilenet_v2
 from mnv2.models.shapes import variable_shapes
+from mnv2.pretrained import imagenet
 from mnv2.pretrained.loaded import DenseHead, Pretrained
 from mnv2.pretrained.preprocessing import Preprocessing
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.terminal import first_few, note
 
+# The fields that scale a network, and the channels that they give: of the blocks, and of the ends,
+# which are the stem and the last convolution (V1 has none).
+_Scaling = tuple[dict[str, Any], list[int], list[int | None]]
 # The published width multipliers come first: two width multipliers can give the same channels.
 WIDTHS = (1.0, 0.75, 0.5, 0.35, 0.25, 1.3, 1.4, *(i / 100 for i in range(10, 201, 5)))
-
-
-class DenseWeights(NamedTuple):
-    """One dense layer of a user's head: its weights, and the activation that follows it."""
-
-    kernel: np.ndarray
-    bias: np.ndarray
-    activation: str
 
 
 class Usage(NamedTuple):
@@ -42,13 +38,15 @@ class Usage(NamedTuple):
 class FileContents(NamedTuple):
     """The contents of a file of weights.
 
-    network  `mobilenet_v1` or `mobilenet_v2`
-    arrays   arrays by path of this package, such as `params/block_3/expand/kernel`, in its layouts;
-             a tensor without a path keeps its name and layout
-    names    the name that the file gives to each path
-    fields   the fields of the network that are the same in every file of this format
-    usage    how the authors of the file evaluate
-    head     dense layers over the pooled features that replace the network's own classifier
+    network      `mobilenet_v1` or `mobilenet_v2`
+    arrays       arrays by path of this package, such as `params/block_3/expand/kernel`, in its
+                 layouts; a tensor without a path keeps its name and layout
+    names        the name that the file gives to each path
+    fields       the fields of the network that are the same in every file of this format
+    usage        how the authors of the file evaluate
+    head         the layers of a `DenseHead`, whose arrays are `params/dense_0/kernel`, ...; empty
+                 for a network with its own classifier or none
+    own_classes  the classes are a user's own: 1000 of them are not those of ImageNet
     """
 
     network: str
@@ -56,64 +54,75 @@ class FileContents(NamedTuple):
     names: Mapping[str, str]
     fields: Mapping[str, Any]
     usage: Usage
-    head: Sequence[DenseWeights] = ()
+    head: tuple[tuple[int, str], ...] = ()
+    own_classes: bool = False
 
 
 def infer_network(contents: FileContents, source: str) -> Pretrained:
-    """Builds the network of a file, with its weights. `source` names the file in messages.
+    """Builds the network of a file, with its weights. `source` names the file in notes.
 
     The shapes give the width multiplier, the rounding of channels and the number of classes.
 
     Raises UserError, with the names of the tensors that are missing, unexpected or misshapen.
     """
-    arrays = dict(contents.arrays)
-    if len(contents.head) == 1:
-        arrays["params/classifier/kernel"] = contents.head[0].kernel
-        arrays["params/classifier/bias"] = contents.head[0].bias
+    arrays, names = contents.arrays, contents.names
     classifier = arrays.get("params/classifier/kernel")
-    fields = {
-        **contents.fields,
-        **_infer_scaling(contents, source),
-        "num_classes": 0 if classifier is None else classifier.shape[-1],
-    }
-    model = create_model(contents.network, **fields)
-    stem = arrays.get("params/stem/kernel")
-    channels = 3 if stem is None or stem.ndim != 4 else stem.shape[2]
-    preprocess = fit_channels(contents.usage.preprocess, channels, source)
-    check_tensors(arrays, shapes_of(model, channels), source, contents.names)
-    variables = to_variables(arrays)
-    if len(contents.head) > 1:
-        model, variables = _with_head(model, variables, contents.head, source)
-    loaded = Pretrained(model, variables, *contents.usage._replace(preprocess=preprocess))
-    names = loaded.class_names
-    if names is None or len(names) == loaded.num_classes:
-        return loaded
-    note(f"{source}: its {len(names)} names of classes do not fit {loaded.num_classes} logits")
-    return dataclasses.replace(loaded, class_names=None)
+    scaling = _infer_scaling(contents)
+    classes = 0 if classifier is None else classifier.shape[-1]
+    model = create_model(contents.network, **contents.fields, **scaling, num_classes=classes)
+    if contents.head:
+        model = DenseHead(model, contents.head)
+        arrays = {_within_head(path): array for path, array in arrays.items()}
+        names = {_within_head(path): name for path, name in names.items()}
+    loaded = restore(model, arrays, contents.usage, names)
+    if (preprocess := loaded.preprocess) != contents.usage.preprocess:
+        mean, std = preprocess.mean[0], preprocess.std[0]
+        note(f"{source} takes gray images: assumed the colours' average, mean {mean} and std {std}")
+    labels, count = loaded.class_names, loaded.num_classes
+    if labels is None and not contents.own_classes:
+        labels = imagenet.class_names(count)
+    elif labels is not None and len(labels) != count:
+        note(f"{source}: its {len(labels)} names of classes do not fit {count} logits")
+        labels = None
+    return dataclasses.replace(loaded, class_names=labels)
 
 
-def fit_channels(preprocess: Preprocessing, channels: int, source: str) -> Preprocessing:
+def _within_head(path: str) -> str:
+    """Returns the path in a `DenseHead` of a variable that belongs to it or to its backbone."""
+    return re.sub(r"^(params|batch_stats)/(?!dense_)", r"\1/backbone/", path)
+
+
+def restore(
+    model: nn.Module, arrays: Mapping[str, ArrayLike], usage: Usage, names: Mapping[str, str]
+) -> Pretrained:
+    """Gives a network its weights: arrays by path, which become float32.
+
+    Raises UserError as `check_tensors` does, and for images that are neither gray nor RGB.
+    """
+    stems = (arrays.get(f"params/{path}stem/kernel") for path in ("", "backbone/"))
+    stem = next((x for x in stems if x is not None), None)
+    channels = 3 if stem is None or np.ndim(stem) != 4 else np.shape(stem)[2]
+    preprocess = _fit_channels(usage.preprocess, channels)
+    check_tensors(arrays, shapes_of(model, channels), names)
+    variables = {path: jnp.asarray(array, jnp.float32) for path, array in arrays.items()}
+    usage = usage._replace(preprocess=preprocess)
+    return Pretrained(model, unflatten_dict(variables, sep="/"), *usage)
+
+
+def _fit_channels(preprocess: Preprocessing, channels: int) -> Preprocessing:
     """Returns the preprocessing for images with `channels` channels.
 
-    Gray images get the average of the colours' mean and standard deviation, after a note. Raises
-    UserError for images that are neither gray nor RGB.
+    Gray images get the average of the colours' mean and standard deviation. Raises UserError for
+    images that are neither gray nor RGB.
     """
     if channels not in (1, 3):
         raise UserError(
-            f"{source} takes images with {channels} channels; only gray (1) and RGB (3) can be used"
+            f"it takes images with {channels} channels; only gray (1) and RGB (3) can be used"
         )
     if {len(preprocess.mean), len(preprocess.std)} <= {1, channels}:
         return preprocess
     mean, std = (round(float(np.mean(x)), 4) for x in (preprocess.mean, preprocess.std))
-    note(f"{source} takes gray images: assumed the colours' average, mean {mean} and std {std}")
     return dataclasses.replace(preprocess, mean=(mean,), std=(std,))
-
-
-def to_variables(arrays: Mapping[str, ArrayLike]) -> dict[str, Any]:
-    """Nests arrays by path into the variables of a network, in float32."""
-    return unflatten_dict(
-        {path: jnp.asarray(array, jnp.float32) for path, array in arrays.items()}, sep="/"
-    )
 
 
 def shapes_of(model: nn.Module, channels: int) -> dict[str, tuple[int, ...]]:
@@ -123,15 +132,12 @@ def shapes_of(model: nn.Module, channels: int) -> dict[str, tuple[int, ...]]:
 
 
 def check_tensors(
-    arrays: Mapping[str, Any],
-    expected: Mapping[str, tuple[int, ...]],
-    source: str,
-    names: Mapping[str, str],
+    arrays: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]], names: Mapping[str, str]
 ) -> None:
     """Raises UserError unless `arrays` have exactly the `expected` paths and shapes.
 
-    All numbers must be finite, too. The message gives the names of the missing, unexpected or
-    misshapen tensors in the file.
+    All numbers must be finite, also as float32. The message has the `names` that the file gives to
+    the paths.
     """
     for problem, paths in (
         ("lacks", sorted(expected.keys() - arrays.keys())),
@@ -139,93 +145,53 @@ def check_tensors(
     ):
         if paths:
             named = first_few(names.get(path, path) for path in paths)
-            raise UserError(f"{source} {problem} {named}")
+            raise UserError(f"it {problem} {named}")
     for path, shape in expected.items():
         if arrays[path].shape != shape:
             raise UserError(
-                f"{source}: {names.get(path, path)} has shape {arrays[path].shape} "
+                f"{names.get(path, path)} has shape {arrays[path].shape} "
                 f"(h w i o, i o or c), expected {shape}"
             )
     for path in expected:
-        _check_numbers(arrays[path], f"{source}: {names.get(path, path)}", path.endswith("bn/var"))
+        array, what = np.asarray(arrays[path]), names.get(path, path)
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise UserError(f"{what} has the type {array.dtype}, expected floating-point numbers")
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32)
+        if count := array.size - np.isfinite(array).sum():
+            raise UserError(f"{what} is not finite in {count} of {array.size} numbers")
+        if path.endswith("bn/var") and (array < 0).any():
+            raise UserError(f"{what} has negative variances")
 
 
-def _check_numbers(array: Any, what: str, is_variance: bool = False) -> None:
-    """Raises UserError unless `array` has finite floating-point numbers, also as float32."""
-    array = np.asarray(array)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise UserError(f"{what} has the type {array.dtype}, expected floating-point numbers")
-    with np.errstate(over="ignore"):
-        array = array.astype(np.float32)
-    if not np.isfinite(array).all():
-        count = array.size - np.isfinite(array).sum()
-        raise UserError(f"{what} is not finite in {count} of {array.size} numbers")
-    if is_variance and (array < 0).any():
-        raise UserError(f"{what} has negative variances")
-
-
-def _infer_scaling(contents: FileContents, source: str) -> dict[str, Any]:
+def _infer_scaling(contents: FileContents) -> dict[str, Any]:
     """Finds the width multiplier and rounding that give the channels of the file.
 
     Several scalings can give the same channels in the blocks. The first one that also gives the
     channels of the stem and of the last convolution is preferred.
     """
-    part = "project" if contents.network == "mobilenet_v2" else "pointwise"
-    outputs = {}
-    for path, array in contents.arrays.items():
-        if match := re.fullmatch(rf"params/block_(\d+)/{part}/kernel", path):
-            outputs[int(match[1])] = array.shape[-1]
-    blocks = [outputs[i] for i in sorted(outputs)]
-    candidates = [scaling for scaling in _known_scalings(contents) if scaling.blocks == blocks]
+    kernels = {x: y for x, y in contents.arrays.items() if x.endswith("/kernel")}
+    channels = {x: kernels[x].shape[-1] for x in contents.names if x in kernels}
+    blocks = [channels[x] for x in channels if x.endswith(("/project/kernel", "/pointwise/kernel"))]
+    candidates = [scaling for scaling in _known_scalings(contents) if scaling[1] == blocks]
     if not candidates:
         raise UserError(
-            f"{source} is not a {contents.network} of any known width multiplier: "
+            f"it is not a {contents.network} of any known width multiplier: "
             f"its blocks have {blocks} channels"
         )
-    ends = [
-        contents.arrays[path].shape[-1] if path in contents.arrays else None
-        for path in ("params/stem/kernel", "params/last_conv/kernel")
-    ]
-    return min(candidates, key=lambda scaling: scaling.ends != ends).fields
-
-
-class _Scaling(NamedTuple):
-    """The fields that scale a network, and the channels that they give."""
-
-    fields: dict[str, Any]
-    blocks: list[int]
-    ends: list[int | None]  # of the stem and the last convolution; None if there is none
+    ends = [channels.get(path) for path in ("params/stem/kernel", "params/last_conv/kernel")]
+    return min(candidates, key=lambda scaling: scaling[2] != ends)[0]
 
 
 def _known_scalings(contents: FileContents) -> Iterator[_Scaling]:
     if contents.network == "mobilenet_v1":
         for width in WIDTHS:
             stem, *blocks = mobilenet_v1.scaled_channels(width)
-            yield _Scaling({"width": width}, blocks, [stem, None])
+            yield {"width": width}, blocks, [stem, None]
         return
     repeats = contents.fields.get("repeats", mobilenet_v2.REPEATS)
     for rounding in mobilenet_v2.ROUNDINGS:
         for width in WIDTHS:
-            channels = mobilenet_v2.scaled_channels(width, rounding)
-            rows = zip(channels.rows, repeats, strict=True)
-            blocks = [row for row, count in rows for _ in range(count)]
-            fields = {"width": width, "rounding": rounding}
-            yield _Scaling(fields, blocks, [channels.stem, channels.last])
-
-
-def _with_head(
-    model: nn.Module, variables: dict[str, Any], head: Sequence[DenseWeights], source: str
-) -> tuple[nn.Module, dict[str, Any]]:
-    layers = tuple((dense.kernel.shape[1], dense.activation) for dense in head)
-    params = {"backbone": variables["params"]}
-    for i, dense in enumerate(head):
-        weights = {"kernel": dense.kernel, "bias": dense.bias}
-        for name, array in weights.items():
-            _check_numbers(array, f"{source}: the {name} of dense layer {i + 1} of its head")
-        params[f"dense_{i}"] = {
-            name: jnp.asarray(array, jnp.float32) for name, array in weights.items()
-        }
-    return DenseHead(model, layers), {
-        "params": params,
-        "batch_stats": {"backbone": variables["batch_stats"]},
-    }
+            stem, rows, last = mobilenet_v2.scaled_channels(width, rounding)
+            blocks = [row for row, count in zip(rows, repeats, strict=True) for _ in range(count)]
+            yield {"width": width, "rounding": rounding}, blocks, [stem, last]

@@ -6,15 +6,14 @@ layers of each class instead, in the order of the model, which is the order of t
 model of TensorFlow.js is read as the `.h5` file that it was converted from.
 """
 
-import contextlib
 import dataclasses
 import io
 import json
 import math
 import re
 import zipfile
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +22,11 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from mnv2.models import make_divisible
-from mnv2.models.mobilenet_v1 import CHANNELS as V1_CHANNELS
 from mnv2.models.mobilenet_v2 import CHANNELS
 from mnv2.pretrained import keras_graph, keras_model
-from mnv2.pretrained.infer import DenseWeights, FileContents, Usage
-from mnv2.pretrained.keras_model import IMAGENET_CLASSES, KERAS_VIEW, TOP_LAYERS
-from mnv2.pretrained.names import (
-    NUM_BLOCKS,
-    STAGES,
-    layer_names,
-    module_paths,
-    tensor_names,
-    translate,
-)
+from mnv2.pretrained.infer import FileContents, Usage
+from mnv2.pretrained.keras_model import KERAS_VIEW, Dense
+from mnv2.pretrained.names import NUM_BLOCKS, tensor_names, translate
 from mnv2.pretrained.preprocessing import size_to_assume
 from mnv2.pretrained.slim import SLIM, tensorflow_layout
 from mnv2.runtime.errors import UserError
@@ -60,6 +51,10 @@ TEMPLATES = {
     },
 }
 
+# The layers that classify; early versions of V2 have `Logits` instead.
+TOPS = {"mobilenet_v1": "conv_preds", "mobilenet_v2": "predictions"}
+IMAGENET_CLASSES = (1000, 1001)  # with another number, such a layer has a user's own classes
+
 # The variables of each class of numbered layers, in the order of their numbers.
 NUMBERED_VARIABLES = {
     "conv2d": ("kernel", "bias"),
@@ -75,14 +70,7 @@ def read(path: Path, need_head: bool = True) -> FileContents:
 
     Unless `need_head`, a head that is not understood is left out, after a note.
     """
-    graph: keras_graph.Graph | None
-    if path.suffix == ".json":
-        text, tensors = _read_tfjs(path)
-        graph = keras_graph.read(text, str(path))
-    else:
-        with _open(path) as (file, description):
-            graph = keras_graph.read(description, str(path)) if description else None
-            tensors = _numbered_tensors(file, graph, path) or _named_tensors(file, path)
+    graph, tensors = (_read_tfjs if path.suffix == ".json" else _read_h5)(path)
     return _contents(path, graph, tensors, need_head)
 
 
@@ -90,31 +78,36 @@ def _contents(
     path: Path, graph: keras_graph.Graph | None, tensors: dict[str, np.ndarray], need_head: bool
 ) -> FileContents:
     """Finds the network among the tensors of a file, and what its model does around it."""
-    top = next((name for name in TOP_LAYERS if f"{name}/kernel" in tensors), None)
     network = "mobilenet_v1" if "conv_pw_1/kernel" in tensors else "mobilenet_v2"
-    head: Sequence[DenseWeights] = []
+    names = tensor_names(network, TEMPLATES[network], SUFFIXES)
     if graph:
-        own = _tensor_names(network, None).values()
-        tensors, usage, head = keras_model.read(graph, tensors, own, path, need_head)
-    if not {"conv1/kernel", "Conv1/kernel"} & tensors.keys():
-        raise UserError(f"{path} holds no MobileNet or MobileNetV2 of keras.applications")
-    if not graph:
-        if top and tensors[f"{top}/kernel"].shape[-1] not in IMAGENET_CLASSES:
-            # A user's own classes, whatever Keras calls the layer: as in a file with the model.
-            kernel = tensors[f"{top}/kernel"]  # V1's classifier is a 1x1 convolution
-            tensors[f"{top}/kernel"] = kernel[0, 0] if kernel.ndim == 4 else kernel
-            top = None
-        head = _pop_head(tensors, set(_tensor_names(network, top).values()), path, need_head)
-        preprocess = dataclasses.replace(SLIM, **(KERAS_VIEW if head else {}))
-        usage = Usage(preprocess, size_to_assume(path))
-        if head:
-            note(
-                f"{path} holds only weights: assumed that its classes exclude each other "
-                "(softmax), and that nothing but pooling is between the network and its dense layer"
-            )
-    names = _tensor_names(network, top)
-    arrays = translate(tensors, names, tensorflow_layout)
-    return FileContents(network, arrays, names, FIELDS[network], usage, head)
+        model = keras_model.read(graph, network, tensors, names.values(), path, need_head)
+    elif {"conv1/kernel", "Conv1/kernel"} & tensors.keys():
+        head = _pop_head(tensors, names.values(), path, need_head)
+        model = keras_model.Model(tensors, {}, None, head, "softmax")
+    else:
+        raise UserError("it holds no MobileNet or MobileNetV2 of keras.applications")
+    is_published = (
+        len(model.head) == 1
+        and model.head[0].name in (*TOPS.values(), "Logits")
+        and model.head[0].bias.size in IMAGENET_CLASSES
+    )
+    own_classes = bool(model.head) and not is_published  # whose pictures are used without a crop
+    if own_classes and not graph:
+        note(
+            f"{path} holds only weights: assumed that its classes exclude each other "
+            "(softmax), and that nothing but pooling is between the network and its dense layer"
+        )
+    preprocess = dataclasses.replace(SLIM, **((KERAS_VIEW if own_classes else {}) | model.changes))
+    usage = Usage(preprocess, model.size or size_to_assume(path), None, model.output)
+    arrays = translate(model.tensors, names, tensorflow_layout)
+    several = len(model.head) > 1
+    for i, layer in enumerate(model.head):
+        module = f"params/dense_{i}" if several else "params/classifier"
+        arrays |= {f"{module}/kernel": layer.kernel, f"{module}/bias": layer.bias}
+        names |= {f"{module}/{x}": f"{layer.name}/{x}" for x in ("kernel", "bias")}
+    layers = tuple((x.bias.size, x.activation) for x in model.head) if several else ()
+    return FileContents(network, arrays, names, FIELDS[network], usage, layers, own_classes)
 
 
 def write(path: Path, arrays: Mapping[str, ArrayLike], network: str) -> None:
@@ -122,8 +115,10 @@ def write(path: Path, arrays: Mapping[str, ArrayLike], network: str) -> None:
 
     `model.load_weights(path)` reads it; for 1000 classes, `MobileNetV2(weights=path)` does too.
     """
-    top = "conv_preds" if network == "mobilenet_v1" else "predictions"
-    names = _tensor_names(network, top if "params/classifier/kernel" in arrays else None)
+    templates = TEMPLATES[network]
+    if "params/classifier/kernel" in arrays:
+        templates = templates | {"classifier": TOPS[network]}
+    names = tensor_names(network, templates, SUFFIXES)
     layers: dict[str, list[str]] = defaultdict(list)
     with h5py.File(path, "w") as file:
         for ours, name in names.items():
@@ -140,60 +135,45 @@ def write(path: Path, arrays: Mapping[str, ArrayLike], network: str) -> None:
         file.attrs["keras_version"] = b"2.15.0"  # a version that writes this layout
 
 
-def channels(width: float, is_v1: bool) -> tuple[int, ...]:
-    """Returns the output channels that keras.applications gives MobileNet or MobileNetV2.
+def rounds_alike(width: float, is_v1: bool) -> bool:
+    """Returns whether keras.applications gives a width the same channels as this package.
 
-    Those of the stem, of the blocks or of the rows, and of V2's last convolution.
+    It rounds their products down before anything else, and V1 may have fewer than 8.
     """
     if is_v1:
-        return tuple(int(channels * width) for channels in (32, *V1_CHANNELS))
-    rows = (make_divisible(int(channels * width)) for channels in CHANNELS)
-    last = make_divisible(1280 * width) if width > 1 else 1280
-    return (make_divisible(32 * width), *rows, last)
+        return int(32 * width) >= 8
+    return all(make_divisible(int(x * width)) == make_divisible(x * width) for x in CHANNELS)
 
 
-def _tensor_names(network: str, top: str | None) -> dict[str, str]:
-    """Returns the names of a network's tensors; `top` is the name of its classifier, if any."""
-    classifier = {"classifier": top} if top else {}
-    return tensor_names(network, TEMPLATES[network] | classifier, SUFFIXES)
-
-
-@contextlib.contextmanager
-def _open(path: Path) -> Iterator[tuple[h5py.File, str | None]]:
-    """Opens a file, and gives the description of its model; None if it holds only weights."""
+def _read_h5(path: Path) -> tuple[keras_graph.Graph | None, dict[str, np.ndarray]]:
+    """Reads the model, None in a file of weights alone, and the tensors by LAYER/VARIABLE."""
+    source: Path | io.BytesIO = path
+    text = None
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            weights = io.BytesIO(archive.read("model.weights.h5"))
-            text = archive.read("config.json").decode()
-        with h5py.File(weights) as file:
-            yield file, text
-        return
-    with h5py.File(path) as file:
-        text = file.attrs.get("model_config")
-        yield file, text.decode() if isinstance(text, bytes) else text
+            source = io.BytesIO(archive.read("model.weights.h5"))
+            text = archive.read("config.json")
+    with h5py.File(source) as file:
+        text = text or file.attrs.get("model_config")
+        graph = keras_graph.read(text) if text else None
+        return graph, _numbered_tensors(file, graph, path) or _named_tensors(file)
 
 
-def _named_tensors(file: h5py.File, path: Path) -> dict[str, np.ndarray]:
+def _named_tensors(file: h5py.File) -> dict[str, np.ndarray]:
     """Reads the tensors of an `.h5` file by LAYER/VARIABLE, at any depth of nested models."""
     found: dict[str, np.ndarray] = {}
     for name, dataset in _datasets(file.get("model_weights", file)):
         layer, variable = name.split("/")[-2:]
         if not name.startswith("optimizer_weights") and variable != "seed_generator_state":
-            _add(found, layer, variable, dataset, path)
+            _add(found, layer, variable, dataset)
     return found
 
 
-def _add(
-    tensors: dict[str, np.ndarray],
-    layer: str,
-    variable: str,
-    dataset: h5py.Dataset | np.ndarray,
-    path: Path,
-) -> None:
+def _add(tensors: dict[str, np.ndarray], layer: str, variable: str, dataset: Any) -> None:
     """Adds a tensor. Raises UserError if two layers have the same name."""
     name = f"{layer}/{variable.removesuffix(':0').replace('depthwise_kernel', 'kernel')}"
     if name in tensors:
-        raise UserError(f"{path} holds two layers of the name {layer!r}: rename one of them")
+        raise UserError(f"it holds two layers of the name {layer!r}: rename one of them")
     tensors[name] = np.asarray(dataset[()])
 
 
@@ -219,85 +199,82 @@ def _numbered_tensors(
         layer, config = layers[folder]
         variables = [
             variable
-            for variable in NUMBERED_VARIABLES.get(_kind_and_number(folder)[0], ())
+            for variable in NUMBERED_VARIABLES.get(_kind(folder), ())
             if config.get({"gamma": "scale", "beta": "center"}.get(variable, ""), True)
         ]
         for index, dataset in folders[folder].items():
             # An unexpected variable keeps its number, which `check_tensors` then rejects.
             variable = variables[index] if index < len(variables) else f"vars/{index}"
-            _add(found, layer, variable, dataset, path)
+            _add(found, layer, variable, dataset)
     top = found.get("predictions/kernel")
     if not graph and top is not None and top.shape[-1] in IMAGENET_CLASSES:
         note(f"{path} does not name its layers: assumed that its classes are those of ImageNet")
     return found
 
 
-def _kind_and_number(folder: str) -> tuple[str, int]:
-    """Splits .../conv2d_3 into conv2d and 3, and .../conv2d into conv2d and 0."""
-    kind, _, number = folder.rpartition("/")[2].rpartition("_")
-    return (kind, int(number)) if number.isdecimal() else (folder.rpartition("/")[2], 0)
+def _kind(folder: str) -> str:
+    """Returns the class in the name of a folder, conv2d of .../conv2d_3."""
+    return re.sub(r".*/|_\d+$", "", folder)
 
 
-def _layers_without_model(folders: Iterable[str]) -> dict[str, str]:
+def _layers_without_model(folders: Collection[str]) -> dict[str, str]:
     """Returns the names of the layers that folders of a `.weights.h5` file belong to.
 
     The number of depthwise convolutions tells the network, and its order the layers.
     """
-    names = {}
-    models: dict[str, list[str]] = defaultdict(list)
-    for folder in folders:
-        if _kind_and_number(folder)[0] in NUMBERED_VARIABLES:
-            models[folder.rpartition("/")[0]].append(folder)
-    for inside in models.values():
-        num_depthwise = sum(_kind_and_number(x)[0] == "depthwise_conv2d" for x in inside)
-        network = {count: name for name, count in NUM_BLOCKS.items()}.get(num_depthwise)
-        order = _layers_by_class(network) if network else {}
-        for folder in inside:
-            kind, number = _kind_and_number(folder)
-            known = order.get(kind, [])
-            # An unexpected layer keeps its number, which `check_tensors` then rejects.
-            names[folder] = known[number] if number < len(known) else f"{kind}_{number}"
-    return names
+    depthwise = [folder for folder in folders if _kind(folder) == "depthwise_conv2d"]
+    network = {count: name for name, count in NUM_BLOCKS.items()}.get(len(depthwise))
+    known = {}
+    if network:
+        model = depthwise[0].rpartition("/")[0]
+        known = {f"{model}/{x}": layer for x, layer in _numbered_layers(network).items()}
+    return {
+        # An unexpected layer keeps its number, which `check_tensors` then rejects.
+        folder: known.get(folder, folder.rpartition("/")[2])
+        for folder in folders
+        if _kind(folder) in NUMBERED_VARIABLES
+    }
 
 
-def _layers_by_class(network: str) -> dict[str, list[str]]:
-    """Returns Keras' names of the layers of each class, in order."""
-    order: dict[str, list[str]] = defaultdict(list)
-    for module in module_paths(network, NUM_BLOCKS[network]):
-        if module == "classifier":
-            is_v1 = network == "mobilenet_v1"
-            order["conv2d" if is_v1 else "dense"].append("conv_preds" if is_v1 else "predictions")
-            continue
-        layer, batch_norm = layer_names(TEMPLATES[network], module, STAGES[network])
-        kind = "depthwise_conv2d" if module.endswith("depthwise") else "conv2d"
-        order[kind].append(layer)
-        order["batch_normalization"].append(batch_norm)
-    return order
+def _numbered_layers(network: str) -> dict[str, str]:
+    """Returns Keras' names of the layers by class and number: Conv1 for conv2d, ..."""
+    kinds = {
+        "/bn/scale": "batch_normalization",
+        "/depthwise/kernel": "depthwise_conv2d",
+        "/classifier/kernel": "conv2d" if network == "mobilenet_v1" else "dense",
+        "/kernel": "conv2d",
+    }
+    layers = {}
+    used = Counter[str]()
+    templates = TEMPLATES[network] | {"classifier": TOPS[network]}
+    for path, name in tensor_names(network, templates, SUFFIXES).items():
+        if kind := next((kinds[suffix] for suffix in kinds if path.endswith(suffix)), None):
+            layers[keras_graph.numbered(kind, used)] = name.partition("/")[0]
+    return layers
 
 
 def _pop_head(
     tensors: dict[str, np.ndarray], known: Collection[str], path: Path, need_head: bool
-) -> list[DenseWeights]:
-    """Removes a user's dense layer from the tensors of a file without a model, and returns it."""
-    layers = [
-        name.removesuffix("/kernel")
-        for name, array in tensors.items()
-        if name.endswith("/kernel") and array.ndim == 2 and name not in known
-    ]
-    if len(layers) > 1 and need_head:
+) -> list[Dense]:
+    """Removes the dense layer from the tensors of a file without a model, and returns it."""
+    head = []
+    for name, kernel in list(tensors.items()):
+        layer, _, variable = name.rpartition("/")
+        is_dense = kernel.ndim == 2 or layer == "conv_preds"  # V1's is a 1x1 convolution
+        if variable == "kernel" and is_dense and name not in known:
+            kernel = tensors.pop(name).reshape(-1, kernel.shape[-1])
+            bias = tensors.pop(f"{layer}/bias", np.zeros(kernel.shape[-1], np.float32))
+            head.append(Dense(layer, kernel, bias, "linear"))
+    if len(head) < 2:
+        return head
+    layers = ", ".join(layer.name for layer in head)
+    if need_head:
         raise UserError(
-            f"{path} holds the dense layers {', '.join(layers)} but not the layers between "
+            f"it holds the dense layers {layers} but not the layers between "
             "them: save the whole model, as .keras or .h5"
         )
-    head = []
-    for name in layers:
-        kernel = tensors.pop(f"{name}/kernel")
-        bias = tensors.pop(f"{name}/bias", np.zeros(kernel.shape[-1], np.float32))
-        head.append(DenseWeights(kernel, bias, "linear"))
-    if len(head) > 1:
-        note(f"{path}: its dense layers {', '.join(layers)} are left out")
-        return []
-    return head
+    note(f"{path}: its dense layers {layers} are left out")
+    return []
 
 
 def _datasets(file: h5py.File | h5py.Group) -> list[tuple[str, h5py.Dataset]]:
@@ -307,35 +284,29 @@ def _datasets(file: h5py.File | h5py.Group) -> list[tuple[str, h5py.Dataset]]:
     return [(name, item) for name, item in found if isinstance(item, h5py.Dataset)]
 
 
-def _read_tfjs(path: Path) -> tuple[str, dict[str, np.ndarray]]:
-    """Reads `model.json` of TensorFlow.js, and the weights in files next to it.
-
-    Returns the description of the model as Keras writes it, and the tensors by LAYER/VARIABLE.
-    """
+def _read_tfjs(path: Path) -> tuple[keras_graph.Graph, dict[str, np.ndarray]]:
+    """Reads the model in TensorFlow.js' `model.json`, and the tensors in files next to it."""
     model = json.loads(path.read_text(encoding="utf-8"))
     topology = model["modelTopology"]
     topology = topology.get("model_config", topology)
     if "class_name" not in topology:
-        raise UserError(f"{path} is no layers model of TensorFlow.js: convert the Keras model")
+        raise UserError("it is no layers model of TensorFlow.js: convert the Keras model")
     tensors: dict[str, np.ndarray] = {}
     for group in model["weightsManifest"]:
         files = [path.parent / Path(name).name for name in group["paths"]]
         content = b"".join(file.read_bytes() for file in files)
+        start = 0
         for weight in group["weights"]:
+            quantization = weight.get("quantization", {})
+            dtype = np.dtype(quantization.get("dtype", weight["dtype"])).newbyteorder("<")
+            stored = np.frombuffer(content, dtype, math.prod(weight["shape"]), start)
+            start += stored.nbytes
+            array = stored.reshape(weight["shape"]).astype(np.float32)
+            if "scale" in quantization:
+                scale, low = (np.float32(quantization[name]) for name in ("scale", "min"))
+                array = array * scale + low
             layer, variable = weight["name"].split("/")[-2:]
-            array, content = _take_tfjs(weight, content)
-            _add(tensors, layer, variable, array, path)
-        if content:
-            raise UserError(f"cannot read {path}: its weights are followed by other bytes")
-    return json.dumps(topology), tensors
-
-
-def _take_tfjs(weight: dict[str, Any], content: bytes) -> tuple[np.ndarray, bytes]:
-    """Returns a tensor from the start of `content`, and the rest. Quantisation is undone."""
-    quantization = weight.get("quantization", {})
-    dtype = np.dtype(quantization.get("dtype", weight["dtype"])).newbyteorder("<")
-    count = math.prod(weight["shape"])
-    array = np.frombuffer(content, dtype, count).reshape(weight["shape"]).astype(np.float32)
-    if "scale" in quantization:
-        array = array * np.float32(quantization["scale"]) + np.float32(quantization["min"])
-    return array, content[count * dtype.itemsize :]
+            _add(tensors, layer, variable, array)
+        if start != len(content):
+            raise UserError("its weights are followed by other bytes")
+    return keras_graph.read(json.dumps(topology)), tensors

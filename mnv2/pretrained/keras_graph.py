@@ -40,14 +40,14 @@ class Layer:
     def __str__(self) -> str:
         return f"layer {self.name!r} ({self.kind})"
 
-    def only_input(self, source: str) -> "Layer | None":
+    def only_input(self) -> "Layer | None":
         """Returns the layer before this one; None if this is an input of the model.
 
         Raises UserError if several lead here, or if the model uses this layer several times.
         """
         if len(self.inputs) > 1 or self.calls > 1:
             raise UserError(
-                f"{source}: {self} is not supported: it has several inputs; the layers around the "
+                f"{self} is not supported: it has several inputs; the layers around the "
                 "network must form one chain"
             )
         return self.inputs[0] if self.inputs else None
@@ -60,35 +60,28 @@ class Graph(NamedTuple):
     output: Layer
 
 
-def read(text: str, source: str) -> Graph:
-    """Reads the JSON of a model. `source` names the file in messages.
-
-    Raises UserError if the JSON does not list the layers of the model.
-    """
+def read(text: str | bytes) -> Graph:
+    """Reads the JSON of a model. Raises UserError if it does not list the layers of the model."""
     try:
         model = json.loads(text)
         config = _with_layers(model["config"])
         if "layers" not in config:
             raise UserError(
-                f"{source}: its model is of the class {model['class_name']}, whose layers the file "
+                f"its model is of the class {model['class_name']}, whose layers the file "
                 "does not list: save the network in it as a functional or sequential model"
             )
         layers: list[Layer] = []
-        output = _read_model(config, [], "", layers, source)
+        output = _read_model(config, [], "", layers)
     except (AttributeError, IndexError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise UserError(
-            f"cannot read {source}: the description of its model is not as Keras writes it "
+            f"the description of its model is not as Keras writes it "
             f"({type(error).__name__}: {error})"
         ) from error
     return Graph(layers, output)
 
 
 def _read_model(
-    config: Mapping[str, Any],
-    inputs: Sequence[Layer],
-    folder: str,
-    layers: list[Layer],
-    source: str,
+    config: Mapping[str, Any], inputs: Sequence[Layer], folder: str, layers: list[Layer]
 ) -> Layer:
     """Appends the layers of a model with the given `inputs` to `layers`; returns the last one."""
     outputs: dict[str, Layer] = {}
@@ -99,10 +92,7 @@ def _read_model(
     for entry in config["layers"]:
         kind, inner = entry["class_name"], _with_layers(entry["config"])
         name = entry.get("name") or inner.get("name") or f"{kind} {len(outputs) + 1}"
-        snake = _snake_case(kind)
-        number = used[snake]
-        used[snake] += 1
-        path = f"{folder}layers/{snake}" + (f"_{number}" if number else "")
+        path = f"{folder}layers/{numbered(_snake_case(kind), used)}"
         nodes = entry.get("inbound_nodes") or []
         if is_sequential:
             before, operands = previous, [TENSOR]
@@ -112,7 +102,7 @@ def _read_model(
             if kind == "InputLayer" and inputs:
                 before = [inputs[_layer_names(config["input_layers"]).index(name)]]
         if "layers" in inner:
-            last = _read_model(inner, before, path + "/", layers, source)
+            last = _read_model(inner, before, path + "/", layers)
         else:
             if kind == "TFOpLambda":
                 kind = inner["function"].rpartition(".")[2]
@@ -124,10 +114,17 @@ def _read_model(
     ends = _layer_names(config["output_layers"])
     if len(ends) != 1:
         raise UserError(
-            f"{source}: a model with {len(ends)} outputs ({', '.join(ends)}) is not supported: "
+            f"a model with {len(ends)} outputs ({', '.join(ends)}) is not supported: "
             "save it with one"
         )
     return outputs[ends[0]]
+
+
+def numbered(kind: str, used: collections.Counter[str]) -> str:
+    """Returns Keras' name of the next of several things of a kind: conv2d, conv2d_1, ..."""
+    number = used[kind]
+    used[kind] += 1
+    return f"{kind}_{number}" if number else kind
 
 
 def _with_layers(config: Any) -> dict[str, Any]:

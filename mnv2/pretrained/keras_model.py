@@ -5,24 +5,21 @@ layers form a chain, each of which is understood, known to do nothing in evaluat
 error.
 """
 
-import dataclasses
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mnv2.models.mobilenet_v1 import IMAGENET_STRIDES as V1_STRIDES
+from mnv2.models.mobilenet_v2 import CHANNELS, REPEATS, blocks
 from mnv2.models.mobilenet_v2 import IMAGENET_STRIDES as V2_STRIDES
-from mnv2.models.mobilenet_v2 import REPEATS
 from mnv2.preprocess.host import named_view
-from mnv2.pretrained.infer import DenseWeights, Usage
+from mnv2.preprocess.resizing import Size
 from mnv2.pretrained.keras_graph import TENSOR, Graph, Layer
 from mnv2.pretrained.loaded import ACTIVATIONS
 from mnv2.pretrained.names import NUM_BLOCKS
-from mnv2.pretrained.preprocessing import size_to_assume
-from mnv2.pretrained.slim import SLIM
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.terminal import note
 
@@ -33,19 +30,14 @@ BACKBONE_LAYERS = (
 )
 # The names that the first and the last layer with variables have in keras.applications.
 ENDS = {"mobilenet_v1": ("conv1", "conv_pw_13_bn"), "mobilenet_v2": ("Conv1", "Conv_1_bn")}
-RELUS = {"mobilenet_v1": 27, "mobilenet_v2": 35}
+# The ReLU6 of the stem, of two layers in each block, and of V2's last convolution instead of the
+# expansion that its first block lacks.
+RELUS = {network: 1 + 2 * count for network, count in NUM_BLOCKS.items()}
 # The strides of the depthwise convolutions.
 STRIDES = {
     "mobilenet_v1": V1_STRIDES[1:],
-    "mobilenet_v2": tuple(
-        stride if i == 0 else 1
-        for stride, count in zip(V2_STRIDES[1:], REPEATS, strict=True)
-        for i in range(count)
-    ),
+    "mobilenet_v2": tuple(stride for _, stride in blocks(CHANNELS, REPEATS, V2_STRIDES[1:])),
 }
-# The layers that classify in the models of keras.applications.
-TOP_LAYERS = ("predictions", "Logits", "conv_preds")
-IMAGENET_CLASSES = (1000, 1001)  # with another number, such a layer has a user's own classes
 # The activations that may end a model -> the function from logits to probabilities.
 OUTPUTS = {"softmax": "softmax", "sigmoid": "sigmoid", "linear": "softmax"}
 # How pictures are cropped and resized for a user's own model.
@@ -70,105 +62,113 @@ MINUS_ONE_TO_ONE = (
     *("mobilenet", "mobilenet_v2", "inception_v3", "inception_resnet_v2", "nasnet", "resnet_v2"),
     "xception",
 )
-
-Affine = tuple[np.ndarray, np.ndarray]  # scale and offset, of one or all channels
-ZERO, ONE = np.zeros(1), np.ones(1)
-# What operations with a constant multiply by and add, if it is the second operand or the first.
-AFTER: Mapping[str, Callable[[np.ndarray], Affine]] = {
-    "add": lambda constant: (ONE, constant),
-    "divide": lambda constant: (1 / constant, ZERO),
-    "multiply": lambda constant: (constant, ZERO),
-    "subtract": lambda constant: (ONE, -constant),
-}
-BEFORE = {
-    "add": AFTER["add"],
-    "multiply": AFTER["multiply"],
-    "subtract": lambda constant: (-ONE, constant),
-}
-# The names that versions of Keras and TensorFlow give to operations.
+# The names that versions of Keras and TensorFlow give to operations on tensors.
 OPERATIONS = {
-    "addv2": "add", "mul": "multiply", "sub": "subtract",
-    **dict.fromkeys(("truedivide", "truediv", "realdiv"), "divide"),
-}  # fmt: skip
+    **dict.fromkeys(("add", "addv2"), np.add),
+    **dict.fromkeys(("subtract", "sub"), np.subtract),
+    **dict.fromkeys(("multiply", "mul"), np.multiply),
+    **dict.fromkeys(("divide", "truedivide", "truediv", "realdiv"), np.divide),
+    **dict.fromkeys(("negative", "neg"), np.negative),
+}
+
+Tensors = dict[str, np.ndarray]  # by LAYER/VARIABLE
+
+
+class Dense(NamedTuple):
+    """One dense layer of a head: its weights, and the activation that follows it."""
+
+    name: str
+    kernel: np.ndarray
+    bias: np.ndarray
+    activation: str
+
+
+class Model(NamedTuple):
+    """What a model does around its network.
+
+    tensors  of the network itself, by LAYER/VARIABLE
+    changes  fields of `Preprocessing` that layers before the network demand
+    size     (height, width) of the images at the network; None if the file does not tell it
+    head     the dense layers that classify, in order; the last activation is `linear`
+    output   the function from logits to probabilities
+    """
+
+    tensors: Tensors
+    changes: dict[str, Any]
+    size: Size | None
+    head: Sequence[Dense]
+    output: str
 
 
 def read(
     graph: Graph,
-    tensors: Mapping[str, np.ndarray],
+    network: str,
+    tensors: Tensors,
     names: Collection[str],
     path: Path,
     need_head: bool = True,
-) -> tuple[dict[str, np.ndarray], Usage, list[DenseWeights]]:
+) -> Model:
     """Reads what the model in a file does around its MobileNet.
 
     `tensors` are those of the file by LAYER/VARIABLE, and `names` those of the network.
 
-    Returns the tensors of the network itself; how it is used; and the dense layers of a user's
-    head, in order: the last activation is `linear`. There are none without a head, and for the
-    classes of ImageNet.
-
     Raises UserError if the model contains no MobileNet, or if anything around it is not understood.
     Unless `need_head`, a head that is not understood is left out, after a note.
     """
-    source = str(path)
-    network, before, stem = _find_network(graph, source)
+    before = _layers_before(graph, network)
+    stem = before.pop()
     own = dict(tensors)
-    changes, size = read_pixels(before, stem, own, source)
-    rest, output = dict(own), "softmax"
-    head: list[DenseWeights] = []
-    view: dict[str, Any] = {}
+    changes, size = read_pixels(before, own)
+    if changes.get("assumed"):
+        note(f"{path}: took its preprocess_input, of which it tells only the name, for MobileNet's")
+    size = size or _fixed_size(stem)  # of the network's own model, if the model takes any size
+    rest = dict(own)
     try:
-        after = walk_back(graph.output, ENDS[network][1], source)[2:]  # a ReLU6 follows
+        after = walk_back(graph.output, ENDS[network][1])[2:]  # a ReLU6 follows
         around = {id(layer) for layer in (*before, *after)}
         backbone = [layer for layer in graph.layers if id(layer) not in around]
-        _check_backbone(backbone, network, source)
-        if (count := sum(_activation_of(x) == "relu6" for x in backbone)) != RELUS[network]:
+        _check_backbone(backbone, network)
+        relus = sum(_activation_of(layer) == "relu6" for layer in backbone)
+        if relus != RELUS[network]:
             raise UserError(
-                f"{source} is not the {network} of keras.applications: it has {count} ReLU6, not "
+                f"it is not the {network} of keras.applications: it has {relus} ReLU6, not "
                 f"{RELUS[network]}"
             )
-        head, output, layers = _read_head(after, rest, size, source)
-        if len(head) == 1 and layers[0] in TOP_LAYERS and head[0].bias.size in IMAGENET_CLASSES:
-            head, rest = [], own
-        elif head:  # a user's own pictures are used without a crop
-            view = KERAS_VIEW
+        return Model(rest, changes, size, *_read_head(after, rest, size))
     except UserError as error:
         if need_head:
             raise
         layers = [name.partition("/")[0] for name in names]
-        _check_backbone([layer for layer in graph.layers if layer.name in layers], network, source)
-        note(f"{error}; not needed: only the network before its head is used")
-        rest, view = {name: x for name, x in own.items() if name in names}, KERAS_VIEW
-    preprocess = dataclasses.replace(SLIM, **{**view, **changes})
-    return rest, Usage(preprocess, size or size_to_assume(path), None, output), head
+        _check_backbone([layer for layer in graph.layers if layer.name in layers], network)
+        note(f"{path}: {error}; not needed: only the network before its head is used")
+        rest = {name: x for name, x in own.items() if name in names}
+        return Model(rest, KERAS_VIEW | changes, size, (), "softmax")
 
 
-def _find_network(graph: Graph, source: str) -> tuple[str, list[Layer], Layer]:
-    """Returns the name of the network, the layers before its first convolution, and that layer."""
+def _layers_before(graph: Graph, network: str) -> list[Layer]:
+    """Returns the layers up to the first convolution of the network, which is the last of them."""
     num_depthwise = sum(layer.kind == "DepthwiseConv2D" for layer in graph.layers)
-    network = {count: name for name, count in NUM_BLOCKS.items()}.get(num_depthwise)
     layers = {layer.name: layer for layer in graph.layers}
-    if network is None or not layers.keys() >= set(ENDS[network]):
+    if num_depthwise != NUM_BLOCKS[network] or not layers.keys() >= set(ENDS[network]):
         raise UserError(
-            f"{source} holds no MobileNet or MobileNetV2 of keras.applications: it has "
+            f"it holds no MobileNet or MobileNetV2 of keras.applications: it has "
             f"{num_depthwise} depthwise convolutions, not 13 from the layer conv1 to conv_pw_13_bn "
             "or 17 from Conv1 to Conv_1_bn"
         )
-    stem = layers[ENDS[network][0]]
-    return network, walk_back(stem, None, source)[:-1], stem
+    return walk_back(layers[ENDS[network][0]], None)
 
 
-def walk_back(layer: Layer, name: str | None, source: str) -> list[Layer]:
+def walk_back(layer: Layer, name: str | None) -> list[Layer]:
     """Returns the chain from the layer called `name`, or the input of the model, to `layer`."""
     chain = [layer]
-    while chain[-1].name != name and (before := chain[-1].only_input(source)):
+    while chain[-1].name != name and (before := chain[-1].only_input()):
         chain.append(before)
     if name is not None and chain[-1].name != name:
-        raise UserError(f"{source}: its output does not come from the layer {name}")
+        raise UserError(f"its output does not come from the layer {name}")
     return chain[::-1]
 
 
-def _check_backbone(layers: Sequence[Layer], network: str, source: str) -> None:
+def _check_backbone(layers: Sequence[Layer], network: str) -> None:
     """Raises UserError unless layers compute what those of keras.applications do."""
     strides = iter(STRIDES[network])
     for layer in layers:
@@ -186,22 +186,18 @@ def _check_backbone(layers: Sequence[Layer], network: str, source: str) -> None:
         if config.get("data_format", "channels_last") != "channels_last":
             problem = f"has the data format {config['data_format']}, not channels_last"
         if problem:
-            raise UserError(
-                f"{source} is not the {network} of keras.applications: {layer} {problem}"
-            )
+            raise UserError(f"it is not the {network} of keras.applications: {layer} {problem}")
 
 
-def read_pixels(
-    layers: Sequence[Layer], stem: Layer, tensors: dict[str, np.ndarray], source: str
-) -> tuple[dict[str, Any], tuple[int, int] | None]:
-    """Combines the layers from the input of a model to `stem`, the first one of the network.
+def read_pixels(layers: Sequence[Layer], tensors: Tensors) -> tuple[dict[str, Any], Size | None]:
+    """Combines the layers from the input of a model to its network.
 
     Returns the fields of Preprocessing that they change, and the (height, width) at the network, if
-    the file tells it. The variables of these layers are removed from `tensors`.
+    they tell it. The variables of these layers are removed from `tensors`.
 
     Raises UserError if one is not understood.
     """
-    scale, offset = ONE, ZERO
+    ends = np.array([[0.0], [255.0]])  # the darkest and the brightest pixel: all layers are linear
     changes: dict[str, Any] = {}
     size = None
     for layer in layers:
@@ -210,74 +206,74 @@ def read_pixels(
             continue
         if layer.kind in ("Resizing", "UpSampling2D") and "view" not in changes:
             first = size
-            size, method = _resizing(layer, first, source)
+            size, method = _resizing(layer, first)
             changes["view"] = named_view(method, first=first)
             continue
-        factor, term = _affine(layer, tensors, source)
-        scale, offset = scale * factor, offset * factor + term
-        changes.setdefault("assumed", False)
-        if layer.kind == "Lambda" and not _application(layer.config):
-            note(
-                f"{source}: took {layer} for MobileNet's preprocess_input, since the file tells "
-                "only its name"
-            )
-            changes["assumed"] = True
-    if not (np.isfinite(scale) & np.isfinite(offset)).all() or not scale.all():
+        ends = _scaled(ends, layer, tensors)
+        is_assumed = layer.kind == "Lambda" and not _application(layer.config)
+        changes["assumed"] = changes.get("assumed", False) or is_assumed
+    low, high = ends
+    if not np.isfinite(ends).all() or (low == high).any():
         raise UserError(
-            f"{source}: the layers before the network multiply pixels by {scale.tolist()} and add "
-            f"{offset.tolist()}: no picture would be left"
+            f"the layers before the network make {low.tolist()} of the pixel 0 and "
+            f"{high.tolist()} of 255: no picture would be left"
         )
     if "assumed" in changes:
-        scale, offset = np.broadcast_arrays(scale, offset)
-        std = 1 / (255 * scale)
-        changes |= {"mean": tuple((-offset * std).tolist()), "std": tuple(std.tolist())}
-    # The size of the stem's own model, for a model that takes pictures of any size.
-    return changes, size or _fixed_size(stem)
+        std = 1 / (high - low)
+        changes |= {"mean": tuple((-low * std).tolist()), "std": tuple(std.tolist())}
+    return changes, size
 
 
-def _batch_norm(layer: Layer, tensors: dict[str, np.ndarray]) -> Affine:
-    """Returns a BatchNormalization in evaluation; removes its variables from `tensors`."""
-    config = layer.config
+def _batch_norm(layer: Layer, tensors: Tensors) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the factor and offset of a batch norm; removes its variables from `tensors`."""
     mean, variance = (
-        tensors.pop(f"{layer.name}/{name}").astype(np.float64)
-        for name in ("moving_mean", "moving_variance")
+        _pop(layer, name, tensors).astype(np.float64) for name in ("moving_mean", "moving_variance")
     )
-    gamma = tensors.pop(f"{layer.name}/gamma") if config.get("scale", True) else ONE
-    beta = tensors.pop(f"{layer.name}/beta") if config.get("center", True) else ZERO
-    factor = gamma / np.sqrt(variance + config["epsilon"])
-    return factor, beta - mean * factor
+    factor = 1 / np.sqrt(variance + layer.config["epsilon"])
+    if layer.config.get("scale", True):
+        factor *= _pop(layer, "gamma", tensors)
+    offset = -mean * factor
+    if layer.config.get("center", True):
+        offset += _pop(layer, "beta", tensors)
+    return factor, offset
 
 
-def _not_understood(layer: Layer, source: str) -> UserError:
+def _pop(layer: Layer, name: str, tensors: Tensors) -> np.ndarray:
+    """Removes a variable of a layer from `tensors`, and returns it."""
+    if f"{layer.name}/{name}" not in tensors:
+        raise UserError(f"it lacks {layer.name}/{name}")
+    return tensors.pop(f"{layer.name}/{name}")
+
+
+def _not_understood(layer: Layer) -> UserError:
     return UserError(
-        f"{source}: {layer} before the network is not understood: save the model from the layer "
+        f"{layer} before the network is not understood: save the model from the layer "
         "after it on, and give its scaling with --mean and --std"
     )
 
 
-def _affine(layer: Layer, tensors: dict[str, np.ndarray], source: str) -> Affine:
-    """Returns what a layer multiplies by and adds."""
-    config, kind = layer.config, layer.kind.lower()
-    operation = OPERATIONS.get(kind, kind)
+def _scaled(pixels: np.ndarray, layer: Layer, tensors: Tensors) -> np.ndarray:
+    """Returns what a layer that is linear in each channel makes of pixels (n c)."""
+    config, operation = layer.config, OPERATIONS.get(layer.kind.lower())
     try:
         if layer.kind == "Rescaling":
-            return _constant(config["scale"]), _constant(config["offset"])
+            return pixels * _constant(config["scale"]) + _constant(config["offset"])
         if layer.kind == "Normalization":
-            return _normalization(layer, tensors)
+            return _normalized(pixels, layer, tensors)
         if layer.kind == "BatchNormalization":
-            return _batch_norm(layer, tensors)
-        if layer.kind == "Lambda" and _is_preprocess_input(config):
-            return ONE / 127.5, -ONE
-        if kind in ("negative", "neg"):
-            return -ONE, ZERO
-        if operation in AFTER and len(layer.operands) == 2:
-            first, second = layer.operands
-            if first is TENSOR:
-                return AFTER[operation](_constant(second))
-            return BEFORE[operation](_constant(first))
+            factor, offset = _batch_norm(layer, tensors)
+            return pixels * factor + offset
+        if layer.kind == "Lambda" and _application(config) in ("", *MINUS_ONE_TO_ONE):
+            return pixels / 127.5 - 1
+        if operation is np.negative:
+            return -pixels
+        if operation and len(layer.operands) == 2:
+            first, second = (pixels if x is TENSOR else _constant(x) for x in layer.operands)
+            if operation is not np.divide or first is pixels:  # 1 / x is not linear
+                return operation(first, second)
     except (KeyError, TypeError, ValueError):
         pass  # a constant or variable that is missing, or not one per channel
-    raise _not_understood(layer, source)
+    raise _not_understood(layer)
 
 
 def _constant(value: Any) -> np.ndarray:
@@ -290,32 +286,29 @@ def _constant(value: Any) -> np.ndarray:
     return array.reshape(-1)
 
 
-def _normalization(layer: Layer, tensors: dict[str, np.ndarray]) -> Affine:
-    mean, variance = layer.config.get("mean"), layer.config.get("variance")
-    stored = {key: tensors.pop(f"{layer.name}/{key}", None) for key in ("mean", "variance")}
-    tensors.pop(f"{layer.name}/count", None)
-    if mean is None or variance is None:
-        mean, variance = stored["mean"], stored["variance"]
+def _normalized(pixels: np.ndarray, layer: Layer, tensors: Tensors) -> np.ndarray:
+    """Returns what a Normalization makes of pixels; removes its variables from `tensors`."""
+    stored = {x: tensors.pop(f"{layer.name}/{x}", None) for x in ("mean", "variance", "count")}
+    given = (layer.config.get("mean"), layer.config.get("variance"))
+    mean, variance = (stored["mean"], stored["variance"]) if None in given else given
     mean, variance = _constant(mean), _constant(variance)
     deviation = np.maximum(np.sqrt(variance), 1e-7)  # Keras' smallest deviation
     if layer.config.get("invert"):
-        return deviation, mean
-    return 1 / deviation, -mean / deviation
+        return pixels * deviation + mean
+    return (pixels - mean) / deviation
 
 
-def _is_preprocess_input(config: Mapping[str, Any]) -> bool:
-    """Tells whether a Lambda is MobileNet's preprocess_input, as far as the file tells."""
+def _application(config: Mapping[str, Any]) -> str | None:
+    """Returns the module of keras.applications whose preprocess_input a Lambda calls.
+
+    It is empty if the file tells only the name, and None for another function.
+    """
     function = config["function"]
-    name = function["config"] if isinstance(function, dict) else function
-    is_known = _application(config) in ("", *MINUS_ONE_TO_ONE)
-    return name == "preprocess_input" and not config.get("arguments") and is_known
-
-
-def _application(config: Mapping[str, Any]) -> str:
-    """Returns the module of keras.applications that a Lambda's function is from; empty for none."""
-    function = config["function"]
-    module = function.get("module") if isinstance(function, dict) else config.get("module")
-    parent, _, name = str(module).rpartition(".")
+    if not isinstance(function, dict):
+        function = {"config": function, "module": config.get("module")}
+    if function["config"] != "preprocess_input" or config.get("arguments"):
+        return None
+    parent, _, name = str(function.get("module")).rpartition(".")
     return name if parent.endswith("applications") else ""
 
 
@@ -330,25 +323,23 @@ def _does_nothing(layer: Layer) -> bool:
     return layer.kind == "ZeroPadding2D" and layer.name in ("Conv1_pad", "conv1_pad")
 
 
-def _resizing(
-    layer: Layer, size: tuple[int, int] | None, source: str
-) -> tuple[tuple[int, int], str]:
+def _resizing(layer: Layer, size: Size | None) -> tuple[Size, str]:
     """Returns the size that a layer resizes to, and how."""
     config = layer.config
     method = METHODS.get(config["interpolation"])
     if layer.kind == "UpSampling2D":
         if size is None or method is None:
-            raise _not_understood(layer, source)
+            raise _not_understood(layer)
         up, across = config["size"]
         return (up * size[0], across * size[1]), method
     if config.get("antialias") and method == "tensorflow":
         method = "pillow"
     if method is None or config.get("crop_to_aspect_ratio") or config.get("pad_to_aspect_ratio"):
-        raise _not_understood(layer, source)
+        raise _not_understood(layer)
     return (config["height"], config["width"]), method
 
 
-def _fixed_size(layer: Layer) -> tuple[int, int] | None:
+def _fixed_size(layer: Layer) -> Size | None:
     """Returns the (height, width) that a layer's settings demand of its input, if they do."""
     shape = layer.config.get("batch_shape") or layer.config.get("batch_input_shape")
     if not shape or len(shape) != 4 or not (shape[1] and shape[2]):
@@ -357,82 +348,53 @@ def _fixed_size(layer: Layer) -> tuple[int, int] | None:
 
 
 def _read_head(
-    layers: Sequence[Layer],
-    tensors: dict[str, np.ndarray],
-    size: tuple[int, int] | None,
-    source: str,
-) -> tuple[list[DenseWeights], str, list[str]]:
-    """Returns the dense layers after the network, the output as in `Usage`, and their names.
+    layers: Sequence[Layer], tensors: Tensors, size: Size | None
+) -> tuple[list[Dense], str]:
+    """Returns the dense layers after the network, and the output as in `Usage`.
 
-    Batch norm is folded into the dense layer before or after it.
+    A batch norm is a dense layer too. Without an activation between them, two layers become one.
     """
     whole = (math.ceil(size[0] / 32), math.ceil(size[1] / 32)) if size else None
     pooled = whole == (1, 1)
-    dense: list[DenseWeights] = []
-    names: list[str] = []
-    pending: Affine | None = None  # batch norm before the next dense layer
+    head: list[Dense] = []
     for layer in layers:
         kind, config = layer.kind, layer.config
-        last = dense[-1] if dense and pending is None else None
-        if kind in IDENTITY_LAYERS or (pooled and _keeps_features(layer, tensors, dense)):
+        is_linear = bool(head) and head[-1].activation == "linear"
+        if kind in IDENTITY_LAYERS or (pooled and _keeps_features(layer, tensors, head)):
             continue
         if kind == "GlobalAveragePooling2D" or (
             kind == "AveragePooling2D" and whole and tuple(config["pool_size"]) == whole
         ):
             pooled = True
-        elif pooled and (kind == "Dense" or (kind == "Conv2D" and _is_dense(config))):
-            new = _dense(layer, tensors, source)
-            if pending is not None:
-                scale, offset = pending
-                new = new._replace(
-                    kernel=np.reshape(scale, (-1, 1)) * new.kernel,
-                    bias=new.bias + np.broadcast_to(offset, len(new.kernel)) @ new.kernel,
-                )
-                pending = None
-            dense.append(new)
-            names.append(layer.name)
-        elif pooled and kind == "BatchNormalization" and pending is None:
-            try:
-                scale, offset = _batch_norm(layer, tensors)
-            except KeyError as error:
-                raise UserError(f"{source} lacks {error.args[0]}") from None
-            if last and last.activation == "linear":
-                dense[-1] = last._replace(
-                    kernel=last.kernel * scale, bias=last.bias * scale + offset
-                )
-            else:
-                pending = scale, offset
-        elif last and last.activation == "linear" and (name := _activation_of(layer)):
-            dense[-1] = last._replace(activation=name)
+        elif pooled and (dense := _dense(layer, tensors)):
+            if is_linear:
+                _, kernel, bias, _ = head.pop()
+                bias = bias @ dense.kernel + dense.bias
+                dense = dense._replace(kernel=kernel @ dense.kernel, bias=bias)
+            head.append(dense)
+        elif is_linear and (name := _activation_of(layer)):
+            head[-1] = head[-1]._replace(activation=name)
         else:
-            raise _unsupported(layer, whole, pooled, source)
-    if pending is not None:
-        raise UserError(f"{source}: a head that ends in batch norm is not supported")
-    return (*_head_of(dense, names, source), names) if dense else ([], "softmax", [])
-
-
-def _head_of(
-    dense: Sequence[DenseWeights], names: Sequence[str], source: str
-) -> tuple[list[DenseWeights], str]:
-    """Returns a head and its output. Raises UserError for activations that it cannot have."""
-    for name, layer in zip(names[:-1], dense[:-1], strict=True):
-        if layer.activation not in ACTIVATIONS:
+            raise _unsupported(layer, whole, pooled)
+    if not head:
+        return [], "softmax"
+    if not any(layer.kind in ("Dense", "Conv2D") for layer in layers):
+        raise UserError("a head without a dense layer is not supported")
+    for dense in head[:-1]:
+        if dense.activation not in ACTIVATIONS:
             raise UserError(
-                f"{source}: activation {layer.activation!r} of layer {name!r} is not supported"
+                f"activation {dense.activation!r} of layer {dense.name!r} is not supported"
             )
-    last = dense[-1].activation
-    if last not in OUTPUTS:
-        raise UserError(f"{source}: the last activation must give probabilities, not {last}")
-    head = [
-        DenseWeights(x.kernel.astype(np.float32), x.bias.astype(np.float32), x.activation)
-        for x in (*dense[:-1], dense[-1]._replace(activation="linear"))
+    if (last := head[-1].activation) not in OUTPUTS:
+        raise UserError(f"the last activation must give probabilities, not {last}")
+    head[-1] = head[-1]._replace(activation="linear")
+    float32 = [
+        x._replace(kernel=x.kernel.astype(np.float32), bias=x.bias.astype(np.float32)) for x in head
     ]
-    return head, OUTPUTS[last]
+    return float32, OUTPUTS[last]
 
 
-def _keeps_features(
-    layer: Layer, tensors: Mapping[str, np.ndarray], dense: Sequence[DenseWeights]
-) -> bool:
+def _keeps_features(layer: Layer, tensors: Tensors, dense: Sequence[Dense]) -> bool:
     """Returns whether a layer changes only the shape of pooled features, or nothing at all."""
     if layer.kind in ("Flatten", "GlobalAveragePooling2D", "GlobalMaxPooling2D"):
         return True
@@ -444,22 +406,25 @@ def _keeps_features(
     return layer.kind == "Activation" and _activation(layer.config["activation"]) == "linear"
 
 
-def _is_dense(config: Mapping[str, Any]) -> bool:
-    """Returns whether a convolution of a 1 x 1 map is a dense layer."""
-    return tuple(config["kernel_size"]) == (1, 1) and config.get("groups", 1) == 1
-
-
-def _dense(layer: Layer, tensors: dict[str, np.ndarray], source: str) -> DenseWeights:
-    kernel = tensors.pop(f"{layer.name}/kernel", None)
-    if kernel is None:
-        raise UserError(f"{source} lacks {layer.name}/kernel")
+def _dense(layer: Layer, tensors: Tensors) -> Dense | None:
+    """Returns a layer of pooled features, if it is linear; removes its variables from `tensors`."""
+    config = layer.config
+    if layer.kind == "BatchNormalization":
+        factor, offset = _batch_norm(layer, tensors)
+        return Dense(layer.name, np.diag(factor), offset, "linear")
+    is_dense = layer.kind == "Dense" or (
+        layer.kind == "Conv2D"
+        and tuple(config["kernel_size"]) == (1, 1)
+        and config.get("groups", 1) == 1
+    )
+    if not is_dense:
+        return None
+    kernel = _pop(layer, "kernel", tensors)
     kernel = kernel.reshape(-1, kernel.shape[-1])
-    bias = tensors.pop(f"{layer.name}/bias", None)
-    if bias is None:
-        if layer.config.get("use_bias", True):
-            raise UserError(f"{source} lacks {layer.name}/bias")
-        bias = np.zeros(kernel.shape[-1], np.float32)
-    return DenseWeights(kernel, bias, _activation(layer.config["activation"]))
+    bias = np.zeros(kernel.shape[-1], np.float32)
+    if config.get("use_bias", True):
+        bias = _pop(layer, "bias", tensors)
+    return Dense(layer.name, kernel, bias, _activation(config["activation"]))
 
 
 def _activation_of(layer: Layer) -> str:
@@ -490,14 +455,12 @@ def _relu(config: Mapping[str, Any]) -> str:
     return {None: "relu", 6: "relu6"}.get(limit, f"relu up to {limit}")
 
 
-def _unsupported(
-    layer: Layer, whole: tuple[int, int] | None, pooled: bool, source: str
-) -> UserError:
+def _unsupported(layer: Layer, whole: Size | None, pooled: bool) -> UserError:
     reason = ""
     if not pooled and layer.kind not in ("GlobalMaxPooling2D", "MaxPooling2D"):
         size = f" of {whole[0]} x {whole[1]}" if whole else ""
         reason = f" on the map{size}, which is not averaged as a whole"
     return UserError(
-        f"{source}: {layer} is not supported{reason}: a head may have GlobalAveragePooling2D, "
+        f"{layer} is not supported{reason}: a head may have GlobalAveragePooling2D, "
         "Dropout, BatchNormalization and Dense; save the backbone alone"
     )

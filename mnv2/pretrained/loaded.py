@@ -8,12 +8,11 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from mnv2.models import for_inference
-from mnv2.models.shapes import variable_shapes
+from mnv2.models.blocks import Conventions
 from mnv2.ops.precision import accumulator
 from mnv2.pretrained import imagenet
 from mnv2.pretrained.preprocessing import Preprocessing
@@ -40,11 +39,11 @@ class DenseHead(nn.Module):
     layers: tuple[tuple[int, str], ...]
 
     @property
-    def bn_epsilon(self) -> float:
-        """The epsilon of the backbone, to which all batch norm belongs."""
+    def conventions(self) -> Conventions:
+        """Those of the backbone, to which all batch norm belongs."""
         backbone: Any = self.backbone
-        epsilon: float = backbone.bn_epsilon
-        return epsilon
+        conventions: Conventions = backbone.conventions
+        return conventions
 
     @nn.compact
     def __call__(
@@ -139,10 +138,8 @@ class Pretrained:
             variables = {kind: values["backbone"] for kind, values in self.variables.items()}
             model = model.backbone
         else:
-            model = model.clone(num_classes=0)
-            known = flatten_dict(variable_shapes(model, self.channels))
-            kept = {k: v for k, v in flatten_dict(self.variables).items() if k in known}
-            variables = unflatten_dict(kept)
+            params = {x: y for x, y in self.variables["params"].items() if x != "classifier"}
+            model, variables = model.clone(num_classes=0), {**self.variables, "params": params}
         return dataclasses.replace(self, model=model, variables=variables, class_names=None)
 
     def with_class_names(self, names: Sequence[str], source: str) -> "Pretrained":

@@ -4,7 +4,6 @@ A path of this package is `params/block_3/expand/kernel`; its module is `block_3
 is described by templates of the names of its layers, and by one suffix per variable.
 """
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -17,43 +16,12 @@ STAGES = {"mobilenet_v1": (len(V1_CHANNELS),), "mobilenet_v2": REPEATS}
 NUM_BLOCKS = {network: sum(stages) for network, stages in STAGES.items()}
 
 # Maps a module, a block, a part or `block` to the names of its convolution (or dense layer) and its
-# batch norm, with a space between them; or to one name for both. The fields of `layer_names` stand
-# in braces.
+# batch norm, with a space between them; or to one name for both. The fields of `_modules`, and
+# `part`, stand in braces.
 Templates = Mapping[str, str]
 # What follows the name of a layer to name its kernel, its bias, and batch norm's scale, bias, mean
 # and variance.
 Suffixes = tuple[str, str, str, str, str, str]
-
-
-def module_paths(network: str, num_blocks: int) -> Iterator[str]:
-    """Yields the modules of a network's convolutions, in order, and then `classifier`."""
-    yield "stem"
-    for i in range(num_blocks):
-        if network == "mobilenet_v1":
-            parts: tuple[str, ...] = ("depthwise", "pointwise")
-        else:
-            parts = ("depthwise", "project") if i == 0 else ("expand", "depthwise", "project")
-        yield from (f"block_{i}/{part}" for part in parts)
-    if network == "mobilenet_v2":
-        yield "last_conv"
-    yield "classifier"
-
-
-def layer_names(templates: Templates, module: str, stages: Sequence[int]) -> tuple[str, str]:
-    """Returns a format's names of a module's convolution (or dense layer) and its batch norm."""
-    block, _, part = module.partition("/")
-    template = next(templates[x] for x in (module, block, part, "block") if x in templates)
-    fields: dict[str, int | str] = {}
-    if part:
-        i = int(block.removeprefix("block_"))
-        starts = [0, *itertools.accumulate(stages)]
-        stage = max(n for n, start in enumerate(starts) if start <= i)
-        fields = {
-            "part": part, "block": i, "previous": i - 1, "next": i + 1, "twice": 2 * i,
-            "twice_next": 2 * i + 1, "stage": stage, "in_stage": i - starts[stage],
-        }  # fmt: skip
-    layer, _, batch_norm = template.format(**fields).partition(" ")
-    return layer, batch_norm or layer
 
 
 def tensor_names(
@@ -61,25 +29,49 @@ def tensor_names(
 ) -> dict[str, str]:
     """Maps the path of every tensor in this package to the name of that tensor in a format.
 
-    `stages` has the number of blocks in each stage, by default that of the paper. Without a
-    template `classifier` there is none.
+    They are in the order of the network. `stages` has the number of blocks in each stage, by
+    default that of the paper. Without a template `classifier` there is none.
     """
-    names = {}
-    stages = STAGES[network] if stages is None else stages
+    names: dict[str, str] = {}
     kernel, bias, bn_scale, bn_bias, bn_mean, bn_var = suffixes
-    for module in module_paths(network, sum(stages)):
-        if module == "classifier" and module not in templates:
-            continue
-        layer, batch_norm = layer_names(templates, module, stages)
-        names[f"params/{module}/kernel"] = layer + kernel
-        if module == "classifier":
-            names[f"params/{module}/bias"] = layer + bias
-        else:
-            names[f"params/{module}/bn/scale"] = batch_norm + bn_scale
-            names[f"params/{module}/bn/bias"] = batch_norm + bn_bias
-            names[f"batch_stats/{module}/bn/mean"] = batch_norm + bn_mean
-            names[f"batch_stats/{module}/bn/var"] = batch_norm + bn_var
+    for module, fields in _modules(network, STAGES[network] if stages is None else stages):
+        block, _, part = module.partition("/")
+        template = next(templates[x] for x in (module, block, part, "block") if x in templates)
+        layer, _, batch_norm = template.format(part=part, **fields).partition(" ")
+        batch_norm = batch_norm or layer
+        names |= {
+            f"params/{module}/kernel": layer + kernel,
+            f"params/{module}/bn/scale": batch_norm + bn_scale,
+            f"params/{module}/bn/bias": batch_norm + bn_bias,
+            f"batch_stats/{module}/bn/mean": batch_norm + bn_mean,
+            f"batch_stats/{module}/bn/var": batch_norm + bn_var,
+        }
+    if layer := templates.get("classifier", ""):
+        names |= {
+            "params/classifier/kernel": layer + kernel,
+            "params/classifier/bias": layer + bias,
+        }
     return names
+
+
+def _modules(network: str, stages: Sequence[int]) -> Iterator[tuple[str, dict[str, int]]]:
+    """Yields the modules of a network's convolutions, in order, and the fields of their templates.
+
+    The fields are the numbers that formats give to a block.
+    """
+    is_v1 = network == "mobilenet_v1"
+    yield "stem", {}
+    places = [(stage, i) for stage, count in enumerate(stages) for i in range(count)]
+    for block, (stage, in_stage) in enumerate(places):
+        fields = {
+            "block": block, "previous": block - 1, "next": block + 1, "twice": 2 * block,
+            "twice_next": 2 * block + 1, "stage": stage, "in_stage": in_stage,
+        }  # fmt: skip
+        parts = ("depthwise", "pointwise") if is_v1 else ("expand", "depthwise", "project")
+        for part in parts[not is_v1 and block == 0 :]:  # the first block of V2 does not expand
+            yield f"block_{block}/{part}", fields
+    if not is_v1:
+        yield "last_conv", {}
 
 
 def translate(

@@ -17,10 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from mnv2.models import create_model, name_and_fields
-from mnv2.pretrained.infer import check_tensors, fit_channels, shapes_of, to_variables
+from mnv2.pretrained.infer import Usage, restore, shapes_of
 from mnv2.pretrained.loaded import DenseHead, Pretrained
 from mnv2.pretrained.preprocessing import Preprocessing
-from mnv2.runtime.errors import UserError, first_line
+from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import AnyPath, write_json
 from mnv2.runtime.layout import CHECKPOINTS, NETWORK
 
@@ -67,29 +67,20 @@ def is_run(path: AnyPath) -> bool:
 def read_run(folder: AnyPath) -> Pretrained:
     """Reads the newest checkpoint of a run, with averaged parameters if the run keeps them.
 
-    Raises UserError if it cannot be read, or if a tensor is missing, unexpected or misshapen.
+    Raises UserError if a tensor is missing, unexpected or misshapen, others if it is damaged.
     """
     from mnv2.runtime import packed_arrays  # imports Orbax, which files do not wait for
 
-    try:
-        description = json.loads((folder / NETWORK).read_text(encoding="utf-8"))
-        arrays = _eval_variables(packed_arrays.read_newest(folder / CHECKPOINTS))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {folder}: {first_line(error)}") from error
-    return _build(description, arrays, str(folder))
+    description = json.loads((folder / NETWORK).read_text(encoding="utf-8"))
+    arrays = _eval_variables(packed_arrays.read_newest(folder / CHECKPOINTS))
+    return _build(description, arrays)
 
 
 def _eval_variables(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns the variables for evaluation: averaged parameters, if any, and statistics."""
-    if any(name.startswith("ema/") for name in state):
-        state = {
-            name.removeprefix("ema/"): array
-            for name, array in state.items()
-            if name.startswith("ema/")
-        }
-    return {
-        name: array for name, array in state.items() if name.startswith(("params/", "batch_stats/"))
-    }
+    averaged = {x.removeprefix("ema/"): y for x, y in state.items() if x.startswith("ema/")}
+    kinds = ("params/", "batch_stats/")
+    return {name: x for name, x in (averaged or state).items() if name.startswith(kinds)}
 
 
 def is_export(path: Path) -> bool:
@@ -104,20 +95,12 @@ def is_export(path: Path) -> bool:
 def read(path: Path) -> Pretrained:
     """Reads a file that `write` wrote.
 
-    Raises UserError if it cannot be read, or if a tensor is missing, unexpected or misshapen.
+    Raises UserError if a tensor is missing, unexpected or misshapen, others if it is damaged.
     """
-    try:
-        with safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-            if METADATA_KEY not in metadata:
-                raise UserError(f"{path} is no file of mnv2: it does not describe its network")
-            description = json.loads(metadata[METADATA_KEY])
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except UserError:
-        raise
-    except Exception as error:  # a damaged file raises several types
-        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from error
-    return _build(description, arrays, str(path))
+    with safe_open(path, "numpy") as file:
+        description = json.loads(file.metadata()[METADATA_KEY])
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return _build(description, arrays)
 
 
 def write(path: Path, pretrained: Pretrained) -> None:
@@ -138,30 +121,20 @@ def write(path: Path, pretrained: Pretrained) -> None:
     path.write_bytes(save(arrays, metadata={METADATA_KEY: json.dumps(description)}))
 
 
-def _build(description: Any, arrays: dict[str, Any], source: str) -> Pretrained:
-    """Builds the described network with weights by path. `source` names the file in messages."""
+def _build(description: Any, arrays: dict[str, Any]) -> Pretrained:
+    """Builds the described network with weights by path."""
     try:
-        fields = _with_tuples(description["fields"])
-        model: nn.Module = create_model(description["network"], **fields)
+        model: nn.Module = create_model(description["network"], **description["fields"])
         if description["head"]:
             model = DenseHead(model, tuple((units, name) for units, name in description["head"]))
         preprocess = Preprocessing.of(description["preprocess"])
         height, width = description["image_size"]
-        class_names = description["class_names"]
-        names = None if class_names is None else tuple(class_names)
-        channels, output = description["channels"], description["output"]
-        shapes = shapes_of(model, channels)
+        names = description["class_names"]
+        names = None if names is None else tuple(names)
+        usage = Usage(preprocess, (height, width), names, description["output"])
+        shapes_of(model, description["channels"])
     except UserError as error:
-        raise UserError(f"{source} describes a network that cannot be built: {error}") from None
+        raise UserError(f"it describes a network that cannot be built: {error}") from None
     except Exception as error:  # a damaged description raises several types
-        raise UserError(
-            f"the description of the network in {source} is damaged: {error!r}"
-        ) from None
-    check_tensors(arrays, shapes, source, {})
-    preprocess = fit_channels(preprocess, channels, source)
-    return Pretrained(model, to_variables(arrays), preprocess, (height, width), names, output)
-
-
-def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
-    """Returns `values` with tuples instead of the lists of JSON."""
-    return {name: tuple(x) if isinstance(x, list) else x for name, x in values.items()}
+        raise UserError(f"the description of its network is damaged: {error!r}") from None
+    return restore(model, arrays, usage, {})

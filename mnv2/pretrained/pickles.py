@@ -80,13 +80,13 @@ class Foreign:
             kind = others[2].name if name.endswith("_v3") else f"torch.{storage.dtype}"
             if (dtype := DTYPES.get(kind.removeprefix("torch."))) is None:
                 raise _Refused(f"need the type {kind}")
-            return _tensor(storage, offset, shape, strides, dtype)
+            return Tensor(storage, offset, tuple(shape), tuple(strides), dtype)
         if name == "torch._tensor._rebuild_from_type_v2":  # a tensor with attributes
             function, _, inner = arguments[:3]
             return function(*inner)
         if name in CONTAINERS:
             pairs = arguments[-1] if arguments and isinstance(arguments[-1], list) else []
-            container = _dict_of(pairs)
+            container = _Dict(pairs)
             pairs.clear()  # else a small file could ask for many copies
             return container
         if name in WRAPPERS:
@@ -122,6 +122,14 @@ class Tensor:
     strides: tuple[int, ...]
     dtype: np.dtype
 
+    def __post_init__(self) -> None:
+        numbers = (self.offset, *self.shape, *self.strides)
+        whole = all(type(number) is int for number in numbers)
+        if not isinstance(self.storage, Storage) or not whole:
+            raise ValueError("a tensor does not have numbers as shape")
+        if math.prod(self.shape) > 2**40:
+            raise ValueError(f"a tensor has the shape {self.shape}")
+
     def numpy(self) -> np.ndarray:
         """Reads the tensor. Raises ValueError if it does not fit into its storage."""
         if 0 in self.shape:
@@ -129,8 +137,7 @@ class Tensor:
         elements = np.frombuffer(self.storage.contents(), self.dtype)
         steps = zip(self.shape, self.strides, strict=True)
         last = self.offset + sum((size - 1) * stride for size, stride in steps)
-        numbers = (self.offset, *self.shape, *self.strides)
-        if min(numbers) < 0 or last >= len(elements):
+        if min((self.offset, *self.shape, *self.strides)) < 0 or last >= len(elements):
             raise ValueError(f"a tensor of shape {self.shape} lies outside of its storage")
         return np.lib.stride_tricks.as_strided(
             elements[self.offset :],
@@ -155,7 +162,7 @@ def read(path: Path) -> Any:
         return _read_zip(data) if data.startswith(b"PK") else _read_legacy(data)
     except _Refused as refusal:
         raise UserError(
-            f"{path} holds more than tensors and is not read: it would {as_line(refusal)[:200]}; "
+            f"it holds more than tensors and is not read: it would {as_line(refusal)[:200]}; "
             "save the model's state_dict() with torch.save"
         ) from None
 
@@ -228,24 +235,13 @@ def _storage(kind: Foreign, count: int, read: Callable[[], bytes]) -> Storage:
     return Storage(dtype, count * dtype.itemsize, read)
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, dtype: np.dtype) -> Tensor:
-    whole = all(type(number) is int for number in (offset, *shape, *strides))
-    if not isinstance(storage, Storage) or not whole:
-        raise ValueError("a tensor does not have numbers as shape")
-    if math.prod(shape) > 2**40:
-        raise ValueError(f"a tensor has the shape {tuple(shape)}")
-    return Tensor(storage, offset, tuple(shape), tuple(strides), dtype)
-
-
-def _dict_of(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
-    result = _Dict()
-    for key, value in pairs:
-        result[key] = value
-    return result
-
-
 class _Dict(dict[Any, Any]):
     """A dict without keys other than strings and numbers: to hash nested tuples may never end."""
+
+    def __init__(self, pairs: Iterable[tuple[Any, Any]] = ()):
+        super().__init__()
+        for key, value in pairs:
+            self[key] = value
 
     def __setitem__(self, key: Any, value: Any) -> None:
         if isinstance(key, str | int | float):
@@ -254,7 +250,7 @@ class _Dict(dict[Any, Any]):
 
 def _load_dict(machine: Any) -> None:
     items = machine.pop_mark()
-    machine.append(_dict_of(zip(items[::2], items[1::2], strict=True)))
+    machine.append(_Dict(zip(items[::2], items[1::2], strict=True)))
 
 
 def _load_frozenset(machine: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mnv2.preprocess.host import named_view
-from mnv2.pretrained.infer import DenseWeights, FileContents, Usage
+from mnv2.pretrained.infer import FileContents, Usage
 from mnv2.pretrained.names import tensor_names, translate
 from mnv2.pretrained.preprocessing import Preprocessing, size_in_name, size_to_assume
 from mnv2.runtime.errors import UserError
@@ -25,7 +25,6 @@ FIELDS: dict[str, dict[str, Any]] = {
     "mobilenet_v1": {"padding": "same", "bn_epsilon": 1e-3, "bn_momentum": 0.9997},
     "mobilenet_v2": {"padding": "same", "bn_epsilon": 1e-3, "bn_momentum": 0.997},
 }
-BATCH_NORM = ("gamma", "beta", "moving_mean", "moving_variance")
 SUFFIXES = (
     *("/weights", "/biases", "/BatchNorm/gamma", "/BatchNorm/beta"),
     *("/BatchNorm/moving_mean", "/BatchNorm/moving_variance"),
@@ -43,9 +42,12 @@ LOGITS = "Logits/Conv2d_1c_1x1"
 AVERAGE_SUFFIX = "/ExponentialMovingAverage"
 OPTIMIZER_SUFFIXES = ("/RMSProp", "/RMSProp_1", "/Momentum", "/Adam", "/Adam_1")
 SLIM = Preprocessing(named_view("slim"), (0.5,), (0.5,), assumed=True)
-VARIABLES = ("weights", "depthwise_weights", "biases", *BATCH_NORM)
-# The head of TensorFlow's retraining, over pooled features of pictures that were not cropped.
-RETRAINED = re.compile(r"(?:.*/)?final_(?:retrain|training)_ops/(weights|biases)/final_\1")
+RETRAINED = "the retrained classifier"  # as the head of TensorFlow's retraining is called here
+VARIABLE = re.compile(  # of slim, in any scope, or of such a head
+    rf"(?:.*?/)??((?:{'|'.join(SCOPES)}).*/"
+    r"(?:weights|depthwise_weights|biases|gamma|beta|moving_mean|moving_variance))"
+    r"|(?:.*/)?final_(?:retrain|training)_ops/(weights|biases)/final_\2"
+)
 
 
 def find_prefix(path: Path) -> Path | None:
@@ -72,31 +74,26 @@ def read(prefix: Path) -> FileContents:
 
     Raises UserError if it holds another network, others if it is damaged.
     """
-    head: list[DenseWeights] = []
-    size = None
-    if prefix.suffix == ".pb":
-        tensors, head, size = _load_graph(prefix)
-    else:
-        tensors = _load(prefix)
-    scopes = [
-        scope
-        for scope, network in SCOPES.items()
-        if f"{TEMPLATES[network]['stem']}/weights" in tensors
-    ]
-    if len(scopes) != 1:
-        raise UserError(f"{prefix} holds no MobileNet or MobileNetV2 of slim")
-    (scope,) = scopes
+    tensors, size = _load_graph(prefix) if prefix.suffix == ".pb" else (_load(prefix), None)
+    found = [x for x in SCOPES if f"{TEMPLATES[SCOPES[x]]['stem']}/weights" in tensors]
+    if len(found) != 1:
+        raise UserError("it holds no MobileNet or MobileNetV2 of slim")
+    (scope,) = found
     network = SCOPES[scope]
-    templates = dict(TEMPLATES[network])
-    if f"{scope}{LOGITS}/weights" in tensors:
-        templates["classifier"] = scope + LOGITS
-    names = tensor_names(network, templates, SUFFIXES)
-    in_scope = {name: array for name, array in tensors.items() if name.startswith(scope)}
-    arrays = translate(in_scope, names, tensorflow_layout)
-    preprocess = dataclasses.replace(SLIM, view=named_view("slim", 1.0)) if head else SLIM
+    top = scope + LOGITS
+    if is_retrained := f"{RETRAINED}/weights" in tensors:
+        tensors = {name: array for name, array in tensors.items() if not name.startswith(top)}
+        top = RETRAINED
+    classifier = {"classifier": top} if f"{top}/weights" in tensors else {}
+    names = tensor_names(network, TEMPLATES[network] | classifier, SUFFIXES)
+    own = {name: array for name, array in tensors.items() if name.startswith((scope, RETRAINED))}
+    arrays = translate(own, names, tensorflow_layout)
+    # Retraining does not crop pictures.
+    preprocess = dataclasses.replace(SLIM, view=named_view("slim", 1.0)) if is_retrained else SLIM
     if size is None:  # a checkpoint may have its size in the name of its folder
         size = size_in_name(prefix.parent.name) or size_to_assume(prefix)
-    return FileContents(network, arrays, names, FIELDS[network], Usage(preprocess, size), head)
+    usage = Usage(preprocess, size)
+    return FileContents(network, arrays, names, FIELDS[network], usage, own_classes=is_retrained)
 
 
 def tensorflow_layout(path: str, array: np.ndarray) -> np.ndarray:
@@ -132,45 +129,37 @@ def _load(prefix: Path) -> dict[str, np.ndarray]:
     }
 
 
-def _load_graph(
-    path: Path,
-) -> tuple[dict[str, np.ndarray], list[DenseWeights], tuple[int, int] | None]:
-    """Reads the constants of a frozen graph by slim's names, its retrained head, and its size."""
+def _load_graph(path: Path) -> tuple[dict[str, np.ndarray], tuple[int, int] | None]:
+    """Reads the constants of a frozen graph by slim's names, and the size of its pictures."""
     import tensorflow as tf
 
     graph = tf.compat.v1.GraphDef.FromString(path.read_bytes())
     tensors: dict[str, np.ndarray] = {}
-    head: dict[str, np.ndarray] = {}
     size = None
     for node in graph.node:
         if node.op == "Placeholder" and len(node.attr["shape"].shape.dim) == 4:
             _, height, width, _ = (side.size for side in node.attr["shape"].shape.dim)
             size = size or ((height, width) if min(height, width) > 0 else None)
         if node.op.startswith("FusedBatchNorm"):
-            _check_epsilon(path, node.name, node.attr["epsilon"].f)
+            _check_epsilon(node.name, node.attr["epsilon"].f)
         if node.op != "Const" or node.attr["dtype"].type != tf.float32.as_datatype_enum:
             continue
         array = tf.make_ndarray(node.attr["value"].tensor)
         if node.name.endswith("/batchnorm/add/y"):
-            _check_epsilon(path, node.name, float(array))
-        own = re.search(rf"(?:^|/)((?:{'|'.join(SCOPES)}).*/({'|'.join(VARIABLES)}))$", node.name)
-        if retrained := RETRAINED.fullmatch(node.name):
-            head[retrained[1]] = array
-        elif own:
-            tensors[own[1].replace("depthwise_weights", "weights")] = array
+            _check_epsilon(node.name, float(array))
+        if own := VARIABLE.fullmatch(node.name):
+            name = own[1] or f"{RETRAINED}/{own[2]}"
+            tensors[name.replace("depthwise_weights", "weights")] = array
         elif array.ndim > 1 and array.size > 1:
             raise UserError(
-                f"{path}: the constant {node.name} of the shape {array.shape} belongs to no "
+                f"the constant {node.name} of the shape {array.shape} belongs to no "
                 "MobileNet of slim, and not to TensorFlow's retraining"
             )
     if any(node.op.startswith("FakeQuant") for node in graph.node):
         note(f"{path} simulates numbers of 8 bits: that is left out")
-    if head and head.keys() != {"weights", "biases"}:
-        raise UserError(f"{path} lacks the weights or the biases of its retrained classifier")
-    dense = [DenseWeights(head["weights"], head["biases"], "linear")] if head else []
-    return tensors, dense, size
+    return tensors, size
 
 
-def _check_epsilon(path: Path, name: str, value: float) -> None:
+def _check_epsilon(name: str, value: float) -> None:
     if not math.isclose(value, FIELDS["mobilenet_v2"]["bn_epsilon"], rel_tol=1e-4):
-        raise UserError(f"{path}: the batch norm {name} has the epsilon {value:.3g}, not 0.001")
+        raise UserError(f"the batch norm {name} has the epsilon {value:.3g}, not 0.001")

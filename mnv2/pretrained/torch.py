@@ -9,7 +9,6 @@ Its names may have prefixes, such as `module.` and `_orig_mod.`. One tensor that
 naming scheme has shows both the scheme and the prefix.
 """
 
-import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -89,15 +88,12 @@ TRANSFORMERS = {
 
 IMAGENET = NORMALIZATIONS["imagenet"]
 # torchvision published weights twice; only the hash in the name of the file tells them apart.
-TORCHVISION_1 = Preprocessing(named_view("bilinear", 224 / 256), *IMAGENET)
-TORCHVISION_2 = Preprocessing(named_view("bilinear", 224 / 232), *IMAGENET)
-TORCHVISION_HASHES = {
-    "b0353104": ("IMAGENET1K_V1", TORCHVISION_1),
-    "7ebf99e0": ("IMAGENET1K_V2", TORCHVISION_2),
-}
+TORCHVISION_1 = Preprocessing(named_view("bilinear", 224 / 256), *IMAGENET, assumed=True)
+TORCHVISION_2 = Preprocessing(named_view("bilinear", 224 / 232), *IMAGENET, assumed=True)
+HASH_1, HASH_2 = "b0353104", "7ebf99e0"
 TIMM_V2 = Preprocessing(named_view("bicubic", 0.875), *IMAGENET)
 TIMM_V1 = Preprocessing(named_view("bicubic", 0.875), *NORMALIZATIONS["half"])
-CLASSIFIERS = re.compile("classifier|fc|head|linear|logits|predictions")
+CLASSIFIERS = re.compile(r"classifier|fc|head|linear|logits|predictions|(^|\.)\d+$")
 
 # A convolution's kernel that every network of the scheme has. What precedes it is the prefix.
 ANCHORS = {
@@ -145,44 +141,39 @@ class _Found(NamedTuple):
         return self.prefix + name.removeprefix("features.")
 
 
-class _Layout(NamedTuple):
-    """How a network is built and used.
-
-    names  the names of its tensors without the prefix of the file, except those of the classifier
-    trunk  matches what follows the prefix in the name of any layer before the classifier
-    """
-
-    network: str
-    names: Mapping[str, str]
-    trunk: str
-    fields: Mapping[str, Any]
-    usage: Usage
-
-
 def read(path: Path, need_head: bool = True) -> FileContents:
     """Reads a file. Raises UserError if it holds another network, others if it is damaged.
 
-    Unless `need_head`, a head that is not one linear layer is left out, after a note.
+    A single linear layer of any name in its head is the classifier. Unless `need_head`, another
+    head is left out, after a note.
     """
     found, arrays = _load(path)
-    layout = _layout(path, found, arrays)
-    names = {ours: found.full_name(name) for ours, name in layout.names.items()}
+    contents = _contents(path, found, arrays)
+    names = {ours: found.full_name(name) for ours, name in contents.names.items()}
     trunk = set(names.values())
-    in_trunk = re.compile(re.escape(found.prefix) + layout.trunk)
-    head = [name for name in arrays if name not in trunk and not in_trunk.match(name)]
-    classifier = _find_classifier(path, arrays, head, need_head)
-    if not need_head and set(head) - {f"{classifier}.weight", f"{classifier}.bias"}:
+    # Whatever begins as a layer of the trunk belongs to it, known or not: `features.3.`, `blocks.`
+    matches = (re.match(rf"{re.escape(found.prefix)}\w+\.", name) for name in trunk)
+    starts = tuple({match[0] for match in matches if match})
+    head = [name for name in arrays if name not in trunk and not name.startswith(starts)]
+    linear = [
+        x.removesuffix(".weight") for x in head if x.endswith(".weight") and arrays[x].ndim == 2
+    ]
+    if len(linear) > 1 and need_head:
+        raise UserError(
+            f"it has the linear layers {', '.join(linear[:6])}, and a state dict does not say "
+            "what is between them, such as ReLU: give a file with one, or use load_backbone"
+        )
+    classifier = linear[0] if len(linear) == 1 else ""
+    kernel, bias = f"{classifier}.weight", f"{classifier}.bias"
+    if not need_head and set(head) - {kernel, bias}:
         note(f"{path}: left out its head, {first_few(head)}")
         arrays = {name: array for name, array in arrays.items() if name not in head}
-        classifier = None
-    if classifier is not None:
-        arrays.setdefault(
-            f"{classifier}.bias", np.zeros(len(arrays[f"{classifier}.weight"]), np.float32)
-        )
-        names["params/classifier/kernel"] = f"{classifier}.weight"
-        names["params/classifier/bias"] = f"{classifier}.bias"
-    arrays = translate(arrays, names, _to_hwio)
-    return FileContents(layout.network, arrays, names, layout.fields, layout.usage)
+    elif classifier:
+        if not CLASSIFIERS.search(classifier):
+            note(f"{path}: took {classifier}, its only linear layer, as the classifier")
+        arrays.setdefault(bias, np.zeros(len(arrays[kernel]), np.float32))
+        names |= {"params/classifier/kernel": kernel, "params/classifier/bias": bias}
+    return contents._replace(arrays=translate(arrays, names, _to_hwio), names=names)
 
 
 def write(path: Path, arrays: Mapping[str, ArrayLike], suffix: str) -> None:
@@ -226,15 +217,15 @@ def _load(path: Path) -> tuple[_Found, dict[str, np.ndarray]]:
     Raises UserError if it holds no network or several ones.
     """
     tree = load_file(path) if is_safetensors(path) else pickles.read(path)
-    dicts = dict(_state_dicts(tree))
+    dicts = dict(_state_dicts(tree, (), set()))
     networks = [
         _Found(keys, tensors, scheme, prefix)
         for keys, tensors in dicts.items()
         for scheme, prefix in _find_schemes(tensors)
     ]
     if not networks:
-        raise UserError(f"{path} {_explain_absence(tree, dicts)}")
-    chosen = _choose(networks, path)
+        raise UserError(f"it {_explain_absence(tree, dicts)}")
+    chosen = _choose(networks)
     tensors, left_out = chosen.tensors, _others(tree, chosen.keys)
     siblings = [other for other in networks if other.tensors is tensors and other != chosen]
     if siblings:
@@ -254,21 +245,18 @@ def _is_tensor(value: Any) -> bool:
     return isinstance(value, pickles.Tensor | np.ndarray)
 
 
-def _state_dicts(tree: Any) -> Iterator[tuple[tuple[str, ...], Tensors]]:
-    """Yields the dicts that hold kernels by name, with the keys that lead to them."""
-    seen: set[int] = set()
-    level: list[tuple[tuple[str, ...], Any]] = [((), tree)]
-    for _ in range(DEPTH):
-        following = []
-        for keys, value in level:
-            if not isinstance(value, dict) or id(value) in seen:
-                continue
-            seen.add(id(value))
-            named = {name: x for name, x in value.items() if isinstance(name, str)}
-            if any(_is_tensor(x) and len(x.shape) >= 2 for x in named.values()):
-                yield keys, named
-            following += [((*keys, name), x) for name, x in named.items()]
-        level = following
+def _state_dicts(
+    tree: Any, keys: tuple[str, ...], seen: set[int]
+) -> Iterator[tuple[tuple[str, ...], Tensors]]:
+    """Yields the dicts that hold kernels by name, with the `keys` that lead to them."""
+    if not isinstance(tree, dict) or id(tree) in seen or len(keys) == DEPTH:
+        return
+    seen.add(id(tree))
+    named = {name: x for name, x in tree.items() if isinstance(name, str)}
+    if any(_is_tensor(x) and len(x.shape) >= 2 for x in named.values()):
+        yield keys, named
+    for name, value in named.items():
+        yield from _state_dicts(value, (*keys, name), seen)
 
 
 def _find_schemes(tensors: Tensors) -> Iterator[tuple[str, str]]:
@@ -280,13 +268,13 @@ def _find_schemes(tensors: Tensors) -> Iterator[tuple[str, str]]:
                 yield scheme, name.removesuffix(anchor)
 
 
-def _choose(networks: list[_Found], path: Path) -> _Found:
+def _choose(networks: list[_Found]) -> _Found:
     averaged = [network for network in networks if AVERAGED.search(network.path)]
     for candidates in (networks, averaged):
         if len(candidates) == 1:
             return candidates[0]
     paths = ", ".join(sorted(network.path or "its top level" for network in networks)[:6])
-    raise UserError(f"{path} holds several networks, in {paths}: save the one to load by itself")
+    raise UserError(f"it holds several networks, in {paths}: save the one to load by itself")
 
 
 def _others(tree: Any, keys: tuple[str, ...]) -> list[str]:
@@ -318,79 +306,57 @@ def _explain_absence(tree: Any, dicts: Mapping[tuple[str, ...], Tensors]) -> str
     return f"{holds}, and no tensors, only: {keys[:80] or 'nothing'}"
 
 
-def _layout(path: Path, found: _Found, arrays: Mapping[str, np.ndarray]) -> _Layout:
-    if found.scheme.startswith("transformers"):
-        network = f"mobilenet_{found.scheme.removeprefix('transformers ')}"
+def _contents(path: Path, found: _Found, arrays: Mapping[str, np.ndarray]) -> FileContents:
+    """Returns what a scheme tells about a file; its names lack the prefix and the classifier."""
+    scheme, network = found.scheme, "mobilenet_v2"
+    fields: dict[str, Any] = FIELDS
+    if scheme.startswith("transformers"):
+        network = scheme.replace("transformers ", "mobilenet_")
         fields, usage = hub_config.of_transformers(path, network)
         names = tensor_names(network, TRANSFORMERS[network], TRANSFORMERS_SUFFIXES)
-        return _Layout(network, names, r"(conv_stem|layer|conv_1x1)\.", fields, usage)
-    if found.scheme == "timm":
-        return _timm_layout(path, [name.removeprefix(found.prefix) for name in arrays])
-    templates: Templates = TORCHVISION
-    if found.scheme == "flat":
-        # d-li14 keeps the last convolution outside of `features`.
-        templates = D_LI14 if found.full_name("conv.0.weight") in arrays else TONYLINS
-    names = tensor_names("mobilenet_v2", templates, SUFFIXES)
-    return _Layout("mobilenet_v2", names, r"(\d|1[0-8])\.", FIELDS, _torchvision_usage(path))
+    elif scheme == "timm":
+        in_file = [name.removeprefix(found.prefix) for name in arrays]
+        stages = _timm_stages(in_file)
+        if not any("conv_pwl" in name for name in in_file):
+            network = "mobilenet_v1"
+            names = tensor_names(network, TIMM_1, SUFFIXES, stages)
+            usage = hub_config.of_timm(path, TIMM_V1)
+        elif len(stages) != len(REPEATS):
+            raise UserError(f"it has {len(stages)} stages but MobileNetV2 has {len(REPEATS)}")
+        else:
+            names = tensor_names(network, TIMM, SUFFIXES, stages)
+            fields = {**FIELDS, "repeats": stages}
+            usage = hub_config.of_timm(path, TIMM_V2)
+    else:
+        templates: Templates = TORCHVISION
+        if scheme == "flat":
+            # d-li14 keeps the last convolution outside of `features`.
+            templates = D_LI14 if found.full_name("conv.0.weight") in arrays else TONYLINS
+        names = tensor_names(network, templates, SUFFIXES)
+        usage = _torchvision_usage(path)
+    return FileContents(network, {}, names, fields, usage)
 
 
-def _timm_layout(path: Path, in_file: Sequence[str]) -> _Layout:
-    """Returns the layout for timm's names; their numbers tell the blocks of each stage."""
-    trunk = r"(conv_stem|bn1|blocks|conv_head|bn2)\."
+def _timm_stages(in_file: Sequence[str]) -> tuple[int, ...]:
+    """Returns the number of blocks in each stage, which timm's names of tensors tell."""
     matches = (re.match(r"blocks\.(\d+)\.(\d+)\.", name) for name in in_file)
     blocks = {(int(match[1]), int(match[2])) for match in matches if match}
-    repeats: dict[int, int] = {}
-    for stage, index in sorted(blocks):
-        repeats[stage] = min(index + 1, len(in_file))  # a name may have any number
-    stages = tuple(repeats.values())
-    if not any("conv_pwl" in name for name in in_file):
-        names = tensor_names("mobilenet_v1", TIMM_1, SUFFIXES, stages)
-        return _Layout("mobilenet_v1", names, trunk, FIELDS, hub_config.of_timm(path, TIMM_V1))
-    if len(stages) != len(REPEATS):
-        raise UserError(f"{path} has {len(stages)} stages but MobileNetV2 has {len(REPEATS)}")
-    names = tensor_names("mobilenet_v2", TIMM, SUFFIXES, stages)
-    fields = {**FIELDS, "repeats": stages}
-    return _Layout("mobilenet_v2", names, trunk, fields, hub_config.of_timm(path, TIMM_V2))
-
-
-def _find_classifier(
-    path: Path, arrays: Mapping[str, np.ndarray], head: Sequence[str], need_head: bool
-) -> str | None:
-    """Finds the only linear layer in the head of a network, whatever its name is.
-
-    Returns None if there is none. If there are several, a state dict does not hold what is between
-    them: raises UserError, or returns None unless `need_head`.
-    """
-    layers = [
-        name.removesuffix(".weight")
-        for name in head
-        if name.endswith(".weight") and arrays[name].ndim == 2
-    ]
-    if len(layers) > 1 and need_head:
-        raise UserError(
-            f"{path} has the linear layers {', '.join(layers[:6])}, and a state dict does not say "
-            "what is between them, such as ReLU: give a file with one, or use load_backbone"
-        )
-    if len(layers) != 1:
-        return None
-    if not CLASSIFIERS.search(layers[0]) and not re.fullmatch(r"(.*\.)?\d+", layers[0]):
-        note(f"{path}: took {layers[0]}, its only linear layer, as the classifier")
-    return layers[0]
+    # A name may have any number.
+    repeats = {stage: min(index + 1, len(in_file)) for stage, index in sorted(blocks)}
+    return tuple(repeats.values())
 
 
 def _torchvision_usage(path: Path) -> Usage:
     """Says how torchvision, d-li14 and tonylins prepare pictures, which is not in the file."""
-    name, preprocess = TORCHVISION_HASHES["b0353104"]
-    why = ""
-    for digits, published in TORCHVISION_HASHES.items():
-        if digits in path.name:
-            (name, preprocess), why = published, ", from its name"
+    is_second = HASH_2 in path.name
+    name, preprocess = (2, TORCHVISION_2) if is_second else (1, TORCHVISION_1)
+    why = ", from its name" if is_second or HASH_1 in path.name else ""
     height, width = size_in_name(path.name) or (224, 224)
     note(
-        f"{path} does not tell how to prepare pictures: as for torchvision's {name}{why} "
-        f"({preprocess.view}, to {height} x {width})"
+        f"{path} does not tell how to prepare pictures: as for torchvision's IMAGENET1K_V{name}"
+        f"{why} ({preprocess.view}, to {height} x {width})"
     )
-    return Usage(dataclasses.replace(preprocess, assumed=True), (height, width))
+    return Usage(preprocess, (height, width))
 
 
 def _to_hwio(path: str, array: np.ndarray) -> np.ndarray:

@@ -296,7 +296,7 @@ def _create_model(
 
 def _check_network(model: Any, settings: Settings, shape: tuple[int, int, int]) -> None:
     """Raises UserError for a type that training cannot use, and if batch norm gets one value."""
-    if model.dtype == jnp.float16:
+    if model.conventions.dtype == jnp.float16:
         raise UserError(
             "model.dtype float16 loses small gradients without loss scaling, which training does "
             "not have: use bfloat16"

@@ -76,7 +76,7 @@ def initializer(
     # Without optimisation the program that draws the parameters compiles in 2 s instead of 10.
     @jax.jit(compiler_options={"xla_backend_optimization_level": 0})
     def initial(key: jax.Array) -> TrainState:
-        dtype = accumulator(model.dtype)
+        dtype = accumulator(model.conventions.dtype)
         with traced_for(PLAIN):
             variables = model.init(key, jnp.zeros((1, *image_shape)))
         variables = jax.tree.map(lambda x: x.astype(dtype), variables)

@@ -21,6 +21,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Real, UInt8
 
+from mnv2.models import with_conventions
 from mnv2.ops import DeviceGroup, platform_of, traced_for
 from mnv2.ops.precision import accumulator
 from mnv2.preprocess import Pipeline
@@ -274,7 +275,7 @@ def mixed(
     """
     images, labels = augmented(batch, key, model=model, pipeline=pipeline)
     if mixes := pipeline.find("mix"):
-        images, share = mixes(images.astype(accumulator(model.dtype)), key, step)
+        images, share = mixes(images.astype(accumulator(model.conventions.dtype)), key, step)
         return {"image": images, "label": labels, "partner": partners(labels)}, share
     return {"image": images, "label": labels}, jnp.ones(())
 
@@ -344,7 +345,7 @@ def train_step(
     )
 
     gradients = jax.lax.pmean(gradients, AXIS)
-    if isinstance(model.axis_name, DeviceGroup):
+    if isinstance(model.conventions.axis_name, DeviceGroup):
         batch_stats = jax.lax.pmean(batch_stats, AXIS)  # groups have different ones
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -423,7 +424,7 @@ def no_metrics(model: Any, skip_nan: bool) -> StepMetrics:
 
     To find the types by tracing the step would take as long as its compilation needs.
     """
-    real = accumulator(model.dtype)
+    real = accumulator(model.conventions.dtype)
     return StepMetrics(
         **{
             name: np.zeros(MOST_STEPS, np.int32 if name in ONLY_WITH_SKIPPING else real)
@@ -496,7 +497,7 @@ def statistics_of(
     state: TrainState, batch: Batch, key: Array, *, model: nn.Module, preprocess: Preprocessing
 ) -> Any:
     """Returns batch norm's statistics of one batch, for the parameters that evaluation uses."""
-    of_one_batch = model.clone(bn_momentum=0.0)
+    of_one_batch = with_conventions(model, bn_momentum=0.0)
     _, changed = of_one_batch.apply(
         state.variables(),
         preprocess(batch["image"]),

@@ -17,7 +17,7 @@ from mnv2.deployment import formats
 from mnv2.deployment.exported import open_exported
 from mnv2.deployment.pictures import batches
 from mnv2.deployment.program import program_of
-from mnv2.models import resnet
+from mnv2.models import resnet, with_conventions
 from mnv2.pretrained.loaded import DenseHead, Pretrained
 from mnv2.runtime.errors import UserError
 from tests.deployment.networks import SHORT, network, pixels
@@ -94,7 +94,7 @@ def test_a_file_gives_the_logits_of_jax_by_the_operators_of_the_paper(
     loaded = network(
         **(fields if "name" in fields else {"repeats": SHORT, "width": 0.35, **fields})
     )
-    model = loaded.model.clone(dtype=np.float32)  # whatever it was trained with
+    model = with_conventions(loaded.model, dtype=np.float32)  # whatever it was trained with
     expected = of_jax(dataclasses.replace(loaded, model=model))
     one = exported(loaded, to, tmp_path, pixels=False)
     logits = one.logits(pixels(loaded).astype(np.float32))

@@ -77,11 +77,11 @@ def test_lists_and_numbers_of_numpy_and_jax_are_fine():
 def test_types_in_which_networks_compute_are_accepted_by_name_and_as_types():
     for dtype in ("float32", "bfloat16", "float16"):
         for given in (dtype, jnp.dtype(dtype), getattr(jnp, dtype)):
-            assert create_model("mobilenet_v2", dtype=given).dtype == jnp.dtype(dtype)
+            assert create_model("mobilenet_v2", dtype=given).conventions.dtype == jnp.dtype(dtype)
 
 
 def test_float64_is_refused_while_jax_would_silently_compute_in_float32():
     with pytest.raises(UserError, match="dtype float64 needs JAX_ENABLE_X64=1"):
         create_model("mobilenet_v2", dtype="float64")
     with jax.enable_x64(True):
-        assert create_model("mobilenet_v2", dtype="float64").dtype == jnp.float64
+        assert create_model("mobilenet_v2", dtype="float64").conventions.dtype == jnp.float64

@@ -18,11 +18,13 @@ LABELS = (3, 8, 1, 0)
 SHIFT = 3.0  # explained in tests/pretrained/gradients.py
 GRADIENTS = ("torchvision 0.35", "timm mobilenetv1_100")
 SIZE = (96, 80)
-TIMM = (
-    *("mobilenetv2_050", "mobilenetv2_100", "mobilenetv2_140", "mobilenetv2_110d"),
-    *("mobilenetv2_120d", "mobilenetv1_100"),
-)
-TRANSFORMERS = {"mobilenet_v1": 0.25, "mobilenet_v2": 0.35}  # the widths to record
+# The networks in the JSON, with their width multipliers.
+WIDTHS = {
+    "torchvision 0.35": 0.35, "torchvision 1.0": 1.0, "torchvision 1.4": 1.4,
+    "timm mobilenetv2_050": 0.5, "timm mobilenetv2_100": 1.0, "timm mobilenetv2_140": 1.4,
+    "timm mobilenetv2_110d": 1.1, "timm mobilenetv2_120d": 1.2, "timm mobilenetv1_100": 1.0,
+    "transformers mobilenet_v1": 0.25, "transformers mobilenet_v2": 0.35,
+}  # fmt: skip
 
 
 def draw_weights(shapes, shift=0.0):
@@ -74,35 +76,32 @@ def digest(gradient):
     return [float(np.linalg.norm(gradient)), float(np.sum(gradient * direction))]
 
 
-def build_transformers(network, width):
-    """Builds a network of transformers with random weights."""
+def build(name):
+    """Builds a network of PyTorch with random weights."""
+    family, variant = name.split()
+    if family == "timm":
+        import timm
+
+        return timm.create_model(variant, num_classes=CLASSES)
+    if family == "torchvision":
+        import torchvision
+
+        return torchvision.models.mobilenet_v2(width_mult=WIDTHS[name], num_classes=CLASSES)
     import transformers
 
-    name = network.replace("mobilenet_v", "MobileNetV")
-    config = getattr(transformers, f"{name}Config")(depth_multiplier=width, num_labels=CLASSES)
-    return getattr(transformers, f"{name}ForImageClassification")(config)
+    kind = variant.replace("mobilenet_v", "MobileNetV")
+    config = getattr(transformers, f"{kind}Config")
+    network = getattr(transformers, f"{kind}ForImageClassification")
+    return network(config(depth_multiplier=WIDTHS[name], num_labels=CLASSES))
 
 
-def main():
-    import timm
-    import torchvision
-
-    networks = {
-        f"torchvision {width}": torchvision.models.mobilenet_v2(
-            width_mult=width, num_classes=CLASSES
-        )
-        for width in (0.35, 1.0, 1.4)
-    } | {f"timm {name}": timm.create_model(name, num_classes=CLASSES) for name in TIMM}
-    networks |= {f"transformers {n}": build_transformers(n, w) for n, w in TRANSFORMERS.items()}
-    record(networks)
-
-
-def record(networks):
-    """Adds what PyTorch computes with `networks` to the JSON."""
+def record(names):
+    """Adds what PyTorch computes with networks to the JSON."""
     import torch
 
     reference = json.loads(FILE.read_text())
-    for name, network in networks.items():
+    for name in names:
+        network = build(name)
         shapes = {key: list(tensor.shape) for key, tensor in network.state_dict().items()}
         state = draw_weights(shapes)
         network.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()})
@@ -124,4 +123,4 @@ def record(networks):
 
 
 if __name__ == "__main__":
-    main()
+    record(WIDTHS)

@@ -8,10 +8,13 @@ import urllib.request
 import huggingface_hub
 import pytest
 from huggingface_hub import errors
+from safetensors.numpy import save_file
 
 from mnv2 import pretrained
 from mnv2.pretrained import hub
 from mnv2.runtime.errors import UserError
+from tests.pretrained import reference
+from tests.pretrained.test_torch import REFERENCE
 
 
 def of_status(kind, status):
@@ -49,13 +52,13 @@ class InvalidURL(Exception):
         (offline(ssl.SSLCertVerificationError()), "certificate .* is not trusted: SSL_CERT_FILE"),
         (ProxyError("403 Forbidden"), "the proxy refuses .*403 Forbidden.*HTTPS_PROXY"),
         (offline(ProxyError("407 Authentication")), "the proxy refuses .*407"),
-        (ImportError("SOCKS proxy, but no socksio"), "the proxy cannot be used .*ALL_PROXY"),
-        (ValueError("Unknown scheme for proxy URL"), "the proxy cannot be used"),
-        (OSError(errno.ENOSPC, "No space left"), "has no space; HF_HOME"),
-        (PermissionError(errno.EACCES, "denied"), "cannot be written; HF_HOME"),
+        (ImportError("SOCKS proxy, but no socksio"), "that of a proxy cannot be used .*ALL_PROXY"),
+        (ValueError("Unknown scheme for proxy URL"), "that of a proxy cannot be used"),
+        (OSError(errno.ENOSPC, "No space left"), "cannot be written .No space left.; HF_HOME"),
+        (PermissionError(errno.EACCES, "denied"), "cannot be written .denied.; HF_HOME"),
         (OSError(errno.EROFS, "read-only"), "cannot be written"),
         (NotADirectoryError(errno.ENOTDIR, "a file"), "cannot be written"),
-        (InvalidURL("Invalid port: 'x'"), "is wrong .*Invalid port: 'x'.*HF_ENDPOINT, HTTPS_PROXY"),
+        (InvalidURL("Invalid port: 'x'"), "cannot be used .*Invalid port: 'x'.*HF_ENDPOINT"),
         (offline(None), "cannot be reached: check the Internet connection"),
         (ConnectionError("of the repository net-407"), "cannot be reached: check"),
         (RuntimeError("something else"), "RuntimeError: something else"),
@@ -72,17 +75,7 @@ def test_each_cause_has_its_own_line(error, reason, monkeypatch):
     assert "\n" not in str(raised.value)
 
 
-def test_offline_mode_is_named(monkeypatch):
-    def fail(*_, **__):
-        raise offline(None)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
-        hub.download("a/b")
-
-
-def test_a_proxy_that_cannot_be_reached_is_named(monkeypatch):
+def test_offline_mode_and_a_proxy_that_cannot_be_reached_are_named(monkeypatch):
     def fail(*_, **__):
         raise offline(ConnectionRefusedError())
 
@@ -91,6 +84,9 @@ def test_a_proxy_that_cannot_be_reached_is_named(monkeypatch):
     with pytest.raises(UserError, match="reached through the proxy of HTTPS_PROXY") as raised:
         hub.download("a/b")
     assert "secret" not in str(raised.value)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set"):
+        hub.download("a/b")
 
 
 @pytest.mark.parametrize(
@@ -106,16 +102,34 @@ def test_what_cannot_be_a_repository_is_a_file_that_is_missing(name):
         pretrained.load(name)
 
 
-def test_a_revision_is_downloaded(tmp_path, monkeypatch):
+def test_a_revision_is_downloaded_and_its_weights_are_read(tmp_path, monkeypatch):
     asked = []
 
     def download(repository, revision, **_):
         asked.append((repository, revision))
         return str(tmp_path)
 
-    (tmp_path / "model.safetensors").write_bytes(b"")
+    state = reference.draw_weights(REFERENCE["timm mobilenetv2_050"]["shapes"])
+    save_file(state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"pretrained_cfg": {"input_size": [3, 160, 128]}}')
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    for name in ("a/b", "a/b@v1.0", "a/b@refs/pr/1"):
+    for name in ("a/b@v1.0", "a/b@refs/pr/1"):
         assert hub.is_repository_name(name)
         hub.download(name)
-    assert asked == [("a/b", None), ("a/b", "v1.0"), ("a/b", "refs/pr/1")]
+    assert pretrained.load("a/b").image_size == (160, 128)
+    assert asked == [("a/b", "v1.0"), ("a/b", "refs/pr/1"), ("a/b", None)]
+
+
+def test_pickles_are_downloaded_only_if_there_is_nothing_else(tmp_path, monkeypatch):
+    asked = []
+
+    def download(name, revision, allow_patterns):
+        asked.append(allow_patterns)
+        if "pytorch_model.bin" in allow_patterns:
+            (tmp_path / "pytorch_model.bin").touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert hub.download("owner/name") == tmp_path / "pytorch_model.bin"
+    assert len(asked) == 2
+    assert all("preprocessor_config.json" in patterns for patterns in asked)

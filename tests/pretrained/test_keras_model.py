@@ -64,15 +64,16 @@ SCALINGS = {
         keras.Sequential([LAYERS.RandomFlip(), LAYERS.RandomZoom(0.2), LAYERS.Rescaling(2)])(x) * 3
     ),
     "linear activation": lambda x: LAYERS.Activation("linear")(x) / 2,
+    "Lambda": lambda x: LAYERS.Lambda(keras.applications.mobilenet_v2.preprocess_input)(x),
 }  # fmt: skip
 
 
 def scaling_of(model):
     """Returns the preprocessing of a model that has only layers before a network."""
-    graph = keras_graph.read(model.to_json(), "FILE")
+    graph = keras_graph.read(model.to_json())
     tensors = {"/".join(v.path.split("/")[-2:]): v.numpy() for v in model.weights}
-    chain = keras_model.walk_back(graph.output, None, "FILE")
-    changes, _ = keras_model.read_pixels(chain, graph.output, tensors, "FILE")
+    chain = keras_model.walk_back(graph.output, None)
+    changes, _ = keras_model.read_pixels(chain, tensors)
     assert not tensors
     return dataclasses.replace(SLIM, **changes)
 
@@ -84,15 +85,8 @@ def test_the_layers_before_a_network_scale_pixels_as_in_keras(name):
     x = images((32, 32))
     expected = output_of(model, x)
     preprocess = scaling_of(model)
-    assert not preprocess.assumed
+    assert preprocess.assumed == (name == "Lambda")  # whose module the file does not tell
     np.testing.assert_allclose(preprocess(x), expected, atol=1e-5 * np.abs(expected).max())
-
-
-def test_a_lambda_of_preprocess_input_is_assumed_to_be_mobilenets():
-    inputs = keras.Input((32, 32, 3))
-    layer = LAYERS.Lambda(keras.applications.mobilenet_v2.preprocess_input)
-    preprocess = scaling_of(keras.Model(inputs, layer(inputs)))
-    assert (preprocess.mean, preprocess.std, preprocess.assumed) == ((0.5,), (0.5,), True)
 
 
 @pytest.mark.parametrize(
@@ -109,21 +103,17 @@ def test_a_lambda_of_preprocess_input_is_assumed_to_be_mobilenets():
     ],
 )
 @pytest.mark.parametrize("nested", [False, True])
-def test_only_a_preprocess_input_that_can_be_mobilenets_is_taken(module, assumed, nested, capsys):
+def test_only_a_preprocess_input_that_can_be_mobilenets_is_taken(module, assumed, nested):
     config = {"function": "preprocess_input", "module": module}
     if nested:
         config = {"function": {"config": "preprocess_input", "module": module}}
-    prepare, stem = (
-        keras_graph.Layer(kind, "a", fields, [], [], 1, "")
-        for kind, fields in (("Lambda", config), ("Conv2D", {}))
-    )
+    prepare = keras_graph.Layer("Lambda", "a", config, [], [], 1, "")
     if assumed is None:
         with pytest.raises(UserError, match=r"layer 'a' \(Lambda\) before the network is not"):
-            keras_model.read_pixels([prepare], stem, {}, "FILE")
+            keras_model.read_pixels([prepare], {})
         return
-    changes, _ = keras_model.read_pixels([prepare], stem, {}, "FILE")
+    changes, _ = keras_model.read_pixels([prepare], {})
     assert changes == {"mean": (0.5,), "std": (0.5,), "assumed": assumed}
-    assert ("took layer 'a' (Lambda) for MobileNet's" in capsys.readouterr().err) == assumed
 
 
 NOT_UNDERSTOOD = {
@@ -138,14 +128,14 @@ NOT_UNDERSTOOD = {
     "Conv2D": lambda x: LAYERS.Conv2D(3, 1)(x),
     "Add": lambda x: x + x / 2,
     "Stack": lambda x: keras.applications.resnet.preprocess_input(x),
-    "multiply pixels by": lambda x: x * 0,
+    "of the pixel 0": lambda x: x * 0,
 }
 
 
 @pytest.mark.parametrize("kind", NOT_UNDERSTOOD)
 def test_a_layer_before_a_network_that_is_not_understood_is_named(kind):
     inputs = keras.Input((32, 32, 3))
-    with pytest.raises(UserError, match=rf"^FILE: .*{kind}.* not |{kind}.*no picture"):
+    with pytest.raises(UserError, match=rf"{kind}.* not |{kind}.*no picture"):
         scaling_of(keras.Model(inputs, NOT_UNDERSTOOD[kind](inputs)))
 
 
@@ -195,9 +185,9 @@ def test_operations_of_keras_2_are_understood():
         "input_layers": [["input_1", 0, 0]],
         "output_layers": [["last", 0, 0]],
     }
-    graph = keras_graph.read(json.dumps({"class_name": "Functional", "config": model}), "FILE")
-    chain = keras_model.walk_back(graph.output, None, "FILE")
-    changes, size = keras_model.read_pixels(chain, graph.output, {}, "FILE")
+    graph = keras_graph.read(json.dumps({"class_name": "Functional", "config": model}))
+    chain = keras_model.walk_back(graph.output, None)
+    changes, size = keras_model.read_pixels(chain, {})
     assert size == (32, 48)
     x = images((32, 48))
     expected = 1 - (x - np.array([1, 2, 3])) * 2 / 255
@@ -239,6 +229,9 @@ HEADS = {
     "batch norm last": lambda x: LAYERS.Softmax()(
         LAYERS.BatchNormalization(center=False)(LAYERS.Dense(3)(LAYERS.Dropout(0.1)(pooled(x))))
     ),
+    "batch norm after the last activation": lambda x: LAYERS.BatchNormalization()(
+        LAYERS.Dense(4, "tanh")(pooled(x))
+    ),
     "a nested model": lambda x: keras.Sequential(
         [LAYERS.GlobalAveragePooling2D(), LAYERS.Dense(8, "gelu"), LAYERS.Dense(3)]
     )(x),
@@ -266,8 +259,10 @@ def test_a_head_computes_the_same(tmp_path, backbones, name, network, suffix):
     x = np.random.default_rng(0).uniform(0, 3, (2, *maps.shape[1:])).astype(np.float32)
     expected = output_of(head, x)
     ours = x.mean((1, 2))
-    for layer in contents.head:
-        ours = ACTIVATIONS[layer.activation](ours @ layer.kernel + layer.bias)
+    for i, (_, activation) in enumerate(contents.head or ((3, "linear"),)):
+        module = f"params/dense_{i}" if contents.head else "params/classifier"
+        ours = ours @ contents.arrays[f"{module}/kernel"] + contents.arrays[f"{module}/bias"]
+        ours = ACTIVATIONS[activation](ours)
     if contents.usage.output == "sigmoid":
         ours = jax.nn.sigmoid(ours)
     assert_same(ours, expected)
@@ -283,7 +278,7 @@ REFUSED_HEADS = {
     "LayerNormalization": lambda x: LAYERS.Dense(2)(LAYERS.LayerNormalization()(pooled(x))),
     "LeakyReLU": lambda x: LAYERS.Dense(3)(LAYERS.LeakyReLU()(LAYERS.Dense(8)(pooled(x)))),
     "Reshape": lambda x: LAYERS.Flatten()(LAYERS.Dense(3)(LAYERS.Reshape((-1, 1))(pooled(x)))),
-    "ends in batch norm": lambda x: LAYERS.BatchNormalization()(LAYERS.Dense(3, "relu")(pooled(x))),
+    "without a dense layer": lambda x: LAYERS.BatchNormalization()(pooled(x)),
     "2 outputs": lambda x: [LAYERS.Dense(3)(pooled(x)), LAYERS.Dense(3)(pooled(x))],
 }
 
@@ -293,19 +288,8 @@ def test_a_head_that_would_compute_something_else_is_refused_by_name(tmp_path, b
     inputs = keras.Input((SIZE, SIZE, 3))
     outputs = REFUSED_HEADS[name](backbones["MobileNetV2"](inputs))
     keras.Model(inputs, outputs).save(tmp_path / "model.keras")
-    with pytest.raises(UserError, match=f"model.keras: .*{name}.* not supported"):
+    with pytest.raises(UserError, match=f"{name}.* not supported"):
         keras_reader.read(tmp_path / "model.keras")
-
-
-@pytest.mark.parametrize("suffix", [".h5", ".keras"])
-def test_an_adapted_normalization_is_found_in_the_file(tmp_path, backbones, suffix):
-    inputs, normalization = keras.Input((SIZE, SIZE, 3)), adapted()
-    x = LAYERS.RandomFlip()(inputs)
-    outputs = LAYERS.Dense(3)(pooled(backbones["MobileNetV2"](normalization(x / 255 * 255))))
-    keras.Model(inputs, outputs).save(tmp_path / f"model{suffix}")
-    loaded = pretrained.load(tmp_path / f"model{suffix}")
-    np.testing.assert_allclose(loaded.preprocess(images()), normalization(images()), atol=1e-5)
-    assert not loaded.preprocess.assumed
 
 
 @pytest.mark.parametrize(
@@ -319,14 +303,14 @@ def test_an_adapted_normalization_is_found_in_the_file(tmp_path, backbones, suff
     ],
 )
 def test_a_changed_network_is_refused(name, field, value, message, backbones):
-    graph = keras_graph.read(backbones["MobileNetV2"].to_json(), "FILE")
+    graph = keras_graph.read(backbones["MobileNetV2"].to_json())
     layer = next(layer for layer in graph.layers if layer.name == name)
     if field in ("name", "kind"):
         setattr(layer, field, value)
     else:
         layer.config[field] = value
     with pytest.raises(UserError, match=message):
-        keras_model.read(graph, {"Conv1/kernel": np.zeros(1)}, (), Path("FILE"))
+        keras_model.read(graph, "mobilenet_v2", {}, (), Path("FILE"))
 
 
 @pytest.mark.parametrize("layer", ["Resizing", "nearest", "UpSampling2D"])
@@ -379,7 +363,6 @@ def test_a_model_of_tensorflow_js_has_the_arrays_of_keras(tmp_path, backbones):
     for name, array in same.arrays.items():
         tolerance = scale if name == "params/block_3/expand/kernel" else 0
         np.testing.assert_allclose(ours.arrays[name], array, rtol=0, atol=tolerance, err_msg=name)
-    np.testing.assert_array_equal(ours.head[0].kernel, same.head[0].kernel)
     (tmp_path / "b.bin").write_bytes(content[half:-8])
     with pytest.raises(UserError, match=r"cannot read .*model.json: buffer is smaller"):
         pretrained.load(tmp_path / "model.json")

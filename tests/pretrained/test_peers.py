@@ -13,19 +13,7 @@ from mnv2.pretrained.torch import TIMM_V2, TORCHVISION_1
 from mnv2.runtime.errors import UserError
 from tests import outputs
 from tests.pretrained import reference
-from tests.pretrained.test_torch import WIDTHS, load
-
-
-def build(name):
-    family, variant = name.split()
-    if family == "timm":
-        timm = pytest.importorskip("timm")
-        return timm.create_model(variant, num_classes=reference.CLASSES)
-    if family == "transformers":
-        pytest.importorskip("transformers")
-        return reference.build_transformers(variant, reference.TRANSFORMERS[variant])
-    torchvision = pytest.importorskip("torchvision")
-    return torchvision.models.mobilenet_v2(width_mult=float(variant), num_classes=reference.CLASSES)
+from tests.pretrained.test_torch import load
 
 
 def assert_same_logits(network, loaded):
@@ -39,10 +27,11 @@ def assert_same_logits(network, loaded):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
 
 
-@pytest.mark.parametrize("name", WIDTHS)
+@pytest.mark.parametrize("name", reference.WIDTHS)
 def test_pytorch_computes_the_same_logits(name, tmp_path):
-    network = build(name)
     torch = pytest.importorskip("torch")
+    pytest.importorskip(name.split()[0])
+    network = reference.build(name)
     shapes = {key: list(tensor.shape) for key, tensor in network.state_dict().items()}
     state = reference.draw_weights(shapes)
     network.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()})
@@ -53,7 +42,8 @@ def test_pytorch_computes_the_same_logits(name, tmp_path):
 
 def test_torchvision_loads_weights_saved_under_its_names(tmp_path):
     torch = pytest.importorskip("torch")
-    network = build("torchvision 0.35")
+    pytest.importorskip("torchvision")
+    network = reference.build("torchvision 0.35")
     shapes = {key: list(tensor.shape) for key, tensor in network.state_dict().items()}
     loaded = load(reference.draw_weights(shapes), tmp_path)
     pretrained.save(loaded, tmp_path / "saved.pth", names="torchvision")
@@ -73,8 +63,9 @@ class FileCreator:
 
 def test_a_pth_file_with_more_than_tensors_is_rejected_and_not_run(tmp_path):
     torch = pytest.importorskip("torch")
+    pytest.importorskip("torchvision")
     torch.save({"state_dict": FileCreator(str(tmp_path / "created"))}, tmp_path / "pickle.pth")
-    torch.save(build("torchvision 0.35"), tmp_path / "whole.pth")
+    torch.save(reference.build("torchvision 0.35"), tmp_path / "whole.pth")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:9999])
     for name, message in (
         ("pickle", "holds more than tensors"),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mnv2 import pretrained
-from mnv2.pretrained import formats, pickles, torch
+from mnv2.pretrained import pickles, torch
 from mnv2.runtime.errors import UserError
 from tests.pretrained import torch_files
 from tests.pretrained.torch_files import Call, Name, New, Storage, View
@@ -129,7 +129,7 @@ def test_a_file_that_would_call_a_function_is_refused_and_not_run(name, writer, 
         torch_files.write(path, tree, protocol=4)
     else:
         WRITERS[writer](path, tree)
-    with pytest.raises(UserError, match=r"\.pth holds more than tensors .* it would ") as error:
+    with pytest.raises(UserError, match=r"^it holds more than tensors .* it would ") as error:
         torch.read(path)
     assert "\n" not in str(error.value)
     assert not created.exists()
@@ -299,12 +299,3 @@ def test_members_of_a_zip_file_that_overlap_are_rejected(tmp_path):
         archive._didModify = True
     with pytest.raises(UserError, match="cannot read"), pretrained.reading(path):
         pickles.read(path)
-
-
-@pytest.mark.parametrize(
-    "name", ["weights", "W.PTH", "w.pth.tar", "w.h5", "w.safetensors", "w.bin"]
-)
-@pytest.mark.parametrize("writer", WRITERS)
-def test_a_file_of_pytorch_is_recognised_by_its_content(writer, name, tmp_path):
-    WRITERS[writer](tmp_path / name, {"a": np.ones(2, np.float32)})
-    assert formats.format_of(tmp_path / name) == "torch"

@@ -18,33 +18,23 @@ keras = pytest.importorskip("keras")
 SIZE = 96
 CLASSES = 1001
 WIDTHS = {"MobileNet": 0.25, "MobileNetV2": 0.35}
-KERAS_TO_SLIM = (
-    # MobileNetV2
-    (r"Conv1", "MobilenetV2/Conv"),
-    (r"bn_Conv1", "MobilenetV2/Conv/BatchNorm"),
-    (r"Conv_1", "MobilenetV2/Conv_1"),
-    (r"Conv_1_bn", "MobilenetV2/Conv_1/BatchNorm"),
-    (r"(expanded_conv)_(depthwise|project)", r"MobilenetV2/\1/\2"),
-    (r"(expanded_conv)_(depthwise|project)_BN", r"MobilenetV2/\1/\2/BatchNorm"),
-    (r"block_(\d+)_(expand|depthwise|project)", r"MobilenetV2/expanded_conv_\1/\2"),
-    (r"block_(\d+)_(expand|depthwise|project)_BN", r"MobilenetV2/expanded_conv_\1/\2/BatchNorm"),
-    (r"predictions", "MobilenetV2/Logits/Conv2d_1c_1x1"),
-    # MobileNet
-    (r"conv1", "MobilenetV1/Conv2d_0"),
-    (r"conv1_bn", "MobilenetV1/Conv2d_0/BatchNorm"),
-    (r"conv_dw_(\d+)", r"MobilenetV1/Conv2d_\1_depthwise"),
-    (r"conv_dw_(\d+)_bn", r"MobilenetV1/Conv2d_\1_depthwise/BatchNorm"),
-    (r"conv_pw_(\d+)", r"MobilenetV1/Conv2d_\1_pointwise"),
-    (r"conv_pw_(\d+)_bn", r"MobilenetV1/Conv2d_\1_pointwise/BatchNorm"),
-    (r"conv_preds", "MobilenetV1/Logits/Conv2d_1c_1x1"),
-)
+KERAS_TO_SLIM = {
+    r"Conv1": "MobilenetV2/Conv",
+    r"Conv_1": "MobilenetV2/Conv_1",
+    r"expanded_conv_(\w+)": r"MobilenetV2/expanded_conv/\1",
+    r"block_(\d+)_(\w+)": r"MobilenetV2/expanded_conv_\1/\2",
+    r"predictions": "MobilenetV2/Logits/Conv2d_1c_1x1",
+    r"conv1": "MobilenetV1/Conv2d_0",
+    r"conv_dw_(\d+)": r"MobilenetV1/Conv2d_\1_depthwise",
+    r"conv_pw_(\d+)": r"MobilenetV1/Conv2d_\1_pointwise",
+    r"conv_preds": "MobilenetV1/Logits/Conv2d_1c_1x1",
+}
 
 
 def scope_of(layer):
-    for pattern, scope in KERAS_TO_SLIM:
-        if match := re.fullmatch(pattern, layer):
-            return match.expand(scope)
-    raise AssertionError(layer)
+    name = re.sub("^bn_|_bn$|_BN$", "", layer)
+    (match,) = filter(None, (re.fullmatch(pattern, name) for pattern in KERAS_TO_SLIM))
+    return match.expand(KERAS_TO_SLIM[match.re.pattern]) + "/BatchNorm" * (name != layer)
 
 
 def slim_variables(model):

@@ -13,19 +13,13 @@ from mnv2 import pretrained
 from mnv2.models import create_model, mobilenet_v2
 from mnv2.preprocess.host import named_view
 from mnv2.pretrained import torch as torch_reader
-from mnv2.pretrained.infer import check_tensors, shapes_of, to_variables
+from mnv2.pretrained.infer import check_tensors, shapes_of
 from mnv2.pretrained.names import tensor_names
 from mnv2.runtime.errors import UserError
 from tests import outputs
 from tests.pretrained import gradients, reference, torch_files
 
 REFERENCE = json.loads(reference.FILE.read_text())
-WIDTHS = {
-    "torchvision 0.35": 0.35, "torchvision 1.0": 1.0, "torchvision 1.4": 1.4,
-    "timm mobilenetv2_050": 0.5, "timm mobilenetv2_100": 1.0, "timm mobilenetv2_140": 1.4,
-    "timm mobilenetv2_110d": 1.1, "timm mobilenetv2_120d": 1.2, "timm mobilenetv1_100": 1.0,
-    "transformers mobilenet_v1": 0.25, "transformers mobilenet_v2": 0.35,
-}  # fmt: skip
 
 
 def flat_names(state):
@@ -60,7 +54,10 @@ def assert_same_logits(loaded, name):
 @pytest.mark.parametrize("name", REFERENCE)
 def test_the_logits_are_those_of_pytorch(name, tmp_path):
     loaded = load(reference.draw_weights(REFERENCE[name]["shapes"]), tmp_path)
-    assert (loaded.model.width, loaded.model.num_classes) == (WIDTHS[name], reference.CLASSES)
+    assert (loaded.model.width, loaded.model.num_classes) == (
+        reference.WIDTHS[name],
+        reference.CLASSES,
+    )
     assert_same_logits(loaded, name)
 
 
@@ -132,15 +129,13 @@ def test_missing_unexpected_and_misshapen_tensors_are_named(state, tmp_path):
         load({**state, "extra.weight": kernel}, tmp_path)
 
 
-def test_a_file_without_a_network_is_rejected_in_one_line(state, tmp_path):
+def test_a_damaged_file_is_rejected_in_one_line(state, tmp_path):
     save_file(state, tmp_path / "whole.safetensors")
     (tmp_path / "cut.safetensors").write_bytes(
         (tmp_path / "whole.safetensors").read_bytes()[:100_000]
     )
     with pytest.raises(UserError, match=r"cannot read .*cut.safetensors"):
         pretrained.load(tmp_path / "cut.safetensors")
-    with pytest.raises(UserError, match="holds no MobileNet or MobileNetV2 of torchvision, timm"):
-        load({"fc.weight": np.zeros((2, 2), np.float32)}, tmp_path)
 
 
 def small(name):
@@ -277,13 +272,6 @@ def test_layers_that_are_no_network_are_refused_with_a_name_of_the_file(tiny, tm
             read(tree, tmp_path)
 
 
-def test_half_precision_is_read_as_float32(tiny, tmp_path):
-    bfloat16 = {name: array.astype(ml_dtypes.bfloat16) for name, array in tiny.items()}
-    kernel = to_variables(read(bfloat16, tmp_path).arrays)["params"]["classifier"]["kernel"]
-    assert kernel.dtype == np.float32
-    np.testing.assert_array_equal(kernel, bfloat16["classifier.1.weight"].astype(np.float32).T)
-
-
 @pytest.mark.parametrize(
     ("name", "side", "shorter", "said"),
     [
@@ -343,26 +331,24 @@ def test_the_config_of_timm_is_followed_as_far_as_it_goes(
     assert bool(said) == (preprocess in (TIMM_DEFAULT, torch_reader.TIMM_V2))
 
 
-FAMILIES = ("torchvision 0.35", "timm mobilenetv2_050", "timm mobilenetv1_100",
-            "transformers mobilenet_v2")  # fmt: skip
+def test_images_with_four_channels_are_refused(state, tmp_path):
+    state["features.0.0.weight"] = np.zeros((16, 4, 3, 3), np.float32)
+    with pytest.raises(UserError, match="takes images with 4 channels; only gray"):
+        load(state, tmp_path)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_images_with_two_or_four_channels_are_refused(name, tmp_path):
-    state = {key: np.zeros(shape, np.float32) for key, shape in REFERENCE[name]["shapes"].items()}
-    stem = next(key for key, array in state.items() if array.ndim == 4 and array.shape[1] == 3)
-    for channels in (2, 4):
-        state[stem] = np.zeros((len(state[stem]), channels, 3, 3), np.float32)
-        with pytest.raises(UserError, match=f"takes images with {channels} channels; only gray"):
-            load(state, tmp_path)
-
-
-def test_gray_networks_get_the_average_of_the_colours(state, tmp_path, capsys):
+def test_gray_networks_get_the_average_of_the_colours_and_half_precision_is_converted(
+    state, tmp_path, capsys
+):
     state["features.0.0.weight"] = state["features.0.0.weight"][:, :1].copy()
+    state["classifier.1.weight"] = state["classifier.1.weight"].astype(ml_dtypes.bfloat16)
     loaded = load(state, tmp_path)
     assert (loaded.preprocess.mean, loaded.preprocess.std) == ((0.449,), (0.226,))
     assert "takes gray images: assumed the colours' average" in capsys.readouterr().err
     np.testing.assert_allclose(loaded.preprocess(np.full((1, 2, 2, 1), 255 * 0.449)), 0, atol=1e-6)
+    kernel = loaded.variables["params"]["classifier"]["kernel"]
+    assert kernel.dtype == np.float32
+    np.testing.assert_array_equal(kernel, state["classifier.1.weight"].astype(np.float32).T)
 
 
 @pytest.mark.parametrize(
@@ -378,5 +364,5 @@ def test_gray_networks_get_the_average_of_the_colours(state, tmp_path, capsys):
 def test_numbers_that_are_not_finite_are_refused_and_their_tensor_is_named(value, problem):
     arrays = {"batch_stats/stem/bn/var": np.array([1, value, 1], value.dtype)}
     shapes, names = {"batch_stats/stem/bn/var": (3,)}, {"batch_stats/stem/bn/var": "running_var"}
-    with pytest.raises(UserError, match=rf"^a.pth: running_var {problem}"):
-        check_tensors(arrays, shapes, "a.pth", names)
+    with pytest.raises(UserError, match=rf"^running_var {problem}"):
+        check_tensors(arrays, shapes, names)

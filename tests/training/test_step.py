@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mnv2 import data
-from mnv2.models import create_model
+from mnv2.models import create_model, with_conventions
 from mnv2.ops import PLAIN, traced_for
 from mnv2.pretrained import Preprocessing
 from mnv2.training import evaluation, setup
@@ -116,7 +116,8 @@ def test_averages_start_with_a_short_memory_and_cover_the_statistics_of_batch_no
 def losses(config, batches):
     """Of plain gradient descent in float64."""
     fields = config.model.to_dict()
-    model = create_model(fields.pop("name"), num_classes=10, **fields).clone(dtype=jnp.float64)
+    model = create_model(fields.pop("name"), num_classes=10, **fields)
+    model = with_conventions(model, dtype=jnp.float64)
     variables = jax.tree.map(lambda x: x.astype(jnp.float64), random_variables(model, 1))
 
     def loss_of(params, batch):

@@ -1,7 +1,6 @@
 """The loss of a step and its gradients, for a network that is small enough to compile at once."""
 
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from mnv2.models.blocks import Conventions
 from mnv2.preprocess import Pipeline
 from mnv2.preprocess.mixing import partners
 from mnv2.pretrained import Preprocessing
@@ -33,9 +33,8 @@ class Small(nn.Module):
     """A convolution, batch norm if it is wanted, and a classifier for five classes."""
 
     normalised: bool = False
-    dtype: type = jnp.float32
+    conventions: Conventions = Conventions()
     num_classes: int = 5
-    axis_name: Any = None
 
     @nn.compact
     def __call__(self, images, *, train):

@@ -16,6 +16,7 @@ from experiments.paper.fake_quant import (
 from mnv2.deployment import formats
 from mnv2.deployment.exported import open_exported
 from mnv2.deployment.program import program_of
+from mnv2.models import with_conventions
 from tests.deployment.networks import network, pixels
 
 
@@ -48,7 +49,10 @@ QUICK = {"xla_backend_optimization_level": 0}
 
 def calibrated(loaded, images, granularity="channel"):
     """Returns a network that rounds, and its variables with the ranges of `images`."""
-    model = FakeQuant(loaded.model.clone(dropout=0.0, bn_momentum=0.0), granularity)
+    model = FakeQuant(
+        with_conventions(loaded.model.clone(dropout=0.0), bn_momentum=0.0),
+        granularity,
+    )
     variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     assert set(flatten_dict(without_ranges(variables))) == set(flatten_dict(loaded.variables))
     variables = unflatten_dict({**flatten_dict(variables), **flatten_dict(loaded.variables)})

@@ -8,7 +8,7 @@ import pytest
 
 from experiments.paper.slices import in_slices, inverted_residual_by_slices
 from mnv2.models import create_model, fold_batch_norm
-from mnv2.models.blocks import ConvBN, InvertedResidual
+from mnv2.models.blocks import ConvBN, Conventions, InvertedResidual
 from mnv2.runtime.errors import UserError
 from tests.deployment.networks import SHORT
 from tests.variables import random_variables
@@ -20,12 +20,11 @@ class Block(nn.Module):
     features: int
     stride: int
     expansion: float
-    padding: str = "same"
-    bn_epsilon: float = 1e-3
+    conventions: Conventions = Conventions()
 
     @nn.compact
     def __call__(self, x, train=False):
-        conv_bn = functools.partial(ConvBN, padding=self.padding)
+        conv_bn = functools.partial(ConvBN, conventions=self.conventions)
         return InvertedResidual(
             self.features,
             self.stride,
@@ -47,7 +46,7 @@ BLOCKS = [
 @pytest.mark.parametrize(("features", "stride", "expansion", "padding"), BLOCKS)
 def test_any_number_of_slices_gives_the_same_result(features, stride, expansion, padding, size):
     x = jnp.asarray(np.random.default_rng(1).normal(size=(2, *size, 16)), jnp.float32)
-    whole = Block(features, stride, expansion, padding)
+    whole = Block(features, stride, expansion, Conventions(padding))
     variables = fold_batch_norm(whole, random_variables(whole, 16))
     expected = whole.apply(variables, x)
     channels = 16 * expansion
