@@ -128,7 +128,7 @@ def test_gray_turned_and_single_logit_pictures_are_understood(files, tmp_path):
     one = drawn(3, ("only",))
     one = pretrained.Pretrained(one.model, one.variables, one.preprocess, one.image_size)
     probabilities = one.probabilities(np.full((1, 28, 28, 3), 99.0))
-    logit = one.model.apply(one.variables, one.preprocess(np.full((1, 28, 28, 3), 99.0)))[0, 0]
+    logit = outputs.of_loaded(one, np.full((1, 28, 28, 3), 99.0))[0, 0]
     np.testing.assert_allclose(probabilities[0, 1], jax.nn.sigmoid(logit), rtol=1e-3)
     assert one.display_names == ("class 0", "class 1")
 

@@ -24,7 +24,7 @@ def config():
 
 
 @pytest.fixture
-def trained(monkeypatch):
+def trained(monkeypatch, no_figure):
     """Replaces training by writing a made-up result; returns the runs that were trained."""
     runs = []
 
