@@ -40,10 +40,10 @@ def predict(
 
     `pictures` are files, or folders with pictures at any depth.
     """
-    from mnv2.predict import batch_size, find_pictures, most_probable, predictions, read_pictures
+    from mnv2.predict import find_pictures, most_probable, predictions, read_pictures
 
     paths = find_pictures([Path(picture) for picture in pictures])
-    every = predictions(network, read_pictures(paths, []), batch_size(len(paths)))
+    every = predictions(network, read_pictures(paths, []), len(paths))
     return [
         (one.path, dict(most_probable(one.probabilities, network.display_names, top)))
         for batch in every
@@ -74,41 +74,16 @@ def evaluate(
 
 
 def export(
-    weights: str | Path,
-    to: Sequence[str],
-    output: str | Path = "runs/export",
-    *,
-    force: bool = False,
-    preprocessing: str = "inside",
-    batch: int | None = 1,
-    calibrate: str | None = None,
-    calibration_pictures: int = 200,
-    data_dir: str | None = None,
-    **options: Any,
+    weights: str | Path, to: Sequence[str], output: str | Path = "runs/export", **options: Any
 ) -> dict[str, Path]:
     """Writes weights in formats such as litert or onnx, and returns the path of each file.
 
-    The arguments are those of the command; `batch` is None for any. `options` are those of `load`.
+    `options` are those of the command and of `load`, where `batch` is None for any: see
+    `mnv2.deployment.export.export`.
     """
     from mnv2.deployment.export import export
-    from mnv2.export import check_formats
 
-    check_formats(to, preprocessing, batch, calibrate)
-    paths, _ = export(
-        weights,
-        to,
-        Path(output),
-        force=force,
-        preprocessing=preprocessing,
-        batch=batch,
-        calibrate=calibrate,
-        calibration_pictures=calibration_pictures,
-        check=None,
-        data_dir=data_dir,
-        threads=1,
-        **options,
-    )
-    return paths
+    return export(weights, to, Path(output), **options)[0]
 
 
 def train(config: Any, workdir: Any, *only: str, reports: bool = True) -> None:

@@ -19,23 +19,19 @@ classes and the preprocessing are in the file, except for stablehlo. Each file i
 network in JAX. mnv2.predict and mnv2.evaluate take .tflite and .onnx files as --weights.
 """
 
-import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
-from mnv2.deployment.options import add_weights_options, weights_options
+from mnv2.deployment.formats import FORMATS
+from mnv2.deployment.options import add_weights_options
 from mnv2.runtime.cli import command_parser, run, whole_number
-from mnv2.runtime.errors import UserError, check_choice
-
-FORMATS = ("litert", "litert-int8", "onnx", "onnx-int8", "stablehlo")
-PREPROCESSING = ("inside", "outside")
-ANY_BATCH = ("onnx", "onnx-int8", "stablehlo")  # formats whose files may take any number of images
 
 
 def main() -> None:
     parser = command_parser("mnv2.export", __doc__)
     add_weights_options(parser, positional=True)
-    parser.add_argument("--to", required=True, metavar="FORMAT", help=", ".join(FORMATS))
+    parser.add_argument(
+        "--to", type=_formats, required=True, metavar="FORMAT", help=", ".join(FORMATS)
+    )
     parser.add_argument(
         "--output",
         type=Path,
@@ -49,7 +45,8 @@ def main() -> None:
     )
     parser.add_argument(
         "--batch",
-        default="1",
+        type=_batch,
+        default=1,
         metavar="N",
         help="images at once; any, for ONNX and StableHLO (default: 1)",
     )
@@ -71,54 +68,20 @@ def main() -> None:
     parser.add_argument(
         "--threads", type=whole_number(), default=1, help="for the times (default: 1)"
     )
-    arguments = parser.parse_args()
-    formats = check_options(arguments)
-    from mnv2.deployment.export import export
+    arguments = vars(parser.parse_args())
+    from mnv2.deployment.export import export  # imports JAX, which --help does not wait for
 
-    _, table = export(
-        arguments.weights,
-        formats,
-        arguments.output,
-        force=arguments.force,
-        preprocessing=arguments.preprocessing,
-        batch=None if arguments.batch == "any" else int(arguments.batch),
-        calibrate=arguments.calibrate,
-        calibration_pictures=arguments.calibration_pictures,
-        check=arguments.check,
-        data_dir=arguments.data_dir,
-        threads=arguments.threads,
-        **weights_options(arguments),
-    )
-    print(table)
+    print(export(**arguments)[1])
 
 
-def check_options(arguments: argparse.Namespace) -> list[str]:
-    """Returns the formats. Raises UserError as `check_formats` does, and for what is no batch."""
-    batch = arguments.batch
-    if batch != "any" and not batch.isdecimal():
-        raise UserError(f"--batch must be a whole number, 1 or more, or any, got {batch!r}")
-    formats = list(dict.fromkeys(name.strip() for name in arguments.to.split(",")))
-    number = None if batch == "any" else int(batch)
-    check_formats(formats, arguments.preprocessing, number, arguments.calibrate)
-    return formats
+def _formats(text: str) -> list[str]:
+    """Reads `litert,onnx`; a format that is named twice counts once."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",")))
 
 
-def check_formats(
-    formats: Sequence[str], preprocessing: str, batch: int | None, calibrate: str | None
-) -> None:
-    """Raises UserError for an unknown choice, and if a format needs what is not given."""
-    check_choice(preprocessing, PREPROCESSING, "--preprocessing")
-    if batch is not None and batch < 1:
-        raise UserError(f"--batch must be a whole number, 1 or more, or any, got '{batch}'")
-    for name in formats:
-        check_choice(name, FORMATS, "--to")
-        if batch is None and name not in ANY_BATCH:
-            raise UserError(f"--batch any is for {', '.join(ANY_BATCH)}, not for {name}")
-        if name.endswith("int8") and not calibrate:
-            raise UserError(
-                f"--to {name} needs pictures that show the ranges of values: --calibrate "
-                "fashion_mnist, or --calibrate folder:PATH for any pictures below PATH"
-            )
+def _batch(text: str) -> int | None:
+    """Reads a number of images; None for `any`."""
+    return None if text == "any" else whole_number()(text)
 
 
 if __name__ == "__main__":

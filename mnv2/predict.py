@@ -88,7 +88,7 @@ def main() -> None:
         note_unlike(loaded.image_size, loaded.channels, lambda: first[1])
         line = StatusLine("predicting")
         line.say("compiling")
-        for new in predictions(loaded, itertools.chain([first], pictures), batch_size(len(paths))):
+        for new in predictions(loaded, itertools.chain([first], pictures), len(paths)):
             found.extend(new)
             line.clear()
             for path, row in () if arguments.output else new:
@@ -152,28 +152,23 @@ def read_pictures(
 
 def read_picture(path: Path) -> np.ndarray:
     """Reads a picture file as training does: h w 3, uint8, upright as EXIF says."""
-    from mnv2.data.decoding import decode_picture
+    from mnv2.data import decoding
 
     try:
-        return decode_picture(path.read_bytes())
-    except (OSError, UserError) as error:
-        why = getattr(error, "strerror", None) or error
-        hint = did_you_mean(path) if isinstance(error, FileNotFoundError) else ""
-        raise UserError(f"cannot read picture {path}: {why}{hint}") from None
-
-
-def batch_size(count: int) -> int:
-    """Returns the size of batches for a number of pictures: it compiles once, and wastes little."""
-    return min(count, BATCH_SIZE) if count <= 4 else min(-(-count // 4) * 4, BATCH_SIZE)
+        return decoding.read_picture(path)
+    except UserError as error:
+        hint = "" if path.exists() else did_you_mean(path)
+        raise UserError(f"cannot read picture {path}: {error}{hint}") from None
 
 
 def predictions(
-    loaded: "Pretrained | Exported", pictures: Iterator[tuple[Path, np.ndarray]], size: int
+    loaded: "Pretrained | Exported", pictures: Iterator[tuple[Path, np.ndarray]], count: int
 ) -> Iterator[list[Prediction]]:
-    """Computes the probabilities of the classes of pictures, in batches of one size.
+    """Computes the probabilities of the classes of `count` pictures, in batches of one size.
 
     Raises UserError if they are not finite.
     """
+    size = min(count, BATCH_SIZE)
     view = loaded.preprocess.view_of(loaded.image_size, loaded.channels)
     views = ((path, np.asarray(view(picture))) for path, picture in pictures)
     for batch in itertools.batched(views, size):

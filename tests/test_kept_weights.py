@@ -9,7 +9,7 @@ import pytest
 
 from mnv2 import pretrained
 from mnv2.training.evaluation import evaluate_weights
-from tests.commands import run
+from tests.test_predict import call, predict
 
 FOLDER = Path(__file__).parents[1] / "weights/fashion_mnist"
 
@@ -26,11 +26,10 @@ def test_it_has_the_accuracy_of_its_run_and_of_its_card(fashion_mnist):
     np.testing.assert_allclose(recalls, 100 * np.diag(matrix) / matrix.sum(axis=1), atol=0.15)
 
 
-def test_it_recognises_the_pictures_beside_it():
-    weights = str(FOLDER / "network.safetensors")
-    done = run("mnv2.predict", str(FOLDER / "pictures"), "--weights", weights)
-    assert done.returncode == 0, done.stderr
-    best = re.findall(r"pictures/(\S+)\.png\n +1 +(\S.*?) {2,}", done.stdout)
+def test_it_recognises_the_pictures_beside_it(monkeypatch, capsys):
+    call(predict, monkeypatch, FOLDER / "pictures", "--weights", FOLDER / "network.safetensors")
+    printed = capsys.readouterr().out
+    best = re.findall(r"pictures/(\S+)\.png\n +1 +(\S.*?) {2,}", printed)
     expected = {"ankle_boot": "Ankle boot", "dress": "Dress", "t-shirt_top": "T-shirt/top"}
     assert expected.items() <= dict(best).items()
     assert dict(best).keys() == {*expected, "shirt"}

@@ -128,7 +128,7 @@ def test_gray_turned_and_single_logit_pictures_are_understood(files, tmp_path):
     one = drawn(3, ("only",))
     one = pretrained.Pretrained(one.model, one.variables, one.preprocess, one.image_size)
     probabilities = one.probabilities(np.full((1, 28, 28, 3), 99.0))
-    logit = one.model.apply(one.variables, one.preprocess(np.full((1, 28, 28, 3), 99.0)))[0, 0]
+    logit = outputs.of_loaded(one, np.full((1, 28, 28, 3), 99.0))[0, 0]
     np.testing.assert_allclose(probabilities[0, 1], jax.nn.sigmoid(logit), rtol=1e-3)
     assert one.display_names == ("class 0", "class 1")
 
@@ -338,12 +338,6 @@ def test_prediction_computes_the_logits_of_the_network():
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
-def test_batches_are_few_and_of_one_size():
-    assert [predict.batch_size(count) for count in (1, 3, 5, 20, 31, 32, 5000)] == [
-        1, 3, 8, 20, 32, 32, 32,
-    ]  # fmt: skip
-
-
 def test_what_a_file_does_not_tell_can_be_said(files, monkeypatch, capsys, tmp_path):
     weights, picture = files / "weights.safetensors", files / "pictures/test/ant/0.png"
     (tmp_path / "labels.txt").write_text("\ufeffone\r\ntwo words\r\nthree\r\n")
@@ -393,8 +387,8 @@ def test_wrong_options_for_weights_are_refused_before_anything_is_computed(
     for arguments, message in (
         (["--mean", "0.5"], "mean and std belong together"),
         (["--mean", "0.5", "--std", "0"], "std must not be 0"),
-        (["--mean", "a", "--std", "1"], "--mean 'a' is not a number"),
-        (["--mean", "nan", "--std", "1"], "--mean 'nan' is not a number"),
+        (["--mean", "a", "--std", "1"], "--mean must be a number, or one per channel"),
+        (["--mean", "nan", "--std", "1"], "as 0.485,0.456,0.406, got 'nan'"),
         (["--mean", "0,0", "--std", "1"], "mean has 2 numbers but the network has 3"),
         (["--resize", "pilow"], "unknown resize 'pilow': did you mean 'pillow'?"),
         (["--classes", tmp_path / "two.txt"], "names 2 classes but the weights know 3"),

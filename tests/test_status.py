@@ -21,9 +21,7 @@ def workdir(tmp_path):
     config = with_arms(v2_ablation.get_config("quick"))
     config.arms, config.seeds = ARMS, 2
     steps = {arm: 30 for arm, _ in ARMS}
-    write_json(
-        tmp_path / "sweep.json", {"config": config.to_dict(), "environment": {}, "steps": steps}
-    )
+    write_json(tmp_path / "sweep.json", {"config": config.to_dict(), "steps": steps})
     result = {"test": {"accuracy": 0.8512}, "parameters": 1, "multiply_adds": 1,
               "images_per_second": 1.0, "train_seconds": 1.0}  # fmt: skip
     write_json(tmp_path / "linear/0/result.json", result)

@@ -1,13 +1,12 @@
 """What every data set has, wherever its pictures come from."""
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import tensorflow as tf
 
-from mnv2.data.decoding import decode_picture
 from mnv2.data.splits import Part
 from mnv2.preprocess.host import View
 from mnv2.runtime.errors import UserError
@@ -86,33 +85,30 @@ class Dataset(Protocol):
         return None
 
     def table(self, split: str) -> dict[str, tf.Tensor] | None:
-        """Returns all encoded examples; None if they can only be read one after another."""
+        """Returns all examples, for `decode`; None if they can only be read one after another."""
         return None
 
-    def explain(self, error: Exception, split: str, latest: Iterable[int] = ()) -> str:
-        """Explains in one line why reading a split failed.
-
-        `latest` has the numbers of the examples that were read last, where they are known.
-        """
+    def explain(self, error: Exception) -> str:
+        """Explains in one line why reading failed."""
         ...
 
 
 def decoded(
-    content: tf.Tensor, view: View | None = None, *seed: Any, turn: bool = True
+    read: Callable[[bytes], np.ndarray], encoded: tf.Tensor, view: View | None = None, *seed: Any
 ) -> tf.Tensor:
-    """Decodes the content of a picture file within a graph, as `decode_picture`: h w 3, uint8.
+    """Returns within a graph what `read` makes of an encoded picture: h w 3, uint8.
 
     With a view, returns what it sees of the picture, by the same call of Python: the whole picture
     is not copied to TensorFlow.
     """
 
-    def decode(content: object, *seed: np.integer) -> np.ndarray:
-        # Outside of a graph, the content is an array of one object.
-        picture = decode_picture(np.asarray(content, object).item(), turn=turn)
+    def decode(encoded: object, *seed: np.integer) -> np.ndarray:
+        # Outside of a graph, it is an array of one object.
+        picture = read(np.asarray(encoded, object).item())
         return picture if view is None else _see(view, picture, seed)
 
     dtype = tf.uint8 if view is None else view.dtype
-    image = tf.numpy_function(decode, (content, *seed), dtype, stateful=False)
+    image = tf.numpy_function(decode, (encoded, *seed), dtype, stateful=False)
     image.set_shape((None, None, 3) if view is None else view.shape)
     return image
 

@@ -7,6 +7,7 @@ are OpenCV's pixels one level away.
 
 import io
 import warnings
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -62,6 +63,14 @@ def decode_picture(content: bytes, *, turn: bool = True) -> np.ndarray:
         if picture is not None:
             return picture
     return _decode_by_pillow(content, kind, turn)
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """Reads a picture file, as `decode_picture`. Raises UserError that says why it cannot."""
+    try:
+        return decode_picture(path.read_bytes())
+    except OSError as error:
+        raise UserError(error.strerror or type(error).__name__) from error
 
 
 def format_of(content: bytes) -> str | None:

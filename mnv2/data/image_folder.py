@@ -8,10 +8,9 @@ large folder is checked first only if broken pictures are to be skipped: it woul
 import dataclasses
 import difflib
 import hashlib
-import itertools
 import os
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,11 +22,11 @@ from mnv2.data import decoding
 from mnv2.data.base import Dataset, decoded
 from mnv2.data.broken import cache_name, raise_or_warn
 from mnv2.data.folder_tree import Pictures, find_pictures
-from mnv2.data.splits import TEST_SHARE, Part, bounds_of, check_split, divide, shuffled
+from mnv2.data.splits import TEST_SHARE, Part, bounds_of, check_split, divide
 from mnv2.preprocess.host import View
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import read_cache, write_cache
-from mnv2.runtime.terminal import StatusLine, first_few, note
+from mnv2.runtime.terminal import StatusLine, first_few, note, printable
 
 DECODER = 3  # a new number discards the cached results of an older decoder
 CHECKED_FIRST = 20_000  # files, up to which all are checked although broken ones stop a run
@@ -69,10 +68,12 @@ class ImageFolder(Dataset):
         No file is read before `decode`.
         """
         count = self.num_examples(split)
-        order = shuffled(count, shuffle_seed)[slice(*bounds_of(part, count))]
-        every = self.table(split)
+        order = np.arange(count)
+        if shuffle_seed is not None:
+            order = np.random.default_rng(shuffle_seed).permutation(order)
+        own = order[slice(*bounds_of(part, count))]
         return tf.data.Dataset.from_tensor_slices(
-            {name: tf.gather(values, order) for name, values in every.items()}
+            {name: tf.gather(values, own) for name, values in self.table(split).items()}
         )
 
     def table(self, split: str) -> dict[str, tf.Tensor]:
@@ -90,25 +91,29 @@ class ImageFolder(Dataset):
         self, example: dict[str, tf.Tensor], view: View | None = None, *seed: Any
     ) -> tf.Tensor:
         """Reads and decodes the picture of an example, upright: h w 3, uint8, or as in `view`."""
-        return decoded(tf.io.read_file(example["path"]), view, *seed)
+        return decoded(_read, example["path"], view, *seed)
 
-    def explain(self, error: Exception, split: str, latest: Iterable[int] = ()) -> str:
-        """Explains in one line why reading failed, probably at one of the `latest` examples."""
-        pictures = self._pictures(split)
-        of_split = (pictures[number].file for number in latest)
-        every = (picture.file for of_split in self.pictures.values() for picture in of_split)
-        for file in itertools.chain(of_split, every):
-            if broken := check_file(file):
-                return (
-                    f"broken picture {file} ({broken}): repair or remove it, or set "
-                    "data.on_broken to skip"
-                )
-        return decoding.short_message(str(error))
+    def explain(self, error: Exception) -> str:
+        """Explains in one line why reading failed: as `_read` did, whose error TensorFlow wraps."""
+        said = str(error)
+        return decoding.short_message(said.partition("UserError: ")[2] or said)
 
     def _pictures(self, split: str) -> list[Picture]:
         check_split(self.name, split, self.parts)
         part = self.parts[split]
         return self.pictures[part.split][part.start : part.stop]
+
+
+def _read(path: bytes) -> np.ndarray:
+    """Reads a picture of a folder. Raises UserError that names the file."""
+    file = Path(os.fsdecode(path))
+    try:
+        return decoding.read_picture(file)
+    except UserError as error:
+        raise UserError(
+            f"broken picture {printable(file)} ({error}): repair or remove it, or set "
+            "data.on_broken to skip"
+        ) from None
 
 
 def open_image_folder(name: str, root: Path, validation: int, on_broken: str) -> ImageFolder:
@@ -275,9 +280,7 @@ def stamp(path: Path) -> list[int]:
 def check_file(path: Path) -> str | None:
     """Decodes a file as training does; returns why it cannot be decoded, or None."""
     try:
-        decoding.decode_picture(path.read_bytes())
-    except OSError as error:
-        return error.strerror or type(error).__name__
+        decoding.read_picture(path)
     except UserError as error:
         return str(error)
     return None

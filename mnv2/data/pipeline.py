@@ -5,25 +5,24 @@ epoch). A run that was stopped and is resumed therefore sees the same batches as
 stopped.
 
 If there are several processes, each reads its shard of every batch, (index, number of shards).
-Together the shards are the batches that a single process would read. For a data set on disk this
-holds while the number of processes divides `number_of_parts`.
+Together the shards are the batches that a single process would read. For a data set of which the
+files are read in parts this holds while the number of processes divides `number_of_parts`.
 """
 
 import atexit
-import collections
 import functools
 import itertools
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import tensorflow as tf
 from jaxtyping import Int
 
-from mnv2.data.base import Dataset, seen
-from mnv2.data.splits import bounds_of, shuffled
+from mnv2.data.base import Dataset
+from mnv2.data.splits import bounds_of
 from mnv2.preprocess.host import View
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.terminal import first_few, note_once
@@ -32,8 +31,6 @@ from mnv2.runtime.terminal import first_few, note_once
 # processes that read the same batches as one. A part reads up to two files at a time.
 PARTS = 16
 MOST_BYTES = 1 << 30  # of images, in the memory of each device
-
-Numbers = collections.deque[np.ndarray]  # of the examples in each of some batches
 
 
 class Rows(TypedDict, total=False):
@@ -74,8 +71,7 @@ def check_batch_size(batch_size: int, dataset: Dataset) -> None:
 class Order(NamedTuple):
     """What decides the order of a run's training examples, and which of them a shard reads.
 
-    examples  their number in the training set
-    in_parts  whether the order is that of a data set which is read from disk in parts
+    `examples` is their number in the training set.
     """
 
     examples: int
@@ -83,7 +79,6 @@ class Order(NamedTuple):
     seed: int
     repeats: int = 1
     shard: tuple[int, int] = (0, 1)
-    in_parts: bool = False
 
     @property
     def rows(self) -> int:
@@ -104,23 +99,6 @@ class Order(NamedTuple):
         first = step * self.batch_size + self.shard[0] * self.rows
         position = first + np.arange(self.rows, dtype=np.int32)
         return {"index": numbers, "epoch": np.full_like(numbers, epoch), "position": position}
-
-    def numbers(self, epoch: int) -> Int[np.ndarray, "steps rows"]:
-        """Returns the number of the example in each row of an epoch."""
-        if not self.in_parts:
-            order = np.random.default_rng((self.seed, epoch)).permutation(self.examples)
-            every = order[np.arange(self.steps * self.batch_size) // self.repeats]
-            return every.reshape(self.steps, self.shard[1], self.rows)[:, self.shard[0]]
-        # The order of a data set that is read from disk in parts: see `_epoch_from_disk`.
-        order = shuffled(self.examples, _epoch_seed(self.seed, epoch))
-        each = self.rows // len(self.own_parts)  # rows of a batch from each part
-        columns = []
-        for number in self.own_parts:
-            bounds = (bounds_of(part, self.examples) for part in self.parts_read(number, epoch))
-            read = np.concatenate([order[start:stop] for start, stop in bounds])
-            rows = np.repeat(read, self.repeats)[: self.steps * each]
-            columns.append(rows.reshape(self.steps, each))
-        return np.concatenate(columns, axis=1)
 
     @property
     def own_parts(self) -> range:
@@ -145,7 +123,10 @@ class Order(NamedTuple):
 
 @functools.lru_cache(maxsize=1)
 def _numbers(order: Order, epoch: int) -> Int[np.ndarray, "steps rows"]:
-    return order.numbers(epoch).astype(np.int32)
+    """Returns the number of the example in each row that this shard reads in an epoch."""
+    shuffled = np.random.default_rng((order.seed, epoch)).permutation(order.examples)
+    every = shuffled[np.arange(order.steps * order.batch_size) // order.repeats].astype(np.int32)
+    return every.reshape(order.steps, order.shard[1], order.rows)[:, order.shard[0]]
 
 
 def fits_on_device(dataset: Dataset, view: View) -> bool:
@@ -177,13 +158,10 @@ def train_batches(
     be read or has no class.
     """
     check_batch_size(batch_size, dataset)
-    count, in_memory = dataset.num_examples("train"), dataset.fits_in_memory()
-    order = Order(count, batch_size, seed, repeats, shard, in_parts=not in_memory)
-    if in_memory or dataset.table("train") is not None:
+    order = Order(dataset.num_examples("train"), batch_size, seed, repeats, shard)
+    if (table := dataset.table("train")) is not None:
         # One endless pipeline: to build one takes seconds, and memory that is not given back.
-        numbers: Numbers = collections.deque()
-        batches = _by_number(dataset, order, view, first_step, numbers)
-        yield from _to_numpy(dataset, "train", batches, numbers)
+        yield from _to_numpy(dataset, "train", _by_number(dataset, table, order, view, first_step))
         return
     first_epoch, first_step = divmod(first_step, order.steps)
     for epoch in itertools.count(first_epoch):
@@ -227,22 +205,16 @@ def eval_batches(
 
     masks = tf.data.Dataset.from_tensor_slices(mask)
     batches = tf.data.Dataset.zip(examples, masks).map(decode, tf.data.AUTOTUNE).batch(rows)
-    numbers = np.arange(start, stop)
-    read = collections.deque(np.split(numbers, range(rows, len(numbers), rows)))
-    yield from _to_numpy(dataset, split, batches, read)
+    yield from _to_numpy(dataset, split, batches)
 
 
 def _by_number(
-    dataset: Dataset, order: Order, view: View, first_step: int, read: Numbers
+    dataset: Dataset, table: Mapping[str, tf.Tensor], order: Order, view: View, first_step: int
 ) -> tf.data.Dataset:
-    """Returns all batches from a step on, of a data set of which any example can be read.
-
-    The numbers of each batch that is read are added to `read`.
-    """
+    """Returns all batches from a step on, of the examples in the table of a data set."""
 
     def rows_at(step: np.int64) -> list[np.ndarray]:
         rows = order.rows_at(int(step))
-        read.append(rows["index"])
         return [rows["index"], rows["epoch"], rows["position"]]
 
     def choose(step: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -255,19 +227,13 @@ def _by_number(
     # Dataset.from_generator would do, but TensorFlow then sets glibc's M_MMAP_THRESHOLD to 128 KiB,
     # for the whole process: each larger array, of a training step too, gets fresh pages.
     chosen = tf.data.Dataset.range(first_step, tf.int64.max).map(choose)
-    in_memory = dataset.fits_in_memory()
-    table = dataset.table("train") or dict(
-        zip(("image", "label"), dataset.arrays("train"), strict=True)
-    )
 
     def show(rows: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         taken = {name: tf.gather(values, rows["index"]) for name, values in table.items()}
         seed = (order.seed, rows["epoch"], rows["position"])
-        if in_memory:
-            return _to_batch(seen(view, taken["image"], *seed), taken["label"], rows)
         return _to_batch(dataset.decode(taken, view, *seed), taken["label"], rows)
 
-    if in_memory and view.keeps(dataset.image_shape):
+    if dataset.fits_in_memory() and view.keeps(dataset.image_shape):
         return chosen.map(show, tf.data.AUTOTUNE)
     return chosen.unbatch().map(show, tf.data.AUTOTUNE).batch(order.rows, drop_remainder=True)
 
@@ -333,24 +299,18 @@ def _to_batch(
     return {"image": images, "label": tf.cast(labels, tf.int32), **rows}
 
 
-def _to_numpy(
-    dataset: Dataset, split: str, batches: tf.data.Dataset, read: Numbers | None = None
-) -> Iterator[Batch]:
+def _to_numpy(dataset: Dataset, split: str, batches: tf.data.Dataset) -> Iterator[Batch]:
     """Yields batches as NumPy arrays.
 
-    `read` has the numbers of the examples of the next batches, as far as they are known.
     Raises UserError if TensorFlow fails to read one, or if a label is none of the classes.
     """
     failed = tf.errors.OpError  # a name that still exists while the interpreter ends
     try:
         for batch in _until_exit(batches.prefetch(tf.data.AUTOTUNE)):
             check_labels(dataset, split, batch["label"])
-            if read:
-                read.popleft()
             yield batch
     except failed as error:
-        latest = itertools.chain.from_iterable(read or ())
-        raise UserError(dataset.explain(error, split, map(int, latest))) from error
+        raise UserError(dataset.explain(error)) from error
 
 
 _READING: weakref.WeakSet[Any] = weakref.WeakSet()  # generators that are not at their end

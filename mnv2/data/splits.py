@@ -3,8 +3,6 @@
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
-import numpy as np
-
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.terminal import note
 
@@ -88,9 +86,3 @@ def bounds_of(part: tuple[int, int], count: int) -> tuple[int, int]:
     """
     index, parts = part
     return count * index // parts, count * (index + 1) // parts
-
-
-def shuffled(count: int, seed: int | None) -> np.ndarray:
-    """Returns the numbers of `count` examples in the order that a seed gives; without, in order."""
-    order = np.arange(count)
-    return order if seed is None else np.random.default_rng(seed).permutation(order)

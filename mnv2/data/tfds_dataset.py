@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 
 from mnv2.data.base import Dataset, decoded, seen
 from mnv2.data.broken import BrokenExample, find_broken, raise_or_warn, stored
+from mnv2.data.decoding import decode_picture
 from mnv2.data.splits import SPLITS, Part, bounds_of, check_split, divide
 from mnv2.preprocess.host import View
 from mnv2.runtime.errors import UserError, first_line
@@ -139,18 +140,28 @@ class TfdsDataset(Dataset):
         buffer = max(1, SHUFFLE_BUFFER // part[1])
         return examples.shuffle(buffer, shuffle_seed, reshuffle_each_iteration=False)
 
+    def table(self, split: str) -> dict[str, tf.Tensor] | None:
+        """Returns all examples of a small data set, whose pictures are decoded already."""
+        if not self.fits_in_memory():
+            return None
+        images, labels = self.arrays(split)
+        return {"image": images, "label": labels}
+
     def decode(
         self, example: dict[str, tf.Tensor], view: View | None = None, *seed: Any
     ) -> tf.Tensor:
+        if example["image"].dtype != tf.string:  # of a table
+            return seen(view, example["image"], *seed)
         if self.image_shape[2] != 3:
             feature = self.builder.info.features["image"]
             return seen(view, feature.decode_example(example["image"]), *seed)
-        image = decoded(example["image"], view, *seed, turn=False)
+        read = functools.partial(decode_picture, turn=False)
+        image = decoded(read, example["image"], view, *seed)
         if view is None:
             image.set_shape(self.image_shape)
         return image
 
-    def explain(self, error: Exception, split: str, latest: Iterable[int] = ()) -> str:
+    def explain(self, error: Exception) -> str:
         """Explains in one line why reading failed; raises UserError if pictures are broken."""
         try:
             self.without_broken("stop")

@@ -1,20 +1,18 @@
 """Compares exported files with the network in JAX: the same results, and the time they take."""
 
-import functools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from mnv2.deployment.exported import Run, in_batches, is_exported, open_exported
 from mnv2.deployment.program import Program
 
 TIMED = 30  # calls whose median is a time
-
-type Run = Callable[[np.ndarray], np.ndarray]
 
 
 class Compared(NamedTuple):
@@ -35,41 +33,37 @@ class Compared(NamedTuple):
     milliseconds: float
 
 
-def compare(
-    path: Path, run: Run, operators: int, program: Program, images: np.ndarray, *, real: bool
-) -> Compared:
-    """Compares a file with the network in JAX on `images`, as the program takes them.
+class Images(NamedTuple):
+    """What files are compared on: images in [0, 255], what they are, and if they are pictures."""
 
-    With `real` they are pictures, so that it matters whether their classes agree.
-    """
-    expected = in_batches(jax.jit(program.output), program.image.shape[0])(images)
-    outputs = run(images)
+    images: np.ndarray
+    source: str
+    real: bool
+
+
+def compare(
+    path: Path, program: Program, images: Images, batch: int | None, threads: int
+) -> Compared:
+    """Compares a file with the network in JAX; `batch` is how many images it takes, None: any."""
+    inputs = program.description.input_of(images.images)
+    if is_exported(path):
+        exported = open_exported(path, threads)
+        run, operators = exported.run, len(exported.operators)
+    else:
+        stored = jax.export.deserialize(bytearray(path.read_bytes()))
+        run = in_batches(jax.jit(stored.call), batch)
+        operators = stored.mlir_module().count(" stablehlo.")
+    expected = in_batches(jax.jit(program.output), program.image.shape[0])(inputs)
+    outputs = run(inputs)
     same = float(np.mean(outputs.argmax(-1) == expected.argmax(-1)))
     return Compared(
         path,
         path.stat().st_size,
         operators,
         float(np.abs(outputs - expected).max()),
-        same if real else None,
-        milliseconds(run, images[: program.image.shape[0]]),
+        same if images.real else None,
+        milliseconds(run, inputs[: program.image.shape[0]]),
     )
-
-
-def in_batches(compute: Callable[[np.ndarray], object], size: int | None) -> Run:
-    """Returns the function that computes outputs in batches of `size`; None: in one batch."""
-    return functools.partial(_in_batches, compute, size)
-
-
-def _in_batches(
-    compute: Callable[[np.ndarray], object], size: int | None, images: np.ndarray
-) -> np.ndarray:
-    size = size or len(images)
-    rows = []
-    for start in range(0, len(images), size):
-        batch = images[start : start + size]
-        padding = [(0, size - len(batch))] + [(0, 0)] * (batch.ndim - 1)
-        rows.append(np.asarray(compute(np.pad(batch, padding)))[: len(batch)])
-    return np.concatenate(rows)
 
 
 def milliseconds(run: Run, images: np.ndarray) -> float:

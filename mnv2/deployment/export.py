@@ -2,16 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import numpy as np
 
 from mnv2 import data
 from mnv2.deployment import comparison, pictures
 from mnv2.deployment.exported import Exported, is_exported, open_exported
-from mnv2.deployment.formats import FORMATS, content
-from mnv2.deployment.program import Program, program_of
+from mnv2.deployment.formats import FORMATS, check_formats, content
+from mnv2.deployment.program import program_of
 from mnv2.deployment.usage import describe_input, open_weights
 from mnv2.pretrained import Pretrained
 from mnv2.runtime.errors import UserError, reason
@@ -22,30 +21,22 @@ COMPARED = 200  # pictures, at most
 NOISE = 8  # images in place of pictures, if there are none
 
 
-class Images(NamedTuple):
-    """What exported files are compared on: images in [0, 255], and what they are."""
-
-    images: np.ndarray
-    source: str
-    real: bool
-
-
 def export(
     weights: str | Path,
-    formats: Sequence[str],
+    to: Sequence[str],
     output: Path,
     *,
-    force: bool,
-    preprocessing: str,
-    batch: int | None,
-    calibrate: str | None,
-    calibration_pictures: int,
-    check: str | None,
-    data_dir: str | None,
-    threads: int,
+    force: bool = False,
+    preprocessing: str = "inside",
+    batch: int | None = 1,
+    calibrate: str | None = None,
+    calibration_pictures: int = 200,
+    check: str | None = None,
+    data_dir: str | None = None,
+    threads: int = 1,
     **options: Any,
 ) -> tuple[dict[str, Path], str]:
-    """Writes weights in each format, and compares the files with the network in JAX.
+    """Writes weights in formats such as litert and onnx, and compares the files with JAX.
 
     The arguments are the options of the command `mnv2.export`; `batch` is None for any, and
     `options` are those of `open_weights`.
@@ -53,9 +44,10 @@ def export(
     Returns the path of the file in each format, and a table of the comparison. Raises UserError for
     bad input, before anything is written.
     """
+    check_formats(to, preprocessing, batch, calibrate)
     if is_exported(weights):
         raise UserError(f"{weights} is exported already: give what it was exported from")
-    paths = output_paths(str(weights), formats, output)
+    paths = output_paths(str(weights), to, output)
     _check_free(paths.values(), force)
     loaded: Any = open_weights(weights, **options)
     checked = None
@@ -65,8 +57,6 @@ def export(
         checked = data.open_dataset(check, data_dir)
         checked.num_examples("test")  # raises UserError if there are none
         loaded = match_classes(loaded, checked, str(weights))
-    elif calibrate and loaded.class_names is None:
-        loaded = _named_by_calibration(loaded, calibrate, data_dir, str(weights))
     program = program_of(loaded, pixels=preprocessing == "inside", batch=batch or 1)
     ranges, shown = [], None
     if calibrate:
@@ -84,7 +74,7 @@ def export(
         line.say(name)
         _write(path, content(program, name, ranges, dynamic=batch is None))
     line.clear()
-    rows = [_compare(name, path, program, images, batch, threads) for name, path in paths.items()]
+    rows = [comparison.compare(path, program, images, batch, threads) for path in paths.values()]
     table = comparison.table(rows, program, images.source, threads)
     if checked:
         files = [path for path in paths.values() if is_exported(path)]
@@ -109,18 +99,6 @@ def _write(path: Path, written: bytes) -> None:
             temporary.write_bytes(written)
     except OSError as error:
         raise UserError(f"cannot write {path}: {reason(error)}") from error
-
-
-def _named_by_calibration(
-    loaded: Pretrained, calibrate: str, data_dir: str | None, weights: str
-) -> Pretrained:
-    """Returns weights with the names of the calibration set, if it has as many classes."""
-    dataset = pictures.with_classes(calibrate, data_dir)
-    if dataset is None or dataset.num_classes != loaded.num_classes:
-        return loaded
-    from mnv2.training.classes import match_classes
-
-    return match_classes(loaded, dataset, weights)
 
 
 def output_paths(weights: str, formats: Sequence[str], output: Path) -> dict[str, Path]:
@@ -151,32 +129,18 @@ def images_to_compare(
     check: "data.Dataset | None",
     calibrate: str | None,
     shown: np.ndarray | None,
-) -> Images:
+) -> comparison.Images:
     """Returns pictures of the test split, those that calibrated, or noise."""
     if check:
         images = pictures.draw(loaded, check, "test", COMPARED)
-        return Images(images, f"{len(images)} test pictures of {check.name}", True)
+        return comparison.Images(images, f"{len(images)} test pictures of {check.name}", True)
     if shown is not None:
         images = shown[:COMPARED]
-        return Images(images, f"{len(images)} pictures of {calibrate}", True)
+        return comparison.Images(images, f"{len(images)} pictures of {calibrate}", True)
     shape = (NOISE, *loaded.image_size, loaded.channels)
     noise = np.random.default_rng(0).integers(0, 256, shape).astype(np.float32)
-    return Images(noise, f"{NOISE} images of noise (--check DATASET gives pictures)", False)
-
-
-def _compare(
-    name: str, path: Path, program: Program, images: Images, batch: int | None, threads: int
-) -> comparison.Compared:
-    inputs = program.description.input_of(images.images)
-    if is_exported(path):
-        exported = open_exported(path, threads)
-        return comparison.compare(
-            path, exported.run, len(exported.operators), program, inputs, real=images.real
-        )
-    stored = jax.export.deserialize(bytearray(path.read_bytes()))
-    run = comparison.in_batches(jax.jit(stored.call), batch)
-    operators = stored.mlir_module().count(" stablehlo.")
-    return comparison.compare(path, run, operators, program, inputs, real=images.real)
+    source = f"{NOISE} images of noise (--check DATASET gives pictures)"
+    return comparison.Images(noise, source, False)
 
 
 def evaluations(loaded: Pretrained, files: Sequence[Path], dataset: "data.Dataset") -> str:

@@ -1,14 +1,13 @@
 """Runs exported files as if they were weights: .tflite in LiteRT, .onnx in ONNX Runtime."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from mnv2.deployment.comparison import Run, in_batches
 from mnv2.deployment.program import METADATA, Description
 from mnv2.pretrained import Preprocessing
 from mnv2.runtime.errors import UserError, first_line
@@ -16,21 +15,21 @@ from mnv2.runtime.files import did_you_mean
 
 INSTALL = 'pip install ".[export]" in a checkout of mnv2'
 
+type Run = Callable[[np.ndarray], np.ndarray]
+
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
     """An exported file that can be run. Its attributes are named as those of `Pretrained`.
 
-    run          computes the output (n classes) of images (n h w c) of the type the file takes
-    class_names  one per output; None if nobody told them
-    operators    the names of the operations, in order; none if they cannot be told
-    step         between two outputs of a file whose outputs have 8 bits; 0 for float32
+    run        computes the output (n classes) of images (n h w c) of the type the file takes
+    operators  the names of the operations, in order; none if they cannot be told
+    step       between two outputs of a file whose outputs have 8 bits; 0 for float32
     """
 
     path: Path
     description: Description
     run: Run
-    class_names: tuple[str, ...] | None
     operators: tuple[str, ...]
     step: float = 0.0
 
@@ -49,6 +48,10 @@ class Exported:
     @property
     def output(self) -> str:
         return self.description.activation
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        return self.description.class_names
 
     @property
     def display_names(self) -> tuple[str, ...]:
@@ -90,7 +93,7 @@ class Exported:
                 f"{source} names {len(names)} classes but {self.path} knows "
                 f"{self.description.classes}"
             )
-        return dataclasses.replace(self, class_names=tuple(names))
+        return self._described(class_names=tuple(names))
 
     def without_background(self) -> "Exported":
         """Removes the first of 1001 classes, which is the background in slim."""
@@ -104,12 +107,31 @@ class Exported:
             rest = kept.sum(-1, keepdims=True)  # in 8 bits, the background can leave nothing
             return kept / np.maximum(rest, np.finfo(np.float32).tiny)
 
+        names = self.class_names and self.class_names[1:]
+        return dataclasses.replace(self._described(classes=1000, class_names=names), run=run)
+
+    def with_preprocess(self, preprocess: Preprocessing) -> "Exported":
+        """Returns the same file for pictures that are brought to its size in another way."""
+        return self._described(preprocess=preprocess)
+
+    def _described(self, **changes: Any) -> "Exported":
         return dataclasses.replace(
-            self,
-            run=run,
-            description=dataclasses.replace(self.description, classes=1000),
-            class_names=self.class_names and self.class_names[1:],
+            self, description=dataclasses.replace(self.description, **changes)
         )
+
+
+def in_batches(compute: Callable[[np.ndarray], object], size: int | None) -> Run:
+    """Returns the function that computes outputs in batches of `size`; None: in one batch."""
+
+    def run(images: np.ndarray) -> np.ndarray:
+        count, rows = size or len(images), []
+        for start in range(0, len(images), count):
+            batch = images[start : start + count]
+            padding = [(0, count - len(batch))] + [(0, 0)] * (batch.ndim - 1)
+            rows.append(np.asarray(compute(np.pad(batch, padding)))[: len(batch)])
+        return np.concatenate(rows)
+
+    return run
 
 
 def is_exported(path: str | Path) -> bool:
@@ -170,7 +192,7 @@ def _open_litert(path: Path, threads: int | None) -> Exported:
     codes = [model.operatorCodes[x.opcodeIndex] for x in model.subgraphs[0].operators]
     operators = tuple(names[max(x.builtinCode, x.deprecatedBuiltinCode)] for x in codes)
     step, _ = result["quantization"]
-    return Exported(path, about, run, about.class_names, operators, step)
+    return Exported(path, about, run, operators, step)
 
 
 def quantized(images: np.ndarray, details: Any) -> np.ndarray:
@@ -209,7 +231,7 @@ def _open_onnx(path: Path, threads: int | None) -> Exported:
 
     fixed = given.shape[0] if isinstance(given.shape[0], int) else None
     run = in_batches(compute, fixed)
-    return Exported(path, about, run, about.class_names, _operators_of_onnx(path))
+    return Exported(path, about, run, _operators_of_onnx(path))
 
 
 def _operators_of_onnx(path: Path) -> tuple[str, ...]:

@@ -3,15 +3,17 @@
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import jax
 import numpy as np
 
-from mnv2.deployment.program import Program
-from mnv2.runtime.errors import UserError
+from mnv2.runtime.errors import UserError, check_choice
 
-type Write = Callable[[Program, Sequence[np.ndarray], bool], bytes]
+if TYPE_CHECKING:  # imports JAX, which --help does not wait for
+    from mnv2.deployment.program import Program
+
+type Write = Callable[["Program", Sequence[np.ndarray], bool], bytes]
+PREPROCESSING = ("inside", "outside")  # of a file
 
 
 class Format(NamedTuple):
@@ -31,8 +33,27 @@ class Format(NamedTuple):
     packages: tuple[str, ...]
 
 
+def check_formats(
+    formats: Sequence[str], preprocessing: str, batch: int | None, calibrate: str | None
+) -> None:
+    """Raises UserError for an unknown choice, and if a format needs what is not given."""
+    check_choice(preprocessing, PREPROCESSING, "--preprocessing")
+    if batch is not None and batch < 1:
+        raise UserError(f"--batch must be a whole number, 1 or more, or any, got '{batch}'")
+    for name in formats:
+        check_choice(name, FORMATS, "--to")
+        if batch is None and not FORMATS[name].dynamic:
+            dynamic = [other for other in FORMATS if FORMATS[other].dynamic]
+            raise UserError(f"--batch any is for {', '.join(dynamic)}, not for {name}")
+        if FORMATS[name].int8 and not calibrate:
+            raise UserError(
+                f"--to {name} needs pictures that show the ranges of values: --calibrate "
+                "fashion_mnist, or --calibrate folder:PATH for any pictures below PATH"
+            )
+
+
 def content(
-    program: Program, to: str, calibration: Sequence[np.ndarray] = (), *, dynamic: bool = False
+    program: "Program", to: str, calibration: Sequence[np.ndarray] = (), *, dynamic: bool = False
 ) -> bytes:
     """Returns the content of the file of a program in one of `FORMATS`.
 
@@ -53,26 +74,26 @@ def content(
         ) from error
 
 
-def _litert(program: Program, calibration: Sequence[np.ndarray], dynamic: bool) -> bytes:
+def _litert(program: "Program", calibration: Sequence[np.ndarray], dynamic: bool) -> bytes:
     from mnv2.deployment.litert import to_litert, with_description
 
     return with_description(to_litert(program), program.description)
 
 
-def _litert_int8(program: Program, calibration: Sequence[np.ndarray], dynamic: bool) -> bytes:
+def _litert_int8(program: "Program", calibration: Sequence[np.ndarray], dynamic: bool) -> bytes:
     from mnv2.deployment.litert import to_litert, with_description
     from mnv2.deployment.quantization import quantize_litert
 
     return with_description(quantize_litert(to_litert(program), calibration), program.description)
 
 
-def _onnx(program: Program, calibration: Sequence[np.ndarray], dynamic: bool) -> bytes:
+def _onnx(program: "Program", calibration: Sequence[np.ndarray], dynamic: bool) -> bytes:
     from mnv2.deployment.onnx import to_onnx
 
     return bytes(to_onnx(program, dynamic=dynamic).SerializeToString())
 
 
-def _onnx_int8(program: Program, calibration: Sequence[np.ndarray], dynamic: bool) -> bytes:
+def _onnx_int8(program: "Program", calibration: Sequence[np.ndarray], dynamic: bool) -> bytes:
     from mnv2.deployment.quantization import quantize_onnx
 
     with tempfile.TemporaryDirectory() as folder:
@@ -82,7 +103,9 @@ def _onnx_int8(program: Program, calibration: Sequence[np.ndarray], dynamic: boo
         return target.read_bytes()
 
 
-def _stablehlo(program: Program, calibration: Sequence[np.ndarray], dynamic: bool) -> bytes:
+def _stablehlo(program: "Program", calibration: Sequence[np.ndarray], dynamic: bool) -> bytes:
+    import jax
+
     image = program.image
     if dynamic:
         (batch,) = jax.export.symbolic_shape("batch")

@@ -1,6 +1,7 @@
 """The options of the commands that use weights: which file, and what the file may not tell."""
 
 import argparse
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -34,10 +35,11 @@ def add_weights_options(parser: argparse.ArgumentParser, positional: bool = Fals
     )
     parser.add_argument(
         "--mean",
+        type=_numbers,
         metavar="X[,Y,Z]",
         help="the network gets (x - mean) / std, with x in [0, 1] (default: as the file tells)",
     )
-    parser.add_argument("--std", metavar="X[,Y,Z]")
+    parser.add_argument("--std", type=_numbers, metavar="X[,Y,Z]")
     parser.add_argument(
         "--classes",
         type=Path,
@@ -49,13 +51,8 @@ def add_weights_options(parser: argparse.ArgumentParser, positional: bool = Fals
 
 def weights_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns what the options of `add_weights_options` say, by the names of `mnv2.load`."""
-    return {
-        "image_size": arguments.image_size,
-        "resize": arguments.resize,
-        "mean": arguments.mean and read_numbers(arguments.mean, "--mean"),
-        "std": arguments.std and read_numbers(arguments.std, "--std"),
-        "classes": arguments.classes,
-    }
+    names = ("image_size", "resize", "mean", "std", "classes")
+    return {name: getattr(arguments, name) for name in names}
 
 
 def _image_size(text: str) -> tuple[int, int]:
@@ -67,15 +64,15 @@ def _image_size(text: str) -> tuple[int, int]:
     return height, width
 
 
-def read_numbers(text: str, what: str) -> tuple[float, ...]:
-    """Reads `0.5` or `0.485,0.456,0.406`. Raises UserError for anything else."""
-    try:
-        numbers = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        numbers = ()
-    if not numbers or not all(map(math.isfinite, numbers)):
-        raise UserError(f"{what} {text!r} is not a number, or one per channel: 0.485,0.456,0.406")
-    return numbers
+def _numbers(text: str) -> tuple[float, ...]:
+    """Reads `0.5` or `0.485,0.456,0.406`."""
+    with contextlib.suppress(ValueError):
+        numbers = tuple(map(float, text.split(",")))
+        if all(map(math.isfinite, numbers)):
+            return numbers
+    raise argparse.ArgumentTypeError(
+        f"must be a number, or one per channel, as 0.485,0.456,0.406, got {text!r}"
+    )
 
 
 def read_class_names(path: Path) -> list[str]:

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float
 
 from mnv2 import data
-from mnv2.data.decoding import decode_picture
-from mnv2.data.folder_tree import files_below, find_pictures
+from mnv2.data.decoding import read_picture
+from mnv2.data.folder_tree import Pictures, files_below, find_pictures
 from mnv2.deployment.program import Program
 from mnv2.pretrained import Pretrained
 from mnv2.runtime.errors import UserError
@@ -32,7 +32,7 @@ def draw(
     try:
         return np.stack([np.asarray(view(dataset.decode(x).numpy()), np.float32) for x in examples])
     except tf.errors.OpError as error:
-        raise UserError(dataset.explain(error, split)) from error
+        raise UserError(dataset.explain(error)) from error
 
 
 def draw_any(
@@ -63,39 +63,24 @@ def draw_any(
     return images
 
 
-def with_classes(name: str, data_dir: str | None) -> "data.Dataset | None":
-    """Opens what `draw_any` draws from as a data set; None if its pictures are not in classes."""
-    if not name.startswith(data.FOLDER_PREFIX):
-        return data.open_dataset(name, data_dir)
-    try:
-        with _without_notes():
-            return data.open_dataset(name, on_broken="skip")
-    except UserError:
-        return None
-
-
 def _files(root: Path) -> list[Path]:
-    try:
-        with _without_notes():
-            splits = find_pictures(root)
-    except UserError:  # it is not in splits and classes
-        splits = {}
+    splits: Pictures = {}
+    with (
+        contextlib.suppress(UserError),  # it is not in splits and classes
+        contextlib.redirect_stderr(io.StringIO()),  # what it leaves out calibrates too
+    ):
+        splits = find_pictures(root)
     if len(splits) > 1 and "train" in splits:
         return list(itertools.chain.from_iterable(splits["train"].values()))
     return files_below(root)[0]
-
-
-def _without_notes() -> contextlib.AbstractContextManager[object]:
-    """Keeps a folder's data set from saying what it leaves out: all pictures calibrate."""
-    return contextlib.redirect_stderr(io.StringIO())
 
 
 def _images(network: Pretrained, files: list[Path]) -> Iterator[np.ndarray]:
     view = network.preprocess.view_of(network.image_size, network.channels)
     for file in files:
         try:
-            yield np.asarray(view(decode_picture(file.read_bytes())), np.float32)
-        except (OSError, UserError) as error:
+            yield np.asarray(view(read_picture(file)), np.float32)
+        except UserError as error:
             warn(f"cannot read picture {file}: {error}; it is left out")
 
 

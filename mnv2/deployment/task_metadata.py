@@ -5,7 +5,7 @@ the classes. Source: metadata_schema.fbs of TensorFlow Lite, in the order of who
 numbers below count.
 """
 
-from collections.abc import Sequence
+from typing import Any
 
 import flatbuffers
 import numpy as np
@@ -14,43 +14,27 @@ from mnv2.deployment.program import IMAGE, Description
 
 NAME = "TFLITE_METADATA"
 _IDENTIFIER = b"M001"
-_FEATURE, _PICTURE = 1, 2  # kinds of content
-_RGB, _GRAY = 1, 2
-_NORMALIZATION = 1  # kind of process unit
-_AXIS_LABELS = 2  # kind of associated file
-
-type Field = tuple[int, str, int]  # number, type (byte, int or reference), value
+_FEATURE, _PICTURE = b"\1", b"\2"  # kinds of content
+_RGB, _GRAY = b"\1", b"\2"
+_NORMALIZATION = b"\1"  # kind of process unit
+_AXIS_LABELS = b"\2"  # kind of associated file
 
 
 def task_metadata(about: Description, labels: str | None) -> bytes:
     """Returns the metadata of a classifier; `labels` names the file with the classes' names."""
-    builder = flatbuffers.Builder(1024)
-    size = _table(builder, (0, "int", about.image_size[1]), (1, "int", about.image_size[0]))
-    colours = _RGB if about.channels == 3 else _GRAY
-    picture = _table(builder, (0, "byte", colours), (1, "reference", size))
     mean, std, low, high = _normalisation(about)
-    normalised = _table(
-        builder,
-        (0, "reference", _floats(builder, mean)),
-        (1, "reference", _floats(builder, std)),
-    )
-    unit = _table(builder, (0, "byte", _NORMALIZATION), (1, "reference", normalised))
-    shown = _tensor(builder, IMAGE, _PICTURE, picture, (low, high), units=[unit])
-    files = []
+    size = {0: about.image_size[1], 1: about.image_size[0]}
+    picture = {0: _RGB if about.channels == 3 else _GRAY, 1: size}
+    unit = {0: _NORMALIZATION, 1: {0: mean, 1: std}}
+    shown = {0: IMAGE, 3: {0: _PICTURE, 1: picture}, 4: [unit], 5: {0: high, 1: low}}
+    found: dict[int, Any] = {0: about.output, 3: {0: _FEATURE, 1: {}}}
+    if about.pixels:  # logits have no limits
+        found[5] = {0: [1.0], 1: [0.0]}
     if labels is not None:
-        named = ((0, "reference", builder.CreateString(labels)), (2, "byte", _AXIS_LABELS))
-        files.append(_table(builder, *named))
-    feature = _table(builder)
-    limits = ([0.0], [1.0]) if about.pixels else None  # logits have none
-    found = _tensor(builder, about.output, _FEATURE, feature, limits, files=files)
-    graph = _table(
-        builder,
-        (2, "reference", _references(builder, [shown])),
-        (3, "reference", _references(builder, [found])),
-    )
-    name = builder.CreateString("image classifier")
-    graphs = _references(builder, [graph])
-    builder.Finish(_table(builder, (0, "reference", name), (3, "reference", graphs)), _IDENTIFIER)
+        found[6] = [{0: labels, 2: _AXIS_LABELS}]
+    builder = flatbuffers.Builder(1024)
+    graph = {2: [shown], 3: [found]}
+    builder.Finish(_add(builder, {0: "image classifier", 3: [graph]}), _IDENTIFIER)
     return bytes(builder.Output())
 
 
@@ -63,51 +47,28 @@ def _normalisation(about: Description) -> tuple[list[float], ...]:
     return tuple(np.atleast_1d(values).tolist() for values in (255 * mean, 255 * std, *limits))
 
 
-def _tensor(
-    builder: flatbuffers.Builder,
-    name: str,
-    kind: int,
-    properties: int,
-    limits: tuple[Sequence[float], Sequence[float]] | None,
-    *,
-    units: Sequence[int] = (),
-    files: Sequence[int] = (),
-) -> int:
-    """Describes an input or output of the network."""
-    content = _table(builder, (0, "byte", kind), (1, "reference", properties))
-    fields: list[Field] = [
-        (0, "reference", builder.CreateString(name)),
-        (3, "reference", content),
-    ]
-    if limits is not None:
-        low, high = (_floats(builder, values) for values in limits)
-        stats = _table(builder, (0, "reference", high), (1, "reference", low))
-        fields.append((5, "reference", stats))
-    if units:
-        fields.append((4, "reference", _references(builder, units)))
-    if files:
-        fields.append((6, "reference", _references(builder, files)))
-    return _table(builder, *fields)
+def _add(builder: flatbuffers.Builder, value: str | list[Any] | dict[int, Any]) -> int:
+    """Adds a text, a list of numbers or tables, or a table by its fields; returns where it is.
 
-
-def _table(builder: flatbuffers.Builder, *fields: Field) -> int:
-    add = {
-        "byte": lambda number, value: builder.PrependInt8Slot(number, value, 0),
-        "int": lambda number, value: builder.PrependUint32Slot(number, value, 0),
-        "reference": lambda number, value: builder.PrependUOffsetTRelativeSlot(number, value, 0),
-    }
-    builder.StartObject(max((number for number, *_ in fields), default=-1) + 1)
-    for number, kind, value in fields:
-        add[kind](number, value)
+    Fields of a table are such values, whole numbers of 32 bits, and kinds of one byte.
+    """
+    if isinstance(value, str):
+        return int(builder.CreateString(value))
+    if isinstance(value, list) and isinstance(value[0], float):
+        return int(builder.CreateNumpyVector(np.asarray(value, np.float32)))
+    if isinstance(value, list):
+        tables = [_add(builder, one) for one in value]
+        builder.StartVector(4, len(tables), 4)
+        for table in reversed(tables):
+            builder.PrependUOffsetTRelative(table)
+        return int(builder.EndVector())
+    inner = {n: _add(builder, x) for n, x in value.items() if not isinstance(x, int | bytes)}
+    builder.StartObject(max(value, default=-1) + 1)
+    for number, field in value.items():
+        if number in inner:
+            builder.PrependUOffsetTRelativeSlot(number, inner[number], 0)
+        elif isinstance(field, bytes):
+            builder.PrependInt8Slot(number, field[0], 0)
+        else:
+            builder.PrependUint32Slot(number, field, 0)
     return int(builder.EndObject())
-
-
-def _floats(builder: flatbuffers.Builder, values: Sequence[float]) -> int:
-    return int(builder.CreateNumpyVector(np.asarray(values, np.float32)))
-
-
-def _references(builder: flatbuffers.Builder, tables: Sequence[int]) -> int:
-    builder.StartVector(4, len(tables), 4)
-    for table in reversed(tables):
-        builder.PrependUOffsetTRelative(table)
-    return int(builder.EndVector())

@@ -42,7 +42,11 @@ def open_weights(
     else:
         network = _rescaled(load_classifier(str(weights), image_size), mean, std)
     if resize is not None:
-        network = _with(network, network.preprocess.with_view(resize))
+        seen = network.preprocess.with_view(resize)
+        if isinstance(network, Pretrained):
+            network = dataclasses.replace(network, preprocess=seen)
+        else:
+            network = network.with_preprocess(seen)
     if classes is None:
         return network
     if isinstance(classes, str | Path):
@@ -68,13 +72,6 @@ def _rescaled(
             )
     scaled = dataclasses.replace(loaded.preprocess, mean=tuple(mean), std=tuple(std), assumed=False)
     return dataclasses.replace(loaded, preprocess=scaled)
-
-
-def _with(network: Pretrained | Exported, preprocess: Preprocessing) -> Pretrained | Exported:
-    if isinstance(network, Pretrained):
-        return dataclasses.replace(network, preprocess=preprocess)
-    description = dataclasses.replace(network.description, preprocess=preprocess)
-    return dataclasses.replace(network, description=description)
 
 
 def describe_input(

@@ -1,6 +1,6 @@
 """The names of the files in a workdir and in the folder of one run.
 
-WORKDIR/sweep.json                the config, the environment, the steps of each arm
+WORKDIR/sweep.json                the config, and the steps and multiply-adds of each arm
 WORKDIR/report.md, .csv, .png     the report of the finished runs
 WORKDIR/report/                   the same figure for TensorBoard
 WORKDIR/tuning/                   the workdir of the runs that tune, if there are any

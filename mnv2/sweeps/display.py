@@ -3,24 +3,20 @@
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from mnv2.runtime.files import AnyPath
 from mnv2.runtime.terminal import WAITING_REMEDY, StatusLine, format_seconds, waiting_for_input
-from mnv2.sweeps.workdir import accuracy, final_split, load
-
-PER_SECOND = 4  # times that the terminal is rewritten
-MOST_COPIES = 8  # lines of running copies in a terminal
+from mnv2.sweeps.plan import Run
+from mnv2.sweeps.workdir import accuracy, final_split
 
 
 class Display:
-    """Shows the runs that are executed, one line per copy, and the results so far.
+    """Shows the runs that are executed, one line per copy.
 
     Each run that ends is a line that stays. The rest is rewritten in place, and shown only in a
     terminal, from `show` on.
@@ -31,17 +27,12 @@ class Display:
         self._lock, self._line = threading.Lock(), StatusLine("")
         self._said: set[str] = set()
         self._copies: dict[int, Mapping[str, Any]] = {}
-        self._runs: dict[str, Mapping[str, Any]] = {}
+        self._runs: dict[str, Run] = {}
+        self._done: dict[str, int] = {}  # the steps that each run had when the command began
         self._ended: set[str] = set()
-        self._accuracies: dict[str, list[float]] = {}
         self._seconds_per_step: dict[str, float] = {}  # by arm
-        self._split, self._began = "", time.monotonic()
-        self._live = Live(
-            console=self._console,
-            get_renderable=self._render,
-            refresh_per_second=PER_SECOND,
-            transient=True,
-        )
+        self._began = time.monotonic()
+        self._live = Live(console=self._console, get_renderable=self._render, transient=True)
 
     def __enter__(self) -> "Display":
         return self
@@ -49,15 +40,11 @@ class Display:
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
-    def show(self, plan: Mapping[str, Any], workdir: AnyPath) -> None:
-        """Begins to show the runs of a plan, with the results that are there already."""
-        self._runs = {one["name"]: one for one in plan["runs"]}
-        self._ended = {one["name"] for one in plan["runs"] if one["finished"]}
-        self._split, results = plan["split"], load(workdir).results
-        self._accuracies = {
-            one["arm"]: [accuracy(found) for found in results.get(one["arm"], {}).values()]
-            for one in plan["runs"]
-        }
+    def show(self, runs: Sequence[Run]) -> None:
+        """Begins to show runs, some of which may be finished already."""
+        self._runs = {one.name: one for one in runs}
+        self._done = {one.name: one.trained or 0 for one in runs}
+        self._ended = {one.name for one in runs if one.finished}
         self._line.clear()
         if self._console.is_terminal and len(self._ended) < len(self._runs):
             self._live.start()
@@ -94,7 +81,6 @@ class Display:
             self.say(f"{label}  failed: {outcome['failure']}{self._left()}")
         else:
             result = outcome["result"]
-            self._accuracies[self._runs[name]["arm"]].append(accuracy(result))
             self.say(f"{label}  {_describe(result, outcome['seconds'])}{self._left()}")
             if waiting_for_input(result.get("waiting_for_input", 0.0)):
                 self.say(WAITING_REMEDY, once=True)
@@ -106,53 +92,35 @@ class Display:
         nothing is known.
         """
         known = self._seconds_per_step
-        rates = [known[x["arm"]] / x["multiply_adds"] for x in self._runs.values()
-                 if x["arm"] in known and x["multiply_adds"]]  # fmt: skip
+        rates = [known[one.arm] / one.multiply_adds for one in self._runs.values()
+                 if one.arm in known and one.multiply_adds]  # fmt: skip
         if not rates:
             return 0.0
         rate = sum(rates) / len(rates)
-        done = {now["run"]: now.get("step", 0) for now in self._copies.values() if now.get("run")}
-        left = 0.0
+        now_done = {x["run"]: x.get("step", 0) for x in self._copies.values() if x.get("run")}
+        done, left = {**self._done, **now_done}, 0.0
         for name, one in self._runs.items():
             if name not in self._ended:
-                each = known.get(one["arm"], rate * one["multiply_adds"])
-                left += (one["steps"] - done.get(name, one["done"])) * each
+                each = known.get(one.arm, rate * one.multiply_adds)
+                left += (one.steps - done[name]) * each
         return left / max(1, sum(1 for now in self._copies.values() if now))
 
     def _left(self) -> str:
         left = self.seconds_left()
         return f"  {format_seconds(left)} left" if left else ""
 
-    def _render(self) -> RenderableType:
+    def _render(self) -> Group:
+        """Returns a line of all runs, and one per copy; rich cuts what has no room below."""
         lines = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for title in ("run", "phase", "step", "loss", "images/s", "left"):
             justify: Any = "left" if title in ("run", "phase") else "right"
             lines.add_column(title, justify=justify, no_wrap=True)
-        busy = [now for now in self._copies.values() if now.get("run")]
-        for now in busy[:MOST_COPIES]:
-            lines.add_row(*_cells(now))
-        parts: list[RenderableType] = [lines]
-        if len(busy) > MOST_COPIES:
-            parts.append(f"and {len(busy) - MOST_COPIES} runs more")
-        if any(self._accuracies.values()):
-            parts += ["", self._results(len(busy))]
+        for now in self._copies.values():
+            if now.get("run"):
+                lines.add_row(*_cells(now))
         spent = format_seconds(time.monotonic() - self._began)
-        parts += ["", f"{len(self._ended)} of {len(self._runs)} runs done in {spent}{self._left()}"]
-        return Group(*parts)
-
-    def _results(self, busy: int) -> Table:
-        """Returns the table so far: the mean of each arm's finished seeds."""
-        results = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-        for title in ("arm", f"{self._split} top-1 %", "seeds"):
-            results.add_column(title, justify="left" if title == "arm" else "right")
-        rows = [(arm, found) for arm, found in self._accuracies.items() if found]
-        room = max(3, self._console.height - min(busy, MOST_COPIES) - 10)
-        for arm, found in rows[:room]:
-            seeds = sum(one["arm"] == arm for one in self._runs.values())
-            results.add_row(arm, f"{sum(found) / len(found):.2f}", f"{len(found)} of {seeds}")
-        if len(rows) > room:
-            results.add_row(f"and {len(rows) - room} arms more", "", "")
-        return results
+        done = f"{len(self._ended)} of {len(self._runs)} runs done in {spent}{self._left()}"
+        return Group(done, lines)
 
 
 def _cells(now: Mapping[str, Any]) -> tuple[str, ...]:

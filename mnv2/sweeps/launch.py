@@ -7,10 +7,9 @@ The parent shows how far they are, passes signals on, and starts a copy that die
 
 The processes speak through a local folder, LAUNCH:
 
-    plan.json, runs.pickle   what the first copy has planned
-    copy-N.json              what copy N does; its time is a sign of life
-    ended-N.jsonl            how each of its runs ended
-    failed/ARM/SEED          the runs that no copy takes again
+    plan.pickle     what the first copy has planned
+    copy-N.json     what copy N does; its time is a sign of life
+    ended-N.jsonl   how each of its runs ended; a run that failed is taken by no copy again
 """
 
 import contextlib
@@ -22,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +29,11 @@ import ml_collections
 
 from mnv2.runtime import machine
 from mnv2.runtime.errors import UserError
-from mnv2.runtime.files import AnyPath, holder, read_json, read_lines, write_text
+from mnv2.runtime.files import AnyPath, append_line, read_json, read_lines, to_json, write_text
 from mnv2.runtime.interruption import EXIT_CODE, Stopped, Stopper
 from mnv2.sweeps import workdir as workdirs
 from mnv2.sweeps.display import Display
-from mnv2.sweeps.plan import PLAN, Request
+from mnv2.sweeps.plan import ENDED, Plan, Request, failures, left_over, read_plan
 
 # Environment variables of a copy: its number, the folder, and the process that started it.
 COPY, LAUNCH, PARENT = "MNV2_COPY", "MNV2_LAUNCH", "MNV2_PARENT"
@@ -92,7 +91,7 @@ class _Copy:
     """A copy of the command, and what is known of it."""
 
     def __init__(self, number: int, folder: Path, environment: dict[str, str], display: Display):
-        self.number, self.ended_path = number, folder / f"ended-{number}.jsonl"
+        self.number, self.ended_path = number, folder / ENDED.format(number)
         self.path = folder / f"copy-{number}.json"
         self.path.unlink(missing_ok=True)
         self.reported = len(read_lines(self.ended_path))  # of its runs that ended
@@ -168,8 +167,7 @@ class _Launch:
         self._copies: list[_Copy] = []
         self._restarted: set[int] = set()
         self._deaths: Counter[str] = Counter()
-        self._failed: dict[str, str] = {}
-        self._plan: dict[str, Any] = {}
+        self._plan = Plan([], 0, [], False)
         self._stopper = Stopper()
 
     def execute(self) -> None:
@@ -179,38 +177,38 @@ class _Launch:
             with self._ending():
                 self._copies = [self._start(0)]
                 self._await_plan()
-                display.show(self._plan, self._request.workdir)
-                for number in range(1, self._plan["copies"]):
+                display.show(self._plan.runs)
+                for number in range(1, self._plan.copies):
                     self._copies.append(self._start(number))
                 while self._copies:
                     self._watch()
-        if self._plan["writes"]:
+        if self._plan.writes:
             from mnv2.sweeps.report import finish  # Matplotlib and SciPy take a second
 
-            asked = [one["name"] for one in self._plan["runs"]]
+            asked, failed = [one.name for one in self._plan.runs], failures(self._folder)
             request = self._request
-            finish(request.workdir, list(self._failed), asked, reports=request.reports)
+            finish(request.workdir, list(failed), asked, reports=request.reports)
 
     def _start(self, number: int) -> _Copy:
-        environments = self._plan.get("environments")
+        environments = self._plan.environments
         environment = environments[number] if environments else {}
         variables = {**machine.huge_pages(), **WITHOUT_KERAS, **environment}
         return _Copy(number, self._folder, variables, self._display)
 
     def _await_plan(self) -> None:
         """Waits for the plan of the first copy. Ends as that copy does if it ends before."""
-        while not (self._folder / PLAN).exists():
+        while (plan := read_plan(self._folder)) is None:
             self._stopper.check()
             time.sleep(GLANCE_SECONDS)
             (first,) = self._copies
             first.look()
             code = first.ended()
-            if code is not None and not (self._folder / PLAN).exists():
+            if code is not None and read_plan(self._folder) is None:
                 self._copies = []
                 if code >= 0:
                     sys.exit(code)
                 self._died(first, code, None)
-        self._plan = read_json(self._folder / PLAN, "")
+        self._plan = plan
 
     def _watch(self) -> None:
         """Looks at every copy once."""
@@ -224,15 +222,13 @@ class _Launch:
                 self._copies.remove(copy)
                 if code:
                     self._died(copy, code, now.get("run"))
-        if not self._copies and not self._resumes_left_over():
-            self._name_others()
+        if not self._copies:
+            self._resume_left_over()
 
     def _note_ended(self, copy: _Copy) -> None:
         for outcome in read_lines(copy.ended_path)[copy.reported :]:
             copy.reported += 1
             self._display.ended(outcome)
-            if "failure" in outcome:
-                self._failed[outcome["run"]] = outcome["failure"]
 
     def _died(self, copy: _Copy, code: int, name: str | None) -> None:
         """Starts a copy that died once more, unless the system ended it for lack of memory."""
@@ -263,29 +259,22 @@ class _Launch:
             )
 
     def _give_up(self, name: str, message: str) -> None:
-        self._failed[name] = message
-        write_text(self._folder / "failed" / name, message)
+        line = to_json({"run": name, "failure": message})
+        append_line(self._folder / ENDED.format("parent"), line)
         workdirs.record_failure(self._request.workdir / name, UserError(message))
         self._display.say(f"{name} failed: {message}")
 
-    def _left_over(self) -> list[str]:
-        """Names the runs that have no result and did not fail."""
-        results = workdirs.load(self._request.workdir).results
-        names = [one["name"] for one in self._plan["runs"] if one["name"] not in self._failed]
-        return [name for name in names if not _has_result(results, name)]
+    def _resume_left_over(self) -> None:
+        """Starts a copy again if one died whose run no other copy was there to resume.
 
-    def _resumes_left_over(self) -> bool:
-        """Starts a copy again if one died whose run no other copy was there to resume."""
-        free = [name for name in self._left_over() if not holder(self._request.workdir / name)]
-        if not free or not self._deaths.keys() & set(free):
-            return False
-        self._copies.append(self._start(0))
-        return True
-
-    def _name_others(self) -> None:
-        """Names the runs that processes of another command execute."""
-        for name in self._left_over():
-            if process := holder(self._request.workdir / name):
+        Otherwise names the runs that processes of another command execute.
+        """
+        left = left_over(self._plan.runs, failures(self._folder))
+        if any(not process and name in self._deaths for name, process in left.items()):
+            self._copies.append(self._start(0))
+            return
+        for name, process in left.items():
+            if process:
                 self._display.say(f"{name} is being done by {process}")
 
     @contextlib.contextmanager
@@ -316,11 +305,6 @@ class _Launch:
                     self._display.say(f"process {copy.process.pid} does not answer, and is killed")
                     copy.signal(signal.SIGKILL)
                 time.sleep(GLANCE_SECONDS / 4)
-
-
-def _has_result(results: Mapping[str, Mapping[int, Any]], name: str) -> bool:
-    arm, _, seed = name.rpartition("/")
-    return int(seed) in results.get(arm, {})
 
 
 def _describe(code: int) -> str:

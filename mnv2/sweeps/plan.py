@@ -11,7 +11,16 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from mnv2.runtime.errors import UserError, check_choice, reason
-from mnv2.runtime.files import AnyPath, matches, read_json, to_json, write_json
+from mnv2.runtime.files import (
+    AnyPath,
+    holder,
+    matches,
+    read_json,
+    read_lines,
+    replacing,
+    to_json,
+    write_json,
+)
 from mnv2.runtime.layout import CHECKPOINTS, CONFIG, ENVIRONMENT, FAILURE, RESULT, SWEEP
 from mnv2.runtime.terminal import note
 from mnv2.sweeps.workdir import (
@@ -20,6 +29,7 @@ from mnv2.sweeps.workdir import (
     environment,
     has_field,
     read_description,
+    runs_of,
     seeds_of,
 )
 from mnv2.training.config import Settings, flat, from_config, of_old_fields
@@ -33,7 +43,7 @@ CONFIG_REMEDY = (
 
 
 OPERATIONS = "operations"  # of a recorded config, which its text in data.train has as well
-PLAN, RUNS = "plan.json", "runs.pickle"  # in the folder of a launch: see `sweeps.launch`
+PLAN, ENDED = "plan.pickle", "ended-{}.jsonl"  # in the folder of a launch: see `sweeps.launch`
 
 
 class Request(NamedTuple):
@@ -153,11 +163,7 @@ def number_of_runs(config: ml_collections.ConfigDict, only: Sequence[str] = ()) 
 
     Of those that `only` names, if it names any.
     """
-    return sum(
-        not only or arm in only or f"{arm}/{seed}" in only
-        for arm, changes in dict(config.arms).items()
-        for seed in seeds_of(config, changes)
-    )
+    return sum(not only or arm in only or f"{arm}/{seed}" in only for arm, seed in runs_of(config))
 
 
 def plan(
@@ -270,11 +276,8 @@ def claim(config: ml_collections.ConfigDict, workdir: AnyPath, only: Sequence[st
         if one.arm not in work and not one.finished:
             work[one.arm] = _multiply_adds(one)  # traces the network, which takes a second
     if is_writer():
-        # The environment is that of the last command that had something to do.
-        idle = old is not None and all(one.finished for one in runs)
         description = {
             "config": config.to_dict(),
-            "environment": old.get("environment", {}) if old and idle else environment(),
             "steps": {**before, **{one.arm: one.steps for one in everything}},
             "multiply_adds": work,
         }
@@ -354,13 +357,42 @@ def _environments_before(folder: AnyPath) -> list[dict[str, Any]]:
     return []
 
 
-def write_plan(folder: Path, plan: dict[str, Any], runs: Sequence[Run]) -> None:
-    """Writes what the first copy has planned for the parent, and the runs for the other copies."""
-    (folder / RUNS).write_bytes(pickle.dumps(list(runs)))
-    write_json(folder / PLAN, plan)
+class Plan(NamedTuple):
+    """What the first copy of a command has planned, for its parent and the other copies.
+
+    runs          in the order in which they begin
+    copies        the number of copies that execute them
+    environments  the environment variables of each copy
+    writes        whether this command writes the report: of several machines, one does
+    """
+
+    runs: list[Run]
+    copies: int
+    environments: list[dict[str, str]]
+    writes: bool
+
+    def write(self, folder: Path) -> None:
+        """Writes the plan to the folder of a launch."""
+        with replacing(folder / PLAN) as unfinished:
+            unfinished.write_bytes(pickle.dumps(self))
 
 
-def planned_runs(folder: Path) -> list[Run]:
-    """Returns the runs that the first copy has planned."""
-    runs: list[Run] = pickle.loads((folder / RUNS).read_bytes())
-    return runs
+def read_plan(folder: Path) -> Plan | None:
+    """Reads the plan in the folder of a launch; None if the first copy has not written it yet."""
+    path = folder / PLAN
+    return pickle.loads(path.read_bytes()) if path.exists() else None
+
+
+def failures(folder: Path) -> dict[str, str]:
+    """Returns the names of the runs that failed in any copy, and why. No copy takes them again."""
+    ended = (one for path in folder.glob(ENDED.format("*")) for one in read_lines(path))
+    return {one["run"]: one["failure"] for one in ended if "failure" in one}
+
+
+def left_over(runs: Sequence[Run], failed: Mapping[str, str]) -> dict[str, str | None]:
+    """Returns the names of the runs that have no result and did not fail.
+
+    Each with the process that executes it, if there is one.
+    """
+    left = (one for one in runs if one.name not in failed and not one.finished)
+    return {one.name: holder(one.folder) for one in left}

@@ -17,21 +17,23 @@ import psutil
 
 from mnv2.runtime.cli import leave
 from mnv2.runtime.errors import Held, UserError, reason
-from mnv2.runtime.files import AnyPath, append_line, holder, read_json, sole_writer, to_json
+from mnv2.runtime.files import AnyPath, append_line, sole_writer, to_json
 from mnv2.runtime.interruption import EXIT_CODE, Stopped, Stopper
 from mnv2.runtime.machine import find_devices, free_memory, keep_compiled_programs, threads
 from mnv2.runtime.processes import any_of, broadcast_from_primary, ending_together, is_writer, say
 from mnv2.sweeps.division import divide
 from mnv2.sweeps.plan import (
-    PLAN,
+    ENDED,
+    Plan,
     Request,
     Run,
     claim,
+    failures,
+    left_over,
     number_of_runs,
-    planned_runs,
+    read_plan,
     record,
     with_arms,
-    write_plan,
 )
 from mnv2.sweeps.workdir import (
     accuracy,
@@ -45,7 +47,6 @@ from mnv2.training.loop import train
 from mnv2.training.progress import Progress
 
 LATER_SECONDS = 5.0  # until a run that another command held is tried once more
-COMPILING = ("starting", "compiling")  # phases of a run during which its arm may be compiled
 
 
 def work(request: Request, folder: Path, number: int) -> None:
@@ -55,11 +56,11 @@ def work(request: Request, folder: Path, number: int) -> None:
     `sweeps.launch`.
     """
     with ending_together():
-        if number == 0 and not (folder / PLAN).exists():
-            runs = _plan(request, folder)
-        else:
+        if plan := read_plan(folder):
             _start_jax()
-            runs = planned_runs(folder)
+            runs = plan.runs
+        else:
+            runs = _plan(request, folder)
         try:
             execute(runs, _Reporter(folder, number), request.profile)
         except Stopped as stopped:
@@ -87,9 +88,9 @@ def train_here(
     with tempfile.TemporaryDirectory() as folder:
         runs = _plan(request, Path(folder))
         failed = execute(runs, _Reporter(Path(folder), 0, say))
-    for one in runs:
-        if one.name not in failed and not one.finished and (process := holder(one.folder)):
-            say(f"{one.name} is being done by {process}")
+    for name, process in left_over(runs, failed).items():
+        if process:
+            say(f"{name} is being done by {process}")
     if is_writer():
         finish(workdir, list(failed), [one.name for one in runs], reports=reports)
 
@@ -99,7 +100,7 @@ def execute(
     reporter: "_Reporter",
     profile: AnyPath | None = None,
 ) -> dict[str, str]:
-    """Executes runs until none is free; returns the names of those that failed here, and why.
+    """Executes runs until none is free; returns the names of those that failed, and why.
 
     `profile` is the folder for a trace of the first one. Raises Stopped if a signal came.
     """
@@ -121,7 +122,7 @@ def execute(
             profile = None  # the first run is enough
             reporter.ended(one, outcome)
             drop_programs_if_large()
-    return reporter.failed
+    return reporter.failed()
 
 
 def _described(outcome: dict[str, Any]) -> str:
@@ -154,29 +155,13 @@ def _plan(request: Request, folder: Path) -> list[Run]:
     copies = max(1, min(within.copies, len(waiting)))
     if within.copies < division.copies:
         say(within.reason)
-    if copies > 1:  # no copy is then left with a long run at the end
-        runs = sorted(runs, key=lambda one: -one.work)
-    unfinished = {one.name for one in waiting}
+    if copies > 1:
+        # Copies compile different arms at first, and none is left with a long run at the end.
+        runs = sorted(runs, key=lambda one: (one.seed, -one.work))
     # The other copies need not warn again of an accelerator that JAX cannot use.
     platform = {"JAX_PLATFORMS": "cpu"} if jax.default_backend() == "cpu" else {}
-    plan = {
-        "copies": copies,
-        "environments": [{**within.environment(i), **platform} for i in range(within.copies)],
-        "writes": is_writer(),
-        "split": runs[0].settings.final_split,
-        "runs": [
-            {
-                "name": one.name,
-                "arm": one.arm,
-                "steps": one.steps,
-                "done": one.trained or 0,
-                "multiply_adds": one.multiply_adds,
-                "finished": one.name not in unfinished,
-            }
-            for one in runs
-        ],
-    }
-    write_plan(folder, plan, runs)
+    environments = [{**within.environment(i), **platform} for i in range(within.copies)]
+    Plan(runs, copies, environments, is_writer()).write(folder)
     return runs
 
 
@@ -200,19 +185,19 @@ def _free_runs(
 ) -> Iterator[tuple[Run, contextlib.ExitStack]]:
     """Yields runs that are free, each locked, until none is.
 
-    A run of an arm that another copy compiles comes later: its program is then in the cache. A run
-    that another command holds is tried once more, after LATER_SECONDS: the copies of a command that
-    was killed take that long to end.
+    A run that another command holds is tried once more, after LATER_SECONDS: the copies of a
+    command that was killed take that long to end.
     """
 
     def are_done() -> bool:
-        return all(one.finished or reporter.has_failed(one) for one in runs)
+        failed = reporter.failed()
+        return all(one.finished or one.name in failed for one in runs)
 
     tried_again = False
     while True:
         taken = None
         if is_writer():
-            taken = _take(runs, reporter, reporter.compiled_arms()) or _take(runs, reporter, set())
+            taken = _take(runs, reporter)
         index = broadcast_from_primary(-1 if taken is None else runs.index(taken[0]))
         if index >= 0:
             tried_again = False
@@ -226,12 +211,11 @@ def _free_runs(
                 time.sleep(LATER_SECONDS / 20)
 
 
-def _take(
-    runs: Sequence[Run], reporter: "_Reporter", avoided: set[str]
-) -> tuple[Run, contextlib.ExitStack] | None:
-    """Locks the first run that is free and not of an avoided arm; None if there is none."""
+def _take(runs: Sequence[Run], reporter: "_Reporter") -> tuple[Run, contextlib.ExitStack] | None:
+    """Locks the first run that is free; None if there is none."""
+    failed = reporter.failed()
     for one in runs:
-        if one.arm in avoided or reporter.has_failed(one) or one.finished:
+        if one.name in failed or one.finished:
             continue
         until = contextlib.ExitStack()
         try:
@@ -288,14 +272,12 @@ def _attempt(one: Run) -> Iterator[dict[str, Any]]:
 class _Reporter:
     """Says what this copy does, and how its runs ended: see `sweeps.launch`.
 
-    `failed` has the runs that failed here, by name, and why. `show` is called with how each run
-    ended, if there is no parent that shows it.
+    `show` is called with how each run ended, if there is no parent that shows it.
     """
 
     def __init__(self, folder: Path, number: int, show: Callable[[str], None] | None = None):
         self._folder, self._number, self.show = folder, number, show
         self._run: Run | None = None
-        self.failed: dict[str, str] = {}
 
     def begins(self, one: Run) -> None:
         """Says that a run starts."""
@@ -319,29 +301,14 @@ class _Reporter:
 
     def ended(self, one: Run, outcome: dict[str, Any]) -> None:
         """Says how a run ended. A run that failed is taken by no copy of this command again."""
-        if "failure" in outcome:
-            self.failed[one.name] = outcome["failure"]
-            failed = self._folder / "failed" / one.name
-            failed.parent.mkdir(parents=True, exist_ok=True)
-            failed.touch()
         line = to_json({"run": one.name, **outcome})
-        append_line(self._folder / f"ended-{self._number}.jsonl", line)
+        append_line(self._folder / ENDED.format(self._number), line)
         if self.show:
             self.show(f"{one.name}  {_described(outcome)}")
 
-    def has_failed(self, one: Run) -> bool:
-        """Tells whether a run failed in any copy of this command."""
-        return (self._folder / "failed" / one.name).exists()
-
-    def compiled_arms(self) -> set[str]:
-        """Returns the arms that other copies may be compiling."""
-        arms = set()
-        for path in self._folder.glob("copy-*.json"):
-            with contextlib.suppress(UserError):
-                now = read_json(path, "")
-                if path.stem != f"copy-{self._number}" and now.get("phase") in COMPILING:
-                    arms.add(now["run"].rpartition("/")[0])
-        return arms
+    def failed(self) -> dict[str, str]:
+        """Returns the names of the runs that failed in any copy of this command, and why."""
+        return failures(self._folder)
 
 
 def drop_programs_if_large() -> bool:

@@ -19,7 +19,15 @@ from mnv2.runtime.files import AnyPath, read_json, write_text
 from mnv2.runtime.layout import CONFIG, SWEEP, TUNING
 from mnv2.runtime.terminal import first_few, note
 from mnv2.sweeps.launch import is_copy, run_sweep
-from mnv2.sweeps.workdir import BETWEEN_ARMS, Sweep, check_comparison, diverged, has_field, load
+from mnv2.sweeps.workdir import (
+    BETWEEN_ARMS,
+    Sweep,
+    check_comparison,
+    diverged,
+    has_field,
+    load,
+    runs_of,
+)
 
 if TYPE_CHECKING:
     from mnv2.sweeps.statistics import Estimate
@@ -181,7 +189,8 @@ def run_tuned(
     run failed for another reason than numbers that are not finite.
     """
     candidates, folder = tuning_config(config), workdir / TUNING
-    wanted = [name for name in _names(candidates) if not _gave_up(candidates, folder, name)]
+    names = [f"{arm}/{seed}" for arm, seed in runs_of(candidates)]
+    wanted = [name for name in names if not _gave_up(candidates, folder, name)]
     if wanted:  # no names would mean all of them
         try:
             execute(candidates, folder, *wanted, reports=reports, **more)
@@ -202,12 +211,6 @@ def run_tuned(
     execute(compared_config(config, choices), workdir, reports=reports, **more)
 
 
-def _names(config: ml_collections.ConfigDict) -> list[str]:
-    """Lists the runs of a sweep whose arms have equally many seeds."""
-    seeds = range(config.seed, config.seed + config.seeds)
-    return [f"{arm}/{seed}" for arm in dict(config.arms) for seed in seeds]
-
-
 def _gave_up(config: ml_collections.ConfigDict, folder: AnyPath, name: str) -> bool:
     """Tells whether a run did not stay finite, with what the config says about such steps."""
     if not diverged(folder / name):
@@ -219,10 +222,6 @@ def _gave_up(config: ml_collections.ConfigDict, folder: AnyPath, name: str) -> b
 
 def _left(config: ml_collections.ConfigDict, folder: AnyPath) -> list[str]:
     """Names the runs that have no result, except for those that did not stay finite."""
-    if not (folder / SWEEP).exists():
-        return _names(config)
-    sweep = load(folder)
-    done = {f"{arm}/{seed}" for arm, runs in sweep.results.items() for seed in runs}
-    return [
-        name for name in _names(config) if name not in done and not _gave_up(config, folder, name)
-    ]
+    results = load(folder).results if (folder / SWEEP).exists() else {}
+    left = (f"{arm}/{x}" for arm, x in runs_of(config) if x not in results.get(arm, {}))
+    return [name for name in left if not _gave_up(config, folder, name)]

@@ -83,11 +83,7 @@ class Sweep:
 
     def runs(self) -> list[tuple[str, int]]:
         """Lists the arms and seeds of the config."""
-        return [
-            (arm, seed)
-            for arm, changes in self.arms.items()
-            for seed in seeds_of(self.config, changes)
-        ]
+        return runs_of(self.config)
 
     def missing(self) -> list[str]:
         """Names the runs of the config that are not finished, as arm/seed."""
@@ -147,6 +143,12 @@ def seeds_of(
 ) -> range:
     """Returns the seeds of the arm that makes these changes."""
     return range(config["seed"], config["seed"] + changes.get("seeds", config["seeds"]))
+
+
+def runs_of(config: Mapping[str, Any] | ml_collections.ConfigDict) -> list[tuple[str, int]]:
+    """Lists the arms and seeds of a config."""
+    arms = dict(config["arms"])
+    return [(arm, seed) for arm in arms for seed in seeds_of(config, arms[arm])]
 
 
 def read_description(workdir: AnyPath) -> dict[str, Any] | None:

@@ -145,7 +145,9 @@ def test_sixteen_bits_become_their_high_byte_in_every_format():
 
 
 def test_every_orientation_is_turned_upright_in_every_format_that_has_one():
-    graph = tf.function(decoded).get_concrete_function(tf.TensorSpec((), tf.string))
+    graph = tf.function(
+        lambda content: decoded(decoding.decode_picture, content)
+    ).get_concrete_function(tf.TensorSpec((), tf.string))
     for kind, options in (("jpeg", {"quality": 95}), ("png", {}), ("webp", {"lossless": True})):
         for held in range(1, 9):
             exif = Image.Exif()
@@ -167,6 +169,7 @@ def test_every_orientation_is_turned_upright_in_every_format_that_has_one():
             encoded(PICTURE, "jpeg")[:300],
             "it is a damaged or unusual JPEG: Truncated File Read",
         ),
+        (encoded(PICTURE, "jpeg")[:700] + b"\xff\xd8", "JPEG: broken data stream"),
         (encoded(PICTURE, "png")[:100], "it is a damaged or unusual PNG: "),
         (encoded(PICTURE, "tiff")[:500], "it is a damaged or unusual TIFF: "),
         (encoded(PICTURE, "bmp")[:300], "it is a damaged or unusual BMP: image file is truncated"),
@@ -174,7 +177,18 @@ def test_every_orientation_is_turned_upright_in_every_format_that_has_one():
         (b"\0\0\0\x0cJXL \r\n\x87\n", "in the format JPEG XL: convert it to JPEG or PNG"),
         (b"<?xml version='1.0'?>\n<svg/>", "in the format SVG: convert it to JPEG or PNG"),
     ],
-    ids=["empty", "text", "jpeg", "png", "tiff", "bmp", "heic", "jxl", "svg"],
+    ids=[
+        "empty",
+        "text",
+        "jpeg",
+        "jpeg into which another begins",
+        "png",
+        "tiff",
+        "bmp",
+        "heic",
+        "jxl",
+        "svg",
+    ],
 )
 def test_what_cannot_be_read_is_named(content, message):
     assert message in decoding_error(content)

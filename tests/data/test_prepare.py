@@ -6,7 +6,7 @@ from PIL import Image
 
 from mnv2 import prepare
 from mnv2.data import open_dataset
-from tests import commands
+from tests.test_predict import refused
 
 
 def test_a_set_is_written_once_more_with_smaller_pictures(picture_folder, tmp_path):
@@ -30,7 +30,6 @@ def test_a_set_is_written_once_more_with_smaller_pictures(picture_folder, tmp_pa
 
 
 @pytest.mark.parametrize("options", [("--resize", "12"), ("--out", "x")])
-def test_size_and_folder_belong_together(options):
-    done = commands.run("mnv2.prepare", "fashion_mnist", *options)
-    assert done.returncode == 2
-    assert "--resize and --out belong together" in done.stderr
+def test_size_and_folder_belong_together(options, monkeypatch, capsys):
+    line = refused(prepare, monkeypatch, capsys, "fashion_mnist", *options)
+    assert "--resize and --out belong together" in line

@@ -13,7 +13,6 @@ from PIL import Image
 
 import mnv2
 from mnv2 import data, pretrained
-from mnv2.deployment.exported import open_exported
 from mnv2.deployment.pictures import draw, draw_any
 from mnv2.runtime.errors import UserError
 from tests.deployment.networks import SHORT, network
@@ -159,7 +158,7 @@ def test_broken_pictures_of_a_prepared_set_are_left_out_of_calibration(monkeypat
         def decode(self, example):
             return tf.io.decode_png(example)
 
-        def explain(self, error, split):
+        def explain(self, error):
             raise UserError("1 of the 2 examples cannot be read")
 
     monkeypatch.setattr(
@@ -169,22 +168,6 @@ def test_broken_pictures_of_a_prepared_set_are_left_out_of_calibration(monkeypat
     assert len(draw_any(loaded, "a_set", None, 10)) == 1
     with pytest.raises(UserError, match="1 of the 2"):
         draw(loaded, Prepared("stop"), "test", 10)
-
-
-@pytest.mark.parametrize(("classes", "names"), [(2, ("ant", "bee")), (3, None)])
-def test_classes_without_names_are_named_by_a_calibration_set_with_as_many(
-    classes, names, pictures, tmp_path, monkeypatch, capsys
-):
-    unnamed = network(repeats=SHORT, width=0.1, classes=classes)
-    unnamed = dataclasses.replace(unnamed, class_names=None)
-    pretrained.save(unnamed, tmp_path / "unnamed.safetensors")
-    output = tmp_path / "named.onnx"
-    call(
-        export, monkeypatch, tmp_path / "unnamed.safetensors", "--to", "onnx",
-        "--calibrate", pictures, "--output", output,
-    )  # fmt: skip
-    assert open_exported(output).class_names == names
-    assert ("does not name its classes" in capsys.readouterr().err) == (names is not None)
 
 
 def test_bad_input_is_one_line_and_nothing_is_written(

@@ -283,6 +283,13 @@ def test_random_crops_are_distributed_as_by_torchvision(shape):
     assert_alike(ours, np.array(theirs))
 
 
+def test_the_logarithm_of_the_aspect_of_a_random_crop_is_uniform():
+    parts = drawn(host._resized_crop_part, (300, 300), (0.1, 0.2), (1 / 4, 4), 1000)
+    aspects = np.log(parts[:, 3] / parts[:, 2])
+    found = scipy.stats.kstest(aspects, scipy.stats.uniform(-np.log(4), 2 * np.log(4)).cdf)
+    assert found.statistic < 2 / len(parts) ** 0.5
+
+
 @pytest.mark.parametrize("draw", [host._inception_part, host._resized_crop_part])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 50), (50, 1), (3, 400), (31, 29), (200, 300)])
 def test_random_crops_lie_within_the_picture_and_in_the_range(draw, shape):

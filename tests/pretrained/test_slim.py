@@ -104,9 +104,8 @@ def test_averaged_variables_give_keras_logits(checkpoints, network):
         assert loaded.class_names[:2] == ("background", "tench")
     logits = outputs.of_loaded(loaded, images)
     expected = np.log(expected)
-    np.testing.assert_allclose(
-        jax.nn.log_softmax(logits), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max()
-    )
+    spread = np.abs(expected - expected.mean()).max()  # all classes are nearly as probable
+    np.testing.assert_allclose(jax.nn.log_softmax(logits), expected, rtol=0, atol=1e-3 * spread)
     dropped = pretrained.load(folder, drop_background=True)
     assert dropped.num_classes == 1000
     assert dropped.class_names[0] == "tench"
@@ -187,3 +186,9 @@ def test_the_size_of_pictures_is_taken_from_the_name_of_a_checkpoint(checkpoints
     named = tmp_path / "mobilenet_v1_0.5_128"
     shutil.copytree(folder, named)
     assert slim.read(named / "model.ckpt-7").usage.image_size == (128, 128)
+
+
+def test_a_depthwise_kernel_keeps_its_rows_and_columns():
+    kernel = np.arange(18).reshape(3, 3, 2, 1)
+    found = slim.tensorflow_layout("params/block_0/depthwise/kernel", kernel)
+    np.testing.assert_array_equal(found, kernel.reshape(3, 3, 1, 2))

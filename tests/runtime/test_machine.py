@@ -1,14 +1,15 @@
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import pytest
+import tensorflow as tf
 
+from mnv2.data import datasets
 from mnv2.runtime import machine
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.machine import describe_devices, find_devices
+from tests.commands import SERVER
 
 
 def test_devices_are_counted_by_kind():
@@ -31,20 +32,19 @@ def test_a_platform_that_cannot_be_used_is_one_line(monkeypatch):
     assert "\n" not in str(e.value)
 
 
-def test_tensorflow_has_the_threads_of_a_run():
-    code = (
-        "from mnv2.data.datasets import _leave_the_machine_to_jax as leave; leave();"
-        "import tensorflow as tf; t = tf.config.threading;"
-        "print(t.get_intra_op_parallelism_threads(), t.get_inter_op_parallelism_threads())"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "NPROC": "3"},
-    )
-    assert done.stdout == "3 3\n"
+def note_threads(path):
+    os.environ["NPROC"] = "3"
+    datasets._leave_the_machine_to_jax()
+    threading = tf.config.threading
+    found = (threading.get_intra_op_parallelism_threads, threading.get_inter_op_parallelism_threads)
+    path.write_text(" ".join(str(count()) for count in found))
+
+
+def test_tensorflow_has_the_threads_of_a_run(tmp_path):
+    process = SERVER.Process(target=note_threads, args=(tmp_path / "threads",))
+    process.start()
+    process.join()
+    assert (tmp_path / "threads").read_text() == "3 3"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ NAME, or with every run if NAME is "all": see `execute`.
 import contextlib
 import json
 import os
-import pickle
 import signal
 import sys
 import time
@@ -25,7 +24,7 @@ from mnv2.runtime.errors import Held
 from mnv2.sweeps import launch
 from mnv2.sweeps import plan as plans
 
-NAMES = ("c/0", "b/0", "a/0")  # the longest first
+ARMS = ("c", "b", "a")  # the longest first
 RESULT = {
     "test": {"accuracy": 0.5},
     **{"parameters": 1, "multiply_adds": 1, "train_seconds": 1.0, "images_per_second": 1.0},
@@ -36,45 +35,34 @@ RESULT = {
 def work(request: Any, folder: Path, number: int) -> None:
     """Stands for `mnv2.sweeps.run.work`."""
     _, copies, then, wanted = sys.argv[1:]
-    if number == 0 and not (folder / plans.PLAN).exists():
+    if plans.read_plan(folder) is None:
         if then == "refuses":
             print("error: no such data", file=sys.stderr)
             sys.exit(2)
-        plan(request.workdir, folder, int(copies))
-    for name in pickle.loads((folder / plans.RUNS).read_bytes()):
-        run = request.workdir / name
-        if (run / "result.json").exists() or (folder / "failed" / name).exists():
+        plan(request.workdir, int(copies)).write(folder)
+    for one in plans.read_plan(folder).runs:
+        if one.finished or one.name in plans.failures(folder):
             continue
-        with contextlib.suppress(Held), files.sole_writer(run):
-            here = wanted in ("all", name)
-            say(folder, number, name)
-            outcome = execute(run, then if here else "", folder, number)
-            ended = {"run": name, "seconds": 1.0, **outcome}
+        with contextlib.suppress(Held), files.sole_writer(one.folder):
+            here = wanted in ("all", one.name)
+            say(folder, number, one.name)
+            outcome = execute(one.folder, then if here else "", folder, number)
+            ended = {"run": one.name, "seconds": 1.0, **outcome}
             files.append_line(folder / f"ended-{number}.jsonl", json.dumps(ended))
-            if "failure" in outcome:
-                files.write_text(folder / "failed" / name, "")
 
 
-def plan(workdir: Path, folder: Path, copies: int) -> None:
-    """Writes the plan of three runs, and the description of the sweep."""
+def plan(workdir: Path, copies: int) -> plans.Plan:
+    """Returns the plan of three runs, and writes the description of the sweep."""
     config = {
         **{"seed": 0, "seeds": 1, "batch_size": 1, "duration": "10 steps", "baseline": "a"},
         **{"arms": [["a", {}], ["b", {}], ["c", {}]], "panels": [], "model": {}},
         **{"data": {"name": "pictures"}, "optimization": {}},
     }
     files.write_json(workdir / "sweep.json", {"config": config, "steps": {}})
-    runs = [
-        {"name": name, "arm": name[0], "steps": 10, "done": 0, "multiply_adds": 1,
-         "finished": (workdir / name / "result.json").exists()}
-        for name in NAMES
-    ]  # fmt: skip
+    settings: Any = None
+    runs = [plans.Run(arm, 0, workdir / arm / "0", {}, settings, 10) for arm in ARMS]
     environments = [{"NPROC": str(copy + 1)} for copy in range(copies)]
-    plans.write_plan(
-        folder,
-        {"copies": copies, "environments": environments, "writes": True, "split": "test",
-         "runs": runs},
-        NAMES,
-    )  # fmt: skip
+    return plans.Plan(runs, copies, environments, True)
 
 
 def say(folder: Path, number: int, name: str) -> None:

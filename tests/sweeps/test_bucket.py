@@ -33,6 +33,7 @@ def two_runs(tiny_config, fashion_mnist):
     tiny_config.arms = (("a", {"data.train": "pad_crop|flip"}),)
     tiny_config.baseline, tiny_config.seeds, tiny_config.panels = "a", 2, ()
     tiny_config.duration, tiny_config.checkpoint_every = "7 steps", "3 steps"
+    tiny_config.model.repeats = (1, 0, 0, 0, 0, 0, 0)
     return tiny_config
 
 

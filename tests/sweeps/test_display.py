@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import json
 
@@ -7,34 +8,26 @@ from rich.console import Console
 from mnv2.runtime.terminal import WAITING_REMEDY
 from mnv2.sweeps import display
 from mnv2.sweeps.display import Display
+from mnv2.sweeps.plan import Run
+from mnv2.training.config import Settings
 
 RESULT = {"test": {"accuracy": 0.8123}, "images_per_second": 3456.7, "waiting_for_input": 0.2}
 ARMS = ("a", "[red]b[red]", "a_rather_long_name_of_an_arm")
 
 
 @pytest.fixture
-def plan(tmp_path):
-    """The plan of three runs, the first of which is finished."""
-    config = {
-        **{"seed": 0, "seeds": 1, "batch_size": 1, "duration": "500 steps", "baseline": "a"},
-        **{"arms": [[arm, {}] for arm in ARMS], "panels": [], "model": {}},
-        **{"data": {"name": "pictures"}, "optimization": {}},
-    }
-    (tmp_path / "sweep.json").write_text(json.dumps({"config": config, "steps": {}}))
-    result = {**RESULT, "parameters": 1, "multiply_adds": 1, "train_seconds": 1.0, "steps": 500}
+def runs(tmp_path):
+    """Three runs, the first of which is finished."""
     (tmp_path / "a/0").mkdir(parents=True)
-    (tmp_path / "a/0/result.json").write_text(json.dumps(result))
-    runs = [
-        {"name": f"{arm}/0", "arm": arm, "steps": 500, "done": 0, "multiply_adds": 10,
-         "finished": arm == "a"}
-        for arm in ARMS
-    ]  # fmt: skip
-    return {"copies": 12, "split": "test", "runs": runs}
+    (tmp_path / "a/0/result.json").write_text(json.dumps({**RESULT, "steps": 500}))
+    return [
+        Run(arm, 0, tmp_path / arm / "0", {}, Settings({}), 500, multiply_adds=10) for arm in ARMS
+    ]
 
 
-def test_in_a_file_each_run_that_ends_is_a_line(plan, tmp_path, capsys):
+def test_in_a_file_each_run_that_ends_is_a_line(runs, capsys):
     with Display() as shown:
-        shown.show(plan, tmp_path)
+        shown.show(runs)
         shown.now(0, {"run": f"{ARMS[1]}/0", "phase": "compiling"})
         shown.ended({"run": f"{ARMS[1]}/0", "result": RESULT, "seconds": 33.0})
         shown.ended({"run": f"{ARMS[2]}/0", "failure": "no luck", "seconds": 1.0})
@@ -52,9 +45,9 @@ def test_in_a_file_each_run_that_ends_is_a_line(plan, tmp_path, capsys):
     assert printed.err == "a note\n"
 
 
-def test_the_time_left_is_that_of_all_steps_that_are_left(plan, tmp_path):
+def test_the_time_left_is_that_of_all_steps_that_are_left(runs):
     shown = Display()
-    shown.show(plan, tmp_path)
+    shown.show(runs)
     assert shown.seconds_left() == 0  # nothing is known
     now = {"run": f"{ARMS[1]}/0", "phase": "training", "step": 100, "seconds_per_step": 0.5}
     shown.now(0, now)
@@ -62,27 +55,26 @@ def test_the_time_left_is_that_of_all_steps_that_are_left(plan, tmp_path):
     assert shown.seconds_left() == pytest.approx(450)
     shown.now(1, {"run": f"{ARMS[2]}/0", "phase": "compiling"})
     assert shown.seconds_left() == pytest.approx(225)
-    plan["runs"][2]["multiply_adds"] = 20
+    shown.show([*runs[:2], dataclasses.replace(runs[2], multiply_adds=20)])
     assert shown.seconds_left() == pytest.approx((400 * 0.5 + 500 * 1.0) / 2)
 
 
-@pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 40)])
-def test_in_a_terminal_every_copy_has_a_line_that_fits(plan, tmp_path, monkeypatch, width, height):
+@pytest.mark.parametrize("width", [80, 120])
+def test_in_a_terminal_every_copy_has_a_line_that_fits(runs, monkeypatch, width):
     written = io.StringIO()
-    options = {"width": width, "height": height, "file": written}
+    options = {"width": width, "height": 24, "file": written}
     monkeypatch.setattr(display, "Console", lambda **given: Console(**given, **options))
     shown = Display()
-    shown.show(plan, tmp_path)
+    shown.show(runs)
     progress = {"step": 350, "steps": 500, "loss": 0.4321, "images_per_second": 1234.5}
     for copy in range(12):
         now = {"run": f"{ARMS[1 + copy % 2]}/0", "phase": "training", "seconds_left": 75.0}
         shown.now(copy, {**now, **progress} if copy else {**now, "phase": "compiling"})
     shown._console.print(shown._render())
     lines = written.getvalue().splitlines()
+    assert len(lines) == 14
     assert max(map(len, lines)) <= width
-    assert lines[0].split() == ["run", "phase", "step", "loss", "images/s", "left"]
-    assert lines[1].split() == ["[red]b[red]/0", "compiling"]
-    assert lines[2].split()[1:] == ["training", "350/500", "0.432", "1,234", "75", "s"]
-    assert "and 4 runs more" in lines
-    assert any(line.split() == ["a", "81.23", "1", "of", "1"] for line in lines)
-    assert lines[-1].startswith("1 of 3 runs done in 0 s")
+    assert lines[0].startswith("1 of 3 runs done in 0 s")
+    assert lines[1].split() == ["run", "phase", "step", "loss", "images/s", "left"]
+    assert lines[2].split() == ["[red]b[red]/0", "compiling"]
+    assert lines[3].split()[1:] == ["training", "350/500", "0.432", "1,234", "75", "s"]

@@ -12,10 +12,8 @@ ROOT = Path(__file__).parents[2]
 
 
 def command(workdir, then="", name="all", copies=2):
-    return [
-        *(sys.executable, "-m", "tests.sweeps.fake_sweep"),
-        *(str(workdir), str(copies), then, name),
-    ]
+    program = str(Path(__file__).with_name("fake_sweep.py"))  # `tests` itself is slow to import
+    return [sys.executable, program, str(workdir), str(copies), then, name]
 
 
 def execute(*arguments, **options):
@@ -77,9 +75,8 @@ def test_a_copy_that_the_system_kills_lowers_the_number_of_runs_at_the_same_time
     assert (tmp_path / "c/0/result.json").exists()
 
 
-@pytest.mark.parametrize("then", ["dies", "is killed"])
-def test_a_run_that_ends_two_copies_has_failed(tmp_path, then):
-    done = execute(tmp_path, then, "c/0")
+def test_a_run_that_ends_two_copies_has_failed(tmp_path):
+    done = execute(tmp_path, "is killed", "c/0")
     assert done.returncode == 2
     assert "1 of the runs failed: c/0; why is said above" in done.stderr
     assert "for the second time" in (tmp_path / "c/0/failure.txt").read_text()

@@ -40,7 +40,7 @@ def set_seeds(workdir, **counts):
 def workdir(tmp_path):
     config = with_arms(v2_ablation.get_config("quick")).to_dict()
     environment = {"devices": ["cpu"], "machine": "Linux", "packages": {"jax": "1"}, "commit": "c"}
-    write_json(tmp_path / "sweep.json", {"config": config, "environment": {}})
+    write_json(tmp_path / "sweep.json", {"config": config})
     set_seeds(tmp_path, **{arm: len(values) for arm, values in ACCURACIES.items()})
     for arm, values in ACCURACIES.items():
         for seed, accuracy in enumerate(values):
@@ -127,6 +127,7 @@ def test_a_difference_that_is_called_detectable_is_found_in_four_of_five_experim
     assert 0.75 < found.mean() < 0.85
 
 
+@pytest.mark.usefixtures("no_figure")
 def test_the_difference_is_that_of_the_means_of_all_seeds(workdir, capsys):
     shutil.copytree(workdir / "relu6" / "2", workdir / "relu6" / "3")
     set_seeds(workdir, relu6=4)
@@ -148,6 +149,7 @@ def test_arms_without_any_spread_have_no_adjusted_interval(workdir):
     write_report(workdir)
 
 
+@pytest.mark.usefixtures("no_figure")
 def test_arms_that_differ_in_several_fields_are_named(workdir):
     description = json.loads((workdir / "sweep.json").read_text())
     arms = dict(description["config"]["arms"])
@@ -157,6 +159,7 @@ def test_arms_that_differ_in_several_fields_are_named(workdir):
     assert "t_1: model.expansion 1.0, model.width 0.5." in notes(workdir)
 
 
+@pytest.mark.usefixtures("no_figure")
 def test_an_arm_that_is_not_what_the_note_says_is_named(workdir):
     description = json.loads((workdir / "sweep.json").read_text())
     arms = dict(description["config"]["arms"])
@@ -227,6 +230,7 @@ def test_what_is_not_finished_is_named(workdir, capsys):
     assert "not finished: t_1/0\n" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("no_figure")
 def test_runs_of_a_few_steps_say_that_they_mean_nothing(workdir, capsys):
     write_report(workdir)
     assert "say nothing" not in capsys.readouterr().out
@@ -253,6 +257,7 @@ def change(path, **values):
     write_json(path, {**json.loads(path.read_text()), **values})
 
 
+@pytest.mark.usefixtures("no_figure")
 @pytest.mark.parametrize(
     "content",
     [
@@ -282,6 +287,7 @@ def test_a_result_that_is_damaged_is_named_and_not_averaged(workdir, capsys, con
     assert "delete it, and repeat the command that began the run" in said.err
 
 
+@pytest.mark.usefixtures("no_figure")
 @pytest.mark.parametrize("name", ["old", "0.bak", "00", "+1", "-1", "1_0"])
 def test_what_else_lies_beside_the_seeds_is_left_out(workdir, capsys, name):
     (workdir / "linear" / name).mkdir()

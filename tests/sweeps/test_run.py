@@ -24,7 +24,7 @@ def config():
 
 
 @pytest.fixture
-def trained(monkeypatch):
+def trained(monkeypatch, no_figure):
     """Replaces training by writing a made-up result; returns the runs that were trained."""
     runs = []
 
@@ -206,12 +206,11 @@ def test_what_was_run_is_recorded(config, tmp_path, trained):
     run.train_here(config, tmp_path)
     recorded = json.loads((tmp_path / "sweep.json").read_text())
     assert recorded["config"]["model"]["name"] == "mobilenet_v2"
-    environment = recorded["environment"]
-    assert environment["packages"]["jax"].count(".") >= 2
-    assert len(environment["devices"]) == 8
     one = json.loads((tmp_path / "relu6" / "1" / "config.json").read_text())
     assert (one["model"]["bottleneck"], one["seed"]) == ("relu6", 1)
-    assert json.loads((tmp_path / "relu6" / "1" / "environment.json").read_text()) == environment
+    environment = json.loads((tmp_path / "relu6" / "1" / "environment.json").read_text())
+    assert environment["packages"]["jax"].count(".") >= 2
+    assert len(environment["devices"]) == 8
 
 
 def test_a_finished_sweep_stays_as_it_is_under_other_devices(
@@ -228,7 +227,7 @@ def test_a_finished_sweep_stays_as_it_is_under_other_devices(
     assert [path.stat().st_mtime_ns for path in kept] == stamps
     assert (tmp_path / "report.md").read_bytes() == report
     run.train_here(config, tmp_path, ["relu6"])
-    assert "TPU v9" in (tmp_path / "sweep.json").read_text()
+    assert "TPU v9" in (tmp_path / "relu6/0/environment.json").read_text()
     steps = json.loads((tmp_path / "sweep.json").read_text())["steps"]
     assert steps == {"linear": 30, "relu6": 30}
 

@@ -18,6 +18,7 @@ def config(tiny_config):
     """Two arms, of which one has a fixed number of seeds, and three values."""
     tiny_config.arms = (("a", {}), ("b", {"model.bottleneck": "relu6", "seeds": 2}))
     tiny_config.baseline, tiny_config.seeds = "a", 1
+    tiny_config.model.repeats = (1, 0, 0, 0, 0, 0, 0)
     tiny_config.panels = (("bottleneck", "model.bottleneck", ("a", "b")),)
     with tiny_config.unlocked():
         tiny_config.tuned, tiny_config.tuning_seeds = (RATE, (0.2, 0.05, 0.1)), 1

@@ -28,6 +28,7 @@ def one_program(tiny_config):
     Its learning rate does not depend on the duration.
     """
     tiny_config.data.train = "pad_crop|flip"
+    tiny_config.model.repeats = (1, 0, 0, 0, 0, 0, 0)
     tiny_config.model.dropout = 0.3
     tiny_config.ema_decay = 0.9
     tiny_config.optimization.schedule = "constant"
