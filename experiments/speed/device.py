@@ -1,11 +1,12 @@
 """How fast is this machine's device?
 
-Times training steps and inference of MobileNetV2 on JAX's default device (GPU, TPU or CPU), in
+Times training steps and inference of V1, V2 and ResNet-50 on JAX's default device (GPU, TPU or CPU), in
 float32 and bfloat16: in mnv2, in plain Flax and, where it is installed and has the device, in
 PyTorch with channels last, eager and compiled. On a GPU all of them multiply float32 as TF32.
 
 Prints images/s (the median of the steps, and the range of their middle 90 %) and the ratio to plain
-Flax. A row that does not fit the memory is left out; --only chooses frameworks.
+Flax. A row that does not fit the memory is left out. All rows take about 25 minutes; the options
+choose some.
 
 Writes device.csv and device.md to --out, with the device, the versions and the commit in each row
 of the CSV. Rows of devices that docs/accelerators.md lacks are welcome.
@@ -29,7 +30,7 @@ from experiments.common.command import experiment_parser
 from experiments.common.table import Table, write_csv
 from experiments.common.timing import times
 from experiments.speed.frameworks.steps import CONTENDERS, installed
-from experiments.speed.frameworks.tasks import Task
+from experiments.speed.frameworks.tasks import NETWORKS, Task
 from mnv2.runtime import machine
 from mnv2.runtime.cli import run, whole_number
 from mnv2.runtime.errors import UserError
@@ -56,7 +57,7 @@ class Row(NamedTuple):
     def __str__(self) -> str:
         task, speeds = self.task, (self.images_per_second, self.lowest, self.highest)
         median, low, high = (f"{speed:,.1f}" for speed in speeds)
-        what = f"{task.mode:5}  {task.dtype:8}  {self.framework:13}"
+        what = f"{task.mode:5}  {NETWORKS[task.network]:9}  {task.dtype:8}  {self.framework:13}"
         return f"{what}  {median} images/s ({low}-{high})"
 
     def record(self) -> dict[str, Any]:
@@ -64,7 +65,7 @@ class Row(NamedTuple):
         task, of_jax = self.task, f"jax {jax.__version__}, jaxlib {jaxlib.__version__}"
         return {
             "device": describe_devices(device.device_kind for device in jax.devices()),
-            **{"mode": task.mode, "network": "mobilenet_v2", "dtype": task.dtype},
+            **{"mode": task.mode, "network": task.network, "dtype": task.dtype},
             **{"pixels": task.size, "batch": task.batch},
             **dict(list(self._asdict().items())[1:]),
             "versions": of_jax if self.framework in OF_JAX else f"torch {version('torch')}",
@@ -113,7 +114,7 @@ def table_of(measured: Sequence[Row]) -> Table:
     for task in dict.fromkeys(row.task for row in measured):
         speeds = {row.framework: row.images_per_second for row in measured if row.task == task}
         ratio = f"{speeds['mnv2'] / speeds['Flax']:.2f}" if {*OF_JAX} <= {*speeds} else ""
-        what = f"{task.mode} V2, {task.dtype}, {task.size} px, batch {task.batch}"
+        what = f"{task.mode} {NETWORKS[task.network]}, {task.dtype}, {task.size} px, batch {task.batch}"
         cells = (f"{speeds[name]:,.0f}" if name in speeds else "" for name in names)
         lines.append([what, *cells, ratio])
     return Table("device", ["images/s", *names, "mnv2 to Flax"], lines)
@@ -123,6 +124,10 @@ def main() -> None:
     # PyTorch could not have what JAX reserves. Nothing here allocates in its measured steps.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     parser = experiment_parser(__file__, __doc__, seconds=5.0)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
+    parser.add_argument("--size", type=whole_number(), default=224, help="pixels (default: 224)")
     parser.add_argument("--only", nargs="+", choices=FRAMEWORKS, default=FRAMEWORKS)
     parser.add_argument("--batch", type=whole_number(), help="default: 256, on a CPU 32")
     arguments = parser.parse_args()
@@ -130,10 +135,12 @@ def main() -> None:
     batch = arguments.batch or (32 if jax.default_backend() == "cpu" else 256)
     if batch % (count := jax.device_count()):
         raise UserError(f"--batch must be a multiple of the {count} devices, got {batch}")
-    frameworks = _usable(arguments.only)
+    frameworks, threads = _usable(arguments.only), machine.threads()
     tasks = [
-        Task(mode, batch=batch, threads=machine.threads(), dtype=dtype)
-        for mode, dtype in itertools.product(MODES, DTYPES)
+        Task(mode, network, size=arguments.size, batch=batch, threads=threads, dtype=dtype)
+        for mode, network, dtype in itertools.product(
+            arguments.modes, arguments.networks, arguments.dtypes
+        )
     ]
     measured: list[Row] = []
     for row in rows(tasks, frameworks, arguments.seconds):

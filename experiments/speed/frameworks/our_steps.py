@@ -29,7 +29,7 @@ def training(task: Task, batches: Iterator[data.Batch] | None) -> Step:
     config = with_arms(v2_ablation.get_config())
     config.batch_size, config.ema_decay = task.batch, 0.0
     fields = {"width": task.width, "dtype": task.dtype, "axis_name": AXIS}
-    model = models.create_model("mobilenet_v2", **fields)
+    model = models.create_model(task.network, **fields)
     settings = from_config(config)
     steps = steps_of(settings, model, Preprocessing(), total_steps=10_000, examples=1_000_000)
     shape = (task.size, task.size, 3)
@@ -51,7 +51,7 @@ def training(task: Task, batches: Iterator[data.Batch] | None) -> Step:
 
 def inference(task: Task) -> Step:
     """Returns a call of `mnv2.models.for_inference` on images that lie on the device."""
-    model, variables = random_network("mobilenet_v2", width=task.width, dtype=task.dtype)
+    model, variables = random_network(task.network, width=task.width, dtype=task.dtype)
     infer = models.for_inference(model, variables)
     on_device = jax.device_put(jnp.asarray(task.images()))
     return lambda: infer(on_device).block_until_ready()

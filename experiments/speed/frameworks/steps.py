@@ -45,7 +45,7 @@ def flax(task: Task) -> Step:
     from experiments.common.sgd import sgd_step
     from experiments.speed.frameworks import stock_flax
 
-    model = stock_flax.StockNetwork("mobilenet_v2", task.width, dtype=jnp.dtype(task.dtype))
+    model = stock_flax.StockNetwork(task.network, task.width, dtype=jnp.dtype(task.dtype))
     init = unoptimised(lambda image: model.init(jax.random.key(0), image, train=False))
     variables = init(task.images()[:1])
     images = jax.device_put(task.images())
@@ -70,12 +70,11 @@ def flax(task: Task) -> Step:
 
 
 def pytorch(task: Task, compiled: bool = False) -> Step:
-    """PyTorch in eager mode, channels last, with torchvision's network.
+    """PyTorch in eager mode, channels last: torchvision's V2 and ResNet-50, timm's V1.
 
     On a GPU it chooses the fastest convolutions, and multiplies float32 as TF32, as JAX does.
     """
     import torch
-    import torchvision
 
     torch.set_num_threads(task.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -85,8 +84,7 @@ def pytorch(task: Task, compiled: bool = False) -> Step:
         batches = _torch_batches(task)
     if task.mode == "load":
         return lambda: next(batches)
-    model = torchvision.models.mobilenet_v2(width_mult=task.width)
-    model = model.to(device, memory_format=torch.channels_last)
+    model = _torch_model(task).to(device, memory_format=torch.channels_last)
     images = torch.from_numpy(task.images()).permute(0, 3, 1, 2).to(device)
     images = images.contiguous(memory_format=torch.channels_last)
 
@@ -175,7 +173,7 @@ class Framework(NamedTuple):
     modes: tuple[str, ...]
 
 
-TORCH, ONNX = ("torchvision",), ("torchvision", "onnxscript")
+TORCH, ONNX = ("torchvision", "timm"), ("torchvision", "timm", "onnxscript")
 ALL, WITHOUT_PICTURES, INFER = ("train", "infer", "load", "feed"), ("train", "infer"), ("infer",)
 _to_onnx, _to_openvino = (
     exported(run, "onnx") for run in (runtimes.onnxruntime, runtimes.openvino)
@@ -212,6 +210,17 @@ def installed(names: Iterable[str]) -> list[str]:
         else:
             found.append(name)
     return found
+
+
+def _torch_model(task: Task) -> Any:
+    import timm
+    import torchvision
+
+    if task.network == "mobilenet_v1":
+        return timm.create_model("mobilenetv1_100", channel_multiplier=task.width)
+    if task.network == "resnet50":
+        return torchvision.models.resnet50()
+    return torchvision.models.mobilenet_v2(width_mult=task.width)
 
 
 def _torch_batches(task: Task) -> Iterator[Any]:
@@ -259,9 +268,8 @@ def _onnx_model(task: Task) -> bytes:
     import io
 
     import torch
-    import torchvision
 
-    model = torchvision.models.mobilenet_v2(width_mult=task.width).eval()
+    model = _torch_model(task).eval()
     image = torch.zeros(task.batch, 3, task.size, task.size)
     file = io.BytesIO()
     torch.onnx.export(model, (image,), file, input_names=["images"], dynamo=False)

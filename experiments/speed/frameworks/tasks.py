@@ -14,11 +14,12 @@ AUGMENTATIONS = {
     "auto_imagenet": "inception_crop|flip|auto_augment",
     "erasing": "inception_crop|flip|erase(1.0, fill=128)",
 }
+NETWORKS = {"mobilenet_v1": "V1", "mobilenet_v2": "V2", "resnet50": "ResNet-50"}  # and titles
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One thing to time with MobileNetV2, on batches of square images of 1000 classes.
+    """One thing to time, on batches of square images of 1000 classes.
 
     The modes are:
         train: Training steps on random images.
@@ -28,6 +29,7 @@ class Task:
     """
 
     mode: str = "train"
+    network: str = "mobilenet_v2"  # or another of NETWORKS, which mnv2, Flax and PyTorch know
     width: float = 1.0
     size: int = 224  # pixels
     batch: int = 32
@@ -37,7 +39,8 @@ class Task:
     dtype: str = "float32"  # or bfloat16, which mnv2, Flax and PyTorch know
 
     def __str__(self) -> str:
-        what = self.mode if self.mode == "load" else f"{self.mode} V2 {self.width:g}"
+        network = f"{NETWORKS[self.network]} {self.width:g}"
+        what = self.mode if self.mode == "load" else f"{self.mode} {network}"
         return f"{what}, {self.size} px, batch {self.batch}"
 
     def images(self) -> np.ndarray:
