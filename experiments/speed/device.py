@@ -1,8 +1,8 @@
 """How fast is this machine's device?
 
-Times training steps and inference of V1, V2 and ResNet-50 on JAX's default device (GPU, TPU or CPU), in
-float32 and bfloat16: in mnv2, in plain Flax and, where it is installed and has the device, in
-PyTorch with channels last, eager and compiled. On a GPU all of them multiply float32 as TF32.
+Times training steps and inference of V1, V2 and ResNet-50 on JAX's default device (GPU, TPU or
+CPU), in float32 and bfloat16: in mnv2, in plain Flax and, where it is installed and has the device,
+in PyTorch with channels last, eager and compiled. On a GPU all of them multiply float32 as TF32.
 
 Prints images/s (the median of the steps, and the range of their middle 90 %) and the ratio to plain
 Flax. A row that does not fit the memory is left out. All rows take about 25 minutes; the options
@@ -114,7 +114,8 @@ def table_of(measured: Sequence[Row]) -> Table:
     for task in dict.fromkeys(row.task for row in measured):
         speeds = {row.framework: row.images_per_second for row in measured if row.task == task}
         ratio = f"{speeds['mnv2'] / speeds['Flax']:.2f}" if {*OF_JAX} <= {*speeds} else ""
-        what = f"{task.mode} {NETWORKS[task.network]}, {task.dtype}, {task.size} px, batch {task.batch}"
+        network = f"{task.mode} {NETWORKS[task.network]}"
+        what = f"{network}, {task.dtype}, {task.size} px, batch {task.batch}"
         cells = (f"{speeds[name]:,.0f}" if name in speeds else "" for name in names)
         lines.append([what, *cells, ratio])
     return Table("device", ["images/s", *names, "mnv2 to Flax"], lines)

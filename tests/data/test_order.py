@@ -38,10 +38,9 @@ def test_every_epoch_has_every_example_once():
         assert sorted(np.concatenate([rows["index"] for rows in epoch])) == list(range(80))
 
 
-@pytest.mark.parametrize("in_parts", [False, True])
 @pytest.mark.parametrize("processes", [2, 4])
-def test_the_rows_of_several_processes_are_those_of_one(processes, in_parts):
-    arguments = {"examples": 50, "batch_size": 8, "seed": 3, "in_parts": in_parts}
+def test_the_rows_of_several_processes_are_those_of_one(processes):
+    arguments = {"examples": 50, "batch_size": 8, "seed": 3}
     shards = [take(14, shard=(index, processes), **arguments) for index in range(processes)]
     together = [
         {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
