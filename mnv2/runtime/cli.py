@@ -11,7 +11,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from logging import CRITICAL, getLogger
+from logging import CRITICAL, ERROR, getLogger
 from typing import Any, NoReturn
 
 from absl import logging
@@ -80,9 +80,8 @@ def one_line_errors(*, resumes: bool = False) -> Iterator[None]:
         sys.stdout.flush()
     except UserError as error:
         fail(str(error))
-    except BrokenPipeError:  # nobody reads what is printed any more, as in `... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        leave(141)  # the exit code of a process that SIGPIPE ended
+    except BrokenPipeError:
+        leave_unread()
     except Exception as error:
         if not is_store_error(error):
             raise
@@ -104,6 +103,7 @@ def silence_libraries() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     logging.set_verbosity(logging.ERROR)
+    getLogger("tensorflow").setLevel(ERROR)  # TensorFlow Datasets uses what is deprecated
     getLogger("gcsfs").setLevel(CRITICAL)  # it prints what it also raises
     # Matplotlib's font lacks the letters of some scripts and draws boxes.
     warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from", UserWarning)
@@ -133,6 +133,12 @@ def leave(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def leave_unread() -> NoReturn:
+    """Ends the process after a BrokenPipeError: nobody reads its output, as in `... | head`."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    leave(141)  # the exit code of a process that SIGPIPE ended
 
 
 def fail(message: str) -> NoReturn:

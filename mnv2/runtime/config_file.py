@@ -11,7 +11,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from mnv2.runtime.cli import fail, silence_libraries
+from mnv2.runtime.cli import fail, leave_unread, silence_libraries
 from mnv2.runtime.errors import UserError, causes, first_line
 from mnv2.runtime.files import (
     AnyPath,
@@ -67,6 +67,8 @@ def parse_flags(argv: Sequence[str], gone: Mapping[str, str] | None = None) -> l
                 f"get_config in {config_file} must return an ml_collections.ConfigDict, not a "
                 f"{type(config).__name__}"
             )
+    except BrokenPipeError:
+        leave_unread()
     except Exception as error:  # a config file is a program, which may raise anything
         fail(_explained(error, config_file))
     return rest
