@@ -44,7 +44,9 @@ def main() -> None:
         default="stop",
         help="what to do about pictures that cannot be read: stop, or skip them (default: stop)",
     )
-    parser.add_argument("--output", type=Path, default=Path("runs/evaluation"))
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/evaluation"), help="(default: runs/evaluation)"
+    )
     arguments = parser.parse_args()
     check_choice(arguments.split, SPLITS, "--split")
     check_choice(arguments.on_broken, ("stop", "skip"), "--on_broken")

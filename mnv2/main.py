@@ -44,6 +44,8 @@ from mnv2.sweeps.plan import first_settings, with_arms
 from mnv2.sweeps.tuning import run_tuned
 from mnv2.training.config import GONE as GONE_FIELDS
 
+flags.declare_key_flag("config")  # so that --help shows it
+flags.declare_key_flag("workdir")
 _ONLY = flags.DEFINE_list(
     "only", [], "Arms or runs (arm/seed) to execute, separated by commas (default: all)."
 )

@@ -18,6 +18,8 @@ from mnv2.runtime.config_file import CONFIG, parse_flags, workdir_flag
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import in_bucket
 
+flags.declare_key_flag("config")  # so that --help shows it
+flags.declare_key_flag("workdir")
 _ONLY = flags.DEFINE_list("only", [], "Arms or runs (arm/seed), separated by commas.")
 _REPORT = flags.DEFINE_bool("report", True, "Write the report after the last job.")
 # What each job asks for: the fields of `slurm.Resources`.

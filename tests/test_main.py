@@ -168,4 +168,4 @@ def test_a_verb_runs_its_command_whose_help_teaches():
         [sys.executable, "-m", "mnv2", "train", "--help"], capture_output=True, text=True
     )
     assert "python -m mnv2.main --config configs/v2_ablation.py" in done.stdout
-    assert "--workdir" in done.stdout
+    assert "--workdir: Folder" in done.stdout
