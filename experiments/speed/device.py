@@ -29,6 +29,7 @@ import numpy as np
 from experiments.common.command import experiment_parser
 from experiments.common.table import Table, write_csv
 from experiments.common.timing import times
+from experiments.speed.frameworks.results import rounded
 from experiments.speed.frameworks.steps import CONTENDERS, installed
 from experiments.speed.frameworks.tasks import NETWORKS, Task
 from mnv2.runtime import machine
@@ -56,7 +57,7 @@ class Row(NamedTuple):
 
     def __str__(self) -> str:
         task, speeds = self.task, (self.images_per_second, self.lowest, self.highest)
-        median, low, high = (f"{speed:,.1f}" for speed in speeds)
+        median, low, high = map(rounded, speeds)
         what = f"{task.mode:5}  {NETWORKS[task.network]:9}  {task.dtype:8}  {self.framework:13}"
         return f"{what}  {median} images/s ({low}-{high})"
 
@@ -116,7 +117,7 @@ def table_of(measured: Sequence[Row]) -> Table:
         ratio = f"{speeds['mnv2'] / speeds['Flax']:.2f}" if {*OF_JAX} <= {*speeds} else ""
         network = f"{task.mode} {NETWORKS[task.network]}"
         what = f"{network}, {task.dtype}, {task.size} px, batch {task.batch}"
-        cells = (f"{speeds[name]:,.0f}" if name in speeds else "" for name in names)
+        cells = (rounded(speeds[name]) if name in speeds else "" for name in names)
         lines.append([what, *cells, ratio])
     return Table("device", ["images/s", *names, "mnv2 to Flax"], lines)
 

@@ -41,8 +41,13 @@ def table_of(rows: Sequence[Row], name: str = "") -> table.Table:
 
 def _cells(row: Row) -> tuple[str, str]:
     speeds = (row.median, min(row.images_per_second), max(row.images_per_second))
-    median, *ends = (f"{speed:,.{0 if speed >= 100 else 1}f}" for speed in speeds)
+    median, *ends = map(rounded, speeds)
     return f"{median} ({'-'.join(ends)})", f"{row.peak_memory / 2**20:,.0f}"
+
+
+def rounded(speed: float) -> str:
+    """Returns images per second as tables have them: below 100 with a decimal."""
+    return f"{speed:,.{0 if speed >= 100 else 1}f}"
 
 
 def write_csv(rows: Sequence[Row], path: Path) -> None:
