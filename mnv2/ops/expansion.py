@@ -47,6 +47,10 @@ from mnv2.ops.precision import accumulator
 # The largest inputs * inputs / features for which the products of inputs cost less than they save.
 LARGEST_RATIO = 48
 
+# On CUDA the matrices have a multiple of so many columns. The rows of 17, 25 or 33 columns are not
+# aligned, so that a kernel would read them two bytes at a time. It adds 1 % to a step's traffic.
+CUDA_COLUMNS = 8
+
 # The gradients for (images, kernel, scale, bias).
 Gradients = tuple[
     Float[Array, "n h w c"], Float[Array, "1 1 c d"], Float[Array, " d"], Float[Array, " d"]
@@ -118,13 +122,14 @@ def _forward(
     axis_name: batch_norm.Axis,
 ) -> tuple[Normalized, Saved]:
     by_moments = functools.partial(_by_moments, epsilon=epsilon, axis_name=axis_name)
+    on_cuda = functools.partial(by_moments, multiple=CUDA_COLUMNS)
     normalized, intermediates = platform_dependent(
         images,
         kernel,
         scale,
         bias,
         cpu=by_moments,
-        cuda=by_moments,
+        cuda=on_cuda,
         default=functools.partial(_one_by_one, epsilon=epsilon, axis_name=axis_name),
     )
     return normalized, Saved(images, kernel, scale, bias, intermediates)
@@ -138,7 +143,7 @@ def _backward(
         saved,
         output_gradients[0],
         cpu=by_moments,
-        cuda=by_moments,
+        cuda=functools.partial(by_moments, multiple=CUDA_COLUMNS),
         default=functools.partial(_gradients_one_by_one, axis_name=axis_name),
     )
 
@@ -179,30 +184,37 @@ def _by_moments(
     *,
     epsilon: float,
     axis_name: batch_norm.Axis,
+    multiple: int = 1,
 ) -> tuple[Normalized, Intermediates]:
+    inputs = images.shape[-1]
     weights = kernel[0, 0].astype(accumulator(images.dtype))
     count = batch_norm.count_pixels(images, axis_name)
     total = jnp.sum(images, (0, 1, 2), dtype=weights.dtype)
     centre = batch_norm.sum_over_devices(total, axis_name) / count
-    pixels = _centred_and_ones(images, centre)
-    moments = _sum_of_products(pixels, pixels)[:-1, :-1]
+    pixels = _centred_and_ones(images, centre, multiple)
+    moments = _sum_of_products(pixels, pixels)[:inputs, :inputs]
     covariance = batch_norm.sum_over_devices(moments, axis_name) / count
     var = jnp.maximum(jnp.sum(weights * _exactly(covariance, weights), 0), 0)
     inverse_std = lax.rsqrt(var + epsilon)
-    weights_and_bias = jnp.vstack([weights * (scale * inverse_std), bias]).astype(pixels.dtype)
+    weights_and_bias = _rows(pixels, weights * (scale * inverse_std), bias).astype(pixels.dtype)
     y = (pixels @ weights_and_bias).reshape(*images.shape[:3], -1)
     mean = _exactly(centre, weights)
     return (y, mean, var), Intermediates(y, mean, inverse_std, centre, moments)
 
 
 def _gradients_by_moments(
-    saved: Saved, gradient: Float[Array, "n h w d"], *, axis_name: batch_norm.Axis
+    saved: Saved,
+    gradient: Float[Array, "n h w d"],
+    *,
+    axis_name: batch_norm.Axis,
+    multiple: int = 1,
 ) -> Gradients:
     images, kernel, scale, _, (_, mean, inverse_std, centre, moments) = saved
-    pixels, weights = _centred_and_ones(images, centre), kernel[0, 0].astype(mean.dtype)
+    inputs, weights = images.shape[-1], kernel[0, 0].astype(mean.dtype)
+    pixels = _centred_and_ones(images, centre, multiple)
     g = gradient.reshape(pixels.shape[0], -1)
     sums = _sum_of_products(pixels, g)
-    sum_pg, local_g = sums[:-1], sums[-1]
+    sum_pg, local_g = sums[:inputs], sums[inputs]
     local_gy = jnp.sum(weights * sum_pg, 0)  # of y - mean(y)
     sum_g = batch_norm.sum_over_devices(local_g, axis_name)
     sum_gy = batch_norm.sum_over_devices(local_gy, axis_name)
@@ -211,7 +223,7 @@ def _gradients_by_moments(
     slope = batch_norm.slope_of(factor, inverse_std, sum_gy, count)
     g_weights = sum_pg * factor + _exactly(moments, weights) * slope
     through_g = lax.dot_general(g, (weights * factor).astype(g.dtype), (((1,), (1,)), ((), ())))
-    of_pixels = _exactly(jnp.vstack([weights * slope, -factor * sum_g / count]), weights.T)
+    of_pixels = _exactly(_rows(pixels, weights * slope, -factor * sum_g / count), weights.T)
     g_pixels = through_g + pixels @ of_pixels.astype(pixels.dtype)
     return (
         g_pixels.reshape(images.shape),
@@ -222,12 +234,26 @@ def _gradients_by_moments(
 
 
 def _centred_and_ones(
-    images: Float[Array, "n h w c"], centre: Float[Array, " c"]
-) -> Float[Array, "n*h*w c+1"]:
-    """Returns the centred pixels as rows, and a column of ones: products with it are sums."""
+    images: Float[Array, "n h w c"], centre: Float[Array, " c"], multiple: int
+) -> Float[Array, "n*h*w c_and_1"]:
+    """Returns the centred pixels as rows, and a column of ones: products with it are sums.
+
+    Columns of zeros follow, up to a multiple of `multiple`.
+    """
     centred = (images - centre).astype(images.dtype)
     with_ones = jnp.pad(centred, ((0, 0), (0, 0), (0, 0), (0, 1)), constant_values=1)
+    zeros = -with_ones.shape[-1] % multiple
+    if zeros:
+        with_ones = jnp.pad(with_ones, ((0, 0), (0, 0), (0, 0), (0, zeros)))
     return with_ones.reshape(-1, with_ones.shape[-1])
+
+
+def _rows(
+    pixels: Float[Array, "r c_and_1"], of_pixels: Float[Array, "c d"], of_ones: Float[Array, " d"]
+) -> Float[Array, "c_and_1 d"]:
+    """Returns a matrix for the right of `pixels`: what its columns are multiplied with."""
+    rows = jnp.vstack([of_pixels, of_ones])
+    return jnp.pad(rows, ((0, pixels.shape[1] - len(rows)), (0, 0)))
 
 
 def _sum_of_products(a: Float[Array, "r c"], b: Float[Array, "r d"]) -> Float[Array, "c d"]:
