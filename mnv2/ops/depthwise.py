@@ -30,6 +30,7 @@ machine with a CPU exports for a TPU therefore contains the form for the TPU.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,7 @@ from mnv2.ops.padding import Padding
 from mnv2.ops.platforms import platform_dependent
 from mnv2.ops.relu6 import relu6
 from mnv2.ops.shifted_products import Options
+from mnv2.runtime.terminal import warn
 
 # On TPU, layers with at most this many channels and stride 1 are standard convolutions.
 DIAGONAL_CHANNELS = 32
@@ -140,6 +142,26 @@ def _gradients_on_cpu(
     )
 
 
+@functools.cache
+def _kernels() -> Any:
+    """Returns the module with kernels for CUDA; None if they do not compile here.
+
+    On a GPU each is compiled once to see that, which takes half a second: the choice between
+    platforms could not do without a kernel that fails later. Elsewhere Pallas cannot compile for a
+    GPU, unless it is told which (`experiments.speed.compilers`).
+    """
+    try:
+        # Imported late: it takes 0.1 s, and JAX will remove Pallas' Triton backend some day.
+        from mnv2.ops import depthwise_triton
+
+        depthwise_triton.compile_small()
+    except Exception as error:
+        if jax.default_backend() == "gpu":
+            warn(f"depthwise convolutions are slower: kernels for this GPU do not compile: {error}")
+        return None
+    return depthwise_triton
+
+
 # XLA leaves out a rounding to bfloat16 that float32 arithmetic follows, and would then write these
 # tensors to memory as float32. The barriers keep them small: without them a step moves 52.5 GB.
 
@@ -147,6 +169,8 @@ def _gradients_on_cpu(
 def _convolve_on_cuda(
     images: Float[Array, "n h w c"], kernel: Float[Array, "k k 1 c"], options: Options
 ) -> Float[Array, "n h2 w2 c"]:
+    if kernels := _kernels():
+        return kernels.convolve(images, kernel, options)
     return lax.optimization_barrier(shifted_products.convolve(images, kernel, options))
 
 
@@ -156,6 +180,8 @@ def _gradients_on_cuda(
     gradient: Float[Array, "n h2 w2 c"],
     options: Options,
 ) -> ImagesAndKernel:
+    if kernels := _kernels():
+        return kernels.gradients(images, kernel, gradient, options)
     gradient = lax.optimization_barrier(gradient)
     dilated = shifted_products.dilate(gradient, images, len(kernel), options)
     image_gradient = shifted_products.image_gradient(images, kernel, dilated, options)
