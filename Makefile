@@ -20,7 +20,8 @@ $(error ACCELERATOR must be cpu, cuda13, cuda12 or tpu, got '$(ACCELERATOR)')
 endif
 READY := .venv/ready$(if $(filter any,$(PLATFORM)),,-$(ACCELERATOR))
 
-.PHONY: help ablation photograph experiments throughput scaling tpu h100 test faults slurm-test check \
+.PHONY: help ablation photograph experiments throughput scaling tpu h100 test test-compilers faults \
+	slurm-test check \
 	fields tour demo tensorboard clean
 
 help:
@@ -83,6 +84,11 @@ h100: .venv-compilers/ready
 	.venv-compilers/bin/python -m experiments.speed.chips --chips H100 --out runs/chips_h100
 	$(BIN)/python -m experiments.tables
 
+# What the kernels for GPUs and the steps for TPUs are compiled to.
+test-compilers: .venv-compilers/ready
+	JAX_PLATFORMS=cpu .venv-compilers/bin/python -m pytest tests/ops/test_depthwise_triton.py \
+		tests/experiments/speed
+
 test: .venv/ready
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
@@ -136,7 +142,8 @@ clean:
 .venv-compilers/ready: .venv/ready
 	$(PYTHON_FOUND) -m venv .venv-compilers
 	.venv-compilers/bin/python -m pip install --quiet --disable-pip-version-check \
-		-r requirements.txt 'jax[cuda13,tpu]' -c requirements.lock
+		-r requirements.txt -r requirements-dev.txt 'jax[cuda13,tpu]' nvidia-cuda-nvdisasm \
+		-c requirements.lock
 	@touch $@
 
 # JAX for an accelerator, up to 3 GB, in the same environment; one at a time.

@@ -5,26 +5,28 @@ the training step (forward, backward, SGD with momentum, bfloat16, one chip), of
 same network in plain Flax, and reads from the programs what they will cost:
 
   TPU   the compiler's estimate of the cycles, and the images/s that follow at the chip's clock
-  H100  the kernels, the bytes that they read and write, and the images/s at which the memory
-        would be busy all the time: an upper bound
+  H100  the kernels, and the bytes that they read and write; for mnv2 the time in which the memory
+        moves them, and the sum over kernels of the larger of this time and of the time in which
+        the instructions are issued: a lower bound of a step, and of images/s an upper one
 
 These are estimates of compilers, not measurements: they are for comparing two programs for the same
-chip. Writes one table per chip to --out. `make tpu` and `make h100` install the
-compilers into an environment of their own, run this command, and fill docs/accelerators.md. One
-program takes 10 s to 4 minutes.
+chip. Writes one table per chip to --out, and the kernels of each program of mnv2. `make tpu` and
+`make h100` install the compilers into an environment of their own, run this command, and fill
+docs/accelerators.md. One program takes 10 s to 5 minutes.
 """
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from experiments.common.command import experiment_parser
-from experiments.common.table import Table
+from experiments.common.table import Table, write_csv
 from experiments.speed.compilers.chips import CHIPS, check_installed, environment
-from experiments.speed.compilers.cost import Cost
+from experiments.speed.compilers.cost import Cost, Kernel
 from experiments.speed.compilers.steps import FRAMEWORKS, TASKS, Task
 from mnv2.runtime.cli import run
 from mnv2.runtime.errors import UserError, check_choice
@@ -32,7 +34,7 @@ from mnv2.runtime.terminal import StatusLine, warn
 
 TPU = ("network", "cycles, M", "plain Flax", "ratio", "memory, GB", "images/s (estimate)")
 GPU = ("network", "traffic, GB", "plain Flax", "ratio", "kernels", "plain Flax", "memory, GB",
-       "images/s (bound)")  # fmt: skip
+       "ms by bytes", "ms by the larger", "images/s (bound)")  # fmt: skip
 
 
 class Row(NamedTuple):
@@ -45,13 +47,11 @@ class Row(NamedTuple):
 
     @property
     def per_second(self) -> float:
-        """Images per second by the chip's clock or its memory; 0 if neither is known."""
+        """Images per second by the chip's clock or its limits; 0 if neither is known."""
         target = CHIPS[self.chip]
         if target.gigahertz:
             return self.task.batch * target.gigahertz * 1e9 / self.cost.cycles
-        if target.bandwidth:
-            return self.task.batch * target.bandwidth / self.cost.traffic
-        return 0.0
+        return self.task.batch / self.cost.seconds() if self.cost.kernels else 0.0
 
 
 def cost_of(task: str, framework: str, chip: str) -> Cost:
@@ -67,7 +67,8 @@ def cost_of(task: str, framework: str, chip: str) -> Cost:
     if done.returncode or not lines:
         said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise UserError(f"{framework} does not compile for {chip}: {said[:200]}")
-    return Cost(**json.loads(lines[-1]))
+    read = json.loads(lines[-1])
+    return Cost(**{**read, "kernels": [Kernel(*each) for each in read["kernels"]]})
 
 
 def table_of(rows: Sequence[Row]) -> Table:
@@ -82,9 +83,13 @@ def table_of(rows: Sequence[Row]) -> Table:
         cells = [*(f"{cost / unit:,.2f}" for cost in costs), *empty]
         cells.append(f"{costs[0] / costs[1]:.2f}" if not empty else "")
         if not on_tpu:
-            cells += [*(f"{cost.kernels:,}" for cost in both), *empty]
+            cells += [*(f"{len(cost.kernels):,}" for cost in both), *empty]
+        cells.append(f"{row.cost.memory / 1e9:.1f}")
+        if not on_tpu:
+            times = sum(each.by_bytes for each in row.cost.kernels), row.cost.seconds()
+            cells += [f"{1e3 * seconds:.2f}" for seconds in times]
         images = f"{row.per_second:,.0f}" if row.per_second else ""
-        lines.append([str(row.task), *cells, f"{row.cost.memory / 1e9:.1f}", images])
+        lines.append([str(row.task), *cells, images])
     return Table(f"chips_{rows[0].chip}", TPU if on_tpu else GPU, lines)
 
 
@@ -102,6 +107,10 @@ def main() -> None:
     for chip in arguments.chips:
         if rows := list(_rows(chip, arguments.networks)):
             table_of(rows).write(arguments.out)
+            for row in rows:
+                if row.framework == "mnv2" and row.cost.kernels:
+                    name = re.sub(r"\W+", "_", str(row.task))
+                    write_csv(row.cost.kernels, arguments.out / f"kernels_{chip}_{name}.csv")
             compiled += len(rows)
     if not compiled:
         raise UserError("no step could be compiled")
@@ -122,12 +131,23 @@ def _rows(chip: str, networks: Sequence[str]) -> Iterator[Row]:
             warn(f"{TASKS[task]} is left out: {error}")
             continue
         line.clear()
-        if cost.cycles:
-            amount = f"{cost.cycles / 1e6:9.2f} M cycles"
-        else:
-            amount = f"{cost.traffic / 1e9:9.2f} GB, {cost.kernels:,} kernels"
-        print(f"{chip:5} {what:42} {amount}", flush=True)
+        print(f"{chip:5} {what:42} {_amount(cost)}", flush=True)
         yield Row(chip, TASKS[task], framework, cost)
+
+
+def _amount(cost: Cost) -> str:
+    if cost.cycles:
+        return f"{cost.cycles / 1e6:9.2f} M cycles"
+    said = f"{cost.traffic / 1e9:9.2f} GB, {len(cost.kernels):,} kernels"
+    if not cost.seconds():
+        return said
+    lines = (
+        f"{said}, {cost.small():,} of them move less than 10 MB each",
+        f"{1e3 * cost.seconds():.2f} ms by the larger of bytes and instructions",
+        f"{cost.narrow() / 1e9:.2f} GB are loaded two bytes at a time",
+        f"{cost.not_counted() / 1e9:.2f} GB by kernels whose instructions are not known",
+    )
+    return "\n    ".join(lines)
 
 
 if __name__ == "__main__":

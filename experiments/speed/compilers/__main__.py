@@ -15,7 +15,8 @@ from experiments.speed.compilers.steps import TASKS, lower
 def main() -> None:
     task, framework, chip = sys.argv[1:]
     lowered = lower(TASKS[task], framework, one_chip(CHIPS[chip]))
-    print(json.dumps(dataclasses.asdict(compile_and_read(lowered, CHIPS[chip].platform))))
+    cost = compile_and_read(lowered, CHIPS[chip], disassemble=framework == "mnv2")
+    print(json.dumps(dataclasses.asdict(cost)))
 
 
 if __name__ == "__main__":
