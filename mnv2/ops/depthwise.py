@@ -44,7 +44,7 @@ from jaxtyping import Array, Float
 from mnv2.ops import shifted_products
 from mnv2.ops.conv import conv
 from mnv2.ops.padding import Padding
-from mnv2.ops.platforms import platform_dependent
+from mnv2.ops.platforms import platform_dependent, platform_of
 from mnv2.ops.relu6 import relu6
 from mnv2.ops.shifted_products import Options
 from mnv2.runtime.terminal import warn
@@ -148,20 +148,21 @@ def _gradients_on_cpu(
 
 @functools.cache
 def _kernels() -> Any:
-    """Returns the module with kernels for CUDA; None if they do not compile here.
+    """Returns the module with kernels for CUDA; None without a GPU, or if they do not compile.
 
-    On a GPU each is compiled once to see that, which takes half a second: the choice between
-    platforms could not do without a kernel that fails later. Elsewhere Pallas cannot compile for a
-    GPU, unless it is told which (`experiments.speed.compilers`).
+    Each is compiled once to see that, which takes half a second: the choice between platforms could
+    not do without a kernel that fails later. Without a GPU, Pallas cannot compile for one, unless
+    it is told which (`experiments.speed.compilers`).
     """
+    if platform_of(jax.devices()[0]) != "cuda":
+        return None
     try:
         # Imported late: it takes 0.1 s, and JAX will remove Pallas' Triton backend some day.
         from mnv2.ops import depthwise_triton
 
         depthwise_triton.compile_small()
     except Exception as error:
-        if jax.default_backend() == "gpu":
-            warn(f"depthwise convolutions are slower: kernels for this GPU do not compile: {error}")
+        warn(f"depthwise convolutions are slower: kernels for this GPU do not compile: {error}")
         return None
     return depthwise_triton
 

@@ -108,9 +108,19 @@ def test_a_network_learns_the_same_with_the_kernels(interpreted):
     np.testing.assert_allclose(found, losses(PLAIN), rtol=2e-3)
 
 
-def test_without_a_gpu_and_its_compiler_the_plain_form_is_used():
-    depthwise._kernels.cache_clear()
-    assert depthwise._kernels() is None
+@pytest.mark.parametrize(
+    ("platform", "said"), [("cpu", ""), ("cuda", "do not compile: Only interpret")]
+)
+def test_where_the_kernels_do_not_compile_there_is_another_form(
+    monkeypatch, capsys, platform, said
+):
+    monkeypatch.setattr(depthwise, "platform_of", lambda device: platform)
+    choose = depthwise._kernels.__wrapped__
+    assert choose() is None
+    assert said in capsys.readouterr().err
+    if platform == "cuda":
+        monkeypatch.setattr(depthwise_triton, "compile_small", lambda: None)
+        assert choose() is depthwise_triton
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mnv2.ops import depthwise, depthwise_triton
 from mnv2.runtime.errors import UserError
 
 # What XLA's GPU compiler has to know of an H100 with 80 GB (SXM), an A100 with 40 GB (SXM) and an
@@ -115,7 +116,8 @@ def one_chip(chip: Chip) -> NamedSharding:
         import jax_plugins.xla_cuda13  # noqa: F401  # type: ignore[import-not-found]
         from jax._src.pallas.triton import gpu_info
 
-        # Pallas would ask the machine's device, which is a CPU, for which GPU it compiles.
+        # Both would ask the machine's device, which is a CPU, for which GPU they compile.
+        depthwise._kernels = lambda: depthwise_triton  # type: ignore[assignment]
         version = gpu_info.GpuVersion[chip.topology]
         gpu_info.registry["cpu"] = lambda: gpu_info.get_gpu_info_from_version(version)
         options: dict[str, Any] = {"target_config": GPUS[chip.topology], "topology": "1x1x1"}
