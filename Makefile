@@ -34,6 +34,7 @@ help:
 	@echo 'make tpu          what a training step costs on TPUs, by the compiler, without a TPU'
 	@echo 'make h100         the same for an NVIDIA H100'
 	@echo 'make test         run the tests'
+	@echo 'make test-compilers   compile the kernels for GPUs, and count their instructions'
 	@echo 'make faults       kill, signal, damage and starve runs at random; nothing may be lost'
 	@echo 'make slurm-test   preempt a sweep on a SLURM of one node, which is installed and started'
 	@echo 'make check        format, lint, types, the import rule'

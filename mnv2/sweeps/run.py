@@ -116,7 +116,6 @@ def execute(
                     show=None if reporter.show else reporter.now,
                     stopper=stopper,
                     profile=profile,
-                    overview=len(runs) == 1,
                     hyperparameters=one.hyperparameters(),
                 )
             profile = None  # the first run is enough

@@ -134,7 +134,6 @@ def train(
     show: Show | None = None,
     stopper: Stopper | None = None,
     profile: AnyPath | None = None,
-    overview: bool = False,
     hyperparameters: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Trains one run in `folder`, from the newest checkpoint there or from the beginning.
@@ -142,8 +141,8 @@ def train(
     Evaluates on the validation split during training, and once, at the end, on the split that the
     settings name. Writes metrics.jsonl and the same for TensorBoard, checkpoints, and at the end
     result.json, which it also returns. Writes a trace of some steps to the folder `profile`, if it
-    is given, and prints a table of the parameters with `overview`. `show` gets what the run does
-    now; by default it is a line in the terminal. TensorBoard shows the `hyperparameters`, by name.
+    is given. `show` gets what the run does now; by default it is a line in the terminal.
+    TensorBoard shows the `hyperparameters`, by name.
 
     Raises Stopped soon after `stopper` has noted a signal; the last step is then saved. Raises
     UserError for settings that describe no run, a loss that is not finite, and a full disk.
@@ -152,7 +151,7 @@ def train(
     show = show or (lambda now: line.say(str(now)))
     setup = set_up(settings)
     state, total = initial_state(setup, settings), setup.durations.total
-    _describe(folder, setup, state, prints=overview)
+    _describe(folder, setup, state)
     with (  # closed in any case, so that a checkpoint on its way to the disk arrives
         contextlib.closing(Checkpoints(folder / CHECKPOINTS)) as checkpoints,
         contextlib.closing(MetricsLog(folder)) as log,
@@ -373,10 +372,8 @@ def recalibrated(state: TrainState, setup: Setup, settings: Settings) -> TrainSt
     return state.replace(ema={**state.ema, "batch_stats": batch_stats})  # type: ignore[attr-defined]
 
 
-def _describe(folder: AnyPath, setup: Setup, state: TrainState, *, prints: bool) -> None:
+def _describe(folder: AnyPath, setup: Setup, state: TrainState) -> None:
     """Writes what others need to use the network (pixels, sizes, names), and its parameters.
-
-    Also prints the table of the parameters, if that is wanted.
 
     Raises UserError if the run was trained on other classes.
     """
@@ -391,8 +388,6 @@ def _describe(folder: AnyPath, setup: Setup, state: TrainState, *, prints: bool)
     native.write_description(folder, {**description, **examples})
     table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
     write_text(folder / PARAMETERS, table + "\n")
-    if prints:
-        say(table)
 
 
 def _write_result(
