@@ -33,7 +33,7 @@ VERSIONS = 8  # of each picture in training
 PICTURES = 4
 PHOTOGRAPH = "sample_data/grace_hopper.jpg"  # in the folder of Matplotlib
 
-type Picture = Shaped[np.ndarray, "h w c"]
+type Picture = Shaped[np.ndarray, "_h _w _c"]  # of any size, each its own
 
 
 def draw_seen(settings: Settings, path: AnyPath) -> None:
