@@ -75,10 +75,10 @@ def table_of(rows: Sequence[Row]) -> Table:
     """Returns the table of one chip: mnv2 beside plain Flax, whose cells may be empty."""
     lines = []
     on_tpu = bool(rows[0].cost.cycles)
-    field, unit = ("cycles", 1e6) if on_tpu else ("traffic", 1e9)
+    unit = 1e6 if on_tpu else 1e9
     for row in (row for row in rows if row.framework == "mnv2"):
         both = [row.cost, *(x.cost for x in rows if x.task == row.task and x is not row)]
-        costs = [getattr(cost, field) for cost in both]
+        costs = [cost.cycles or cost.traffic() for cost in both]
         empty = [""] * (2 - len(both))
         cells = [*(f"{cost / unit:,.2f}" for cost in costs), *empty]
         cells.append(f"{costs[0] / costs[1]:.2f}" if not empty else "")
@@ -138,7 +138,7 @@ def _rows(chip: str, networks: Sequence[str]) -> Iterator[Row]:
 def _amount(cost: Cost) -> str:
     if cost.cycles:
         return f"{cost.cycles / 1e6:9.2f} M cycles"
-    said = f"{cost.traffic / 1e9:9.2f} GB, {len(cost.kernels):,} kernels"
+    said = f"{cost.traffic() / 1e9:9.2f} GB, {len(cost.kernels):,} kernels"
     if not cost.seconds():
         return said
     lines = (

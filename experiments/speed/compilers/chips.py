@@ -86,6 +86,13 @@ def check_installed(chip: Chip) -> None:
         )
 
 
+def nvidia_programs() -> str:
+    """Returns the folders of NVIDIA's packages with programs, as in PATH."""
+    nvidia = importlib.util.find_spec("nvidia")
+    roots = (nvidia and nvidia.submodule_search_locations) or ()
+    return os.pathsep.join(str(path) for root in roots for path in Path(root).glob("*/bin"))
+
+
 def environment(chip: Chip) -> dict[str, str]:
     """Returns the environment variables of a process that compiles for a chip."""
     changed = {"JAX_PLATFORMS": "cpu"}
@@ -98,12 +105,9 @@ def environment(chip: Chip) -> dict[str, str]:
             "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
         }
     else:  # autotuning would need the GPU; ptxas is a program in a package
-        nvidia = importlib.util.find_spec("nvidia")
-        folders = [str(p) for root in (nvidia and nvidia.submodule_search_locations) or ()
-                   for p in Path(root).glob("*/bin")]  # fmt: skip
         changed |= {
             "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0",
-            "PATH": os.pathsep.join([*folders, os.environ["PATH"]]),
+            "PATH": os.pathsep.join([nvidia_programs(), os.environ["PATH"]]),
         }
     return {**os.environ, **changed}
 

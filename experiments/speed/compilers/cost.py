@@ -27,8 +27,6 @@ INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\(
 WIDTHS = {"bf16": 2, "f16": 2, "pred": 1, "s8": 1, "u8": 1, "f64": 8, "s64": 8, "u64": 8}
 NAME = re.compile(r'op_name="([^"]*)"')
 FREE = ("parameter", "tuple", "get-tuple-element", "bitcast", "constant")  # move nothing
-
-
 # Kernels that move less than this share of a program's bytes are not disassembled: it takes half a
 # second for each.
 SMALLEST_SHARE = 5e-4
@@ -42,15 +40,17 @@ class Cost:
 
     Attributes:
         memory: Bytes of the chip's memory: arguments, results and temporary tensors.
-        traffic: Bytes that a GPU's kernels read and write; 0 on a TPU.
         cycles: A TPU's estimated cycles; 0 on a GPU.
         kernels: The kernels of a GPU, the largest first; none on a TPU.
     """
 
     memory: float
-    traffic: float
     cycles: float
     kernels: "list[Kernel]"
+
+    def traffic(self) -> float:
+        """Returns the bytes that the kernels read and write."""
+        return sum(one.traffic for one in self.kernels)
 
     def seconds(self) -> float:
         """Returns the sum of the kernels' limits: each takes the larger of its two times."""
@@ -103,7 +103,6 @@ def compile_and_read(lowered: Any, chip: Chip, disassemble: bool) -> Cost:
     used = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
     return Cost(
         memory=used - memory.alias_size_in_bytes,
-        traffic=sum(kernel.traffic for kernel in kernels),
         cycles=sum(cycles(compiled.as_text())) if on_tpu else 0,
         kernels=sorted(kernels, key=lambda kernel: -kernel.traffic),
     )

@@ -5,9 +5,8 @@ and disassembler, which need no GPU, make the machine's instructions of the PTX.
 count as often as it runs, if that is a constant of the program.
 """
 
-import functools
-import importlib.util
 import re
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.speed.compilers.chips import nvidia_programs
 from mnv2.runtime.errors import UserError
 
 WARP = 32  # threads
@@ -139,17 +139,10 @@ def _trips(before: str, loop: str) -> int | None:
 
 
 def _run(tool: str, *arguments: str) -> str:
-    done = subprocess.run([_tool(tool), *arguments], capture_output=True, text=True, check=False)
+    program = shutil.which(tool, path=nvidia_programs())
+    if program is None:
+        raise UserError(f"{tool} is not installed: make h100 installs it")
+    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"{tool} failed: {done.stderr.strip()[-200:]}")
     return done.stdout + done.stderr
-
-
-@functools.cache
-def _tool(name: str) -> str:
-    nvidia = importlib.util.find_spec("nvidia")
-    roots = (nvidia and nvidia.submodule_search_locations) or ()
-    found = next((path for root in roots for path in Path(root).glob(f"*/bin/{name}")), None)
-    if found is None:
-        raise UserError(f"{name} is not installed: make h100 installs it")
-    return str(found)
