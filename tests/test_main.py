@@ -169,3 +169,4 @@ def test_a_verb_runs_its_command_whose_help_teaches():
     )
     assert "python -m mnv2.main --config configs/v2_ablation.py" in done.stdout
     assert "--workdir: Folder" in done.stdout
+    assert done.returncode == 0

@@ -184,9 +184,9 @@ def _class_names(root: Path, readable: Pictures) -> list[str]:
         raise UserError(f"{root} has only the class {names[0]!r}: a classifier needs two")
     for split, classes in readable.items():
         if unknown := sorted(set(classes) - set(names)):
-            hints = [f"{label!r}{_nearest(label, names)}" for label in unknown]
+            hints = (f"{label!r}{_nearest(label, names)}" for label in unknown)
             raise UserError(
-                f"the {split} split of {root} has classes that train lacks: {', '.join(hints)}; "
+                f"the {split} split of {root} has classes that train lacks: {first_few(hints)}; "
                 "rename them, remove them, or add training pictures"
             )
         if missing := [label for label in names if not classes.get(label)]:

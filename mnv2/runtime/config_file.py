@@ -69,6 +69,9 @@ def parse_flags(argv: Sequence[str], gone: Mapping[str, str] | None = None) -> l
             )
     except BrokenPipeError:
         leave_unread()
+    except SystemExit as ended:
+        help_is_shown = any(word.lstrip("-").startswith("help") for word in argv)
+        sys.exit(0 if help_is_shown else ended.code)  # absl's code is 1 there
     except Exception as error:  # a config file is a program, which may raise anything
         fail(_explained(error, config_file))
     return rest
