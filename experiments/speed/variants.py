@@ -4,6 +4,7 @@ Times training steps of one network on JAX's default device, with the images on 
 mnv2 computes them, and each time without one of its forms for CUDA.
 
   all         the kernels of `mnv2.ops.depthwise_triton`, and matrices with multiples of 8 columns
+  own sums    batch norm sums the results of the kernels, and not the kernels themselves
   unaligned   matrices of moments with as many columns as there are inputs, and one
   no kernels  depthwise convolutions as sums of shifted products, their gradient by cuDNN
 
@@ -12,7 +13,6 @@ range, to --out. With the default rounds it takes less than ten minutes on a GPU
 """
 
 import contextlib
-import itertools
 from collections.abc import Iterator
 from unittest import mock
 
@@ -21,10 +21,11 @@ import numpy as np
 
 from experiments.common.command import experiment_parser
 from experiments.common.table import Table
-from experiments.common.timing import Step, times
+from experiments.common.timing import Step, in_turns
 from experiments.speed.frameworks import our_steps
 from experiments.speed.frameworks.tasks import NETWORKS, Task
-from mnv2.ops import depthwise, expansion
+from mnv2.models import blocks
+from mnv2.ops import depthwise, depthwise_conv, expansion
 from mnv2.runtime.cli import run, whole_number
 from mnv2.runtime.machine import find_devices, threads
 from mnv2.runtime.terminal import StatusLine
@@ -32,6 +33,9 @@ from mnv2.runtime.terminal import StatusLine
 DTYPES = ("bfloat16", "float32")
 VARIANTS = {
     "all": (),
+    "own sums": (
+        (blocks, "depthwise_conv_and_sums", lambda *inputs: (depthwise_conv(*inputs), None)),
+    ),
     "unaligned": ((expansion, "CUDA_COLUMNS", 1),),
     "no kernels": ((depthwise, "_kernels", lambda: None),),
 }
@@ -48,11 +52,10 @@ def changed(variant: str) -> Iterator[None]:
 
 
 def compiled(variant: str, task: Task) -> Step:
-    """Returns a training step of a variant, after its first two calls."""
+    """Returns a training step of a variant, after its first call."""
     with changed(variant):
         step = our_steps.training(task, None)
-        for _ in range(2):
-            step()
+        step()
     return step
 
 
@@ -71,12 +74,7 @@ def main() -> None:
         for variant in VARIANTS:
             line.say(f"{dtype}: compiling {variant!r}")
             steps[variant] = compiled(variant, task)
-        seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
-        for turn, variant in itertools.product(range(arguments.rounds), VARIANTS):
-            line.say(f"{dtype}: round {turn + 1} of {arguments.rounds}, {variant!r}")
-            seconds[variant].append(
-                float(np.median(list(times(steps[variant], arguments.seconds))))
-            )
+        seconds = in_turns(steps, arguments.rounds, arguments.seconds, line.say)
         for variant, found in seconds.items():
             low, median, high = (1e3 * float(np.quantile(found, q)) for q in (0, 0.5, 1))
             records.append({"dtype": dtype, "variant": variant, "ms": median, "lowest": low,

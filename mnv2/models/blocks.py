@@ -25,6 +25,7 @@ from mnv2.ops import (
     Axis,
     conv,
     depthwise_conv,
+    depthwise_conv_and_sums,
     expand_and_normalize,
     explicit_padding,
     is_faster_fused,
@@ -120,16 +121,18 @@ class ConvBN(nn.Module):
         )
         trains = train and not conventions.bn_frozen
         if self.has_variable("params", "bias"):  # batch norm is folded into the parameters
-            x = self._convolve(x, kernel) + self.get_variable("params", "bias").astype(dtype)
+            x = self._convolve(x, kernel)[0] + self.get_variable("params", "bias").astype(dtype)
         elif not self.batch_norm:
-            x = self._convolve(x, kernel)
+            x = self._convolve(x, kernel)[0]
         elif trains and self._pointwise and is_faster_fused(inputs, self.features):
             x = batch_norm(x, True, lambda x, *others: expand_and_normalize(x, kernel, *others))
-        elif trains and self.activation is relu6:
-            x = self._convolve(x, kernel)
-            return batch_norm(x, True, lambda *inputs: normalize_batch(*inputs, True))
+        elif trains:
+            then_relu6 = self.activation is relu6
+            x, sums = self._convolve(x, kernel, True)
+            x = batch_norm(x, True, lambda *inputs: normalize_batch(*inputs, then_relu6, sums))
+            return x if then_relu6 else self.activation(x)
         else:
-            x = batch_norm(self._convolve(x, kernel), trains)
+            x = batch_norm(self._convolve(x, kernel)[0], False)
         return self.activation(x)
 
     @property
@@ -137,15 +140,18 @@ class ConvBN(nn.Module):
         return not self.depthwise and self.kernel_size == 1 and self.stride == 1
 
     def _convolve(
-        self, x: Float[Array, "n h w c"], kernel: Float[Array, "k k c_group d"]
-    ) -> Float[Array, "n h2 w2 d"]:
+        self, x: Float[Array, "n h w c"], kernel: Float[Array, "k k c_group d"], sums: bool = False
+    ) -> tuple[Float[Array, "n h2 w2 d"], Any]:
+        """Returns the result, and its sums for batch norm if the convolution has them at hand."""
         size = (x.shape[1], x.shape[2])
         padding = explicit_padding(size, self.kernel_size, self.stride, self.conventions.padding)
+        if self.depthwise and sums:
+            return depthwise_conv_and_sums(x, kernel, self.stride, padding, self.of_relu6)
         if self.depthwise:
-            return depthwise_conv(x, kernel, self.stride, padding, self.of_relu6)
+            return depthwise_conv(x, kernel, self.stride, padding, self.of_relu6), None
         if self._pointwise:
-            return pointwise_conv(x, kernel)
-        return conv(x, kernel, self.stride, padding)
+            return pointwise_conv(x, kernel), None
+        return conv(x, kernel, self.stride, padding), None
 
 
 class SeparableBlock(nn.Module):

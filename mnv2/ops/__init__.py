@@ -5,6 +5,7 @@ from mnv2.ops.batch_norm import DeviceGroup as DeviceGroup
 from mnv2.ops.batch_norm import normalize_batch as normalize_batch
 from mnv2.ops.conv import conv as conv
 from mnv2.ops.depthwise import depthwise_conv as depthwise_conv
+from mnv2.ops.depthwise import depthwise_conv_and_sums as depthwise_conv_and_sums
 from mnv2.ops.expansion import expand_and_normalize as expand_and_normalize
 from mnv2.ops.expansion import is_faster_fused as is_faster_fused
 from mnv2.ops.padding import Padding as Padding

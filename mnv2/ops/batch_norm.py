@@ -57,6 +57,10 @@ class Saved(NamedTuple):
     inverse_std: Float[Array, " c"]
 
 
+# The sums over the pixels of an image and over their squares, of this device, per channel.
+Sums = tuple[Float[Array, " c"], Float[Array, " c"]]
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def normalize_batch(
     x: Float[Array, "n h w c"],
@@ -65,14 +69,15 @@ def normalize_batch(
     epsilon: float,
     axis_name: Axis,
     then_relu6: bool = False,
+    sums: Sums | None = None,
 ) -> ImageAndTwoVectors:
     """Returns (x - mean) / sqrt(variance + epsilon) * scale + bias, the mean and the variance.
 
     With `then_relu6`, the first of them is relu6 of that. Mean and biased variance are those of the
     batch, over all devices of `axis_name` together. They are meant for running averages: no
-    gradient flows through them.
+    gradient flows through them. `sums` are those of x, if the operation before has computed them.
     """
-    return forward(x, scale, bias, epsilon, axis_name, then_relu6)[0]
+    return forward(x, scale, bias, epsilon, axis_name, then_relu6, sums)[0]
 
 
 def forward(
@@ -82,11 +87,10 @@ def forward(
     epsilon: float,
     axis_name: Axis,
     then_relu6: bool = False,
+    sums: Sums | None = None,
 ) -> tuple[ImageAndTwoVectors, Saved]:
     """Returns the results of `normalize_batch`, and the tensors that `gradients` needs."""
-    dtype = accumulator(x.dtype)
-    total = sum_over_devices(jnp.sum(x, (0, 1, 2), dtype=dtype), axis_name)
-    squares = sum_over_devices(_sum_of_products(x, x), axis_name)
+    total, squares = (sum_over_devices(one, axis_name) for one in sums or sums_of(x))
     pixels = count_pixels(x, axis_name)
     mean = total / pixels
     var = jnp.maximum(squares / pixels - mean * mean, 0)
@@ -95,6 +99,11 @@ def forward(
     y = _normalized(saved, x)
     y = relu6(y) if then_relu6 else y
     return (y.astype(x.dtype), mean, var), saved
+
+
+def sums_of(x: Float[Array, "n h w c"]) -> Sums:
+    """Returns the sums of an image for batch norm."""
+    return jnp.sum(x, (0, 1, 2), dtype=accumulator(x.dtype)), _sum_of_products(x, x)
 
 
 def _normalized(saved: Saved, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
@@ -136,8 +145,8 @@ def _backward(
     then_relu6: bool,
     saved: Saved,
     output_gradients: ImageAndTwoVectors,
-) -> ImageAndTwoVectors:
-    return gradients(saved, output_gradients[0], axis_name, then_relu6)
+) -> tuple[Array, Array, Array, None]:
+    return *gradients(saved, output_gradients[0], axis_name, then_relu6), None
 
 
 normalize_batch.defvjp(forward, _backward)

@@ -34,6 +34,7 @@ machine with a CPU exports for a TPU therefore contains the form for the TPU.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -42,6 +43,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from mnv2.ops import shifted_products
+from mnv2.ops.batch_norm import Sums, sums_of
 from mnv2.ops.conv import conv
 from mnv2.ops.padding import Padding
 from mnv2.ops.platforms import platform_dependent, platform_of
@@ -56,7 +58,6 @@ DIAGONAL_CHANNELS = 32
 ImagesAndKernel = tuple[Float[Array, "n h w c"], Float[Array, "k k 1 c"]]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def depthwise_conv(
     images: Float[Array, "n h w c"],
     kernel: Float[Array, "k k 1 c"],
@@ -70,38 +71,59 @@ def depthwise_conv(
     the convolution, forward and backward. Sums are computed in float32 if the images have half
     precision; the result has the type of the images.
     """
-    options = Options(stride, padding, of_relu6)
-    return platform_dependent(
-        images,
-        kernel,
-        cpu=functools.partial(shifted_products.convolve, options=options),
-        cuda=functools.partial(_convolve_on_cuda, options=options),
-        tpu=functools.partial(_convolve_on_tpu, options=options),
-        default=functools.partial(_grouped_conv, options=options),
-    )
+    return _depthwise_conv(images, kernel, Options(stride, padding, of_relu6), False)[0]
 
 
-def _forward(
+def depthwise_conv_and_sums(
     images: Float[Array, "n h w c"],
     kernel: Float[Array, "k k 1 c"],
     stride: int,
     padding: Padding,
-    of_relu6: bool,
-) -> tuple[Float[Array, "n h2 w2 c"], ImagesAndKernel]:
-    return depthwise_conv(images, kernel, stride, padding, of_relu6), (images, kernel)
+    of_relu6: bool = False,
+) -> tuple[Float[Array, "n h2 w2 c"], Sums]:
+    """Returns the same, and the sums of the result that `normalize_batch` needs.
+
+    The kernels for GPUs have them at hand before they round: batch norm then reads the result once
+    less. No gradient flows through the sums.
+    """
+    return _depthwise_conv(images, kernel, Options(stride, padding, of_relu6), True)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _depthwise_conv(
+    images: Float[Array, "n h w c"], kernel: Float[Array, "k k 1 c"], options: Options, sums: bool
+) -> tuple[Float[Array, "n h2 w2 c"], Any]:
+    """Returns the convolution, and its sums or None."""
+
+    def then_sums(convolve: Callable[..., Array], *inputs: Array) -> tuple[Array, Sums | None]:
+        result = convolve(*inputs, options)
+        return result, sums_of(result) if sums else None
+
+    return platform_dependent(
+        images,
+        kernel,
+        cpu=functools.partial(then_sums, shifted_products.convolve),
+        cuda=functools.partial(_convolve_on_cuda, options=options, sums=sums),
+        tpu=functools.partial(then_sums, _convolve_on_tpu),
+        default=functools.partial(then_sums, _grouped_conv),
+    )
+
+
+def _forward(
+    images: Float[Array, "n h w c"], kernel: Float[Array, "k k 1 c"], options: Options, sums: bool
+) -> tuple[tuple[Float[Array, "n h2 w2 c"], Any], ImagesAndKernel]:
+    return _depthwise_conv(images, kernel, options, sums), (images, kernel)
 
 
 def _backward(
-    stride: int,
-    padding: Padding,
-    of_relu6: bool,
+    options: Options,
+    sums: bool,
     saved: ImagesAndKernel,
-    gradient: Float[Array, "n h2 w2 c"],
+    output_gradients: tuple[Float[Array, "n h2 w2 c"], Any],
 ) -> ImagesAndKernel:
-    options = Options(stride, padding, of_relu6)
     return platform_dependent(
         *saved,
-        gradient,
+        output_gradients[0],
         cpu=functools.partial(_gradients_on_cpu, options=options),
         cuda=functools.partial(_gradients_on_cuda, options=options),
         tpu=functools.partial(_gradients_on_tpu, options=options),
@@ -109,7 +131,7 @@ def _backward(
     )
 
 
-depthwise_conv.defvjp(_forward, _backward)
+_depthwise_conv.defvjp(_forward, _backward)
 
 
 def _grouped_conv(
@@ -172,11 +194,12 @@ def _kernels() -> Any:
 
 
 def _convolve_on_cuda(
-    images: Float[Array, "n h w c"], kernel: Float[Array, "k k 1 c"], options: Options
-) -> Float[Array, "n h2 w2 c"]:
+    images: Float[Array, "n h w c"], kernel: Float[Array, "k k 1 c"], options: Options, sums: bool
+) -> tuple[Float[Array, "n h2 w2 c"], Sums | None]:
     if kernels := _kernels():
-        return kernels.convolve(images, kernel, options)
-    return lax.optimization_barrier(shifted_products.convolve(images, kernel, options))
+        return kernels.convolve(images, kernel, options, sums)
+    result = lax.optimization_barrier(shifted_products.convolve(images, kernel, options))
+    return result, sums_of(result) if sums else None
 
 
 def _gradients_on_cuda(

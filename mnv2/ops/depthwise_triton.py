@@ -26,6 +26,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 from jaxtyping import Array, Float
 
+from mnv2.ops.batch_norm import Sums
 from mnv2.ops.precision import accumulator
 from mnv2.ops.shifted_products import Options
 
@@ -41,18 +42,27 @@ def convolve(
     images: Float[Array, "n h w c"],
     kernel: Float[Array, "k k 1 c"],
     options: Options,
+    sums: bool = False,
     interpret: bool = False,
-) -> Float[Array, "n h2 w2 c"]:
-    """Returns the depthwise convolution of the images; on a CPU only with `interpret`."""
+) -> tuple[Float[Array, "n h2 w2 c"], Sums | None]:
+    """Returns the depthwise convolution of the images; on a CPU only with `interpret`.
+
+    Also the sums of the result that batch norm needs, if `sums`.
+    """
     size, (n, _, _, c) = len(kernel), images.shape
     height, width = (
         (length + sum(padding) - size) // options.stride + 1
         for length, padding in zip(images.shape[1:3], options.padding, strict=True)
     )
-    out = jax.ShapeDtypeStruct((n, height, width, c), images.dtype)
     tile = _tile(width, c)
+    out = [jax.ShapeDtypeStruct((n, height, width, c), images.dtype)]
+    if sums:
+        of_programs = (n * pl.cdiv(width, tile[0]), 2, c)
+        out.append(jax.ShapeDtypeStruct(of_programs, accumulator(images.dtype)))
     body = functools.partial(_convolve, options=options, tile=tile)
-    return _call(body, "depthwise", (n, width, c), tile, out, interpret)(images, _taps(kernel))
+    call = _call(body, "depthwise", (n, width, c), tile, out, interpret)
+    result, *parts = call(images, _taps(kernel))
+    return result, tuple(parts[0].sum(0)) if parts else None
 
 
 def gradients(
@@ -86,7 +96,7 @@ def compile_small() -> None:
     )
 
     def both(image: Array, kernel: Array, gradient: Array) -> Any:
-        return convolve(image, kernel, options), gradients(image, kernel, gradient, options)
+        return convolve(image, kernel, options, True), gradients(image, kernel, gradient, options)
 
     jax.jit(both).lower(image, kernel, gradient).compile()
 
@@ -129,7 +139,7 @@ def _call(
 
 
 def _convolve(
-    x_ref: Any, k_ref: Any, y_ref: Any,
+    x_ref: Any, k_ref: Any, y_ref: Any, sums_ref: Any = None,
     *, options: Options, tile: tuple[int, int], blocks: int, interpret: bool,
 ) -> None:  # fmt: skip
     """Walks down the rows of the result; the filter covers rows s r - top and the next ones."""
@@ -144,16 +154,22 @@ def _convolve(
         )
         return [jnp.clip(x, 0, 6) if options.of_relu6 else x for x in found]
 
-    def step(r: Any, above: list[list[Array]]) -> list[list[Array]]:
-        first = stride * r - top
+    def step(r: Any, carry: tuple[list[list[Array]], list[Array]]) -> Any:
+        first, (above, sums) = stride * r - top, carry
         rows = above + [row(first + i) for i in range(len(above), size)]
         y = jnp.zeros(tile, k_ref.dtype)
         for i, j in itertools.product(range(size), repeat=2):
             y = fma(rows[i][j], k[i][j], y)
         _store(y_ref, n, r, columns, c, y)
-        return rows[stride:]
+        if sums:
+            y = jnp.where((columns < y_ref.shape[2])[:, None], y, 0)
+            sums = [sums[0] + y, fma(y, y, sums[1])]
+        return rows[stride:], sums
 
-    jax.lax.fori_loop(0, y_ref.shape[1], step, [row(i - top) for i in range(size - stride)])
+    above = [row(i - top) for i in range(size - stride)]
+    zeros = [] if sums_ref is None else [jnp.zeros(tile, k_ref.dtype)] * 2
+    _, sums = jax.lax.fori_loop(0, y_ref.shape[1], step, (above, zeros))
+    _store_sums(sums_ref, c, sums)
 
 
 def _gradients(
@@ -191,9 +207,7 @@ def _gradients(
     zeros = [jnp.zeros(tile, k_ref.dtype)] * size**2
     above = [row(begin - i) for i in range(1, reach)]
     _, sums = jax.lax.fori_loop(begin, end, step, (above, zeros))
-    for t, total in enumerate(sums):
-        at = gk_ref.at[pl.program_id(0), t, c]
-        plt.store(at, total.sum(0), mask=c < gk_ref.shape[-1])
+    _store_sums(gk_ref, c, sums)
 
 
 def _program(blocks: int, tile: tuple[int, int]) -> tuple[Any, Array, Array]:
@@ -220,6 +234,12 @@ def _load(ref: Any, n: Any, row: Any, columns: Array, c: Array, dtype: Any) -> A
 def _store(ref: Any, n: Any, row: Any, columns: Array, c: Array, values: Array) -> None:
     at, mask = _at(ref, n, row, columns, c)
     plt.store(at, values.astype(ref.dtype), mask=mask)
+
+
+def _store_sums(ref: Any, c: Array, sums: list[Array]) -> None:
+    """Stores the sums of this program over its columns."""
+    for i, total in enumerate(sums):
+        plt.store(ref.at[pl.program_id(0), i, c], total.sum(0), mask=c < ref.shape[-1])
 
 
 def _at(ref: Any, n: Any, row: Any, columns: Array, c: Array) -> tuple[Any, Array]:

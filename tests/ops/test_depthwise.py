@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from mnv2.ops import depthwise, depthwise_conv, explicit_padding, shifted_products
+from mnv2.ops import (
+    PLAIN,
+    depthwise,
+    depthwise_conv,
+    explicit_padding,
+    shifted_products,
+    traced_for,
+)
 
 SIZES = [(6, 6), (7, 5), (1, 4)]
 
@@ -102,15 +109,14 @@ def test_sums_of_half_precision_images_are_computed_in_float32():
 def test_the_forms_for_accelerators_compute_the_same_in_float64(
     float64, platform, channels, stride, convention, of_relu6
 ):
-    images, kernel, *options = random_inputs((7, 6), stride, convention, channels=channels)
-    options = depthwise.Options(*options, of_relu6)
-    convolve = getattr(depthwise, f"_convolve_on_{platform}")
-    gradients = getattr(depthwise, f"_gradients_on_{platform}")
-    result = convolve(images, kernel, options)
-    np.testing.assert_allclose(result, grouped(images, kernel, *options), rtol=1e-12, atol=1e-12)
-    gradient = jnp.cos(jnp.arange(result.size, dtype=result.dtype)).reshape(result.shape)
-    expected = depthwise._gradients_of_grouped_conv(images, kernel, gradient, options)
-    for a, b in zip(gradients(images, kernel, gradient, options), expected, strict=True):
+    inputs = random_inputs((7, 6), stride, convention, channels=channels)
+
+    def all_of(conv, platform):
+        with traced_for(platform):
+            result, back = jax.vjp(lambda *x: conv(*x, *inputs[2:], of_relu6), *inputs[:2])
+            return result, *back(jnp.cos(jnp.arange(1.0 * result.size)).reshape(result.shape))
+
+    for a, b in zip(all_of(depthwise_conv, platform), all_of(grouped, PLAIN), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11)
 
 

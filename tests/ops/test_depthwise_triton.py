@@ -12,7 +12,15 @@ import pytest
 from jax.test_util import check_grads
 
 from mnv2.models import create_model
-from mnv2.ops import PLAIN, depthwise, depthwise_conv, depthwise_triton, traced_for
+from mnv2.ops import (
+    PLAIN,
+    depthwise,
+    depthwise_conv,
+    depthwise_conv_and_sums,
+    depthwise_triton,
+    traced_for,
+)
+from mnv2.ops.batch_norm import sums_of
 from tests.ops.test_depthwise import grouped, random_inputs
 from tests.variables import random_variables
 
@@ -40,18 +48,24 @@ def interpreted(monkeypatch):
 
 
 @pytest.mark.parametrize(("size", "channels", "stride", "convention", "of_relu6"), CASES)
-def test_the_kernels_compute_the_grouped_convolution_in_float64(
+def test_the_kernels_compute_the_grouped_convolution_and_its_sums_in_float64(
     float64, interpreted, size, channels, stride, convention, of_relu6
 ):
     images, kernel, *options = random_inputs(size, stride, convention, 2, channels)
 
+    def grouped_and_sums(*inputs):
+        result = grouped(*inputs)
+        return result, sums_of(result)
+
     def all_of(conv, images, kernel):
-        result, back = jax.vjp(lambda *x: conv(*x, *options, of_relu6), images, kernel)
-        return result, *back(jnp.cos(jnp.arange(result.size * 1.0)).reshape(result.shape))
+        result, back, sums = jax.vjp(
+            lambda *x: conv(*x, *options, of_relu6), images, kernel, has_aux=True
+        )
+        return result, *sums, *back(jnp.cos(jnp.arange(result.size * 1.0)).reshape(result.shape))
 
     expected, ours = (
         jax.jit(functools.partial(all_of, conv), compiler_options=QUICK)(images, kernel)
-        for conv in (grouped, depthwise_conv)
+        for conv in (grouped_and_sums, depthwise_conv_and_sums)
     )
     for a, b in zip(ours, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11)
@@ -138,7 +152,7 @@ def test_the_kernels_compile_to_few_instructions_without_spills(tmp_path, gpu, s
     arrays = [jax.ShapeDtypeStruct(shape, dtype, sharding=chip) for shape in shapes]
 
     def both(images, kernel, gradient):
-        result = depthwise_triton.convolve(images, kernel, options)
+        result = depthwise_triton.convolve(images, kernel, options, sums=True)
         return result, depthwise_triton.gradients(images, kernel, gradient, options)
 
     lowered = jax.jit(both, out_shardings=chip).lower(*arrays)
