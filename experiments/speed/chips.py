@@ -26,7 +26,7 @@ from typing import NamedTuple
 from experiments.common.command import experiment_parser
 from experiments.common.table import Table, write_csv
 from experiments.speed.compilers.chips import CHIPS, check_installed, environment
-from experiments.speed.compilers.cost import Cost, Kernel
+from experiments.speed.compilers.cost import KINDS, SMALL, Cost, Kernel
 from experiments.speed.compilers.steps import FRAMEWORKS, TASKS, Task
 from mnv2.runtime.cli import run
 from mnv2.runtime.errors import UserError, check_choice
@@ -35,6 +35,8 @@ from mnv2.runtime.terminal import StatusLine, warn
 TPU = ("network", "cycles, M", "plain Flax", "ratio", "memory, GB", "images/s (estimate)")
 GPU = ("network", "traffic, GB", "plain Flax", "ratio", "kernels", "plain Flax", "memory, GB",
        "ms by bytes", "ms by the larger", "images/s (bound)")  # fmt: skip
+
+TIMES = ("by_bytes", "seconds")  # of a kernel
 
 
 class Row(NamedTuple):
@@ -93,6 +95,19 @@ def table_of(rows: Sequence[Row]) -> Table:
     return Table(f"chips_{rows[0].chip}", TPU if on_tpu else GPU, lines)
 
 
+def kinds_of(row: Row) -> Table:
+    """Returns the sums over the kinds of a program's kernels."""
+    lines = []
+    for kind in [*KINDS, "all"]:
+        kernels = [one for one in row.cost.kernels if kind in (one.kind, "all")]
+        small = sum(one.traffic < SMALL for one in kernels)
+        sums = [sum(getattr(one, name) for one in kernels) for name in ("traffic", *TIMES)]
+        cells = f"{sums[0] / 1e9:.2f}", *(f"{1e3 * seconds:.2f}" for seconds in sums[1:])
+        lines.append([kind, f"{len(kernels):,}", f"{small:,}", *cells])
+    header = [str(row.task), "kernels", "below 10 MB", "GB", "ms by bytes", "ms by the larger"]
+    return Table(f"kinds_{row.chip}", header, lines)
+
+
 def main() -> None:
     parser = experiment_parser(__file__, __doc__)
     parser.add_argument("--chips", nargs="+", default=["v5e"], help=", ".join(CHIPS))
@@ -107,6 +122,8 @@ def main() -> None:
     for chip in arguments.chips:
         if rows := list(_rows(chip, arguments.networks)):
             table_of(rows).write(arguments.out)
+            if rows[0].cost.kernels:
+                kinds_of(rows[0]).write(arguments.out)
             for row in rows:
                 if row.framework == "mnv2" and row.cost.kernels:
                     name = re.sub(r"\W+", "_", str(row.task))

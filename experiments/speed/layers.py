@@ -10,7 +10,6 @@ Writes a table by kind, and a row of CSV for each kernel, to --out. It takes two
 
 import collections
 import dataclasses
-import re
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,17 +29,6 @@ from experiments.speed.compilers.steps import TASKS, lower
 from mnv2.runtime.cli import run, whole_number
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.machine import find_devices
-
-# The kinds of kernels, by the path of an operation that they compute. The first that fits counts.
-KINDS = {
-    "depthwise convolution": r"/depthwise/(?!bn/)",
-    "batch norm after depthwise": r"/depthwise/bn/",
-    "expansion with batch norm": r"/expand/",
-    "projection or pointwise": r"/(project|pointwise)/(?!bn/)",
-    "batch norm after that": r"/(project|pointwise)/bn/",
-    "first, last, classifier": r"/(stem|head|last|classifier)",
-    "other": r"",
-}
 
 
 class Timed(NamedTuple):
@@ -100,15 +88,14 @@ def kernels(text: str, measured: Mapping[str, float]) -> list[Timed]:
     found = []
     for one in cost.traffic(text):
         if one.name in measured:
-            kind = next(kind for kind, path in KINDS.items() if re.search(path, one.layer))
-            found.append(Timed(one.name, kind, one.layer, one.traffic, measured[one.name]))
+            found.append(Timed(one.name, one.kind, one.layer, one.traffic, measured[one.name]))
     return sorted(found, key=lambda one: -one.ms)
 
 
 def table_of(found: Sequence[Timed], per_second: float) -> Table:
     """Returns the sums over kinds of kernels, beside a copy of as many bytes."""
     lines = []
-    for kind in [*KINDS, "all"]:
+    for kind in [*cost.KINDS, "all"]:
         of_kind = [one for one in found if kind in (one.kind, "all")]
         if of_kind:
             ms, traffic = sum(one.ms for one in of_kind), sum(one.traffic for one in of_kind)

@@ -11,8 +11,9 @@ stride s and p < s. Tap i of the filter meets it, for both gradients, in row a -
 result's gradient, and only if i % s = p; columns likewise. So each row of the gradient is loaded
 once too, and with stride 2 only the products that are not zero are computed.
 
-The gradient for the kernel is summed over a walk in registers; XLA adds the sums of the programs,
-in a fixed order: the result has the same bits each time.
+The gradient for the kernel is summed over a walk in registers, and so are the sums that batch norm
+needs of the result. XLA adds the sums of the programs, in a fixed order: the bits are always the
+same.
 """
 
 import functools
@@ -122,10 +123,7 @@ def _call(
     out: Any,
     interpret: bool,
 ) -> Callable[..., Any]:
-    """Returns a kernel with a program for each image and block of columns, and block of channels.
-
-    Two axes: the grid of a kernel has at most three, of which `vmap` takes one.
-    """
+    """Returns a kernel: a program for each image and block of columns, and block of channels."""
     images, columns, channels = extent
     blocks = pl.cdiv(columns, tile[0])
     return pl.pallas_call(

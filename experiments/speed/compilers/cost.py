@@ -32,6 +32,16 @@ FREE = ("parameter", "tuple", "get-tuple-element", "bitcast", "constant")  # mov
 SMALLEST_SHARE = 5e-4
 SMALL = 1e7  # bytes; a kernel that moves fewer waits for its launch rather than for memory
 NARROW = 8  # instructions that load two bytes, from which on a kernel is listed for them
+# The kinds of kernels, by the path of an operation that they compute. The first that fits counts.
+KINDS = {
+    "depthwise convolution": r"/depthwise/(?!bn/)",
+    "batch norm after depthwise": r"/depthwise/bn/",
+    "expansion with batch norm": r"/expand/",
+    "projection or pointwise": r"/(project|pointwise)/(?!bn/)",
+    "batch norm after that": r"/(project|pointwise)/bn/",
+    "first, last, classifier": r"/(stem|head|last|classifier)",
+    "other": r"",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +64,7 @@ class Cost:
 
     def seconds(self) -> float:
         """Returns the sum of the kernels' limits: each takes the larger of its two times."""
-        return sum(max(one.by_bytes, one.by_instructions or 0) for one in self.kernels)
+        return sum(one.seconds for one in self.kernels)
 
     def not_counted(self) -> float:
         """Returns the bytes of the kernels whose instructions are not known."""
@@ -89,6 +99,16 @@ class Kernel(NamedTuple):
     by_instructions: float | None = None
     narrow: int = 0
     spilled: int = 0
+
+    @property
+    def kind(self) -> str:
+        """The kind of the layer, of KINDS."""
+        return next(kind for kind, path in KINDS.items() if re.search(path, self.layer))
+
+    @property
+    def seconds(self) -> float:
+        """The larger of both times."""
+        return max(self.by_bytes, self.by_instructions or 0)
 
 
 def compile_and_read(lowered: Any, chip: Chip, disassemble: bool) -> Cost:

@@ -118,6 +118,7 @@ def test_the_tables_compare_with_plain_flax(monkeypatch, tmp_path):
     assert (tmp_path / "chips_H100.md").read_text().splitlines()[2] == (
         f"{title} 10.00 | 20.00 | 0.50 | 100 | 200 | 5.0 | 3.00 | 4.00 | 64,000 |"
     )
+    assert "| all | 100 | 0 | 10.00 | 3.00 | 4.00 |" in (tmp_path / "kinds_H100.md").read_text()
 
 
 def test_a_step_that_does_not_compile_is_left_out_with_a_warning(monkeypatch, tmp_path, capsys):
