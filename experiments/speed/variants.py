@@ -4,7 +4,7 @@ Times training steps of one network on JAX's default device, with the images on 
 mnv2 computes them, and each time without one of its forms for CUDA.
 
   all         the kernels of `mnv2.ops.depthwise_triton`, and matrices with multiples of 8 columns
-  own sums    batch norm sums the results of the kernels, and not the kernels themselves
+  apart       the same kernels, but without the parts of batch norm in them
   unaligned   matrices of moments with as many columns as there are inputs, and one
   no kernels  depthwise convolutions as sums of shifted products, their gradient by cuDNN
 
@@ -24,8 +24,7 @@ from experiments.common.table import Table
 from experiments.common.timing import Step, in_turns
 from experiments.speed.frameworks import our_steps
 from experiments.speed.frameworks.tasks import NETWORKS, Task
-from mnv2.models import blocks
-from mnv2.ops import depthwise, depthwise_conv, expansion
+from mnv2.ops import depthwise, depthwise_norm, expansion
 from mnv2.runtime.cli import run, whole_number
 from mnv2.runtime.machine import find_devices, threads
 from mnv2.runtime.terminal import StatusLine
@@ -33,11 +32,12 @@ from mnv2.runtime.terminal import StatusLine
 DTYPES = ("bfloat16", "float32")
 VARIANTS = {
     "all": (),
-    "own sums": (
-        (blocks, "depthwise_conv_and_sums", lambda *inputs: (depthwise_conv(*inputs), None)),
+    "apart": (
+        (depthwise_norm, "_convolve_on_cuda", depthwise_norm._convolve),
+        (depthwise_norm, "_gradients_on_cuda", depthwise_norm._gradients),
     ),
     "unaligned": ((expansion, "CUDA_COLUMNS", 1),),
-    "no kernels": ((depthwise, "_kernels", lambda: None),),
+    "no kernels": ((depthwise, "kernels_for_cuda", lambda: None),),
 }
 
 

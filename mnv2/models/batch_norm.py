@@ -19,8 +19,8 @@ class BatchNorm(nn.Module):
     variance, and uses these averages in evaluation. Parameters and statistics are float32. The
     result has type `dtype`.
 
-    `normalize` is what computes it in training: an operation of `mnv2.ops`, which can include a
-    neighbour of the batch norm where both together are faster.
+    `normalize` is what computes it in training: an operation of `mnv2.ops`, which can include the
+    convolution before the batch norm where both together are faster.
     """
 
     features: int
@@ -35,7 +35,7 @@ class BatchNorm(nn.Module):
         x: Float[Array, "n h w c"],
         train: bool,
         normalize: Callable[..., tuple[Array, Array, Array]] = normalize_batch,
-    ) -> Float[Array, "n h w d"]:
+    ) -> Float[Array, "n h2 w2 d"]:
         shape = (self.features,)
         scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)

@@ -23,9 +23,10 @@ from jaxtyping import Array, Float
 from mnv2.models.batch_norm import BatchNorm
 from mnv2.ops import (
     Axis,
+    DepthwiseOptions,
     conv,
+    depthwise_and_normalize,
     depthwise_conv,
-    depthwise_conv_and_sums,
     expand_and_normalize,
     explicit_padding,
     is_faster_fused,
@@ -121,37 +122,53 @@ class ConvBN(nn.Module):
         )
         trains = train and not conventions.bn_frozen
         if self.has_variable("params", "bias"):  # batch norm is folded into the parameters
-            x = self._convolve(x, kernel)[0] + self.get_variable("params", "bias").astype(dtype)
+            x = self._convolve(x, kernel) + self.get_variable("params", "bias").astype(dtype)
         elif not self.batch_norm:
-            x = self._convolve(x, kernel)[0]
-        elif trains and self._pointwise and is_faster_fused(inputs, self.features):
-            x = batch_norm(x, True, lambda x, *others: expand_and_normalize(x, kernel, *others))
+            x = self._convolve(x, kernel)
         elif trains:
-            then_relu6 = self.activation is relu6
-            x, sums = self._convolve(x, kernel, True)
-            x = batch_norm(x, True, lambda *inputs: normalize_batch(*inputs, then_relu6, sums))
-            return x if then_relu6 else self.activation(x)
+            return batch_norm(x, True, functools.partial(self._convolve_and_normalize, kernel))
         else:
-            x = batch_norm(self._convolve(x, kernel)[0], False)
+            x = batch_norm(self._convolve(x, kernel), False)
         return self.activation(x)
+
+    def _convolve(
+        self, x: Float[Array, "n h w c"], kernel: Float[Array, "k k c_group d"]
+    ) -> Float[Array, "n h2 w2 d"]:
+        if self.depthwise:
+            return depthwise_conv(x, kernel, *self._options(x))
+        if self._pointwise:
+            return pointwise_conv(x, kernel)
+        return conv(x, kernel, self.stride, self._options(x).padding)
+
+    def _convolve_and_normalize(
+        self,
+        kernel: Float[Array, "k k c_group d"],
+        x: Float[Array, "n h w c"],
+        *constants: Any,
+    ) -> tuple[Float[Array, "n h2 w2 d"], Float[Array, " d"], Float[Array, " d"]]:
+        """Returns the output in training, and the mean and variance before batch norm.
+
+        `constants` are those of batch norm: scale, bias, epsilon and axis.
+        """
+        then_relu6 = self.activation is relu6
+        if self.depthwise:
+            options = self._options(x)
+            y, mean, var = depthwise_and_normalize(x, kernel, *constants, options, then_relu6)
+        elif self._pointwise and is_faster_fused(x.shape[-1], self.features):
+            y, mean, var = expand_and_normalize(x, kernel, *constants)
+            then_relu6 = False
+        else:
+            y, mean, var = normalize_batch(self._convolve(x, kernel), *constants, then_relu6)
+        return y if then_relu6 else self.activation(y), mean, var
 
     @property
     def _pointwise(self) -> bool:
         return not self.depthwise and self.kernel_size == 1 and self.stride == 1
 
-    def _convolve(
-        self, x: Float[Array, "n h w c"], kernel: Float[Array, "k k c_group d"], sums: bool = False
-    ) -> tuple[Float[Array, "n h2 w2 d"], Any]:
-        """Returns the result, and its sums for batch norm if the convolution has them at hand."""
-        size = (x.shape[1], x.shape[2])
-        padding = explicit_padding(size, self.kernel_size, self.stride, self.conventions.padding)
-        if self.depthwise and sums:
-            return depthwise_conv_and_sums(x, kernel, self.stride, padding, self.of_relu6)
-        if self.depthwise:
-            return depthwise_conv(x, kernel, self.stride, padding, self.of_relu6), None
-        if self._pointwise:
-            return pointwise_conv(x, kernel), None
-        return conv(x, kernel, self.stride, padding), None
+    def _options(self, x: Float[Array, "n h w c"]) -> DepthwiseOptions:
+        size, padding = (x.shape[1], x.shape[2]), self.conventions.padding
+        explicit = explicit_padding(size, self.kernel_size, self.stride, padding)
+        return DepthwiseOptions(self.stride, explicit, self.of_relu6)
 
 
 class SeparableBlock(nn.Module):

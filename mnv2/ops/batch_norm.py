@@ -25,6 +25,12 @@ from mnv2.ops.platforms import platform_dependent
 from mnv2.ops.precision import accumulator
 from mnv2.ops.relu6 import before_relu6, relu6
 
+# Vectors over channels: the gradient for x is factor * g + slope * x + offset.
+Coefficients = tuple[Float[Array, " c"], Float[Array, " c"], Float[Array, " c"]]
+
+# The sums over the pixels of an image, and of its squares, of this device, per channel.
+Sums = tuple[Float[Array, " c"], Float[Array, " c"]]
+
 # An image with two vectors over its channels: either (y, mean, variance), or the gradients for
 # (x, scale, bias).
 ImageAndTwoVectors = tuple[Float[Array, "n h w c"], Float[Array, " c"], Float[Array, " c"]]
@@ -57,10 +63,6 @@ class Saved(NamedTuple):
     inverse_std: Float[Array, " c"]
 
 
-# The sums over the pixels of an image and over their squares, of this device, per channel.
-Sums = tuple[Float[Array, " c"], Float[Array, " c"]]
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def normalize_batch(
     x: Float[Array, "n h w c"],
@@ -69,15 +71,14 @@ def normalize_batch(
     epsilon: float,
     axis_name: Axis,
     then_relu6: bool = False,
-    sums: Sums | None = None,
 ) -> ImageAndTwoVectors:
     """Returns (x - mean) / sqrt(variance + epsilon) * scale + bias, the mean and the variance.
 
     With `then_relu6`, the first of them is relu6 of that. Mean and biased variance are those of the
     batch, over all devices of `axis_name` together. They are meant for running averages: no
-    gradient flows through them. `sums` are those of x, if the operation before has computed them.
+    gradient flows through them.
     """
-    return forward(x, scale, bias, epsilon, axis_name, then_relu6, sums)[0]
+    return forward(x, scale, bias, epsilon, axis_name, then_relu6)[0]
 
 
 def forward(
@@ -89,7 +90,10 @@ def forward(
     then_relu6: bool = False,
     sums: Sums | None = None,
 ) -> tuple[ImageAndTwoVectors, Saved]:
-    """Returns the results of `normalize_batch`, and the tensors that `gradients` needs."""
+    """Returns the results of `normalize_batch`, and the tensors that `gradients` needs.
+
+    `sums` are those of x, if the operation that computed x has them.
+    """
     total, squares = (sum_over_devices(one, axis_name) for one in sums or sums_of(x))
     pixels = count_pixels(x, axis_name)
     mean = total / pixels
@@ -102,37 +106,56 @@ def forward(
 
 
 def sums_of(x: Float[Array, "n h w c"]) -> Sums:
-    """Returns the sums of an image for batch norm."""
+    """Returns the sums of x that `forward` needs."""
     return jnp.sum(x, (0, 1, 2), dtype=accumulator(x.dtype)), _sum_of_products(x, x)
 
 
 def _normalized(saved: Saved, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
     factor = saved.inverse_std * saved.scale
-    return x * factor + (saved.bias - saved.mean * factor)
+    return x * factor + shift_of(saved)
+
+
+def shift_of(saved: Saved) -> Float[Array, " c"]:
+    """Returns what is added to x * scale / std to normalise it."""
+    return saved.bias - saved.mean * (saved.inverse_std * saved.scale)
 
 
 def gradients(
     saved: Saved, g: Float[Array, "n h w c"], axis_name: Axis, then_relu6: bool = False
 ) -> ImageAndTwoVectors:
     """Returns the gradients for x, scale and bias, given the gradient for y."""
+    (factor, slope, offset), g_scale, g_bias = coefficients(saved, g, axis_name, then_relu6)
+    x = saved.x
+    if then_relu6:
+        # On CUDA XLA would write `g` behind the mask to memory for its second use; behind a barrier
+        # it computes it again. A step moves 1.4 GB less.
+        g, x = platform_dependent(g, x, cuda=_barrier, default=lambda *images: images)
+        g = before_relu6(g, _normalized(saved, x))
+    return (factor * g + slope * x + offset).astype(x.dtype), g_scale, g_bias
 
+
+def coefficients(
+    saved: Saved, g: Float[Array, "n h w c"], axis_name: Axis, then_relu6: bool
+) -> tuple[Coefficients, Float[Array, " c"], Float[Array, " c"]]:
+    """Returns (factor, slope, offset), and the gradients for scale and bias.
+
+    The gradient for x is factor * g + slope * x + offset, with g behind the mask of ReLU6. It is
+    scale/std * (g - mean(g) - x_hat * mean(g * x_hat)), with x_hat = (x - mean)/std and means over
+    all pixels of all devices.
+    """
     x, scale, _, mean, inverse_std = saved
-    g_y = before_relu6(g, _normalized(saved, x)) if then_relu6 else g
-    local_g = jnp.sum(g_y, (0, 1, 2), dtype=mean.dtype)
-    local_gx = _sum_of_products(g_y, x)
+    g = before_relu6(g, _normalized(saved, x)) if then_relu6 else g
+    local_g = jnp.sum(g, (0, 1, 2), dtype=mean.dtype)
+    local_gx = _sum_of_products(g, x)
     sum_g = sum_over_devices(local_g, axis_name)
     sum_gx = sum_over_devices(local_gx, axis_name)
     pixels = count_pixels(x, axis_name)
-    factor, slope, offset = coefficients(scale, mean, inverse_std, sum_g, sum_gx, pixels)
-    if then_relu6:
-        # On CUDA XLA would write `g_y` to memory for its second use; behind a barrier it computes
-        # it again. A step moves 1.4 GB less.
-        g, x = platform_dependent(g, x, cuda=_barrier, default=lambda *images: images)
-        g_y = before_relu6(g, _normalized(saved, x))
-    g_x = (factor * g_y + slope * x + offset).astype(x.dtype)
+    factor = scale * inverse_std
+    slope = slope_of(factor, inverse_std, sum_gx - mean * sum_g, pixels)
+    offset = -mean * slope - factor * sum_g / pixels
     # The gradients for parameters cover the images of this device only: the training step adds
     # them up when it averages gradients over devices.
-    return g_x, (local_gx - mean * local_g) * inverse_std, local_g
+    return (factor, slope, offset), (local_gx - mean * local_g) * inverse_std, local_g
 
 
 def _barrier(*images: Array) -> tuple[Array, ...]:
@@ -145,29 +168,11 @@ def _backward(
     then_relu6: bool,
     saved: Saved,
     output_gradients: ImageAndTwoVectors,
-) -> tuple[Array, Array, Array, None]:
-    return *gradients(saved, output_gradients[0], axis_name, then_relu6), None
+) -> ImageAndTwoVectors:
+    return gradients(saved, output_gradients[0], axis_name, then_relu6)
 
 
 normalize_batch.defvjp(forward, _backward)
-
-
-def coefficients(
-    scale: Float[Array, " c"],
-    mean: Float[Array, " c"],
-    inverse_std: Float[Array, " c"],
-    sum_g: Float[Array, " c"],
-    sum_gx: Float[Array, " c"],
-    pixels: int,
-) -> tuple[Float[Array, " c"], Float[Array, " c"], Float[Array, " c"]]:
-    """Returns (factor, slope, offset): the gradient for x is factor * g + slope * x + offset.
-
-    This equals scale/std * (g - mean(g) - x_hat * mean(g * x_hat)), with x_hat = (x - mean)/std.
-    The sums are over all pixels of all devices, and `pixels` is the number of these.
-    """
-    factor = scale * inverse_std
-    slope = slope_of(factor, inverse_std, sum_gx - mean * sum_g, pixels)
-    return factor, slope, -mean * slope - factor * sum_g / pixels
 
 
 def slope_of(
@@ -176,7 +181,7 @@ def slope_of(
     sum_gx: Float[Array, " c"],
     pixels: int,
 ) -> Float[Array, " c"]:
-    """Returns `slope` of `coefficients`, given the sum of g (x - mean) over all pixels."""
+    """Returns the slope of `coefficients`, given the sum of g (x - mean) over all pixels."""
     return -factor * inverse_std * inverse_std * sum_gx / pixels
 
 

@@ -19,8 +19,8 @@ bfloat16.
         gradient as separate passes over memory. Shifted products have them in the same pass: the
         traffic of a step falls from 49.0 to 43.7 GB, but their instructions take longer than their
         bytes. The kernels of `depthwise_triton` have both gradients in one pass as well, and need
-        few instructions: an H100 needs at least 11.4 ms instead of 17.5 for a step. None of this
-        was measured on a GPU. Where the kernels do not compile, shifted products are used, and the
+        few instructions: an H100 needs at least 11.4 ms instead of 17.5 for a step. With
+        `depthwise_norm` they have parts of batch norm, too. None of this was measured on a GPU. Where the kernels do not compile, shifted products are used, and the
         gradient for the kernel is cuDNN's, because XLA would write the k*k products to memory
         (82.7 GB).
   TPU   The grouped convolution runs on the vector unit. For up to 32 channels a standard
@@ -34,7 +34,6 @@ machine with a CPU exports for a TPU therefore contains the form for the TPU.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -43,12 +42,11 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from mnv2.ops import shifted_products
-from mnv2.ops.batch_norm import Sums, sums_of
 from mnv2.ops.conv import conv
 from mnv2.ops.padding import Padding
 from mnv2.ops.platforms import platform_dependent, platform_of
 from mnv2.ops.relu6 import relu6
-from mnv2.ops.shifted_products import Options
+from mnv2.ops.shifted_products import DepthwiseOptions
 from mnv2.runtime.terminal import warn
 
 # On TPU, layers with at most this many channels and stride 1 are standard convolutions.
@@ -58,6 +56,7 @@ DIAGONAL_CHANNELS = 32
 ImagesAndKernel = tuple[Float[Array, "n h w c"], Float[Array, "k k 1 c"]]
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def depthwise_conv(
     images: Float[Array, "n h w c"],
     kernel: Float[Array, "k k 1 c"],
@@ -71,59 +70,51 @@ def depthwise_conv(
     the convolution, forward and backward. Sums are computed in float32 if the images have half
     precision; the result has the type of the images.
     """
-    return _depthwise_conv(images, kernel, Options(stride, padding, of_relu6), False)[0]
-
-
-def depthwise_conv_and_sums(
-    images: Float[Array, "n h w c"],
-    kernel: Float[Array, "k k 1 c"],
-    stride: int,
-    padding: Padding,
-    of_relu6: bool = False,
-) -> tuple[Float[Array, "n h2 w2 c"], Sums]:
-    """Returns the same, and the sums of the result that `normalize_batch` needs.
-
-    The kernels for GPUs have them at hand before they round: batch norm then reads the result once
-    less. No gradient flows through the sums.
-    """
-    return _depthwise_conv(images, kernel, Options(stride, padding, of_relu6), True)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _depthwise_conv(
-    images: Float[Array, "n h w c"], kernel: Float[Array, "k k 1 c"], options: Options, sums: bool
-) -> tuple[Float[Array, "n h2 w2 c"], Any]:
-    """Returns the convolution, and its sums or None."""
-
-    def then_sums(convolve: Callable[..., Array], *inputs: Array) -> tuple[Array, Sums | None]:
-        result = convolve(*inputs, options)
-        return result, sums_of(result) if sums else None
-
+    options = DepthwiseOptions(stride, padding, of_relu6)
     return platform_dependent(
         images,
         kernel,
-        cpu=functools.partial(then_sums, shifted_products.convolve),
-        cuda=functools.partial(_convolve_on_cuda, options=options, sums=sums),
-        tpu=functools.partial(then_sums, _convolve_on_tpu),
-        default=functools.partial(then_sums, _grouped_conv),
+        cpu=functools.partial(shifted_products.convolve, options=options),
+        cuda=functools.partial(_convolve_on_cuda, options=options),
+        tpu=functools.partial(_convolve_on_tpu, options=options),
+        default=functools.partial(_grouped_conv, options=options),
     )
 
 
 def _forward(
-    images: Float[Array, "n h w c"], kernel: Float[Array, "k k 1 c"], options: Options, sums: bool
-) -> tuple[tuple[Float[Array, "n h2 w2 c"], Any], ImagesAndKernel]:
-    return _depthwise_conv(images, kernel, options, sums), (images, kernel)
+    images: Float[Array, "n h w c"],
+    kernel: Float[Array, "k k 1 c"],
+    stride: int,
+    padding: Padding,
+    of_relu6: bool,
+) -> tuple[Float[Array, "n h2 w2 c"], ImagesAndKernel]:
+    return depthwise_conv(images, kernel, stride, padding, of_relu6), (images, kernel)
 
 
 def _backward(
-    options: Options,
-    sums: bool,
+    stride: int,
+    padding: Padding,
+    of_relu6: bool,
     saved: ImagesAndKernel,
-    output_gradients: tuple[Float[Array, "n h2 w2 c"], Any],
+    gradient: Float[Array, "n h2 w2 c"],
 ) -> ImagesAndKernel:
+    return gradients(*saved, gradient, DepthwiseOptions(stride, padding, of_relu6))
+
+
+depthwise_conv.defvjp(_forward, _backward)
+
+
+def gradients(
+    images: Float[Array, "n h w c"],
+    kernel: Float[Array, "k k 1 c"],
+    gradient: Float[Array, "n h2 w2 c"],
+    options: DepthwiseOptions,
+) -> ImagesAndKernel:
+    """Returns the gradients for images and kernel, given that for the result."""
     return platform_dependent(
-        *saved,
-        output_gradients[0],
+        images,
+        kernel,
+        gradient,
         cpu=functools.partial(_gradients_on_cpu, options=options),
         cuda=functools.partial(_gradients_on_cuda, options=options),
         tpu=functools.partial(_gradients_on_tpu, options=options),
@@ -131,11 +122,8 @@ def _backward(
     )
 
 
-_depthwise_conv.defvjp(_forward, _backward)
-
-
 def _grouped_conv(
-    images: Float[Array, "n h w c"], kernel: Float[Array, "k k 1 c"], options: Options
+    images: Float[Array, "n h w c"], kernel: Float[Array, "k k 1 c"], options: DepthwiseOptions
 ) -> Float[Array, "n h2 w2 c"]:
     images = relu6(images) if options.of_relu6 else images
     return conv(images, kernel, options.stride, options.padding, groups=images.shape[-1])
@@ -145,7 +133,7 @@ def _gradients_of_grouped_conv(
     images: Float[Array, "n h w c"],
     kernel: Float[Array, "k k 1 c"],
     gradient: Float[Array, "n h2 w2 c"],
-    options: Options,
+    options: DepthwiseOptions,
 ) -> ImagesAndKernel:
     convolve = functools.partial(_grouped_conv, options=options)
     return jax.vjp(convolve, images, kernel)[1](gradient)
@@ -155,7 +143,7 @@ def _gradients_on_cpu(
     images: Float[Array, "n h w c"],
     kernel: Float[Array, "k k 1 c"],
     gradient: Float[Array, "n h2 w2 c"],
-    options: Options,
+    options: DepthwiseOptions,
 ) -> ImagesAndKernel:
     dilated = shifted_products.dilate(gradient, images, len(kernel), options)
     if options.stride == 1:
@@ -169,7 +157,7 @@ def _gradients_on_cpu(
 
 
 @functools.cache
-def _kernels() -> Any:
+def kernels_for_cuda() -> Any:
     """Returns the module with kernels for CUDA; None without a GPU, or if they do not compile.
 
     Each is compiled once to see that, which takes half a second: the choice between platforms could
@@ -194,21 +182,20 @@ def _kernels() -> Any:
 
 
 def _convolve_on_cuda(
-    images: Float[Array, "n h w c"], kernel: Float[Array, "k k 1 c"], options: Options, sums: bool
-) -> tuple[Float[Array, "n h2 w2 c"], Sums | None]:
-    if kernels := _kernels():
-        return kernels.convolve(images, kernel, options, sums)
-    result = lax.optimization_barrier(shifted_products.convolve(images, kernel, options))
-    return result, sums_of(result) if sums else None
+    images: Float[Array, "n h w c"], kernel: Float[Array, "k k 1 c"], options: DepthwiseOptions
+) -> Float[Array, "n h2 w2 c"]:
+    if kernels := kernels_for_cuda():
+        return kernels.convolve(images, kernel, options)[0]
+    return lax.optimization_barrier(shifted_products.convolve(images, kernel, options))
 
 
 def _gradients_on_cuda(
     images: Float[Array, "n h w c"],
     kernel: Float[Array, "k k 1 c"],
     gradient: Float[Array, "n h2 w2 c"],
-    options: Options,
+    options: DepthwiseOptions,
 ) -> ImagesAndKernel:
-    if kernels := _kernels():
+    if kernels := kernels_for_cuda():
         return kernels.gradients(images, kernel, gradient, options)
     gradient = lax.optimization_barrier(gradient)
     dilated = shifted_products.dilate(gradient, images, len(kernel), options)
@@ -218,7 +205,7 @@ def _gradients_on_cuda(
 
 
 def _convolve_on_tpu(
-    images: Float[Array, "n h w c"], kernel: Float[Array, "k k 1 c"], options: Options
+    images: Float[Array, "n h w c"], kernel: Float[Array, "k k 1 c"], options: DepthwiseOptions
 ) -> Float[Array, "n h2 w2 c"]:
     if options.stride > 1 or images.shape[-1] > DIAGONAL_CHANNELS:
         return _grouped_conv(images, kernel, options)
@@ -231,7 +218,7 @@ def _gradients_on_tpu(
     images: Float[Array, "n h w c"],
     kernel: Float[Array, "k k 1 c"],
     gradient: Float[Array, "n h2 w2 c"],
-    options: Options,
+    options: DepthwiseOptions,
 ) -> ImagesAndKernel:
     convolve = functools.partial(_convolve_on_tpu, kernel=kernel, options=options)
     (image_gradient,) = jax.vjp(convolve, images)[1](gradient)

@@ -29,12 +29,16 @@ from jaxtyping import Array, Float
 
 from mnv2.ops.batch_norm import Sums
 from mnv2.ops.precision import accumulator
-from mnv2.ops.shifted_products import Options
+from mnv2.ops.shifted_products import DepthwiseOptions
 
 # Columns and channels of a program: powers of two, as Triton wants. The first ones load the fewest
 # pixels twice.
 TILES = ((16, 32), (16, 16), (8, 64), (8, 32), (8, 16), (4, 128), (4, 64), (4, 32))
 PER_WARP = 128  # values: four for each thread
+
+# What batch norm's gradient needs: the input of batch norm, the vectors by which it is x * factor +
+# shift, and its gradient factor * g + slope * x + offset, and whether ReLU6 follows.
+Norm = tuple[Float[Array, "n h2 w2 c"], Float[Array, "4 c"], bool]
 
 ImagesAndKernel = tuple[Float[Array, "n h w c"], Float[Array, "k k 1 c"]]
 
@@ -42,7 +46,7 @@ ImagesAndKernel = tuple[Float[Array, "n h w c"], Float[Array, "k k 1 c"]]
 def convolve(
     images: Float[Array, "n h w c"],
     kernel: Float[Array, "k k 1 c"],
-    options: Options,
+    options: DepthwiseOptions,
     sums: bool = False,
     interpret: bool = False,
 ) -> tuple[Float[Array, "n h2 w2 c"], Sums | None]:
@@ -70,10 +74,14 @@ def gradients(
     images: Float[Array, "n h w c"],
     kernel: Float[Array, "k k 1 c"],
     gradient: Float[Array, "n h2 w2 c"],
-    options: Options,
+    options: DepthwiseOptions,
+    norm: Norm | None = None,
     interpret: bool = False,
 ) -> ImagesAndKernel:
-    """Returns the gradients for the images and for the kernel; on a CPU only with `interpret`."""
+    """Returns the gradients for the images and for the kernel; on a CPU only with `interpret`.
+
+    `gradient` is that for the result, or that for the result of `norm` behind it.
+    """
     size, (n, _, width, c) = len(kernel), images.shape
     left = options.padding[1][0]
     columns = -(-(width + left) // options.stride) - left // options.stride
@@ -82,24 +90,26 @@ def gradients(
         (n * pl.cdiv(columns, tile[0]), size * size, c), accumulator(images.dtype)
     )
     out = jax.ShapeDtypeStruct(images.shape, images.dtype), sums
-    body = functools.partial(_gradients, options=options, tile=tile)
-    call = _call(body, "depthwise_gradients", (n, columns, c), tile, out, interpret)
-    for_images, parts = call(images, gradient, _taps(kernel))
+    *inputs, then_relu6 = norm or (False,)
+    body = functools.partial(_gradients, options=options, tile=tile, then_relu6=then_relu6)
+    name = "depthwise_norm_gradients" if norm else "depthwise_gradients"
+    call = _call(body, name, (n, columns, c), tile, out, interpret)
+    for_images, parts = call(images, gradient, _taps(kernel), *inputs)
     return for_images, parts.sum(0).reshape(kernel.shape).astype(kernel.dtype)
 
 
 def compile_small() -> None:
     """Compiles both kernels for a small image on this GPU. Raises what JAX raises if that fails."""
-    options = Options(2, ((0, 1), (0, 1)), of_relu6=True)
-    image, kernel, gradient = (
-        jax.ShapeDtypeStruct(shape, jnp.bfloat16)
-        for shape in ((1, 8, 8, 32), (3, 3, 1, 32), (1, 4, 4, 32))
-    )
+    options = DepthwiseOptions(2, ((0, 1), (0, 1)), of_relu6=True)
+    shapes = (1, 8, 8, 32), (3, 3, 1, 32), (1, 4, 4, 32)
+    inputs = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
 
     def both(image: Array, kernel: Array, gradient: Array) -> Any:
-        return convolve(image, kernel, options, True), gradients(image, kernel, gradient, options)
+        norm = gradient, jnp.ones((4, 32), jnp.float32), True
+        through = gradients(image, kernel, gradient, options, norm)
+        return convolve(image, kernel, options, sums=True), through
 
-    jax.jit(both).lower(image, kernel, gradient).compile()
+    jax.jit(both).lower(*inputs).compile()
 
 
 def _tile(columns: int, channels: int) -> tuple[int, int]:
@@ -138,7 +148,7 @@ def _call(
 
 def _convolve(
     x_ref: Any, k_ref: Any, y_ref: Any, sums_ref: Any = None,
-    *, options: Options, tile: tuple[int, int], blocks: int, interpret: bool,
+    *, options: DepthwiseOptions, tile: tuple[int, int], blocks: int, interpret: bool,
 ) -> None:  # fmt: skip
     """Walks down the rows of the result; the filter covers rows s r - top and the next ones."""
     size, stride, ((top, _), (left, _)) = k_ref.shape[0], options.stride, options.padding
@@ -171,10 +181,12 @@ def _convolve(
 
 
 def _gradients(
-    x_ref: Any, g_ref: Any, k_ref: Any, gx_ref: Any, gk_ref: Any,
-    *, options: Options, tile: tuple[int, int], blocks: int, interpret: bool,
+    x_ref: Any, g_ref: Any, k_ref: Any, *refs: Any,
+    options: DepthwiseOptions, tile: tuple[int, int], then_relu6: bool,
+    blocks: int, interpret: bool,
 ) -> None:  # fmt: skip
     """Walks down the rows of the image, `stride` at a time: see the module."""
+    *norm, gx_ref, gk_ref = refs
     size, stride, ((top, _), (left, _)) = k_ref.shape[0], options.stride, options.padding
     n, columns, c = _program(blocks, tile)
     columns = columns + left // stride
@@ -182,8 +194,15 @@ def _gradients(
     fma = _fma if k_ref.dtype == jnp.float32 and not interpret else _product
     reach = (size - 1) // stride + 1  # rows and columns of the gradient that a pixel meets
 
+    vectors = [_load_vector(norm[1], c, i) for i in range(4)] if norm else []
+
     def row(a: Any) -> list[Array]:
-        return [_load(g_ref, n, a, columns - j, c, k_ref.dtype) for j in range(reach)]
+        found = [_load(g_ref, n, a, columns - j, c, k_ref.dtype) for j in range(reach)]
+        for j, g in enumerate(found if norm else ()):
+            y = _load(norm[0], n, a, columns - j, c, k_ref.dtype)
+            g = _through_norm(g, y, vectors, then_relu6, fma)
+            found[j] = jnp.where(_at(g_ref, n, a, columns - j, c)[1], g, 0)
+        return found
 
     def step(a: Any, carry: tuple[list[list[Array]], list[Array]]) -> Any:
         rows, sums = [row(a), *carry[0]], list(carry[1])
@@ -208,6 +227,17 @@ def _gradients(
     _store_sums(gk_ref, c, sums)
 
 
+def _through_norm(
+    g: Array, y: Array, vectors: list[Array], then_relu6: bool, fma: Callable[..., Array]
+) -> Array:
+    """Returns the gradient for y, given that for the result of batch norm, of some pixels."""
+    factor, shift, slope, offset = vectors
+    if then_relu6:
+        normalized = fma(y, factor, shift)
+        g = jnp.where((normalized > 0) & (normalized < 6), g, 0)
+    return fma(g, factor, fma(y, slope, offset))
+
+
 def _program(blocks: int, tile: tuple[int, int]) -> tuple[Any, Array, Array]:
     """Returns the image of this program, its columns and its channels."""
     image, block = pl.program_id(0) // blocks, pl.program_id(0) % blocks
@@ -216,11 +246,12 @@ def _program(blocks: int, tile: tuple[int, int]) -> tuple[Any, Array, Array]:
 
 
 def _load_taps(k_ref: Any, c: Array) -> list[list[Array]]:
-    size, mask = k_ref.shape[0], c < k_ref.shape[-1]
-    return [
-        [plt.load(k_ref.at[i, j, c], mask=mask, other=0.0)[None] for j in range(size)]
-        for i in range(size)
-    ]
+    size = k_ref.shape[0]
+    return [[_load_vector(k_ref, c, i, j) for j in range(size)] for i in range(size)]
+
+
+def _load_vector(ref: Any, c: Array, *row: int) -> Array:
+    return plt.load(ref.at[(*row, c)], mask=c < ref.shape[-1], other=0.0)[None]
 
 
 def _load(ref: Any, n: Any, row: Any, columns: Array, c: Array, dtype: Any) -> Array:

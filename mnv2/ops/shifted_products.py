@@ -28,7 +28,7 @@ CACHED_BYTES = 128 * 1024
 ROWS_PER_SUM = 8
 
 
-class Options(NamedTuple):
+class DepthwiseOptions(NamedTuple):
     """The settings of one depthwise convolution, as `depthwise.depthwise_conv` takes them."""
 
     stride: int
@@ -37,7 +37,7 @@ class Options(NamedTuple):
 
 
 def convolve(
-    images: Float[Array, "n h w c"], kernel: Float[Array, "k k 1 c"], options: Options
+    images: Float[Array, "n h w c"], kernel: Float[Array, "k k 1 c"], options: DepthwiseOptions
 ) -> Float[Array, "n h2 w2 c"]:
     """Returns the depthwise convolution of the images."""
     taps = kernel[:, :, 0].astype(accumulator(images.dtype))
@@ -51,7 +51,7 @@ def image_gradient(
     images: Float[Array, "n h w c"],
     kernel: Float[Array, "k k 1 c"],
     dilated: Float[Array, "n h3 w3 c"],
-    options: Options,
+    options: DepthwiseOptions,
 ) -> Float[Array, "n h w c"]:
     """Returns the gradient for the images, given the dilated gradient for the result."""
     turned = kernel[::-1, ::-1, 0].astype(accumulator(images.dtype))
@@ -66,7 +66,7 @@ def dilate(
     gradient: Float[Array, "n h2 w2 c"],
     images: Float[Array, "n h w c"],
     kernel_size: int,
-    options: Options,
+    options: DepthwiseOptions,
 ) -> Float[Array, "n h3 w3 c"]:
     """Returns the gradient with zeros between and around its pixels: h3 = h+k-1, w3 = w+k-1.
 
@@ -91,7 +91,7 @@ def kernel_gradient(
     kernel: Float[Array, "k k 1 c"],
     gradient: Float[Array, "n h2 w2 c"],
     dilated: Float[Array, "n h3 w3 c"],
-    options: Options,
+    options: DepthwiseOptions,
 ) -> Float[Array, "k k 1 c"]:
     """Returns the gradient for the kernel, by a scan over chunks of images: see `depthwise`."""
     size, dtype = len(kernel), accumulator(images.dtype)

@@ -31,7 +31,9 @@ def random_inputs(size, stride, convention, batch=3, channels=4):
 
 
 def grouped(images, kernel, stride, padding, of_relu6=False):
-    return depthwise._grouped_conv(images, kernel, depthwise.Options(stride, padding, of_relu6))
+    return depthwise._grouped_conv(
+        images, kernel, depthwise.DepthwiseOptions(stride, padding, of_relu6)
+    )
 
 
 @pytest.mark.parametrize("of_relu6", [False, True])

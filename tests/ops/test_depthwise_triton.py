@@ -14,17 +14,19 @@ from jax.test_util import check_grads
 from mnv2.models import create_model
 from mnv2.ops import (
     PLAIN,
+    DepthwiseOptions,
     depthwise,
+    depthwise_and_normalize,
     depthwise_conv,
-    depthwise_conv_and_sums,
     depthwise_triton,
     traced_for,
 )
-from mnv2.ops.batch_norm import sums_of
 from tests.ops.test_depthwise import grouped, random_inputs
 from tests.variables import random_variables
 
 QUICK = {"xla_backend_optimization_level": 0}
+# Instructions per element that a kernel writes.
+MOST = {"depthwise": 50, "depthwise_gradients": 50, "depthwise_norm_gradients": 80}
 CASES = [
     ((5, 20), 33, 1, "symmetric", False),
     ((5, 20), 33, 2, "symmetric", True),
@@ -42,45 +44,61 @@ def interpreted(monkeypatch):
         name: functools.partial(getattr(depthwise_triton, name), interpret=True)
         for name in ("convolve", "gradients")
     }
-    monkeypatch.setattr(depthwise, "_kernels", lambda: types.SimpleNamespace(**functions))
+    monkeypatch.setattr(depthwise, "kernels_for_cuda", lambda: types.SimpleNamespace(**functions))
     with traced_for("cuda"):
         yield
 
 
+def normalized(images, kernel, stride, padding, of_relu6=True, then_relu6=True):
+    """Convolves, normalises and applies ReLU6."""
+    scale, bias = (jnp.linspace(low, high, images.shape[-1]) for low, high in ((0.5, 2), (1, 3)))
+    options = DepthwiseOptions(stride, padding, of_relu6)
+    return depthwise_and_normalize(images, kernel, scale, bias, 1e-3, None, options, then_relu6)
+
+
+@pytest.mark.parametrize("then_relu6", [None, False, True])
 @pytest.mark.parametrize(("size", "channels", "stride", "convention", "of_relu6"), CASES)
-def test_the_kernels_compute_the_grouped_convolution_and_its_sums_in_float64(
-    float64, interpreted, size, channels, stride, convention, of_relu6
+def test_the_kernels_compute_the_same_in_float64(
+    float64, interpreted, size, channels, stride, convention, of_relu6, then_relu6
 ):
+    """Of the convolution alone, and with batch norm, with ReLU6 or without."""
     images, kernel, *options = random_inputs(size, stride, convention, 2, channels)
 
-    def grouped_and_sums(*inputs):
-        result = grouped(*inputs)
-        return result, sums_of(result)
+    def convolve(*inputs):
+        if then_relu6 is None:
+            return (depthwise_conv(*inputs, *options, of_relu6),)
+        return normalized(*inputs, *options, of_relu6, then_relu6)
 
-    def all_of(conv, images, kernel):
-        result, back, sums = jax.vjp(
-            lambda *x: conv(*x, *options, of_relu6), images, kernel, has_aux=True
-        )
-        return result, *sums, *back(jnp.cos(jnp.arange(result.size * 1.0)).reshape(result.shape))
+    def all_of(platform, *inputs):
+        with traced_for(platform):
+            (result, *moments), back = jax.vjp(convolve, *inputs)
+            gradient = jnp.cos(jnp.arange(result.size * 1.0)).reshape(result.shape)
+            return result, *moments, *back((gradient, *map(jnp.zeros_like, moments)))
 
-    expected, ours = (
-        jax.jit(functools.partial(all_of, conv), compiler_options=QUICK)(images, kernel)
-        for conv in (grouped_and_sums, depthwise_conv_and_sums)
+    ours, expected = (
+        jax.jit(functools.partial(all_of, platform), compiler_options=QUICK)(images, kernel)
+        for platform in ("cuda", PLAIN)
     )
     for a, b in zip(ours, expected, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11)
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("operation", [depthwise_conv, normalized])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_gradients_of_the_kernels_equal_finite_differences_in_float64(float64, interpreted, stride):
+def test_gradients_of_the_kernels_equal_finite_differences_in_float64(
+    float64, interpreted, stride, operation
+):
     images, kernel, stride, padding = random_inputs((4, 3), stride, "same", 2, 4)
+    weights = jnp.cos(jnp.arange(96.0))
+
+    def weighted(images, kernel):
+        y, *_ = jax.tree.leaves(operation(images, kernel, stride, padding, True))
+        return jnp.sum(y.ravel() * weights[: y.size])
+
     check_grads(
-        jax.jit(lambda x, w: depthwise_conv(x, w, stride, padding, True), compiler_options=QUICK),
-        (images, kernel),
-        order=1,
-        modes=["rev"],
-        rtol=1e-6,
-    )
+        jax.jit(weighted, compiler_options=QUICK),
+        (images, kernel), order=1, modes=["rev"], rtol=1e-6,
+    )  # fmt: skip
 
 
 def test_half_precision_is_rounded_once(interpreted):
@@ -129,7 +147,7 @@ def test_where_the_kernels_do_not_compile_there_is_another_form(
     monkeypatch, capsys, platform, said
 ):
     monkeypatch.setattr(depthwise, "platform_of", lambda device: platform)
-    choose = depthwise._kernels.__wrapped__
+    choose = depthwise.kernels_for_cuda.__wrapped__
     assert choose() is None
     assert said in capsys.readouterr().err
     if platform == "cuda":
@@ -147,24 +165,26 @@ def test_the_kernels_compile_to_few_instructions_without_spills(tmp_path, gpu, s
     from experiments.speed.compilers.chips import Chip, one_chip
 
     chip = one_chip(Chip("cuda", gpu))
-    options = depthwise.Options(stride, ((stride % 2, 1), (stride % 2, 1)), True)
+    options = DepthwiseOptions(stride, ((stride % 2, 1), (stride % 2, 1)), True)
     shapes = (256, 56, 56, 144), (3, 3, 1, 144), (256, 56 // stride, 56 // stride, 144)
     arrays = [jax.ShapeDtypeStruct(shape, dtype, sharding=chip) for shape in shapes]
 
-    def both(images, kernel, gradient):
+    def every(images, kernel, gradient):
         result = depthwise_triton.convolve(images, kernel, options, sums=True)
-        return result, depthwise_triton.gradients(images, kernel, gradient, options)
+        norm = gradient, jnp.ones((4, 144)), True
+        gradients = (
+            depthwise_triton.gradients(images, kernel, gradient, options, norm)
+            for norm in (None, norm)
+        )
+        return result, *gradients
 
-    lowered = jax.jit(both, out_shardings=chip).lower(*arrays)
+    lowered = jax.jit(every, out_shardings=chip).lower(*arrays)
     compiler = {"xla_backend_optimization_level": 3}  # tests have less
     lowered.compile(instructions.dump_to(str(tmp_path)) | compiler)
     sources = instructions.sources(tmp_path)
-    pixels = {"depthwise": 56 * 56 // stride**2, "depthwise_gradients": 56 * 56}
-    launches = instructions.launches(Path(tmp_path)).values()
-    assert {launch.code for launch in launches} >= pixels.keys()
-    for launch in launches:
-        if launch.code in pixels:
-            code = instructions.assembled(sources[launch.code])
-            assert code.spilled == 0
-            per_element = code.instructions * 32 * launch.warps / (256 * 144 * pixels[launch.code])
-            assert per_element <= 50, (launch.code, per_element)
+    launches = {one.code: one for one in instructions.launches(Path(tmp_path)).values()}
+    for name, most in MOST.items():
+        code = instructions.assembled(sources[name])
+        assert code.spilled == 0
+        elements = 256 * 144 * 56**2 // (stride**2 if name == "depthwise" else 1)
+        assert code.instructions * 32 * launches[name].warps / elements <= most, name

@@ -121,7 +121,7 @@ def one_chip(chip: Chip) -> NamedSharding:
         from jax._src.pallas.triton import gpu_info
 
         # Both would ask the machine's device, which is a CPU, for which GPU they compile.
-        depthwise._kernels = lambda: depthwise_triton  # type: ignore[assignment]
+        depthwise.kernels_for_cuda = lambda: depthwise_triton  # type: ignore[assignment]
         version = gpu_info.GpuVersion[chip.topology]
         gpu_info.registry["cpu"] = lambda: gpu_info.get_gpu_info_from_version(version)
         options: dict[str, Any] = {"target_config": GPUS[chip.topology], "topology": "1x1x1"}

@@ -34,12 +34,12 @@ SMALL = 1e7  # bytes; a kernel that moves fewer waits for its launch rather than
 NARROW = 8  # instructions that load two bytes, from which on a kernel is listed for them
 # The kinds of kernels, by the path of an operation that they compute. The first that fits counts.
 KINDS = {
-    "depthwise convolution": r"/depthwise/(?!bn/)",
+    "depthwise convolution": r"/depthwise\w*/pallas_call|depthwise\._convolve/",
     "batch norm after depthwise": r"/depthwise/bn/",
     "expansion with batch norm": r"/expand/",
-    "projection or pointwise": r"/(project|pointwise)/(?!bn/)",
+    "projection or pointwise": r"(project|pointwise)\._convolve/",
     "batch norm after that": r"/(project|pointwise)/bn/",
-    "first, last, classifier": r"/(stem|head|last|classifier)",
+    "first, last, classifier": r"/(stem|last_conv|classifier)/",
     "other": r"",
 }
 

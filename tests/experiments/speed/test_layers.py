@@ -6,9 +6,9 @@ from experiments.speed import layers
 
 def test_the_kernels_of_a_step_are_timed_and_belong_to_their_layers():
     def step(a, b, c, images, labels):
-        with jax.named_scope("block_1"), jax.named_scope("depthwise"):
+        with jax.named_scope("block_1/depthwise/depthwise._convolve"):
             a = jnp.sin(a @ images).sum() + a
-        with jax.named_scope("block_1"), jax.named_scope("depthwise"), jax.named_scope("bn"):
+        with jax.named_scope("block_1/depthwise/bn"):
             return a, b - b.mean(), c, labels
 
     arguments = (*[jnp.ones((300, 300))] * 4, jnp.ones(3))
