@@ -20,9 +20,9 @@ bfloat16.
         traffic of a step falls from 49.0 to 43.7 GB, but their instructions take longer than their
         bytes. The kernels of `depthwise_triton` have both gradients in one pass as well, and need
         few instructions: an H100 needs at least 11.4 ms instead of 17.5 for a step. With
-        `depthwise_norm` they have parts of batch norm, too. None of this was measured on a GPU. Where the kernels do not compile, shifted products are used, and the
-        gradient for the kernel is cuDNN's, because XLA would write the k*k products to memory
-        (82.7 GB).
+        `depthwise_norm` they have parts of batch norm, too. None of this was measured on a GPU.
+        Where the kernels do not compile, shifted products are used, and the gradient for the kernel
+        is cuDNN's, because XLA would write the k*k products to memory (82.7 GB).
   TPU   The grouped convolution runs on the vector unit. For up to 32 channels a standard
         convolution with a diagonal kernel, which runs on the matrix unit, takes a third of its
         cycles (2.2 instead of 7.3 million for 32 channels at 112 pixels, v5e): a step takes 105.9
