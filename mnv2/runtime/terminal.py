@@ -21,7 +21,7 @@ class StatusLine:
         self.label = label
         self._shown = False
 
-    def say(self, text: str) -> None:
+    def say(self, text: object) -> None:
         """Replaces the line by the label and `text`."""
         if sys.stdout.isatty():
             line = f"{self.label}  {text}"

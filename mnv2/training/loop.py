@@ -4,8 +4,8 @@ import contextlib
 import functools
 import itertools
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +25,7 @@ from mnv2.training.checkpoint import Checkpoints, Timing
 from mnv2.training.classes import EXAMPLES, check_classes_of_run
 from mnv2.training.config import Settings
 from mnv2.training.evaluation import evaluate
-from mnv2.training.feed import create_feed
+from mnv2.training.feed import DeviceFeed, HostFeed, create_feed
 from mnv2.training.log import MetricsLog
 from mnv2.training.progress import Show, Stopwatch, progress
 from mnv2.training.setup import Setup, initial_state, set_up
@@ -138,113 +138,132 @@ def train(
 ) -> dict[str, Any]:
     """Trains one run in `folder`, from the newest checkpoint there or from the beginning.
 
-    Evaluates on the validation split during training, and once, at the end, on the split that the
-    settings name. Writes metrics.jsonl and the same for TensorBoard, checkpoints, and at the end
-    result.json, which it also returns. Writes a trace of some steps to the folder `profile`, if it
-    is given. `show` gets what the run does now; by default it is a line in the terminal.
-    TensorBoard shows the `hyperparameters`, by name.
+    Evaluates on validation during training, and at the end on the split that the settings name.
+    Writes metrics.jsonl, TensorBoard's events with the `hyperparameters`, checkpoints, a trace of
+    some steps to the folder `profile` if it is given, and result.json, which it also returns.
+    `show` gets what the run does now; by default it is a line in the terminal.
 
     Raises Stopped soon after `stopper` has noted a signal; the last step is then saved. Raises
     UserError for settings that describe no run, a loss that is not finite, and a full disk.
     """
-    stopper, line = stopper or Stopper(), StatusLine(label)
-    show = show or (lambda now: line.say(str(now)))
-    setup = set_up(settings)
-    state, total = initial_state(setup, settings), setup.durations.total
+    setup, line = set_up(settings), StatusLine(label)
+    state, before = initial_state(setup, settings), None
     _describe(folder, setup, state)
-    with (  # closed in any case, so that a checkpoint on its way to the disk arrives
-        contextlib.closing(Checkpoints(folder / CHECKPOINTS)) as checkpoints,
-        contextlib.closing(MetricsLog(folder)) as log,
-        contextlib.closing(Trace(profile)) as trace,
-    ):
-        state, timing = checkpoints.restore(state)
+    with _opened(settings, setup, folder, profile, stopper or Stopper(), show or line.say) as run:
+        state = run.restored(state, hyperparameters or {})
         step = int(state.step)  # the number of steps done; the last may still run on the devices
-        log.resume(step, hyperparameters or {})
-        stopwatch = Stopwatch(settings.batch_size, *timing)
-        run = _Run(settings, setup, checkpoints, log, stopwatch, stopper, show)
-        window: list[tuple[StepMetrics, int]] = []  # the steps since the last report
-        shape, first_step_seconds = None, 0.0
+        due, shape = Due.at(step, setup, settings), None
         try:
-            with stopper.deferred():
+            with run.stopper.deferred():
                 run.repeat_validation(state, step)
-                began, due = time.perf_counter(), Due.at(step, setup, settings)
-                show("compiling")
                 feed = create_feed(setup, settings, step)
-                while step < total:
-                    if compiles := feed.shape != shape:  # also when pictures begin to grow
-                        trained, shape = shape is not None, feed.shape
-                        run.prepare_compilation(state, step, feed.images(), trained=trained)
-                    if due.steps_left == 1:  # before a report: its update is measured
+                while step < setup.durations.total:
+                    if due.steps_left == 1:  # a report follows: its step is measured
                         before = joined(state.params)
-                    alone = compiles or trace.waits or due.steps_left == 1
-                    rate = stopwatch.images_per_second / settings.batch_size
-                    call = feed.next(1 if alone else due.steps_left - 1, rate)
-                    with stopper.may_die() if compiles else contextlib.nullcontext():
+                    compiles, shape = feed.shape != shape, feed.shape  # also when pictures grow
+                    most = 1 if compiles or run.trace.waits else max(1, due.steps_left - 1)
+                    rate = run.stopwatch.images_per_second / settings.batch_size
+                    with run.compiling(state, step, feed) if compiles else nullcontext():
+                        call = feed.next(most, rate)
                         state, metrics = call.program(state, *call.arguments)
                         if compiles:
                             jax.block_until_ready((state, joined(state.params)))
                     step, due = step + call.steps, Due.at(step + call.steps, setup, settings)
-                    window.append((metrics, call.steps))
-                    if compiles:  # later steps are timed
-                        first_step_seconds = first_step_seconds or time.perf_counter() - began
-                        stopwatch.start(step)
-                        show("training")
-                    with stopwatch.fetching(functools.partial(_ready, metrics)):
-                        feed.prepare()
-                    if len(window) > 1:  # a signal waits for two calls at most
-                        jax.block_until_ready(window[-2][0])
-                    trace.after_step(state)
+                    run.prepare_next(feed, metrics, call.steps)
+                    run.trace.after_step(state)
                     if due.reports:
-                        state = run.report(state, step, due, window, before)
-                        window.clear()
-                    stopper.check()
+                        state = run.report(state, step, due, before)
+                    run.stopper.check()
                 summary = run.evaluate_once(state, step, settings.final_split)
         except Stopped as stopped:
-            line.clear()
             raise run.saved(state, step, stopped, label) from None
-    line.clear()
-    return _write_result(folder, setup, settings, state, stopwatch, summary, first_step_seconds)
+        finally:
+            line.clear()
+    return _write_result(folder, run, state, summary)
+
+
+@contextlib.contextmanager
+def _opened(
+    settings: Settings,
+    setup: Setup,
+    folder: AnyPath,
+    profile: AnyPath | None,
+    stopper: Stopper,
+    show: Show,
+) -> Iterator["_Run"]:
+    """Opens the files of a run. They are closed in any case: a checkpoint on its way arrives."""
+    with (
+        contextlib.closing(Checkpoints(folder / CHECKPOINTS)) as checkpoints,
+        contextlib.closing(MetricsLog(folder)) as log,
+        contextlib.closing(Trace(profile)) as trace,
+    ):
+        stopwatch = Stopwatch(settings.batch_size)
+        yield _Run(settings, setup, checkpoints, log, trace, stopwatch, stopper, show, [])
 
 
 class _Run(NamedTuple):
-    """What `train` does between steps: it measures, evaluates and saves."""
+    """What `train` does around its steps: it restores, measures, evaluates and saves.
+
+    window  the metrics of the calls since the last report, and how many steps each of them had
+    """
 
     settings: Settings
     setup: Setup
     checkpoints: Checkpoints
     log: MetricsLog
+    trace: Trace
     stopwatch: Stopwatch
     stopper: Stopper
     show: Show
+    window: list[tuple[StepMetrics, int]]
 
-    def prepare_compilation(
-        self, state: TrainState, step: int, images: np.ndarray, trained: bool
-    ) -> None:
-        """Shows the images for which a step is compiled, and saves what this process `trained`.
+    def restored(self, state: TrainState, hyperparameters: Mapping[str, Any]) -> TrainState:
+        """Returns the state of the newest checkpoint, or `state`; the log goes on from there."""
+        state, timing = self.checkpoints.restore(state)
+        self.stopwatch.seconds, self.stopwatch.steps = timing
+        self.log.resume(int(state.step), hyperparameters)
+        return state
 
-        A signal ends the process while it compiles, so that it needs not wait for minutes.
+    @contextlib.contextmanager
+    def compiling(
+        self, state: TrainState, step: int, feed: HostFeed | DeviceFeed
+    ) -> Iterator[None]:
+        """Surrounds a step for which JAX compiles; shows the images, and times only later steps.
+
+        A signal ends the process while it compiles, so that it needs not wait for minutes. So what
+        was trained is saved before.
         """
         jax.block_until_ready(state)
         self.stopwatch.stop(step)
-        self.log.write_images(step + 1, "train/input", images)
-        if trained:
+        self.log.write_images(step + 1, "train/input", feed.images())
+        if step:
             self.save(state, step)
             self.checkpoints.wait()
+        self.show("compiling")
+        with self.stopper.may_die():
+            yield
+        self.stopwatch.start(step + 1)
+        self.show("training")
 
-    def report(
-        self,
-        state: TrainState,
-        step: int,
-        due: Due,
-        window: Sequence[tuple[StepMetrics, int]],
-        before: Any,
-    ) -> TrainState:
-        """Writes what the steps of `window` measured, and saves and evaluates what is due.
+    def prepare_next(self, feed: HostFeed | DeviceFeed, metrics: StepMetrics, steps: int) -> None:
+        """Fetches the next batch while the devices compute what a call of `steps` measures.
+
+        Then waits for the call before it: a signal waits for two calls at most.
+        """
+        self.window.append((metrics, steps))
+        with self.stopwatch.fetching(functools.partial(_ready, metrics)):
+            feed.prepare()
+        if len(self.window) > 1:
+            jax.block_until_ready(self.window[-2][0])
+
+    def report(self, state: TrainState, step: int, due: Due, before: Any) -> TrainState:
+        """Writes what was measured since the last report, and saves and evaluates what is due.
 
         `before` are the parameters before the last step, joined. Returns the state, of which the
         last report may replace batch norm's statistics.
         """
-        done = unstack(window)
+        done = unstack(self.window)
+        self.window.clear()
         self._check_finite(done, step)
         values = {f"train/{name}": value for name, value in summarize(done).items()}
         loss = values.get("train/loss")
@@ -391,18 +410,13 @@ def _describe(folder: AnyPath, setup: Setup, state: TrainState) -> None:
 
 
 def _write_result(
-    folder: AnyPath,
-    setup: Setup,
-    settings: Settings,
-    state: TrainState,
-    stopwatch: Stopwatch,
-    summary: dict[str, float],
-    first_step_seconds: float,
+    folder: AnyPath, run: _Run, state: TrainState, summary: dict[str, float]
 ) -> dict[str, Any]:
     """Writes result.json, which says that the run is finished, and returns its content."""
+    setup, stopwatch = run.setup, run.stopwatch
     images = stopwatch.steps * stopwatch.batch_size
     result = {
-        settings.final_split: summary,
+        run.settings.final_split: summary,
         "parameters": complexity.parameters(setup.model, setup.image_shape),
         "multiply_adds": complexity.multiply_adds(setup.model, setup.image_shape),
         "steps": setup.durations.total,
@@ -410,7 +424,8 @@ def _write_result(
         "train_seconds": stopwatch.seconds,
         "waiting_for_input": stopwatch.waiting,
         "skipped_steps": int(state.skipped),
-        "first_step_seconds": first_step_seconds,  # with compilation, if the cache lacks the step
+        # With compilation, if the cache lacks the step; 0 if this process had no step to do.
+        "first_step_seconds": stopwatch.first_start_seconds,
     }
     if is_writer():
         write_json(folder / RESULT, result)

@@ -13,18 +13,21 @@ class Stopwatch:
 
     The clock is stopped during compilation, evaluation and saving. A resumed run starts from the
     `seconds` that it had trained for and the `steps` that took them; its rate counts only the steps
-    of this process.
+    of this process. `first_start_seconds` passed until the first start, 0 before it.
     """
 
-    def __init__(self, batch_size: int, seconds: float = 0.0, steps: int = 0):
-        self.batch_size, self.seconds, self.steps = batch_size, seconds, steps
+    def __init__(self, batch_size: int):
+        self.batch_size, self.seconds, self.steps = batch_size, 0.0, 0
+        self.first_start_seconds, self._created = 0.0, time.perf_counter()
         self._timed_steps, self._timed_seconds, self._waited_seconds = 0, 0.0, 0.0
         self._since: tuple[float, int] | None = None
         self._latest = 0.0
 
     def start(self, step: int) -> None:
         """Starts the clock. Every step before `step` must be done on the devices."""
-        self._since = (time.perf_counter(), step)
+        now = time.perf_counter()
+        self.first_start_seconds = self.first_start_seconds or now - self._created
+        self._since = (now, step)
 
     def stop(self, step: int) -> None:
         """Stops the clock. Every step before `step` must be done on the devices."""

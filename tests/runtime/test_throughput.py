@@ -32,7 +32,7 @@ def test_a_batch_that_comes_while_the_devices_work_is_not_waited_for():
 
 
 def test_a_run_that_becomes_slower_is_seen_in_its_latest_rate(monkeypatch):
-    clock = iter([0.0, 1.0, 1.0, 5.0, 5.0, 6.0])
+    clock = iter([0.0, 0.0, 1.0, 1.0, 5.0, 5.0, 6.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     stopwatch = Stopwatch(batch_size=8)
     for first, last, latest in ((0, 2, 16.0), (2, 4, 4.0), (4, 4, 4.0)):  # the last is no step
