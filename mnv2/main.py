@@ -21,7 +21,6 @@ runs that were stopped and skips runs that are finished. Results: python -m mnv2
 tensorboard --logdir WORKDIR.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,6 @@ from mnv2.runtime.files import (
 from mnv2.sweeps.launch import run_sweep
 from mnv2.sweeps.plan import first_settings, with_arms
 from mnv2.sweeps.tuning import run_tuned
-from mnv2.training.config import GONE as GONE_FIELDS
 
 flags.declare_key_flag("config")  # so that --help shows it
 flags.declare_key_flag("workdir")
@@ -80,15 +78,6 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 _PROCESS_ID = flags.DEFINE_integer(
     "process_id", None, "Join processes: this one, from 0.", lower_bound=0
 )
-GONE = {  # flags of earlier versions, and what to write now
-    "launcher": "python -m mnv2.submit submits jobs of SLURM",
-    "devices_per_run": "--parallel N divides the devices among N runs at the same time",
-    "runs_per_device": "--parallel N shares a GPU among N runs: see docs/runs.md",
-    **dict.fromkeys(
-        ("partition", "cores", "gpus", "hours", "runs_per_job"), "it is a flag of mnv2.submit"
-    ),
-    **{f"config.{field}": f"write --config.{now}" for field, now in GONE_FIELDS.items()},
-}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -159,4 +148,4 @@ def _meeting() -> Callable[[], None] | None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=functools.partial(parse_flags, gone=GONE))
+    app.run(main, flags_parser=parse_flags)

@@ -29,12 +29,6 @@ BAD_INPUT = {
     "no runs at a time": ([CONFIG, "--parallel=0"], "--parallel=0: 0 is not a positive integer"),
     "some runs at a time": ([CONFIG, "--parallel=all"], "--parallel=all: invalid literal"),
     "no threads": ([CONFIG, "--threads=0"], "--threads=0: 0 is not a positive integer"),
-    "a flag of SLURM": ([CONFIG, "--runs_per_job=2"], "is gone: it is a flag of mnv2.submit"),
-    "runs in one program": ([CONFIG, "--runs_per_device=2"], "--parallel N shares a GPU among N"),
-    "a field that is gone": (
-        [CONFIG, "--config.optimization.momentum=0.5"],
-        'write --config.optimization.optimizer "sgd(momentum=0.9)"',
-    ),
     "an optimizer that is none": (
         [CONFIG, "--config.optimization.optimizer=adamm"], "did you mean 'adam'?"
     ),
@@ -73,7 +67,6 @@ BAD_INPUT = {
         ["--config=configs/finetune.py", "--config.weights=README.md"],
         "unknown format '.md' of README.md: known are .h5",
     ),
-    "a launcher": ([CONFIG, "--launcher=slurm"], "is gone: python -m mnv2.submit submits jobs"),
     "a trace in a bucket": ([CONFIG, "--profile=s3://bucket/t"], "--profile s3://bucket/t is an"),
     "processes without an address": (
         [CONFIG, "--num_processes=2"], "give --coordinator_address, --num_processes, --process_id"

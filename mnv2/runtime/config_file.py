@@ -4,7 +4,7 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import ml_collections
@@ -43,17 +43,11 @@ def workdir_flag() -> AnyPath:
     return folder
 
 
-def parse_flags(argv: Sequence[str], gone: Mapping[str, str] | None = None) -> list[str]:
-    """Parses a command line, for `absl.app.run`; ends with one line if it cannot be used.
-
-    `gone` has the flags of earlier versions, and what to write now.
-    """
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses a command line, for `absl.app.run`; ends with one line if it cannot be used."""
     silence_libraries()
     config_file = None
     try:
-        for word in argv:
-            if (name := word.lstrip("-").partition("=")[0]) in (gone or {}):
-                raise UserError(f"--{name} is gone: {(gone or {})[name]}")
         argv, config_file = _prepared(argv)
         rest = flags.FLAGS(argv)
         if len(rest) > 1:

@@ -32,7 +32,7 @@ from mnv2.sweeps.workdir import (
     runs_of,
     seeds_of,
 )
-from mnv2.training.config import Settings, flat, from_config, of_old_fields
+from mnv2.training.config import Settings, flat, from_config, with_defaults
 
 # These fields may change while a run is not finished, or to train it longer.
 MAY_CHANGE = ("log_every", "eval_every", "checkpoint_every", "eval_batch_size", "on_nan")
@@ -323,8 +323,8 @@ def _check_same(
 def _difference(old: dict[str, Any], new: dict[str, Any], ignored: Sequence[str]) -> str:
     """Names the first field in which two configs differ, and both values; '' if none differs."""
     old = {name: value for name, value in old.items() if name != OPERATIONS}
-    # From JSON, with the defaults of fields that it lacks: tuples are lists then.
-    old_flat, new_flat = (json.loads(to_json(of_old_fields(flat(one)))) for one in (old, new))
+    # From JSON, in which tuples are lists; with the defaults of fields that it lacks.
+    old_flat, new_flat = (json.loads(to_json(with_defaults(flat(one)))) for one in (old, new))
     for field in sorted(old_flat.keys() | new_flat.keys()):
         before, now = old_flat.get(field), new_flat.get(field)
         if before != now and field not in ignored:

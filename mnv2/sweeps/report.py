@@ -113,8 +113,7 @@ def markdown(sweep: Sweep, rows: Sequence[Row], simultaneous: Simultaneous | Non
         f"{data}, {sweep.config['duration']}, batch {sweep.config['batch_size']}. "
         "± is the half-width of a 95 % interval: of an accuracy, Student's t over three seeds or "
         "more; of differences, Dunnett's, which hold for all arms at once, with one spread for all "
-        "arms. Minutes are of training, of all seeds; runs in one program share its minutes. "
-        "images/s are those of one run.",
+        "arms. Minutes are of training, of all seeds; images/s are those of one run.",
         *_explanations(sweep, rows),
         *_power(simultaneous),
         *_changes(sweep, rows),

@@ -47,7 +47,7 @@ class Row:
 
     difference  of the means of all seeds to the baseline, in an interval for all arms at once; None
                 for the baseline, and without a result of it
-    minutes     of training, of all runs; those in one program share its time
+    minutes     of training, of all runs
     """
 
     arm: str

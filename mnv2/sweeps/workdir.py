@@ -17,7 +17,7 @@ import ml_collections
 
 from mnv2.runtime.errors import NotFinite, UserError, check_choice, number, whole
 from mnv2.runtime.files import AnyPath, did_you_mean, matches, read_json, write_text
-from mnv2.runtime.layout import ENVIRONMENT, FAILURE, REPORT, RESULT, SLURM, SWEEP, TUNING
+from mnv2.runtime.layout import FAILURE, REPORT, RESULT, SLURM, SWEEP, TUNING
 from mnv2.runtime.machine import threads
 from mnv2.runtime.terminal import warn_once
 from mnv2.training.config import FIELDS, FINAL_SPLITS, LARGEST_SEED, OF_SWEEP, flat
@@ -112,7 +112,6 @@ def load(workdir: AnyPath) -> Sweep:
                 if sweep.split not in result:
                     raise UserError(f"{path} has no accuracy on {sweep.split}: {RESULT_REMEDY}")
                 if result.get("steps", math.inf) >= steps.get(arm, 0):  # else it trains longer now
-                    result["train_seconds"] /= _runs_in_program(path.with_name(ENVIRONMENT))
                     results[arm][seed] = result
             except UserError as error:
                 sweep.damaged[f"{arm}/{seed}"] = str(error)
@@ -128,14 +127,6 @@ def _workdir_near(folder: AnyPath) -> str:
     above = [one for one in folder.parents[:2] if (one / SWEEP).exists()]
     near = above or [one.parent for one in matches(folder, f"*/{SWEEP}")]
     return f": did you mean {near[0]}?" if near else f": it has no {SWEEP}"
-
-
-def _runs_in_program(path: AnyPath) -> int:
-    """Returns how many runs shared a program, and so its time, as they could in version 0.2.0."""
-    with contextlib.suppress(UserError):
-        count = read_json(path, "").get("together")
-        return count if isinstance(count, int) and count > 0 else 1
-    return 1
 
 
 def seeds_of(

@@ -21,7 +21,6 @@ from mnv2.runtime.machine import WORKERS
 from mnv2.runtime.processes import broadcast_from_primary, is_writer
 from mnv2.training.state import TrainState
 
-COUNTERS = ("skipped", "skipped_in_a_row")  # not in the checkpoints of mnv2 0.1.0: no step was
 MARGIN = 1 << 20  # bytes that a checkpoint needs besides its arrays
 # Errors of a file system that is out of reach for a moment; they say nothing about the files.
 PASSING = (
@@ -164,8 +163,7 @@ class Checkpoints:
         restored = []
         for path, leaf in leaves:
             name = packed_arrays.name_of(path)
-            array = np.zeros(leaf.shape, leaf.dtype) if name in COUNTERS else None
-            array = arrays.get(name, array)
+            array = arrays.get(name)
             if array is None or array.shape != leaf.shape or array.dtype != leaf.dtype:
                 found = "nothing" if array is None else f"{array.dtype} {array.shape}"
                 raise UserError(

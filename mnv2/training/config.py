@@ -16,7 +16,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
-from mnv2.preprocess.host import LARGEST_SIDE, named_view, parse_view
+from mnv2.preprocess.host import LARGEST_SIDE, parse_view
 from mnv2.preprocess.text import HOST, Pipeline, parse
 from mnv2.runtime.errors import (
     Check,
@@ -45,33 +45,6 @@ OF_SWEEP = {
     "panels": "Of the figure: triples of a title, the field on the x axis, and names of arms.",
     "tuned": "A field and its values: each arm is first trained with all of them, on validation.",
     "tuning_seeds": "The number of seeds of tuning.",
-}
-# Fields of earlier versions, and what to write now.
-GONE = {
-    "optimization.momentum": 'optimization.optimizer "sgd(momentum=0.9)"',
-    "optimization.nesterov": 'optimization.optimizer "sgd(momentum=0.9, nesterov=False)"',
-    "optimization.rmsprop_decay": 'optimization.optimizer "rmsprop_tf(decay=0.9)"',
-    "optimization.epsilon": 'optimization.optimizer "rmsprop_tf(eps=1.0)"',
-    "mixup": 'data.train "...|mix(mixup=0.2)"',
-    "cutmix": 'data.train "...|mix(cutmix=1.0)"',
-    "mix_until": "data.train \"...|mix(mixup=0.2, until='10 epochs')\"",
-    "data.augmentation": 'data.train "flip", "pad_crop(4)|flip", "inception_crop|flip" or '
-    '"resized_crop|flip"',
-    "data.pad": 'data.train "pad_crop(4)"',
-    "data.crop_area": 'data.train "resized_crop(0.08, 1.0)"',
-    "data.crop_aspect": 'data.train "resized_crop(aspect=(0.75, 1.33))"',
-    "data.interpolation": "data.train \"resized_crop(method='bicubic_antialiased')\"",
-    "data.distortion": 'data.train "...|distort_color"',
-    "data.policy": 'data.train "...|rand_augment", "...|trivial_augment_wide" or '
-    '"...|auto_augment"',
-    "data.policy_operations": 'data.train "...|rand_augment(operations=2)"',
-    "data.policy_strength": 'data.train "...|rand_augment(strength=9)"',
-    "data.policy_interpolation": "data.train \"...|rand_augment(interpolation='bilinear')\"",
-    "data.policy_fill": 'data.train "...|rand_augment(fill=128)"',
-    "data.erasing": 'data.train "...|erase(0.25)"',
-    "data.eval_method": 'data.evaluation "resize_shorter(crop=0.875)|center_crop"',
-    "data.eval_crop": 'data.evaluation "fit(0.875)"',
-    "data.eval_size": 'data.evaluation "resize_shorter(256)|center_crop(224)"',
 }
 
 
@@ -392,70 +365,14 @@ def _values_of(group: type, config: ml_collections.ConfigDict, prefix: str = "")
 
 def unknown(name: str, known: typing.Iterable[str] = tuple(FIELDS)) -> str:
     """Says that a config has an unknown field, and what to write instead."""
-    if name in GONE:
-        return f"{name} is no field any more: write {GONE[name]}"
     nearest = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {nearest[0]}?" if nearest else "see docs/fields.md"
     return f"the config has the unknown field {name}: {hint}"
 
 
-def of_old_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the fields of a recorded config by dotted name, those of earlier versions translated.
-
-    A config from before there was a field has its default.
-    """
-    defaults = {name: field.default for name, field in FIELDS.items()}
-    result = {**defaults, **values}
-    old = {name.rpartition(".")[2]: result.pop(name) for name in GONE if name in result}
-    optimizer = result["optimization.optimizer"]
-    if "momentum" in old and optimizer == "sgd":
-        arguments = f"momentum={old['momentum']}, nesterov={old.get('nesterov', True)}"
-        result["optimization.optimizer"] = f"sgd({arguments})"
-    elif "momentum" in old and optimizer == "rmsprop":
-        arguments = f"decay={old['rmsprop_decay']}, momentum={old['momentum']}"
-        result["optimization.optimizer"] = f"rmsprop_tf({arguments}, eps={old['epsilon']})"
-    elif "momentum" in old and optimizer == "adamw":
-        result["optimization.optimizer"] = f"adamw(b1={old['momentum']})"
-    if "augmentation" in old:
-        result["data.train"], result["data.evaluation"] = train_of_old(old), eval_of_old(old)
-    return result
-
-
-def train_of_old(old: Mapping[str, Any]) -> str:
-    """Returns the text for what fields of 0.2.0 and earlier, by their last names, did in training.
-
-    A field that a config is too old to have did nothing.
-    """
-    calls = []
-    method = repr(old.get("interpolation", "bilinear"))
-    if (name := old["augmentation"]) in ("inception", "resized_crop"):
-        low, high = old.get("crop_area", (0.05, 1.0))
-        aspect = tuple(old.get("crop_aspect", (3 / 4, 4 / 3)))
-        crop = "inception_crop" if name == "inception" else name
-        calls.append(f"{crop}({low}, {high}, {aspect}, {method})")
-    elif method != "'bilinear'":
-        calls.append(f"resize(method={method})")
-    calls += [f"pad_crop({old.get('pad', 4)})"] if name == "crop_flip" else []
-    calls += ["flip"] if name != "none" else []
-    if (distortion := old.get("distortion", "none")) != "none":
-        calls.append(f"distort_color(fast={distortion == 'fast'})")
-    more = f"{old.get('policy_interpolation', 'nearest')!r}, {old.get('policy_fill', 0)}"
-    if (policy := old.get("policy", "none")) == "random":
-        calls.append(f"rand_augment({old['policy_operations']}, {old['policy_strength']}, {more})")
-    elif policy != "none":
-        names = {"trivial_wide": "trivial_augment_wide", "auto_imagenet": "auto_augment"}
-        calls.append(f"{names[policy]}({more})")
-    calls += [f"erase({old['erasing']})"] if old.get("erasing") else []
-    if old.get("mixup") or old.get("cutmix"):
-        until = f", until={old['mix_until']!r}" if old.get("mix_until") else ""
-        calls.append(f"mix({old.get('mixup', 0.0)}, {old.get('cutmix', 0.0)}{until})")
-    return "|".join(calls)
-
-
-def eval_of_old(old: Mapping[str, Any]) -> str:
-    """Returns the text for what fields of 0.2.0 and earlier did in evaluation."""
-    name, crop = old.get("eval_method", "mnv2"), old.get("eval_crop", 0.875)
-    return named_view(name, crop, size=old.get("eval_size"))
+def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of a recorded config by dotted name; new fields have their default."""
+    return {**{name: field.default for name, field in FIELDS.items()}, **values}
 
 
 def note_what_does_nothing(settings: Settings) -> None:

@@ -73,13 +73,6 @@ def test_the_interval_is_students_over_seeds(workdir):
     assert estimate.half_width == pytest.approx((high - low) / 2)
 
 
-def test_runs_in_one_program_share_its_minutes(workdir):
-    assert row(workdir, "linear").minutes == pytest.approx(1.5)
-    for file in workdir.glob("linear/*/environment.json"):
-        write_json(file, {**read_json(file, ""), "together": 3})
-    assert row(workdir, "linear").minutes == pytest.approx(0.5)
-
-
 def test_fewer_seeds_in_the_config_are_fewer_in_the_report(workdir, capsys):
     set_seeds(workdir, linear=2)
     assert row(workdir, "linear").accuracy.count == 2

@@ -180,21 +180,6 @@ def test_a_file_system_that_fails_for_a_moment_is_not_damage(folder, monkeypatch
     assert not (folder.parent / "damaged").exists()
 
 
-def test_a_checkpoint_without_counters_of_skipped_steps_is_resumed(tmp_path, monkeypatch):
-    """Version 0.1.0 did not count them."""
-    monkeypatch.setattr(
-        packed_arrays, "name_of", lambda path, of=packed_arrays.name_of: f"_{of(path)}"
-        if "skipped" in of(path) else of(path)
-    )  # fmt: skip
-    checkpoints = Checkpoints(tmp_path / "checkpoints")
-    checkpoints.save(10, state_of(10), Timing())
-    checkpoints.close()
-    monkeypatch.undo()
-    restored, _ = Checkpoints(tmp_path / "checkpoints").restore(state_of(0))
-    assert (int(restored.step), int(restored.skipped)) == (10, 0)
-    np.testing.assert_array_equal(restored.params["kernel"], state_of(10).params["kernel"])
-
-
 @pytest.fixture
 def stored(bucket, request):
     """Checkpoints of steps 10 and 20 in a bucket."""

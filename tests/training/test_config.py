@@ -6,7 +6,7 @@ from mnv2.runtime.errors import UserError
 from mnv2.runtime.terminal import note_once
 from mnv2.sweeps.plan import resolve, with_arms
 from mnv2.training import config as fields
-from mnv2.training.config import defaults, flat, from_config, of_old_fields
+from mnv2.training.config import defaults, from_config
 
 
 def refused(field, value):
@@ -104,81 +104,6 @@ def test_normalizations_are_those_of_the_package_that_has_them():
         fields.FIELDS["data.normalization"].metadata["check"]("data.normalization", "?")
     found = str(error.value).partition("choose one of ")[2].split(", ")
     assert set(found) == set(NORMALIZATIONS)
-
-
-def test_a_field_that_is_gone_says_what_to_write():
-    config = defaults()
-    config.optimization.momentum = 0.5
-    with pytest.raises(UserError, match=r"momentum is no field any more: write .*momentum=0.9"):
-        from_config(config)
-    config = defaults()
-    config.mixup = 0.2
-    with pytest.raises(UserError, match=r"mixup is no field any more: write .*mix\(mixup=0.2\)"):
-        from_config(config)
-
-
-@pytest.mark.parametrize(
-    ("old", "train", "evaluation"),
-    [
-        ({"data": {"augmentation": "none"}}, "", "fit(0.875)"),
-        ({"data": {"augmentation": "crop_flip", "pad": 2}}, "pad_crop(2)|flip", "fit(0.875)"),
-        (
-            {"data": {"augmentation": "inception", "distortion": "fast", "eval_method": "slim"}},
-            "inception_crop(0.05, 1.0, (0.75, 1.3333333333333333), 'bilinear')|flip"
-            "|distort_color(fast=True)",
-            "central_crop(0.875)|resize(method='bilinear_tf1')",
-        ),
-        (
-            {
-                "data": {
-                    "augmentation": "resized_crop",
-                    "crop_area": (0.08, 1.0),
-                    "interpolation": "bilinear_antialiased",
-                    "policy": "random",
-                    "policy_operations": 2,
-                    "policy_strength": 27,
-                    "policy_interpolation": "bilinear",
-                    "policy_fill": 124,
-                    "erasing": 0.2,
-                    "eval_method": "bilinear",
-                    "eval_crop": 224 / 232,
-                    "eval_size": 224,
-                },
-                "mixup": 0.2,
-                "cutmix": 1.0,
-                "mix_until": "10 epochs",
-            },
-            "resized_crop(0.08, 1.0, (0.75, 1.3333333333333333), 'bilinear_antialiased')|flip"
-            "|rand_augment(2, 27, 'bilinear', 124)|erase(0.2)|mix(0.2, 1.0, until='10 epochs')",
-            "resize_shorter(232)|center_crop(224)",
-        ),
-    ],
-)
-def test_what_fields_of_earlier_versions_did_to_pictures_is_a_text_now(old, train, evaluation):
-    found = of_old_fields(flat(old))
-    assert (found["data.train"], found["data.evaluation"]) == (train, evaluation)
-    fields.FIELDS["data.train"].metadata["check"]("data.train", train)
-    assert not found.keys() & fields.GONE.keys()
-
-
-@pytest.mark.parametrize(
-    ("old", "now"),
-    [
-        ({"optimizer": "sgd", "momentum": 0.9, "nesterov": True}, fields.Optimization.optimizer),
-        ({"optimizer": "sgd", "momentum": 0.9}, fields.Optimization.optimizer),
-        (
-            {"optimizer": "rmsprop", "momentum": 0.9, "rmsprop_decay": 0.9, "epsilon": 1.0},
-            "rmsprop_tf(decay=0.9, momentum=0.9, eps=1.0)",
-        ),
-        ({"optimizer": "adamw", "momentum": 0.8}, "adamw(b1=0.8)"),
-        ({"optimizer": "adamw(b2=0.95)"}, "adamw(b2=0.95)"),
-    ],
-)
-def test_fields_of_earlier_versions_are_translated(old, now):
-    found = of_old_fields(flat({"optimization": old}))
-    assert found["optimization.optimizer"] == now
-    assert not found.keys() & fields.GONE.keys()
-    assert found["ema_decay"] == 0.0  # from before there was a field
 
 
 @pytest.mark.parametrize(
