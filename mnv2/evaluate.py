@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument(
         "--on_broken",
         default="stop",
-        help="what to do about pictures that cannot be read: stop, or skip them (default: stop)",
+        help="what to do about unreadable pictures of a folder: stop, or skip them (default: stop)",
     )
     parser.add_argument(
         "--output", type=Path, default=Path("runs/evaluation"), help="(default: runs/evaluation)"

@@ -14,5 +14,4 @@ with epy.lazy_api_imports(globals()):  # decoding a picture does not wait for Te
     from mnv2.data.pipeline import check_labels as check_labels
     from mnv2.data.pipeline import eval_batches as eval_batches
     from mnv2.data.pipeline import fits_on_device as fits_on_device
-    from mnv2.data.pipeline import note_untrained as note_untrained
     from mnv2.data.pipeline import train_batches as train_batches

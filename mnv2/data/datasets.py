@@ -10,10 +10,9 @@ import tensorflow_datasets as tfds
 
 from mnv2.data import fashion_mnist
 from mnv2.data.base import Dataset
-from mnv2.data.broken import ON_BROKEN
 from mnv2.data.connection import reachable
-from mnv2.data.folder_tree import FOLDER_PREFIX, folders_below
-from mnv2.data.image_folder import ImageFolder, open_image_folder, stamp
+from mnv2.data.folder_tree import FOLDER_PREFIX
+from mnv2.data.image_folder import open_image_folder
 from mnv2.data.tfds_dataset import TfdsDataset
 from mnv2.runtime.errors import UserError, check_choice, first_line
 from mnv2.runtime.files import SCHEME, AnyPath, as_path, did_you_mean, locked, matches
@@ -34,28 +33,31 @@ def open_dataset(
                 PATH/CLASS/PICTURE
     data_dir    the folder of TFDS data sets; by default that of TFDS
     validation  the number of examples that are held out from the end of train
-    on_broken   what happens if pictures cannot be read: stop, or skip them. A folder is always
-                checked. A TFDS data set is checked first only with skip, once, which takes as long
-                as reading it once.
+    on_broken   what happens if pictures of a folder cannot be read: stop, or skip them
 
     Raises UserError for an unknown name, for a data set without images and labels, for one that
     cannot be downloaded here, and for a `validation` that leaves no training examples.
     """
-    check_choice(on_broken, ON_BROKEN, "data.on_broken")
+    check_choice(on_broken, ("stop", "skip"), "data.on_broken")
     _leave_the_machine_to_jax()
-    if not name.startswith(FOLDER_PREFIX):
-        return _open_tfds(name, data_dir, validation, on_broken)
+    return _open(name, data_dir, validation, on_broken)
+
+
+@functools.cache  # the runs of one process share it
+def _open(name: str, data_dir: str | None, validation: int, on_broken: str) -> Dataset:
     if name.startswith(FOLDER_PREFIX + SCHEME):
         raise UserError(f"{name}: pictures are read from a local folder only; copy them first")
-    root = Path(name.removeprefix(FOLDER_PREFIX)).expanduser()
-    key = (name, validation, on_broken)
-    dataset, before = _FOLDERS.get(key, (None, {}))
-    if dataset is None or before != {path: stamp(path) for path in before}:
-        # Looked at before the pictures are: what changes meanwhile is seen by the next call.
-        state = {path: stamp(path) for path in (folders_below(root) if root.is_dir() else ())}
-        dataset = open_image_folder(name, root, validation, on_broken)
-        state |= {path: stamp(path) for path in dataset.broken}
-        _FOLDERS[key] = (_checked(dataset), state)
+    if name.startswith(FOLDER_PREFIX):
+        root = Path(name.removeprefix(FOLDER_PREFIX)).expanduser()
+        return open_image_folder(name, root, validation, on_broken)
+    if on_broken != "stop":
+        raise UserError(f"data.on_broken {on_broken} is for {FOLDER_PREFIX}PATH, got {name}")
+    builder = _for_classification(name, data_dir)
+    if not builder.data_path.exists():
+        builder = _prepare(name, data_dir)
+    dataset = TfdsDataset(name, builder, validation)
+    if dataset.num_classes < 2:
+        raise UserError(f"{name} has only one class: a classifier needs two")
     return dataset
 
 
@@ -65,30 +67,6 @@ def _leave_the_machine_to_jax() -> None:
         tf.config.set_visible_devices([], "GPU")
         tf.config.threading.set_intra_op_parallelism_threads(threads())
         tf.config.threading.set_inter_op_parallelism_threads(threads())
-
-
-# The folders of pictures that are open, which the runs of one process share, with the stamps of the
-# folders in each, which are changed when files are added, removed or renamed, and of broken files.
-_FOLDERS: dict[tuple[str, int, str], tuple[ImageFolder, dict[Path, list[int]]]] = {}
-
-
-@functools.cache  # the runs of one process share it
-def _open_tfds(name: str, data_dir: str | None, validation: int, on_broken: str) -> Dataset:
-    builder = _for_classification(name, data_dir)
-    if not builder.data_path.exists():
-        builder = _prepare(name, data_dir)
-    dataset = TfdsDataset(name, builder, validation)
-    return _checked(dataset.without_broken(on_broken) if on_broken == "skip" else dataset)
-
-
-def _checked[D: Dataset](dataset: D) -> D:
-    """Returns a data set. Raises UserError if there is nothing to learn from it."""
-    name = dataset.name
-    if not dataset.splits:  # also divides the examples, which can be impossible
-        raise UserError(f"{name} has no examples")
-    if dataset.num_classes < 2:
-        raise UserError(f"{name} has only one class: a classifier needs two")
-    return dataset
 
 
 def shape_if_missing(

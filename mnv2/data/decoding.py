@@ -11,7 +11,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mnv2.runtime.errors import UserError
 
@@ -21,20 +21,8 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 # The formats that are decoded, by Pillow's names.
 READ = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "AVIF", "JPEG2000", "PPM")
 
-# How the content of a file in a format starts.
-_STARTS = {
-    "JPEG": (b"\xff\xd8\xff",),
-    "PNG": (b"\x89PNG\r\n\x1a\n",),
-    "GIF": (b"GIF87a", b"GIF89a"),
-    "TIFF": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
-    "JPEG2000": (b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),
-    "PPM": tuple(b"P%d%c" % (number, space) for number in range(1, 7) for space in b" \n\t\r#"),
-    "JPEG XL": (b"\0\0\0\x0cJXL ", b"\xff\x0a"),
-    "PSD": (b"8BPS",),
-    "SVG": (b"<svg",),
-}
+_JPEG = b"\xff\xd8\xff"  # how the content of a file starts
 _SCAN, _END = b"\xff\xda", b"\xff\xd9"  # markers of a JPEG: where data begin, and the last one
-_BMP_HEADERS = [size.to_bytes(4, "little") for size in (12, 16, 40, 52, 56, 64, 108, 124)]
 _EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 _BITS_PER_SAMPLE, _PHOTOMETRIC = 258, 262  # TIFF tags
 _WHITE_IS_ZERO = 0
@@ -49,20 +37,15 @@ def decode_picture(content: bytes, *, turn: bool = True) -> np.ndarray:
 
     Raises UserError, whose message says what the file is, if it cannot be read.
     """
-    kind = format_of(content)
     if not content:
         raise UserError("it is empty")
-    if kind is None:
-        raise UserError(f"it is no picture: it starts like none of {', '.join(READ)}")
-    if kind not in READ:
-        raise UserError(f"it is a picture in the format {kind}: convert it to JPEG or PNG")
     # Of a file that is cut, OpenCV would give the first part.
-    if kind == "JPEG" and content.rfind(_END) > content.rfind(_SCAN):
+    if content.startswith(_JPEG) and content.rfind(_END) > content.rfind(_SCAN):
         flags = cv2.IMREAD_COLOR_RGB | (0 if turn else cv2.IMREAD_IGNORE_ORIENTATION)
         picture = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
         if picture is not None:
             return picture
-    return _decode_by_pillow(content, kind, turn)
+    return _decode_by_pillow(content, turn)
 
 
 def read_picture(path: Path) -> np.ndarray:
@@ -73,46 +56,28 @@ def read_picture(path: Path) -> np.ndarray:
         raise UserError(error.strerror or type(error).__name__) from error
 
 
-def format_of(content: bytes) -> str | None:
-    """Returns the format of a picture by the first bytes of its file; None if it is no picture."""
-    for kind, starts in _STARTS.items():
-        if content.startswith(starts):
-            return kind
-    if content[:2] == b"BM" and content[14:18] in _BMP_HEADERS:
-        return "BMP"  # two letters could also be a text
-    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
-        return "WEBP"
-    if content[4:8] == b"ftyp":
-        brands = content[8:64]
-        if b"avif" in brands or b"avis" in brands:
-            return "AVIF"
-        if any(brand in brands for brand in (b"heic", b"heix", b"hevc", b"mif1", b"msf1")):
-            return "HEIC"
-    if content.lstrip().startswith(b"<?xml") and b"<svg" in content[:1000]:
-        return "SVG"
-    return None
-
-
 def short_message(message: str) -> str:
     """Shortens an error message to one line without the names of TensorFlow operations."""
     lines = message.strip().splitlines() or ["no reason given"]
     return lines[0].rpartition("}} ")[2].partition(" [Op:")[0]
 
 
-def _decode_by_pillow(content: bytes, kind: str, turn: bool) -> np.ndarray:
+def _decode_by_pillow(content: bytes, turn: bool) -> np.ndarray:
     """Decodes a file of READ. Raises UserError if that is impossible."""
     try:
-        with Image.open(io.BytesIO(content), formats=(*READ, "MPO")) as picture:
+        with Image.open(io.BytesIO(content), formats=READ) as picture:
             _check_pixels(picture)
             white_is_zero = _tag(picture, _PHOTOMETRIC) == _WHITE_IS_ZERO
             picture.load()
             upright = ImageOps.exif_transpose(picture) if turn else picture.copy()
     except UserError:
         raise
+    except UnidentifiedImageError as error:
+        raise UserError(
+            f"it is damaged, or no picture in a format of {', '.join(READ)}: convert it to one"
+        ) from error
     except Exception as error:  # there is one kind for each way in which a file can be damaged
-        said = short_message(str(error))
-        reason = "Pillow cannot read it" if "cannot identify image" in said else said
-        raise UserError(f"it is a damaged or unusual {kind}: {reason}") from error
+        raise UserError(f"it is damaged or unusual: {short_message(str(error))}") from error
     if upright.mode in _EIGHT_BITS:
         return np.asarray(upright.convert("RGB"))
     values = np.asarray(upright).astype(np.int32)  # Pillow's own conversion would clip at 255

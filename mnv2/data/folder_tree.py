@@ -4,11 +4,9 @@ PATH/SPLIT/CLASS/PICTURE, or PATH/CLASS/PICTURE without splits. Folders below a 
 """
 
 import os
-import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from mnv2.data import decoding
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import did_you_mean
 from mnv2.runtime.terminal import first_few, note
@@ -25,11 +23,7 @@ _SPLITS = {
     "validation": "validation",
 }
 # Names of which it is unclear whether they are splits or classes.
-_UNCLEAR = {
-    "training": "train", "trainset": "train", "train_set": "train", "training_set": "train",
-    "testing": "test", "tests": "test", "testset": "test", "test_set": "test", "eval": "test",
-    "evaluation": "test", "dev": "val", "val_set": "val", "validation_set": "val",
-}  # fmt: skip
+_UNCLEAR = ("training", "training_set", "train_set", "testing", "test_set", "dev", "evaluation")
 # What operating systems and programs leave behind, besides hidden files.
 _SYSTEM = (
     "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "#recycle", "@recycle",
@@ -40,15 +34,14 @@ _SUFFIXES = (
     ".avif", ".jp2", ".j2k", ".jpx", ".j2c", ".ppm", ".pgm", ".pbm", ".pnm",
     ".heic", ".heif", ".jxl",
 )  # fmt: skip
-_HEAD = 1000  # bytes that show what a file is
 _MAX_NAMED = 5
+NO_CLASS = "in no folder of a class"
 
 
 def find_pictures(root: Path) -> Pictures:
     """Returns the files of each class in each split that the folder has: train, validation, test.
 
-    A folder of classes without splits has only train. A file is a picture if its suffix says so or
-    its content does. Notes say what is left out.
+    A folder of classes without splits has only train. Notes say what is left out.
 
     Raises UserError if there are no pictures, or if it is unclear what the folders mean.
     """
@@ -57,12 +50,10 @@ def find_pictures(root: Path) -> Pictures:
         raise UserError(f"no pictures in {root}{did_you_mean(root) or f': {expected}'}")
     entries = _entries(root)
     folders = {entry.name: Path(entry.path) for entry in entries if entry.is_dir()}
-    in_split = [path for name, path in folders.items() if name.split("\\")[0].lower() in _SPLITS]
-    _check_lost_folders(root, in_split)
     if unclear := [name for name in folders if name.casefold() in _UNCLEAR]:
         raise UserError(
-            f"{root} has a folder {unclear[0]!r}: if it is a split, "
-            f"call it {_UNCLEAR[unclear[0].casefold()]!r}; {expected}"
+            f"{root} has a folder {unclear[0]!r}: if it is a split, call it train, val or test; "
+            f"{expected}"
         )
     of_split: dict[str, Path] = {}
     for name, path in folders.items():
@@ -78,13 +69,12 @@ def find_pictures(root: Path) -> Pictures:
         pictures = {split: _classes(path, others) for split, path in of_split.items()}
         _left_out(root, "no splits, which are called train, test, val", outside)
         loose = [Path(entry.path) for entry in entries if not entry.is_dir()]
-        _leave_out_loose(root, [path for path in loose if _is_picture(path)])
+        _left_out(root, NO_CLASS, [path for path in loose if _is_picture(path)])
     else:
         for path in folders.values():
             if any(x.name.casefold() in _SPLITS and x.is_dir() for x in _entries(path)):
                 raise UserError(f"{root} has no splits, but {path} has: give folder:{path}")
         pictures = {"train": _classes(root, others)}
-    _note_similar(root, pictures)
     for split in [split for split, classes in pictures.items() if not classes]:
         place = of_split.get(split, root)
         if split == "train" or len(pictures) == 1:
@@ -107,38 +97,6 @@ def _check_splits(root: Path, of_split: Mapping[str, Path], outside: Sequence[Pa
         )
 
 
-def _note_similar(root: Path, pictures: Pictures) -> None:
-    """Says which classes have names that people take for one: Cat and cat, or two ways to write é.
-
-    They stay classes of their own.
-    """
-    names = sorted({name for classes in pictures.values() for name in classes})
-    spelled = [" ".join(unicodedata.normalize("NFKC", name).casefold().split()) for name in names]
-    similar = [
-        repr(name) for name, one in zip(names, spelled, strict=True) if spelled.count(one) > 1
-    ]
-    if similar:
-        note(f"{root} has classes of their own for names that hardly differ: {', '.join(similar)}")
-
-
-def _leave_out_loose(folder: Path, pictures: list[Path]) -> None:
-    """Notes that pictures beside the folders of classes are left out.
-
-    Raises UserError if their names show that folders were lost: a class would be dropped.
-    """
-    _check_lost_folders(folder, pictures)
-    _left_out(folder, "in no folder of a class", pictures)
-
-
-def _check_lost_folders(folder: Path, paths: Iterable[Path]) -> None:
-    for path in paths:
-        if "\\" in path.name:
-            raise UserError(
-                f"{folder} has backslashes in names such as {path.name!r}: a program took the "
-                "folders of a Windows archive for parts of names; unpack it with another program"
-            )
-
-
 def _classes(folder: Path, others: list[Path]) -> dict[str, list[Path]]:
     """Returns the pictures of each class in a folder; appends files that are none to `others`."""
     classes: dict[str, list[Path]] = {}
@@ -152,17 +110,12 @@ def _classes(folder: Path, others: list[Path]) -> dict[str, list[Path]]:
         pictures, no_pictures = files_below(path)
         others.extend(no_pictures)
         if pictures:
-            classes[_in_utf8(entry.name)] = pictures
+            classes[entry.name] = pictures
         else:
             empty.append(path)
-    _leave_out_loose(folder, loose)
+    _left_out(folder, NO_CLASS, loose)
     _left_out(folder, "folders without pictures, which are no classes", empty)
     return classes
-
-
-def _in_utf8(name: str) -> str:
-    """Returns the name of a file as it is under a locale of UTF-8: so a class has one name."""
-    return os.fsencode(name).decode("utf-8", "surrogateescape")
 
 
 def files_below(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -201,14 +154,7 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 
 
 def _is_picture(file: Path) -> bool:
-    if file.suffix.lower() in _SUFFIXES:
-        return True
-    try:
-        with file.open("rb") as opened:
-            kind = decoding.format_of(opened.read(_HEAD))
-    except OSError:
-        return False
-    return kind is not None and kind != "PPM"  # a text can start like PPM
+    return file.suffix.lower() in _SUFFIXES
 
 
 def _left_out(root: Path, why: str, paths: list[Path]) -> None:

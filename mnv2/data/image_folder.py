@@ -6,11 +6,9 @@ large folder is checked first only if broken pictures are to be skipped: it woul
 """
 
 import dataclasses
-import difflib
 import hashlib
 import os
-import unicodedata
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,15 +18,14 @@ import tensorflow as tf
 
 from mnv2.data import decoding
 from mnv2.data.base import Dataset, decoded
-from mnv2.data.broken import cache_name, raise_or_warn
 from mnv2.data.folder_tree import Pictures, find_pictures
 from mnv2.data.splits import TEST_SHARE, Part, bounds_of, check_split, divide
 from mnv2.preprocess.host import View
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import read_cache, write_cache
-from mnv2.runtime.terminal import StatusLine, first_few, note, printable
+from mnv2.runtime.terminal import StatusLine, first_few, note, printable, warn
 
-DECODER = 3  # a new number discards the cached results of an older decoder
+DECODER = 4  # a new number discards the cached results of an older decoder
 CHECKED_FIRST = 20_000  # files, up to which all are checked although broken ones stop a run
 
 
@@ -53,7 +50,6 @@ class ImageFolder(Dataset):
     pictures: dict[str, list[Picture]]
     parts: dict[str, Part]
     validation: int
-    broken: Sequence[Path] = ()  # files that are left out
     image_shape: tuple[int | None, int | None, int] = (None, None, 3)
     _tables: dict[str, dict[str, tf.Tensor]] = dataclasses.field(default_factory=dict)
 
@@ -132,8 +128,13 @@ def open_image_folder(name: str, root: Path, validation: int, on_broken: str) ->
     else:
         broken = _find_broken(root, found, count)
     if broken:
-        named = {file.relative_to(root).as_posix(): error for file, error in broken.items()}
-        raise_or_warn(f"{count} files in {root}", named, on_broken)
+        named = first_few([f"{x.relative_to(root)} ({why})" for x, why in broken.items()], 10)
+        problem = f"{len(broken)} of the {count} files in {root} cannot be read as pictures"
+        if on_broken == "stop":
+            raise UserError(
+                f"{problem}: {named}; repair or remove them, or set data.on_broken to skip"
+            )
+        warn(f"{problem} and are skipped: {named}")
     readable = {
         split: {
             label: [file for file in of_class if file not in broken]
@@ -162,7 +163,7 @@ def open_image_folder(name: str, root: Path, validation: int, on_broken: str) ->
                 f"data.validation {validation} holds out every training picture of {_quoted(lost)} "
                 f"in {root}: lower it, or add pictures"
             )
-    return ImageFolder(name, root, class_names, pictures, parts, validation, tuple(broken))
+    return ImageFolder(name, root, class_names, pictures, parts, validation)
 
 
 def _class_names(root: Path, readable: Pictures) -> list[str]:
@@ -184,9 +185,8 @@ def _class_names(root: Path, readable: Pictures) -> list[str]:
         raise UserError(f"{root} has only the class {names[0]!r}: a classifier needs two")
     for split, classes in readable.items():
         if unknown := sorted(set(classes) - set(names)):
-            hints = (f"{label!r}{_nearest(label, names)}" for label in unknown)
             raise UserError(
-                f"the {split} split of {root} has classes that train lacks: {first_few(hints)}; "
+                f"the {split} split of {root} has classes that train lacks: {_quoted(unknown)}; "
                 "rename them, remove them, or add training pictures"
             )
         if missing := [label for label in names if not classes.get(label)]:
@@ -196,14 +196,6 @@ def _class_names(root: Path, readable: Pictures) -> list[str]:
 
 def _quoted(names: Sequence[str]) -> str:
     return first_few(map(repr, names), 10)
-
-
-def _nearest(label: str, names: Collection[str]) -> str:
-    """Returns a hint to the most similar of the names; nothing if none is similar."""
-    plain = {unicodedata.normalize("NFC", name).casefold(): name for name in names}
-    wanted = unicodedata.normalize("NFC", label).casefold()
-    nearest = difflib.get_close_matches(wanted, plain, n=1)
-    return f" (did you mean {plain[nearest[0]]!r}?)" if nearest else ""
 
 
 def _hold_out(name: str, root: Path, train: Mapping[str, list[Path]]) -> Pictures:
@@ -242,7 +234,8 @@ def _find_broken(root: Path, found: Pictures, count: int) -> dict[Path, str]:
     with ThreadPoolExecutor() as pool:
         for split, classes in found.items():
             for label, files in classes.items():
-                cache = cache_name(f"{os.fspath(root.resolve())}\n{split}\n{label}\n{DECODER}")
+                key = f"{root.resolve()}\n{split}\n{label}\n{DECODER}"
+                cache = f"pictures/{hashlib.sha256(os.fsencode(key)).hexdigest()[:16]}.json"
                 errors = _errors(root, files, cache, pool)
                 broken |= {file: e for file, e in zip(files, errors, strict=True) if e}
                 done += len(files)
@@ -255,7 +248,7 @@ def _errors(root: Path, files: Sequence[Path], cache: str, pool: Executor) -> li
     """Returns why each file cannot be decoded, or None, from a cache as far as possible."""
     # path under root -> size and time of change when the file was checked, and the error
     cached = read_cache(cache)
-    stamps = {file.relative_to(root).as_posix(): stamp(file) for file in files}
+    stamps = {file.relative_to(root).as_posix(): _stamp(file) for file in files}
     changed = {
         path: file
         for file, (path, stamp) in zip(files, stamps.items(), strict=True)
@@ -268,8 +261,8 @@ def _errors(root: Path, files: Sequence[Path], cache: str, pool: Executor) -> li
     return [cached[path][2] for path in stamps]
 
 
-def stamp(path: Path) -> list[int]:
-    """Returns the size and modification time of a file or folder; -1 for a link to nothing."""
+def _stamp(path: Path) -> list[int]:
+    """Returns the size and modification time of a file; -1 for a link to nothing."""
     try:
         stat = path.stat()
     except OSError:

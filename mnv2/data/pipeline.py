@@ -25,7 +25,6 @@ from mnv2.data.base import Dataset
 from mnv2.data.splits import bounds_of
 from mnv2.preprocess.host import View
 from mnv2.runtime.errors import UserError
-from mnv2.runtime.terminal import first_few, note_once
 
 # A data set on disk is read in this many parts, each in its own order. It bounds the number of
 # processes that read the same batches as one. A part reads up to two files at a time.
@@ -341,14 +340,3 @@ def check_labels(dataset: Dataset, split: str, labels: np.ndarray) -> None:
             f"the split {split} of {dataset.name} has the label {outside[0]}, but the labels of "
             f"its {dataset.num_classes} classes are 0 to {dataset.num_classes - 1}{unlabelled}"
         )
-
-
-def note_untrained(dataset: Dataset, labels: np.ndarray) -> None:
-    """Says in a note which classes are missing in `labels`, those of all training examples.
-
-    Only for labels that are at hand: those of a set on disk would take an epoch to read.
-    """
-    untrained = np.setdiff1d(np.arange(dataset.num_classes), labels)
-    if len(untrained):
-        names = first_few(dataset.class_names[i] for i in untrained)
-        note_once(f"{dataset.name}: no training example is left of {names}")

@@ -2,15 +2,13 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from mnv2.data.base import Dataset, decoded, seen
-from mnv2.data.broken import BrokenExample, find_broken, raise_or_warn, stored
-from mnv2.data.decoding import decode_picture
+from mnv2.data.decoding import decode_picture, short_message
 from mnv2.data.splits import SPLITS, Part, bounds_of, check_split, divide
 from mnv2.preprocess.host import View
 from mnv2.runtime.errors import UserError, first_line
@@ -32,13 +30,12 @@ class TfdsDataset(Dataset):
     """A TFDS data set that is prepared on disk.
 
     `validation` examples are held out from the end of train. TFDS splits without labels, as test in
-    ImageNet, do not count. The examples in `broken`, given for each TFDS split, are left out.
+    ImageNet, do not count.
     """
 
     name: str
     builder: tfds.core.DatasetBuilder
     validation: int
-    broken: Mapping[str, Sequence[BrokenExample]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         features = self.builder.info.features
@@ -69,7 +66,7 @@ class TfdsDataset(Dataset):
     def _is_labelled(self, split: str) -> bool:
         """Tells whether any of the first examples of a TFDS split belongs to a class."""
         config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
-        examples = stored(self.builder, split, config)
+        examples = _stored(self.builder, split, config)
         try:
             labels = [int(example["label"]) for example in examples.take(FIRST_LABELS)]
         except tf.errors.OpError:
@@ -83,12 +80,7 @@ class TfdsDataset(Dataset):
 
     def num_examples(self, split: str) -> int:
         _, start, stop = self.tfds_range(split)
-        return stop - start - len(self._broken(split))
-
-    def _broken(self, split: str) -> list[BrokenExample]:
-        """Returns the broken examples in `train`, `validation` or `test`."""
-        tfds_split, start, stop = self.tfds_range(split)
-        return [x for x in self.broken.get(tfds_split, ()) if start <= x.position < stop]
+        return stop - start
 
     def fits_in_memory(self) -> bool:
         height, width, channels = self.image_shape
@@ -99,9 +91,6 @@ class TfdsDataset(Dataset):
         return splits[used].num_examples * height * width * channels < IN_MEMORY_BYTES
 
     def arrays(self, split: str) -> tuple[tf.Tensor, tf.Tensor]:
-        if self._broken(split):
-            decoded = self.encoded(split).map(lambda x: (self.decode(x), x["label"]))
-            return next(iter(decoded.batch(self.num_examples(split))))
         tfds_split, start, stop = self.tfds_range(split)
         return _decoded_arrays(self.builder, f"{tfds_split}[{start}:{stop}]")
 
@@ -113,16 +102,7 @@ class TfdsDataset(Dataset):
         Only the files of `part` are read.
         """
         tfds_split, first, _ = self.tfds_range(split)
-        broken = self._broken(split)
-
-        def position(number: int) -> int:
-            """Returns where the readable example of this number is, or the end."""
-            at = first + number
-            for one in sorted(x.position for x in broken):
-                at += one <= at
-            return at
-
-        start, stop = map(position, bounds_of(part, self.num_examples(split)))
+        start, stop = (first + at for at in bounds_of(part, self.num_examples(split)))
         config = tfds.ReadConfig(
             shuffle_seed=shuffle_seed,
             interleave_cycle_length=max(2, 16 // part[1]),
@@ -130,10 +110,7 @@ class TfdsDataset(Dataset):
             add_tfds_id=True,
         )
         place = f"{tfds_split}[{start}:{stop}]"
-        examples = stored(self.builder, place, config, shuffle=shuffle_seed is not None)
-        if broken:
-            names = [x.name for x in broken]
-            examples = examples.filter(lambda x: tf.reduce_all(x["tfds_id"] != names))
+        examples = _stored(self.builder, place, config, shuffle=shuffle_seed is not None)
         examples = examples.map(_with_index)
         if shuffle_seed is None:
             return examples
@@ -162,32 +139,24 @@ class TfdsDataset(Dataset):
         return image
 
     def explain(self, error: Exception) -> str:
-        """Explains in one line why reading failed; raises UserError if pictures are broken."""
-        try:
-            self.without_broken("stop")
-        except tf.errors.OpError:  # the files themselves are damaged
+        """Explains in one line why reading failed: a UserError, or damaged files."""
+        if said := str(error).partition("UserError: ")[2]:
             return (
-                f"cannot read data set {self.name}: {first_line(error)}; "
-                f"delete {self.folder} to prepare it again"
+                f"cannot read a picture of {self.name}, or see it as data.train and "
+                f"data.evaluation say: {short_message(said)}"
             )
         return (
-            f"every picture of {self.name} can be read, but not prepared as data.train and "
-            f"data.evaluation say: {first_line(error)}"
+            f"cannot read data set {self.name}: {first_line(error)}; "
+            f"delete {self.folder} to prepare it again"
         )
 
-    def without_broken(self, on_broken: str) -> "TfdsDataset":
-        """Checks all pictures and returns the data set without the broken ones.
 
-        Raises UserError with `on_broken` stop if there are any; prints a warning with skip.
-        """
-        used = {part.split for part in self.parts.values()}
-        tfds_splits = [split for split in SPLITS if split in used]
-        broken = find_broken(self.builder, tfds_splits, lambda x: self.decode({"image": x}))
-        errors = {x.name: x.error for split in tfds_splits for x in broken[split]}
-        if errors:
-            count = sum(self.builder.info.splits[split].num_examples for split in tfds_splits)
-            raise_or_warn(f"{count} examples of {self.name} in {self.folder}", errors, on_broken)
-        return dataclasses.replace(self, broken=broken)
+def _stored(
+    builder: tfds.core.DatasetBuilder, split: str, config: tfds.ReadConfig, *, shuffle: bool = False
+) -> tf.data.Dataset:
+    """Returns the examples of a TFDS split, with their pictures as they are stored."""
+    skipping = {"image": tfds.decode.SkipDecoding()}
+    return builder.as_dataset(split, shuffle_files=shuffle, read_config=config, decoders=skipping)
 
 
 def _with_index(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

@@ -41,17 +41,13 @@ def draw_any(
     """Returns up to `count` images to calibrate with, always the same ones, in [0, 255].
 
     `name` is a TFDS data set, of whatever classes, or `folder:PATH`: the training pictures if it
-    has splits of classes, otherwise all below PATH, with or without classes. A picture that cannot
-    be read is left out, after a warning. Raises UserError if there is none.
+    has splits of classes, otherwise all below PATH, with or without classes. A picture of a folder
+    that cannot be read is left out, after a warning. Raises UserError if there is none.
     """
     if not name.startswith(data.FOLDER_PREFIX):
         dataset = data.open_dataset(name, data_dir)
         split = "train" if "train" in dataset.splits else dataset.splits[0]
-        try:
-            return draw(network, dataset, split, count)
-        except UserError:
-            dataset = data.open_dataset(name, data_dir, on_broken="skip")
-            return draw(network, dataset, split, count)
+        return draw(network, dataset, split, count)
     root = Path(name.removeprefix(data.FOLDER_PREFIX)).expanduser()
     if not root.is_dir():
         raise UserError(f"no pictures to calibrate with: there is no local folder {root}")

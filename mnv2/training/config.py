@@ -161,7 +161,7 @@ class Data:
     name: str = _field("fashion_mnist", text, "Any TFDS classification set, or folder:PATH.")
     dir: str | None = _field(None, text, "The folder of the data sets; default: that of TFDS.")
     on_broken: str = _field("stop", choice(("stop", "skip")),
-        "What to do about pictures that cannot be read.")
+        "What to do about pictures of a folder that cannot be read.")
     validation: int = _field(5000, whole(0), "Examples held out from the end of train.")
     image_size: int | None = _field(None, whole(1, LARGEST_SIDE),
         "The side of the network's pictures; default: that of the data set.")

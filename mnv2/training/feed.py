@@ -120,7 +120,6 @@ class DeviceFeed:
         self._teacher = replicate(setup.teacher_variables)
         images, labels = setup.dataset.arrays("train")
         data.check_labels(setup.dataset, "train", labels.numpy())
-        data.note_untrained(setup.dataset, labels.numpy())
         self._images = replicate(images.numpy())
         self._labels = replicate(labels.numpy().astype(np.int32))
         self._before, self._asked = 0, time.perf_counter()  # of the last call

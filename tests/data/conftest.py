@@ -9,7 +9,7 @@ from mnv2.data import datasets
 
 @pytest.fixture(autouse=True)
 def no_folder_is_open():
-    datasets._FOLDERS.clear()
+    datasets._open.cache_clear()
 
 
 @pytest.fixture

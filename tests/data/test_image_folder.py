@@ -40,10 +40,10 @@ GOOD = {
 }
 BROKEN = {
     "empty.jpg": (b"", "it is empty"),
-    "truncated.jpg": (JPEG[: len(JPEG) // 2], "JPEG"),
-    "header_only.jpg": (JPEG[:20], "JPEG"),
+    "truncated.jpg": (JPEG[: len(JPEG) // 2], "damaged or unusual"),
+    "header_only.jpg": (JPEG[:20], "damaged"),
     "truncated.png": (encoded(PICTURE, "png")[:100], "image file is truncated"),
-    "text.jpg": (b"not a picture", "it is no picture"),
+    "text.jpg": (b"not a picture", "or no picture in a format of"),
 }
 
 
@@ -67,6 +67,7 @@ def add_broken(root):
 
 
 def reopen(root, validation=0, **settings):
+    datasets._open.cache_clear()  # as in another process
     return open_dataset(f"folder:{root}", None, validation, **settings)
 
 
@@ -116,12 +117,10 @@ def test_only_changed_files_are_checked_again(pictures, monkeypatch):
     monkeypatch.setattr(
         image_folder, "check_file", lambda path: checked.append(path) or check_file(path)
     )
-    datasets._FOLDERS.clear()  # as in another process
     reopen(pictures)
     assert checked == []
     changed = pictures / "test" / "odd" / "plain.jpg"
     changed.write_bytes(GOOD["gray.jpg"])
-    datasets._FOLDERS.clear()
     reopen(pictures)
     assert checked == [changed]
 
@@ -156,7 +155,9 @@ def test_a_large_folder_is_read_at_once_and_a_broken_picture_is_named(
     assert "are checked as they are read, and not before" in capsys.readouterr().err
     count = dataset.num_examples("train")
     read = train_batches(dataset, count, seed=0, view=view_of(size=(8, 8), channels=3))
-    with pytest.raises(UserError, match=f"broken picture {broken} .*JPEG.*: repair or remove it"):
+    with pytest.raises(
+        UserError, match=f"broken picture {broken} .*damaged.*: repair or remove it"
+    ):
         next(read)
     assert reopen(pictures, on_broken="skip").num_examples("train") == count - 1
 
@@ -165,18 +166,6 @@ def test_a_class_whose_name_is_no_utf_8_is_checked(pictures):
     for split in ("train", "test"):
         (pictures / split / "plain").rename(pictures / split / os.fsdecode(b"caf\xe9"))
     assert reopen(pictures).class_names == [os.fsdecode(b"caf\xe9"), "odd"]
-
-
-def test_a_folder_that_changes_is_seen_by_the_next_call(pictures, capsys):
-    before = reopen(pictures)
-    assert reopen(pictures) is before
-    (pictures / "train" / "plain" / "more.jpg").write_bytes(JPEG)
-    after = reopen(pictures)
-    assert after.num_examples("train") == before.num_examples("train") + 1
-    add_broken(pictures)
-    skipped = reopen(pictures, on_broken="skip").num_examples("train")
-    (pictures / "train" / "odd" / "empty.jpg").write_bytes(JPEG)  # repaired in its place
-    assert reopen(pictures, on_broken="skip").num_examples("train") == skipped + 1
 
 
 def test_an_unknown_value_of_on_broken_is_rejected(pictures):

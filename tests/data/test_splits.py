@@ -9,7 +9,6 @@ import tensorflow_datasets as tfds
 from mnv2.data import (
     datasets,
     eval_batches,
-    note_untrained,
     open_dataset,
     train_batches,
 )
@@ -44,7 +43,7 @@ def prepare(data_dir, counts, label=lambda split, i: i % 3, size=SIZE, picture=N
 
 
 def reopen(data_dir, validation=0, name="tiny_set", **settings):
-    datasets._open_tfds.cache_clear()
+    datasets._open.cache_clear()
     return open_dataset(name, str(data_dir), validation, **settings)
 
 
@@ -118,14 +117,6 @@ def test_a_label_that_is_no_class_stops_training_and_evaluation(tmp_path, split,
             list(itertools.islice(train_batches(dataset, 4, seed=0, view=view_of(size=SIZE)), 5))
 
 
-def test_a_class_without_training_examples_is_named(tmp_path, capsys):
-    prepare(tmp_path, {"train": 20, "test": 9})
-    note_untrained(reopen(tmp_path), np.asarray([0, 2, 2, 0]))
-    note_untrained(reopen(tmp_path), np.asarray([0, 2, 1, 0]))
-    said = "note: tiny_set: no training example is left of 1"
-    assert [line for line in notes(capsys) if "no training example" in line] == [said]
-
-
 def test_a_tenth_of_train_is_held_out_for_testing_before_validation(tmp_path, capsys):
     prepare(tmp_path, {"train": 40})
     capsys.readouterr()
@@ -153,12 +144,6 @@ def test_a_set_for_evaluation_needs_no_train(tmp_path, only):
         next(train_batches(dataset, 4, seed=0, view=view_of(size=SIZE)))
     with pytest.raises(UserError, match="tiny_set has no split train to hold 5 examples out from"):
         reopen(tmp_path, 5)
-
-
-def test_broken_pictures_are_skipped_in_a_set_for_evaluation(tmp_path):
-    prepare(tmp_path, {"test": 7})
-    dataset = reopen(tmp_path, on_broken="skip")
-    assert evaluated(dataset, "test") == 7
 
 
 def test_validation_can_be_evaluated_if_the_set_has_it(tmp_path, capsys):

@@ -8,12 +8,11 @@ import sys
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from PIL import Image
 
 import mnv2
-from mnv2 import data, pretrained
-from mnv2.deployment.pictures import draw, draw_any
+from mnv2 import pretrained
+from mnv2.deployment.pictures import draw_any
 from mnv2.runtime.errors import UserError
 from tests.deployment.networks import SHORT, network
 from tests.test_predict import call, refused
@@ -142,32 +141,6 @@ def test_only_training_pictures_calibrate_if_the_folder_has_splits(
         Image.new("RGB", (30, 20)).save(tmp_path / folder / "0.png")
     images = draw_any(network(repeats=SHORT, width=0.1), f"folder:{tmp_path}", None, 10)
     assert (len(images), capsys.readouterr().err) == (drawn, "")
-
-
-def test_broken_pictures_of_a_prepared_set_are_left_out_of_calibration(monkeypatch):
-    class Prepared(data.Dataset):
-        splits = ("test",)
-
-        def __init__(self, on_broken):
-            self.contents = [tf.io.encode_png(np.zeros((20, 30, 3), np.uint8)), b"cut short"]
-            self.contents = self.contents[: 1 if on_broken == "skip" else 2]
-
-        def encoded(self, split, shuffle_seed):
-            return self.contents
-
-        def decode(self, example):
-            return tf.io.decode_png(example)
-
-        def explain(self, error):
-            raise UserError("1 of the 2 examples cannot be read")
-
-    monkeypatch.setattr(
-        data, "open_dataset", lambda *_, on_broken="stop": Prepared(on_broken=on_broken)
-    )
-    loaded = network(repeats=SHORT, width=0.1)
-    assert len(draw_any(loaded, "a_set", None, 10)) == 1
-    with pytest.raises(UserError, match="1 of the 2"):
-        draw(loaded, Prepared("stop"), "test", 10)
 
 
 def test_bad_input_is_one_line_and_nothing_is_written(
