@@ -24,7 +24,7 @@ class StatusLine:
     def say(self, text: object) -> None:
         """Replaces the line by the label and `text`."""
         if sys.stdout.isatty():
-            line = f"{self.label}  {text}"
+            line = f"{self.label}  {text}".lstrip()
             print(f"\r{line[:WIDTH]:{WIDTH}}", end="", flush=True)
             self._shown = True
 

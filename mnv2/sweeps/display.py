@@ -1,14 +1,9 @@
-"""What a person sees of a sweep while it is executed: in a terminal, or as lines in a file."""
+"""What a person sees of a sweep while it is executed: a line per run, and one of what goes on."""
 
 import sys
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-from rich.console import Console, Group
-from rich.live import Live
-from rich.table import Table
 
 from mnv2.runtime.terminal import WAITING_REMEDY, StatusLine, format_seconds, waiting_for_input
 from mnv2.sweeps.plan import Run
@@ -16,14 +11,9 @@ from mnv2.sweeps.workdir import accuracy, final_split
 
 
 class Display:
-    """Shows the runs that are executed, one line per copy.
-
-    Each run that ends is a line that stays. The rest is rewritten in place, and shown only in a
-    terminal, from `show` on.
-    """
+    """Shows each run that ends as a line that stays, and in a terminal below them a status line."""
 
     def __init__(self) -> None:
-        self._console = Console(highlight=False, emoji=False, markup=False, soft_wrap=True)
         self._lock, self._line = threading.Lock(), StatusLine("")
         self._said: set[str] = set()
         self._copies: dict[int, Mapping[str, Any]] = {}
@@ -31,23 +21,18 @@ class Display:
         self._done: dict[str, int] = {}  # the steps that each run had when the command began
         self._ended: set[str] = set()
         self._seconds_per_step: dict[str, float] = {}  # by arm
-        self._began = time.monotonic()
-        self._live = Live(console=self._console, get_renderable=self._render, transient=True)
 
     def __enter__(self) -> "Display":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._live.stop()
+        self._line.clear()
 
     def show(self, runs: Sequence[Run]) -> None:
         """Begins to show runs, some of which may be finished already."""
         self._runs = {one.name: one for one in runs}
         self._done = {one.name: one.trained or 0 for one in runs}
         self._ended = {one.name for one in runs if one.finished}
-        self._line.clear()
-        if self._console.is_terminal and len(self._ended) < len(self._runs):
-            self._live.start()
 
     def say(self, text: str, *, once: bool = False, is_error: bool = False) -> None:
         """Prints a line that stays; with `once`, unless it was printed before."""
@@ -55,22 +40,26 @@ class Display:
             if once and text in self._said:
                 return
             self._said.add(text)
-        self._line.clear()
-        if is_error and not self._live.is_started:
-            print(text, file=sys.stderr, flush=True)
-        else:
-            self._console.print(text)
-
-    def rewrite(self, text: str) -> None:
-        """Shows the present state of a line that a copy rewrites, in a terminal."""
-        if not self._live.is_started:
-            self._line.say(text)
+            self._line.clear()
+            print(text, file=sys.stderr if is_error else sys.stdout, flush=True)
 
     def now(self, copy: int, now: Mapping[str, Any]) -> None:
         """Shows what a copy does: its run, phase, and how far it is; {} if it has ended."""
         self._copies[copy] = now
         if seconds := now.get("seconds_per_step"):
             self._seconds_per_step[now["run"].rpartition("/")[0]] = seconds
+        with self._lock:
+            self._line.say(self.status())
+
+    def status(self) -> str:
+        """Says in a line how many runs are done, and how far those are that go on."""
+        phases = (
+            f"{now['run']} " + (f"{now['step']}/{now['steps']}" if "step" in now else now["phase"])
+            for now in self._copies.values()
+            if now.get("run")
+        )
+        done = f"{len(self._ended)} of {len(self._runs)} runs done{self._left()}"
+        return "  ".join((done, *phases))
 
     def ended(self, outcome: Mapping[str, Any]) -> None:
         """Prints how a run ended."""
@@ -108,34 +97,6 @@ class Display:
     def _left(self) -> str:
         left = self.seconds_left()
         return f"  {format_seconds(left)} left" if left else ""
-
-    def _render(self) -> Group:
-        """Returns a line of all runs, and one per copy; rich cuts what has no room below."""
-        lines = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-        for title in ("run", "phase", "step", "loss", "images/s", "left"):
-            justify: Any = "left" if title in ("run", "phase") else "right"
-            lines.add_column(title, justify=justify, no_wrap=True)
-        for now in self._copies.values():
-            if now.get("run"):
-                lines.add_row(*_cells(now))
-        spent = format_seconds(time.monotonic() - self._began)
-        done = f"{len(self._ended)} of {len(self._runs)} runs done in {spent}{self._left()}"
-        return Group(done, lines)
-
-
-def _cells(now: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns the line of a copy, from what it says."""
-    if "step" not in now:
-        return now["run"], now["phase"], "", "", "", ""
-    loss = now.get("loss")
-    return (
-        now["run"],
-        now["phase"],
-        f"{now['step']}/{now['steps']}",
-        "skipped" if loss is None else f"{loss:.3f}",
-        f"{now['images_per_second']:,.0f}",
-        format_seconds(now["seconds_left"]),
-    )
 
 
 def _describe(result: Mapping[str, Any], seconds: float) -> str:

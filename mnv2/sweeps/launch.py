@@ -8,7 +8,7 @@ The parent shows how far they are, passes signals on, and starts a copy that die
 The processes speak through a local folder, LAUNCH:
 
     plan.pickle     what the first copy has planned
-    copy-N.json     what copy N does; its time is a sign of life
+    copy-N.json     what copy N does
     ended-N.jsonl   how each of its runs ended; a run that failed is taken by no copy again
 """
 
@@ -40,7 +40,6 @@ COPY, LAUNCH, PARENT = "MNV2_COPY", "MNV2_LAUNCH", "MNV2_PARENT"
 # TensorFlow imports Keras 3, with Matplotlib, but not the older one if that is not installed.
 WITHOUT_KERAS = {"TF_USE_LEGACY_KERAS": "1"}
 GLANCE_SECONDS = 0.2  # between looks at the copies
-HANGING_SECONDS = 60.0  # without a sign of life, after which a copy is ended
 STOPPING_SECONDS = 60.0  # that copies may take to save their runs after a signal
 
 
@@ -62,22 +61,17 @@ def run_sweep(config: ml_collections.ConfigDict, workdir: AnyPath, *only: str, *
     if (here / "workdir").read_text(encoding="utf-8") != str(workdir):
         return
     number = int(os.environ[COPY])
-    threading.Thread(target=_live, args=(here / f"copy-{number}.json",), daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     from mnv2.sweeps.run import work  # imports JAX
 
     work(request, here, number)
     sys.exit(0)
 
 
-def _live(path: Path) -> None:
-    """Touches the file that says what this copy does, as long as the parent lives.
-
-    Sends this process SIGTERM when the parent has ended, however and whenever it ended.
-    """
+def _end_with_parent() -> None:
+    """Sends this process SIGTERM when the parent has ended, however and whenever it ended."""
     parent = int(os.environ.get(PARENT, os.getppid()))
     while os.getppid() == parent:
-        with contextlib.suppress(OSError):  # the parent is ending
-            path.touch()
         time.sleep(GLANCE_SECONDS)
     os.kill(os.getpid(), signal.SIGTERM)
 
@@ -95,7 +89,6 @@ class _Copy:
         self.path = folder / f"copy-{number}.json"
         self.path.unlink(missing_ok=True)
         self.reported = len(read_lines(self.ended_path))  # of its runs that ended
-        self._written, self._quiet, self.was_hanging = 0, 0.0, False
         self.process = subprocess.Popen(
             [sys.executable, *sys.orig_argv[1:]],
             env={
@@ -116,15 +109,7 @@ class _Copy:
             reader.start()
 
     def look(self) -> dict[str, Any]:
-        """Returns what the copy does; {} before it has said so. Ends it if it hangs."""
-        written = self.path.stat().st_mtime_ns if self.path.exists() else 0
-        # Looks are counted, not seconds: a machine that sleeps lets no copy write.
-        self._quiet = self._quiet + GLANCE_SECONDS if written == self._written else 0.0
-        self._written = written
-        if self._quiet > HANGING_SECONDS:
-            self.was_hanging = True
-            self.signal(signal.SIGKILL)
-            self.process.wait()
+        """Returns what the copy does; {} before it has said so."""
         with contextlib.suppress(UserError):
             return read_json(self.path, "")
         return {}
@@ -142,20 +127,11 @@ class _Copy:
 
 
 def _show_all(stream: Any, display: Display, is_error: bool) -> None:
-    """Shows what a copy prints, line by line; the last part of a line that it rewrites, as it is.
-
-    Several copies print the same warnings, which are shown once.
-    """
-    unfinished = b""
-    while chunk := os.read(stream.fileno(), 1 << 16):
-        *lines, unfinished = (unfinished + chunk).split(b"\n")
-        for line in lines:
-            if text := line.decode(errors="replace").rstrip().rpartition("\r")[2]:
-                display.say(text, once=True, is_error=is_error)
-        if b"\r" in unfinished:  # a progress bar, such as that of a download
-            display.rewrite(unfinished.decode(errors="replace").rstrip("\r").rpartition("\r")[2])
-    if text := unfinished.decode(errors="replace").rpartition("\r")[2].strip():
-        display.say(text, once=True, is_error=is_error)
+    """Shows the lines that a copy prints; those that several copies print are shown once."""
+    for line in stream:
+        # Of a line that was rewritten, such as a progress bar, the last state.
+        if text := line.decode(errors="replace").rstrip().rpartition("\r")[2]:
+            display.say(text, once=True, is_error=is_error)
 
 
 class _Launch:
@@ -201,7 +177,6 @@ class _Launch:
             self._stopper.check()
             time.sleep(GLANCE_SECONDS)
             (first,) = self._copies
-            first.look()
             code = first.ended()
             if code is not None and read_plan(self._folder) is None:
                 self._copies = []
@@ -236,7 +211,7 @@ class _Launch:
             raise Stopped("a signal to a process that trains")
         if self._request.meet is not None:  # all machines must be started again
             sys.exit(code if code > 0 else 1)
-        how = "does not answer" if copy.was_hanging else _describe(code)
+        how = _describe(code)
         done = {x["run"] for x in read_lines(copy.ended_path)}
         if name and name not in done:
             self._deaths[name] += 1
@@ -246,7 +221,7 @@ class _Launch:
                 self._display.say(f"the process of {name} {how}; the run is resumed")
         else:
             self._display.say(f"a process {how}")
-        if code == -signal.SIGKILL and not copy.was_hanging and self._copies:
+        if code == -signal.SIGKILL and self._copies:
             count = len(self._copies)
             self._display.say(f"{count} at the same time from now on, for lack of memory")
         elif copy.number not in self._restarted:

@@ -7,7 +7,6 @@ thread. Then the sweep is repeated with two copies, and disturbed after random t
 drawn from --seed. A disturbance is one of
 
 copy       SIGKILL to a copy. The sweep must go on.
-hang       SIGSTOP to a copy. It must be ended, and the sweep must go on.
 parent     SIGKILL to the process that started the copies. They must end within 30 s.
 signal     SIGTERM or Ctrl-C to it. All must save and end within 30 s, with exit code 75.
 Ctrl-C x2  Ctrl-C twice. All must end within 30 s.
@@ -45,7 +44,7 @@ PATIENCE = 30.0  # seconds in which all processes must end
 RUNS = [f"{arm}/{seed}" for arm in ("linear", "relu6") for seed in (0, 1)]
 SWEEP = [word for word in COMMAND if not word.startswith("--only")]
 IN_COPIES = ("--parallel=2", "--threads=1")
-FAULTS = ("copy", "copy", "hang", "parent", "signal", "Ctrl-C x2")
+FAULTS = ("copy", "copy", "parent", "signal", "Ctrl-C x2")
 
 
 def start(workdir: Path, *more: str) -> subprocess.Popen[bytes]:
@@ -78,12 +77,10 @@ def disturb(process: subprocess.Popen[bytes], fault: str, moments: random.Random
     Raises UserError if a process does not end in time.
     """
     copies = copies_of(process)
-    if fault in ("copy", "hang"):
-        if not copies:
-            return False
-        one = moments.choice(copies)
-        one.kill() if fault == "copy" else one.suspend()
-        return True
+    if fault == "copy":
+        if copies:
+            moments.choice(copies).kill()
+        return bool(copies)
     if fault == "parent":
         process.kill()
     elif fault == "signal":

@@ -84,8 +84,6 @@ def execute(run: Path, then: str, folder: Path, number: int) -> dict[str, Any]:
         os.kill(os.getpid(), signal.SIGKILL)
     if then == "dies" or (then == "dies once" and once):
         sys.exit(1)
-    if then == "hangs once" and once:
-        os.kill(os.getpid(), signal.SIGSTOP)
     if then in ("waits", "ignores"):
         noted: list[int] = []
         signal.signal(signal.SIGTERM, lambda *_: noted.append(1))
@@ -106,8 +104,7 @@ def main() -> None:
     fake = types.ModuleType("mnv2.sweeps.run")
     fake.work = work  # type: ignore[attr-defined]
     sys.modules["mnv2.sweeps.run"] = fake
-    for name in ("HANGING_SECONDS", "STOPPING_SECONDS"):
-        setattr(launch, name, 2.0)
+    launch.STOPPING_SECONDS = 2.0
     with one_line_errors(resumes=True):
         workdir = Path(sys.argv[1])
         if sys.argv[3] == "tunes":  # a sweep before the other one, as tuning is

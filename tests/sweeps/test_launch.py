@@ -85,12 +85,6 @@ def test_a_run_that_ends_two_copies_has_failed(tmp_path):
     assert (tmp_path / "b/0/result.json").exists()
 
 
-def test_a_copy_that_hangs_is_killed_and_its_run_is_resumed(tmp_path):
-    done = execute(tmp_path, "hangs once", "c/0")
-    assert done.returncode == 0, done.stderr
-    assert "the process of c/0 does not answer; the run is resumed" in done.stdout
-
-
 def test_if_every_run_ends_its_process_all_are_named(tmp_path):
     done = execute(tmp_path, "dies", copies=1)
     assert done.returncode == 2
