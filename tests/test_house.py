@@ -17,7 +17,7 @@ from tests.commands import SERVER
 ROOT = Path(__file__).parents[1]
 LINES = 60  # of a function
 LONGER = {  # with what they may have
-    "mnv2/training/loop.py train": 80,
+    "mnv2/training/loop.py train": 80
 }
 FRAMES, FILES = 9, 5  # from `main` to the gradient
 SMALL = """

@@ -201,11 +201,7 @@ def test_bad_input_is_one_clear_line(files, monkeypatch, capsys, tmp_path):
     pretrained.save(drawn(3, ("ant", "cat", "bee")), tmp_path / "other.safetensors")
     pretrained.save(pretrained.load(weights).backbone(), tmp_path / "headless.safetensors")
     for module, arguments, message in (
-        (
-            predict,
-            [tmp_path / "none.png", "--weights", weights],
-            "No such file or directory",
-        ),
+        (predict, [tmp_path / "none.png", "--weights", weights], "No such file or directory"),
         (predict, [tmp_path / "text.jpg", "--weights", weights], "cannot read picture "),
         (predict, [tmp_path / "broken.png", "--weights", weights], "cannot read picture "),
         (predict, [picture, "--weights", "none.h5"], "no such file: none.h5"),

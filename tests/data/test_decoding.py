@@ -165,10 +165,7 @@ def test_every_orientation_is_turned_upright_in_every_format_that_has_one():
     [
         (b"", "it is empty"),
         (b"not a picture", "it is no picture: it starts like none of JPEG, PNG, BMP, GIF, TIFF"),
-        (
-            encoded(PICTURE, "jpeg")[:300],
-            "it is a damaged or unusual JPEG: Truncated File Read",
-        ),
+        (encoded(PICTURE, "jpeg")[:300], "it is a damaged or unusual JPEG: Truncated File Read"),
         (encoded(PICTURE, "jpeg")[:700] + b"\xff\xd8", "JPEG: broken data stream"),
         (encoded(PICTURE, "png")[:100], "it is a damaged or unusual PNG: "),
         (encoded(PICTURE, "tiff")[:500], "it is a damaged or unusual TIFF: "),

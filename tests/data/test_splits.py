@@ -6,13 +6,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from mnv2.data import (
-    datasets,
-    eval_batches,
-    note_untrained,
-    open_dataset,
-    train_batches,
-)
+from mnv2.data import datasets, eval_batches, note_untrained, open_dataset, train_batches
 from mnv2.runtime.errors import UserError
 from tests.data.test_decoding import PICTURE, few_colours
 from tests.views import eval_view_of, view_of

@@ -53,9 +53,7 @@ def test_a_killed_run_with_everything_on_ends_exactly_as_an_uninterrupted_one(
     check_resumed(everything, tmp_path, monkeypatch)
 
 
-def test_recalibrated_statistics_are_those_of_training_pictures_as_the_test_sees_them(
-    tiny_config,
-):
+def test_recalibrated_statistics_are_those_of_training_pictures_as_the_test_sees_them(tiny_config):
     tiny_config.recalibrate = 3
     of_run = from_config(tiny_config)
     setup = set_up(of_run)
