@@ -27,7 +27,7 @@ def everything(tiny_config, tmp_path, fashion_mnist):
     tiny_config.data.update(
         {
             "image_size": 24,
-            "train": "resized_crop|flip|rand_augment|erase(0.3)|label_noise(0.1)|mix(0.2, 1.0)",
+            "train": "resized_crop|flip|erase(0.3)|label_noise(0.1)|mix(0.2, 1.0)",
             "repeats": 2,
             "evaluation": "resize_shorter(36)|center_crop(32)",
         }
