@@ -177,10 +177,3 @@ def test_a_folder_that_changes_is_seen_by_the_next_call(pictures, capsys):
     skipped = reopen(pictures, on_broken="skip").num_examples("train")
     (pictures / "train" / "odd" / "empty.jpg").write_bytes(JPEG)  # repaired in its place
     assert reopen(pictures, on_broken="skip").num_examples("train") == skipped + 1
-
-
-def test_an_unknown_value_of_on_broken_is_rejected(pictures):
-    with pytest.raises(
-        UserError, match=r"unknown data\.on_broken 'ignore': choose one of skip, st"
-    ):
-        reopen(pictures, on_broken="ignore")

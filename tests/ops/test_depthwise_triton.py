@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.test_util import check_grads
 
 from mnv2.models import create_model
 from mnv2.ops import (
@@ -69,18 +68,6 @@ def test_the_kernels_compute_the_grouped_convolution_and_its_sums_in_float64(
     )
     for a, b in zip(ours, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11)
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-def test_gradients_of_the_kernels_equal_finite_differences_in_float64(float64, interpreted, stride):
-    images, kernel, stride, padding = random_inputs((4, 3), stride, "same", 2, 4)
-    check_grads(
-        jax.jit(lambda x, w: depthwise_conv(x, w, stride, padding, True), compiler_options=QUICK),
-        (images, kernel),
-        order=1,
-        modes=["rev"],
-        rtol=1e-6,
-    )
 
 
 def test_half_precision_is_rounded_once(interpreted):
