@@ -97,7 +97,13 @@ def test_pictures_of_any_name_are_predicted_written_and_drawn(
     files, tmp_path, monkeypatch, capsys, recwarn
 ):
     picture = (files / "pictures/test/ant/0.png").read_bytes()
-    names = [b"cost_$5_$10.png", b"caf\xe9.png", "猫, 犬.png".encode(), b'a "b"\nc.png', b"%s{}.png"]
+    names = [
+        b"cost_$5_$10.png",
+        b"caf\xe9.png",
+        "猫, 犬.png".encode(),
+        b'a "b"\nc.png',
+        b"%s{}.png",
+    ]
     for name in names:
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).write_bytes(picture)
     weights = files / "weights.safetensors"
