@@ -33,7 +33,3 @@ def test_it_recognises_the_pictures_beside_it(monkeypatch, capsys):
     expected = {"ankle_boot": "Ankle boot", "dress": "Dress", "t-shirt_top": "T-shirt/top"}
     assert expected.items() <= dict(best).items()
     assert dict(best).keys() == {*expected, "shirt"}
-
-
-def test_it_is_small():
-    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) < 2_000_000

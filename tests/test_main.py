@@ -19,13 +19,11 @@ BAD_INPUT = {
     "nothing after config": (["--config"], "--config needs a file"),
     "unknown preset": (["--config=configs/v2_ablation.py:ful"], "unknown preset 'ful'"),
     "unknown flag": ([CONFIG, "--wrkdir=x"], "'wrkdir'. Did you mean: workdir"),
-    "unknown flag without a neighbour": ([CONFIG, "--qqq"], "Unknown command line flag 'qqq'"),
     "unknown field without a neighbour": (
         [CONFIG, "--config.zzz=1"], "no such field of the config (see docs/fields.md): "
     ),
     "a group of fields": ([CONFIG, "--config.model=3"], "`3` is not a dict"),
     "no whole number": ([CONFIG, "--config.seed=x"], "--config.seed=x: invalid literal"),
-    "a fraction": ([CONFIG, "--config.batch_size=1.5"], "--config.batch_size=1.5: invalid literal"),
     "no runs at a time": ([CONFIG, "--parallel=0"], "--parallel=0: 0 is not a positive integer"),
     "some runs at a time": ([CONFIG, "--parallel=all"], "--parallel=all: invalid literal"),
     "no threads": ([CONFIG, "--threads=0"], "--threads=0: 0 is not a positive integer"),
@@ -39,10 +37,8 @@ BAD_INPUT = {
         [CONFIG, "--parallel=2", "--profile=runs/t"], "and runs without --profile"
     ),
     "nothing chosen": ([CONFIG, "--only="], "--only has an empty name"),
-    "half nothing chosen": ([CONFIG, "--only=linear,"], "--only has an empty name"),
     "unknown run": ([CONFIG, "--only=linear/x"], "unknown run 'linear/x'"),
     "unknown field": ([CONFIG, "--config.modle.width=0.5"], 'mean "model" instead'),
-    "unknown nested field": ([CONFIG, "--config.model.wdith=1."], 'mean "width" instead'),
     "arms": ([CONFIG, "--config.arms=a"], "of field config.arms is not supported"),
     "wrong type": ([CONFIG, "--config.model.width=wide"], "wide"),
     "unknown data set": ([CONFIG, "--config.data.name=fashion_mist"], "mean 'fashion_mnist'"),
@@ -54,7 +50,6 @@ BAD_INPUT = {
     "no width": ([CONFIG, "--config.model.width=0."], "model: width must be greater than 0"),
     "bad duration": ([CONFIG, "--config.duration=soon"], "duration must be like '2 epochs'"),
     "a duration without a unit": ([CONFIG, "--config.duration=500"], "you mean '500 steps'?"),
-    "a field as a flag": ([CONFIG, "--seeds=1"], "no flag --seeds: did you mean --config.seeds?"),
     "a field of a group as a flag": (
         [CONFIG, "--learning-rate=1"], "did you mean --config.optimization.learning_rate?"
     ),
@@ -70,9 +65,6 @@ BAD_INPUT = {
     "a trace in a bucket": ([CONFIG, "--profile=s3://bucket/t"], "--profile s3://bucket/t is an"),
     "processes without an address": (
         [CONFIG, "--num_processes=2"], "give --coordinator_address, --num_processes, --process_id"
-    ),
-    "a process without its number": (
-        [CONFIG, "--process_id=1"], "give --coordinator_address, --num_processes, --process_id"
     ),
     "a process too many": (
         [CONFIG, "--process_id=2", "--num_processes=2", "--coordinator_address=a:1"],
@@ -107,10 +99,7 @@ def test_bad_input_is_one_clear_line(tmp_path, fashion_mnist, name):
     ("workdir", "message"),
     [
         ("", "--workdir is empty"),
-        ("gs:///runs", "--workdir gs:///runs is an address and no"),
-        ("file:///data/runs", "is an address"),
         ("README.md", "--workdir README.md is a file"),
-        ("~nobody_of_this_name/runs", "there is no such home folder"),
     ],
 )
 def test_a_workdir_that_can_be_none_is_refused(workdir, message):

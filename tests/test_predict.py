@@ -167,23 +167,16 @@ def test_weights_for_gray_pictures_say_that_they_get_coloured_ones(
     pretrained.save(drawn(1, ("ant", "bee", "cat")), weights)
     name, picture = f"folder:{files / 'pictures'}", files / "pictures/train/ant/0.png"
     Image.open(picture).convert("L").save(tmp_path / "gray.png")
-    said = (
-        "note: the weights are for gray pictures of 28 x 28 pixels; the first one here has colours,"
-    )
+    options = "--weights", weights
     for look, count in (
-        (lambda: call(predict, monkeypatch, picture, "--weights", weights), 1),
-        (lambda: call(predict, monkeypatch, tmp_path / "gray.png", "--weights", weights), 0),
-        (
-            lambda: call(
-                evaluate, monkeypatch, "--weights", weights, "--dataset", name,
-                "--output", tmp_path,
-            ),
-            1,
-        ),
+        (lambda: call(predict, monkeypatch, picture, *options), 1),
+        (lambda: call(predict, monkeypatch, tmp_path / "gray.png", *options), 0),
+        (lambda: call(evaluate, monkeypatch, *options, "--dataset", name), 1),
         (lambda: setup._load_weights(str(weights), data.open_dataset(name)), 1),
-    ):  # fmt: skip
+    ):
         note_once.cache_clear()
         look()
+        said = "note: the weights are for gray pictures of 28 x 28 pixels; the first one here has "
         assert capsys.readouterr().err.count(said) == count
 
 
@@ -193,51 +186,37 @@ def test_the_commonest_mistakes_are_in_per_cent_of_their_class():
 
 
 def test_bad_input_is_one_clear_line(files, monkeypatch, capsys, tmp_path):
-    weights = files / "weights.safetensors"
-    picture = files / "pictures/test/ant/0.png"
+    file, picture = files / "weights.safetensors", files / "pictures/test/ant/0.png"
     (tmp_path / "broken.png").write_bytes(picture.read_bytes()[:50])
     (tmp_path / "text.jpg").write_text("no picture")
-    pictures = f"folder:{files / 'pictures'}"
+    (tmp_path / "empty").mkdir()
     pretrained.save(drawn(3, ("ant", "cat", "bee")), tmp_path / "other.safetensors")
-    pretrained.save(pretrained.load(weights).backbone(), tmp_path / "headless.safetensors")
-    for module, arguments, message in (
-        (
-            predict,
-            [tmp_path / "none.png", "--weights", weights],
-            "No such file or directory",
-        ),
-        (predict, [tmp_path / "text.jpg", "--weights", weights], "cannot read picture "),
-        (predict, [tmp_path / "broken.png", "--weights", weights], "cannot read picture "),
-        (predict, [picture, "--weights", "none.h5"], "no such file: none.h5"),
-        (
-            predict,
-            [picture, "--weights", "weights/fashion_mnist/netwrk.safetensors"],
-            "no such file: weights/fashion_mnist/netwrk.safetensors: did you mean "
-            "weights/fashion_mnist/network.safetensors?",
-        ),
-        (
-            predict,
-            [f"{picture}g", "--weights", weights],
-            f"{picture}g: No such file or directory: did you mean {picture}?",
-        ),
-        (
-            predict,
-            [picture, "--weights", weights, "--top", 0],
-            "--top must be a whole number, 1 or",
-        ),
-        (predict, [picture, "--weights", tmp_path / "headless.safetensors"], "no classifier"),
-        (evaluate, ["--weights", weights, "--dataset", "fashion_mnist"], "3 classes, fashion"),
-        (
-            evaluate,
-            ["--weights", tmp_path / "other.safetensors", "--dataset", pictures],
-            "calls class 1 'cat', ",
-        ),
-        (evaluate, ["--weights", weights, "--dataset", pictures, "--split", "tset"], "'test'?"),
-        (convert, [weights, tmp_path / "out.h5", "--names", "keras"], "repeats = "),
-        (convert, [weights, tmp_path / "out.h5", "--names", "karas"], "mean 'keras'?"),
+    pretrained.save(pretrained.load(file).backbone(), tmp_path / "headless.safetensors")
+    near = "weights/fashion_mnist/netwrk.safetensors"
+    for given, weights, message in (
+        (tmp_path / "none.png", file, "No such file or directory"),
+        (f"{picture}g", file, f"{picture}g: No such file or directory: did you mean {picture}?"),
+        (tmp_path / "text.jpg", file, "cannot read picture "),
+        (tmp_path / "broken.png", file, "cannot read picture "),
+        (tmp_path / "empty", file, "no pictures in the folder"),
+        (picture, "none.h5", "no such file: none.h5"),
+        (picture, near, f"no such file: {near}: did you mean {near.replace('rk', 'ork')}?"),
+        (picture, tmp_path / "headless.safetensors", "no classifier"),
     ):
-        assert message in refused(module, monkeypatch, capsys, *arguments)
-    assert not (tmp_path / "out.h5").exists()
+        line = refused(predict, monkeypatch, capsys, given, "--weights", weights)
+        assert message in line
+    of_pictures = ("--dataset", f"folder:{files / 'pictures'}")
+    for weights, arguments, message in (
+        (file, ("--dataset", "fashion_mnist"), "3 classes, fashion"),
+        (tmp_path / "other.safetensors", of_pictures, "calls class 1 'cat', "),
+        (file, (*of_pictures, "--split", "tset"), "'test'?"),
+    ):
+        line = refused(evaluate, monkeypatch, capsys, "--weights", weights, *arguments)
+        assert message in line
+    for names, message in (("keras", "repeats = "), ("karas", "mean 'keras'?")):
+        out = tmp_path / "out.h5"
+        assert message in refused(convert, monkeypatch, capsys, file, out, "--names", names)
+        assert not out.exists()
 
 
 def test_weights_are_converted(files, monkeypatch, capsys, tmp_path):
@@ -346,17 +325,15 @@ def test_what_a_file_does_not_tell_can_be_said(files, monkeypatch, capsys, tmp_p
     (tmp_path / "by_number.json").write_text('{"1": "two words", "0": "one", "2": "three"}')
     for labels in ("labels.txt", "labels.json", "indices.json", "by_number.json"):
         assert read_class_names(tmp_path / labels) == ["one", "two words", "three"]
-    for labels in ("labels.txt", "indices.json"):
-        call(
-            predict, monkeypatch, picture, "--weights", weights, "--classes", tmp_path / labels,
-            "--mean", "0.1,0.2,0.3", "--std", "0.5", "--resize", "pillow",
-        )  # fmt: skip
-        printed = capsys.readouterr()
-        assert sorted(line[6:15].strip() for line in printed.out.splitlines()[1:]) == [
-            "one", "three", "two words",
-        ]  # fmt: skip
-        assert "view: resize(method='bilinear_antialiased'), to 28 x 28" in printed.err
-        assert "mean 0.1, 0.2, 0.3, std 0.5 (as you say)" in printed.err
+    call(
+        predict, monkeypatch, picture, "--weights", weights, "--classes", tmp_path / "labels.txt",
+        "--mean", "0.1,0.2,0.3", "--std", "0.5", "--resize", "pillow",
+    )  # fmt: skip
+    printed = capsys.readouterr()
+    shown = sorted(line[6:15].strip() for line in printed.out.splitlines()[1:])
+    assert shown == ["one", "three", "two words"]
+    assert "view: resize(method='bilinear_antialiased'), to 28 x 28" in printed.err
+    assert "mean 0.1, 0.2, 0.3, std 0.5 (as you say)" in printed.err
 
 
 def test_results_that_are_not_finite_are_refused(files, monkeypatch, capsys, tmp_path):
@@ -383,27 +360,23 @@ def test_wrong_options_for_weights_are_refused_before_anything_is_computed(
     (tmp_path / "two.txt").write_text("a\nb")
     (tmp_path / "gap.txt").write_text("a\n\nb")
     (tmp_path / "gap.json").write_text('{"a": 0, "b": 2}')
-    (tmp_path / "empty").mkdir()
     for arguments, message in (
         (["--mean", "0.5"], "mean and std belong together"),
         (["--mean", "0.5", "--std", "0"], "std must not be 0"),
         (["--mean", "a", "--std", "1"], "--mean must be a number, or one per channel"),
-        (["--mean", "nan", "--std", "1"], "as 0.485,0.456,0.406, got 'nan'"),
         (["--mean", "0,0", "--std", "1"], "mean has 2 numbers but the network has 3"),
         (["--resize", "pilow"], "unknown resize 'pilow': did you mean 'pillow'?"),
         (["--classes", tmp_path / "two.txt"], "names 2 classes but the weights know 3"),
         (["--classes", tmp_path / "gap.txt"], "is no list of classes"),
         (["--classes", tmp_path / "gap.json"], "is no list of classes"),
         (["--top", "many"], "--top must be a whole number, 1 or more, got 'many'; see --help"),
+        (["--top", "0"], "--top must be a whole number, 1 or more, got '0'"),
         (["--image_size", "-8"], "--image_size must be a whole number, 1 or more, got '-8'"),
         (["--tpo", "3"], "unrecognized arguments: --tpo 3; see --help"),
         (["--classes", tmp_path / "none.txt"], "none.txt: No such file"),
         (["--output", tmp_path / "x.txt"], "must end in .csv or .json"),
-        (["--output", tmp_path / "x"], "must end in .csv or .json"),
         (["--plot", tmp_path / "x.txt"], "must end in .png or .jpg or .pdf or .svg"),
     ):
         line = refused(predict, monkeypatch, capsys, picture, "--weights", weights, *arguments)
         assert message in line
-    line = refused(predict, monkeypatch, capsys, tmp_path / "empty", "--weights", weights)
-    assert "no pictures in the folder" in line
     assert not (tmp_path / "x.txt").exists()

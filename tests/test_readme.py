@@ -35,7 +35,7 @@ def test_every_command_exists(command):
                 name, value = variable.split("=")
                 assert re.search(rf"^{name} \?=", makefile, re.MULTILINE)
                 assert value in makefile
-        case ["python", "-m", module, *_]:
+        case ["python", "-m", module, *_] | [_, "python", "-m", module, *_]:
             assert importlib.util.find_spec(module)
         case ["pip", "install", "-r", file] | ["pip", "install", "--no-deps", "-r", file]:
             assert (ROOT / file).exists()
@@ -97,15 +97,13 @@ def test_the_python_example_prints_what_its_comments_say():
     assert {"stem", "block_1", "block_1_expanded"} <= names["tensors"].keys()
 
 
-def test_the_verbs_do_in_python_what_the_commands_do(tmp_path):
+def test_the_verbs_do_in_python_what_the_commands_do(tmp_path, few_test_pictures):
     verbs, *_ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict = {}
     exec(verbs.replace("runs/network.onnx", str(tmp_path / "network.onnx")), names)
     assert [path.exists() for path in names["files"].values()] == [True]
-    card = (ROOT / "weights/fashion_mnist/README.md").read_text()
-    accuracy = re.search(r"test top-1, % \| ([\d.]+)", card)[1]
-    assert f"{100 * names['results']['accuracy']:.2f}" == accuracy
-    assert names["results"]["examples"] == 10_000
+    assert names["results"]["accuracy"] > 0.8  # of all pictures: test_kept_weights.py
+    assert names["results"]["examples"] == 1000
     assert len(names["found"]) == 4
     for path, shares in names["found"]:
         assert len(shares) == 3, path

@@ -118,13 +118,6 @@ def test_a_damaged_file_of_a_run_is_named_and_the_others_are_shown(
     assert "1 damaged" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"config": {}}', '{"config": 3}', '{"conf'])
-def test_a_damaged_sweep_json_is_one_line(workdir, content):
-    (workdir / "sweep.json").write_text(content)
-    with pytest.raises(UserError, match=r"sweep.json is damaged \(.*\): delete it, and repeat"):
-        status.show(workdir)
-
-
 def test_what_else_lies_beside_the_seeds_is_not_shown(workdir):
     for name in ("old", "0.bak", ".ipynb_checkpoints"):
         (workdir / "linear" / name).mkdir()
@@ -141,9 +134,7 @@ def test_an_empty_failure_is_still_a_failure(workdir):
     ("command", "given", "message"),
     [
         ("status", "hdfs://bucket/runs", "is an address"),
-        ("report", "s3://bucket/runs", "is an address"),
         ("report", "", "WORKDIR is empty"),
-        ("status", "README.md", "WORKDIR README.md is a file"),
     ],
 )
 def test_what_can_be_no_workdir_is_one_line(command, given, message):

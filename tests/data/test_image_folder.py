@@ -166,10 +166,3 @@ def test_a_class_whose_name_is_no_utf_8_is_checked(pictures):
     for split in ("train", "test"):
         (pictures / split / "plain").rename(pictures / split / os.fsdecode(b"caf\xe9"))
     assert reopen(pictures).class_names == [os.fsdecode(b"caf\xe9"), "odd"]
-
-
-def test_an_unknown_value_of_on_broken_is_rejected(pictures):
-    with pytest.raises(
-        UserError, match=r"unknown data\.on_broken 'ignore': choose one of skip, st"
-    ):
-        reopen(pictures, on_broken="ignore")

@@ -32,12 +32,6 @@ def test_what_a_run_sees_is_a_function_of_seed_epoch_and_position():
         np.testing.assert_array_equal(rows["position"], 8 * step + np.arange(8))
 
 
-def test_every_epoch_has_every_example_once():
-    batches = take(20, examples=80, batch_size=8, seed=0)
-    for epoch in (batches[:10], batches[10:]):
-        assert sorted(np.concatenate([rows["index"] for rows in epoch])) == list(range(80))
-
-
 @pytest.mark.parametrize("processes", [2, 4])
 def test_the_rows_of_several_processes_are_those_of_one(processes):
     arguments = {"examples": 50, "batch_size": 8, "seed": 3}

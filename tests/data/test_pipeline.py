@@ -9,9 +9,9 @@ import sys
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from mnv2.data.broken import BrokenExample
 
 from mnv2.data import eval_batches, open_dataset, train_batches
-from mnv2.data.broken import BrokenExample
 from mnv2.data.pipeline import Batch, number_of_parts
 from mnv2.data.tfds_dataset import TfdsDataset
 from mnv2.runtime.errors import UserError
@@ -75,12 +75,7 @@ def test_every_epoch_has_every_example_once_in_a_new_order(small):
     assert not np.array_equal(*epochs)
 
 
-def test_seeds_give_different_orders(small):
-    one, other = (take(train_batches(small, 64, seed=seed, view=view_of()), 3) for seed in (0, 1))
-    assert not same(one, other)
-
-
-@pytest.mark.parametrize("batch_size", [1, 7, 64, 300, 499, 500, 512])
+@pytest.mark.parametrize("batch_size", [1, 7, 500, 512])
 def test_evaluation_has_every_example_once_in_order(small, batch_size):
     small = open_dataset("fashion_mnist", None, 500)
     batches = list(eval_batches(small, "validation", batch_size, view=eval_view_of()))

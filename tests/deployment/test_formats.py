@@ -57,10 +57,7 @@ def of_jax(loaded):
 
 
 # The operators of the paper, without others.
-V1 = {
-    "litert": {"CONV_2D": 14, "DEPTHWISE_CONV_2D": 13},
-    "onnx": {"Conv": 27, "Clip": 27},
-}
+V1 = {"litert": {"CONV_2D": 14, "DEPTHWISE_CONV_2D": 13}, "onnx": {"Conv": 27, "Clip": 27}}
 V2 = {
     "litert": {"CONV_2D": 9, "DEPTHWISE_CONV_2D": 4, "ADD": 1},
     "onnx": {"Conv": 13, "Clip": 9, "Add": 1},

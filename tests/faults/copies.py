@@ -14,10 +14,6 @@ Ctrl-C x2  Ctrl-C twice. All must end within 30 s.
 If the process has ended, the sweep is started again, until there were --faults disturbances.
 In every finished sweep all parameters must be those of the undisturbed runs, to the last bit; each
 step must be in the metrics once; and no checkpoint may be lost.
-
-Before, the sweep is started on a disk that is too small for it. It must end with one line of error
-for each run that failed, and finish as undisturbed when there is room. (This needs root, for a file
-system in memory.)
 """
 
 import os
@@ -37,7 +33,6 @@ from mnv2.runtime.files import read_lines
 from mnv2.runtime.interruption import EXIT_CODE
 from mnv2.runtime.layout import METRICS, RESULT
 from mnv2.runtime.terminal import StatusLine
-from tests.faults.damage import make_room, mount_small_disk
 from tests.faults.kills import COMMAND, check_equal, final_state, newest
 
 PATIENCE = 30.0  # seconds in which all processes must end
@@ -113,25 +108,6 @@ def check(workdir: Path, expected: dict[str, object]) -> None:
             raise UserError(f"{workdir / name / METRICS} has a step twice")
 
 
-def full_disk(workdir: Path, expected: dict[str, object], moments: random.Random) -> str:
-    """Executes the sweep on a disk that is too small, then with room; returns what happened."""
-    size = moments.randrange(4000, 9000)
-    if trouble := mount_small_disk(workdir, size):
-        return f"full disk skipped: {trouble}"
-    try:
-        code = start(workdir, *IN_COPIES).wait()
-        said = words(workdir.parent)
-        if code != 2 or "of the runs failed" not in said or "Traceback" in said:
-            raise UserError(f"exit code {code} on a full disk: {said}")
-        make_room(workdir)
-        if start(workdir, *IN_COPIES).wait():
-            raise UserError(words(workdir.parent))
-        check(workdir, expected)
-    finally:
-        subprocess.run(["umount", str(workdir)], check=True)
-    return f"a disk of {size} kB: exit code {code}, then finished"
-
-
 def main() -> None:
     parser = command_parser("tests.faults.copies", __doc__)
     parser.add_argument("--faults", type=int, default=30)
@@ -146,7 +122,6 @@ def main() -> None:
         if start(here / "undisturbed", "--parallel=1", "--threads=1").wait():
             raise UserError(words(here))
         expected = {name: final_state(here / "undisturbed", name) for name in RUNS}
-        print(full_disk(here / "small", expected, moments), flush=True)
         line = StatusLine("copies")
         finished = code = 0
         while happened.total() < arguments.faults or code:  # the last sweep is not disturbed

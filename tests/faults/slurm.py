@@ -175,13 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with cluster(folder):
             print(f"\nthe cluster:\n{output('sinfo')}", flush=True)
             workdir = folder / "sweep"
-            sweep(
-                workdir,
-                "--runs_per_job=1",
-                "--partition=low",
-                "--cores=1",
-                "--hours=1",
-            )
+            sweep(workdir, "--runs_per_job=1", "--partition=low", "--cores=1", "--hours=1")
             preempt(workdir)
             wait_for(lambda: (workdir / "report.md").exists(), "finished sweep")
             print(f"\nat the end:\n{states(workdir)}{(workdir / 'report.md').read_text()}")
@@ -199,13 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def exceed_the_limit(workdir: Path, undisturbed: Path) -> None:
     """Runs one arm with a limit of two minutes, of which its job reserves 90 s for saving."""
-    sweep(
-        workdir,
-        "--runs_per_job=1",
-        "--cores=1",
-        "--hours=0.033",
-        f"--only={ARMS[0]}/0",
-    )
+    sweep(workdir, "--runs_per_job=1", "--cores=1", "--hours=0.033", f"--only={ARMS[0]}/0")
     wait_for(lambda: (workdir / "report.md").exists(), "run that was queued again")
     check_equal(
         final_state(workdir, f"{ARMS[0]}/0"), final_state(undisturbed, f"{ARMS[0]}/0"), workdir

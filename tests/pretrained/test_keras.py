@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mnv2 import pretrained
+from mnv2.ops import PLAIN
 from mnv2.pretrained import keras as keras_reader
 from mnv2.runtime.errors import UserError
 from tests import outputs
@@ -215,7 +216,7 @@ def test_the_gradients_of_a_training_step_are_those_of_keras(tmp_path):
     theirs.save(tmp_path / "model.h5")
     loaded = pretrained.load(tmp_path / "model.h5")
     names = keras_reader.read(tmp_path / "model.h5").names
-    ours = gradients.training_gradients(loaded, loaded.preprocess(images()), labels)
+    ours = gradients.training_gradients(loaded, loaded.preprocess(images()), labels, PLAIN)
     assert {names[f"params/{path}"] for path in ours} == expected.keys()
     for path, gradient in ours.items():
         same = keras_reader.tensorflow_layout(f"params/{path}", expected[names[f"params/{path}"]])

@@ -6,10 +6,8 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from mnv2 import pretrained
-from mnv2.pretrained.torch import TIMM_V2, TORCHVISION_1
 from mnv2.runtime.errors import UserError
 from tests import outputs
 from tests.pretrained import reference
@@ -76,24 +74,6 @@ def test_a_pth_file_with_more_than_tensors_is_rejected_and_not_run(tmp_path):
             pretrained.load(tmp_path / f"{name}.pth")
         assert "\n" not in str(error.value)
     assert not (tmp_path / "created").exists()
-
-
-@pytest.mark.parametrize("size", [(301, 256), (180, 333), (224, 224)])
-def test_pictures_are_resized_and_cropped_as_in_torchvision(size):
-    transforms = pytest.importorskip("torchvision.transforms")
-    import tensorflow as tf
-
-    smooth = tf.image.resize(np.random.default_rng(0).uniform(0, 255, (12, 12, 3)), size)
-    picture = np.asarray(tf.cast(smooth, tf.uint8))
-    for preprocess, mode in (
-        (TORCHVISION_1, transforms.InterpolationMode.BILINEAR),
-        (TIMM_V2, transforms.InterpolationMode.BICUBIC),
-    ):
-        theirs = transforms.Compose(
-            [transforms.Resize(256, mode), transforms.CenterCrop(224)]
-        )(Image.fromarray(picture))  # fmt: skip
-        ours = preprocess.view_of((224, 224), 3)(picture)
-        np.testing.assert_array_equal(ours, np.asarray(theirs))
 
 
 KERAS_2 = """

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from mnv2 import pretrained
 from mnv2.models import create_model, mobilenet_v2
+from mnv2.ops import PLAIN
 from mnv2.preprocess.host import named_view
 from mnv2.pretrained import torch as torch_reader
 from mnv2.pretrained.infer import check_tensors, shapes_of
@@ -61,14 +62,16 @@ def test_the_logits_are_those_of_pytorch(name, tmp_path):
     assert_same_logits(loaded, name)
 
 
-@pytest.mark.parametrize("name", reference.GRADIENTS)
-def test_the_gradients_of_a_training_step_are_those_of_pytorch(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "platform"), zip(reference.GRADIENTS, ("cpu", PLAIN), strict=True)
+)
+def test_the_gradients_of_a_training_step_are_those_of_pytorch(name, platform, tmp_path):
     state = reference.draw_weights(REFERENCE[name]["shapes"], gradients.SHIFT)
     loaded = load(state, tmp_path)
     images = loaded.preprocess(reference.draw_images())
     names = torch_reader.read(tmp_path / "weights.safetensors").names
     expected = REFERENCE[name]["gradients"]
-    ours = gradients.training_gradients(loaded, images, reference.LABELS)
+    ours = gradients.training_gradients(loaded, images, reference.LABELS, platform)
     assert {names[f"params/{path}"] for path in ours} == expected.keys()
     for path, gradient in ours.items():
         gradient = np.asarray(gradient)

@@ -24,20 +24,15 @@ with sole_writer(Path(sys.argv[1])):
 
 # Writes one JSON file again and again, in four threads.
 WRITE = """
-import sys, threading
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from mnv2.runtime.files import write_json
-path, which, failed = Path(sys.argv[1]), int(sys.argv[2]), []
 def work(thread):
     for number in range(50):
-        try:
-            write_json(path, {"writer": [which, thread] * 500, "number": number})
-        except Exception as error:
-            failed.append(error)
-threads = [threading.Thread(target=work, args=[thread]) for thread in range(4)]
-for thread in threads: thread.start()
-for thread in threads: thread.join()
-sys.exit(f"{len(failed)} failed: {failed[0]!r}" if failed else 0)
+        write_json(Path(sys.argv[1]), {"writer": [sys.argv[2], thread] * 500, "number": number})
+with ThreadPoolExecutor(4) as threads:
+    list(threads.map(work, range(4)))
 """
 
 

@@ -27,11 +27,12 @@ ACCURACIES = {
 }
 
 
-def set_seeds(workdir, **counts):
+def set_arms(workdir, **changes):
+    """Replaces what arms change, or only their number of seeds."""
     description = read_json(workdir / "sweep.json", "")
     arms = dict(description["config"]["arms"])
-    for arm, count in counts.items():
-        arms[arm]["seeds"] = count
+    for arm, of in changes.items():
+        arms[arm] = {**arms[arm], "seeds": of} if isinstance(of, int) else of
     description["config"]["arms"] = list(arms.items())
     write_json(workdir / "sweep.json", description)
 
@@ -41,7 +42,7 @@ def workdir(tmp_path):
     config = with_arms(v2_ablation.get_config("quick")).to_dict()
     environment = {"devices": ["cpu"], "machine": "Linux", "packages": {"jax": "1"}, "commit": "c"}
     write_json(tmp_path / "sweep.json", {"config": config})
-    set_seeds(tmp_path, **{arm: len(values) for arm, values in ACCURACIES.items()})
+    set_arms(tmp_path, **{arm: len(values) for arm, values in ACCURACIES.items()})
     for arm, values in ACCURACIES.items():
         for seed, accuracy in enumerate(values):
             result = {
@@ -74,7 +75,7 @@ def test_the_interval_is_students_over_seeds(workdir):
 
 
 def test_fewer_seeds_in_the_config_are_fewer_in_the_report(workdir, capsys):
-    set_seeds(workdir, linear=2)
+    set_arms(workdir, linear=2)
     assert row(workdir, "linear").accuracy.count == 2
     assert "linear/2/result.json is left out: the config has no seed 2" in capsys.readouterr().err
 
@@ -97,7 +98,7 @@ def test_compared_with_one_arm_the_adjusted_interval_is_students_with_a_common_s
 
 def test_the_more_arms_are_compared_the_wider_are_their_intervals(workdir):
     one = compare_all(load(workdir)).differences["relu6"].half_width
-    set_seeds(workdir, **{"t_1": 3, "width_0.25": 3})
+    set_arms(workdir, **{"t_1": 3, "width_0.25": 3})
     for arm in ("t_1", "width_0.25"):
         shutil.rmtree(workdir / arm)
         shutil.copytree(workdir / "relu6", workdir / arm)
@@ -120,10 +121,9 @@ def test_a_difference_that_is_called_detectable_is_found_in_four_of_five_experim
     assert 0.75 < found.mean() < 0.85
 
 
-@pytest.mark.usefixtures("no_figure")
-def test_the_difference_is_that_of_the_means_of_all_seeds(workdir, capsys):
+def test_the_difference_is_that_of_the_means_of_all_seeds(workdir, capsys, no_figure):
     shutil.copytree(workdir / "relu6" / "2", workdir / "relu6" / "3")
-    set_seeds(workdir, relu6=4)
+    set_arms(workdir, relu6=4)
     found = row(workdir, "relu6").difference
     assert found == compare_all(load(workdir)).differences["relu6"]
     assert found.mean == pytest.approx(np.mean([86, 84, 86.5, 86.5]) - 88)
@@ -143,23 +143,18 @@ def test_arms_without_any_spread_have_no_adjusted_interval(workdir):
 
 
 @pytest.mark.usefixtures("no_figure")
-def test_arms_that_differ_in_several_fields_are_named(workdir):
-    description = json.loads((workdir / "sweep.json").read_text())
-    arms = dict(description["config"]["arms"])
-    arms["t_1"] = {"model.expansion": 1.0, "model.width": 0.5, "seeds": 1}
-    description["config"]["arms"] = list(arms.items())
-    write_json(workdir / "sweep.json", description)
-    assert "t_1: model.expansion 1.0, model.width 0.5." in notes(workdir)
-
-
-@pytest.mark.usefixtures("no_figure")
-def test_an_arm_that_is_not_what_the_note_says_is_named(workdir):
-    description = json.loads((workdir / "sweep.json").read_text())
-    arms = dict(description["config"]["arms"])
-    arms["t_1"] = {"duration": "60 steps"}
-    description["config"]["arms"] = list(arms.items())
-    write_json(workdir / "sweep.json", description)
-    assert "t_1: duration 60 steps." in notes(workdir)
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        ({"model.expansion": 1.0, "model.width": 0.5}, "model.expansion 1.0, model.width 0.5."),
+        ({"duration": "60 steps"}, "duration 60 steps."),
+    ],
+)
+def test_an_arm_is_named_that_differs_in_several_fields_or_in_others_than_the_note_says(
+    workdir, changes, note
+):
+    set_arms(workdir, t_1={**changes, "seeds": 1})
+    assert f"t_1: {note}" in notes(workdir)
 
 
 def test_a_result_of_another_split_is_damaged(workdir):
@@ -173,9 +168,10 @@ def test_a_result_of_another_split_is_damaged(workdir):
 
 
 def test_names_with_signs_of_formulas_are_drawn_as_they_are(workdir):
-    description = json.loads((workdir / "sweep.json").read_text())
-    description["config"]["panels"] = [["a$_$", "arm", ["linear", "t_1"]]]
-    write_json(workdir / "sweep.json", description)
+    config = read_json(workdir / "sweep.json", "")["config"]
+    change(
+        workdir / "sweep.json", config={**config, "panels": [["a$_$", "arm", ["linear", "t_1"]]]}
+    )
     write_report(workdir)
 
 
@@ -214,7 +210,7 @@ def test_one_arm_has_no_figure(workdir, capsys):
     assert f"{workdir}/report.md, report.csv\n" in capsys.readouterr().out
 
 
-def test_what_is_not_finished_is_named(workdir, capsys):
+def test_what_is_not_finished_is_named(workdir, capsys, no_figure):
     (workdir / "t_1" / "0" / "result.json").unlink()
     (workdir / "linear" / "1" / "result.json").unlink()
     write_report(workdir)
@@ -223,8 +219,7 @@ def test_what_is_not_finished_is_named(workdir, capsys):
     assert "not finished: t_1/0\n" in capsys.readouterr().out
 
 
-@pytest.mark.usefixtures("no_figure")
-def test_runs_of_a_few_steps_say_that_they_mean_nothing(workdir, capsys):
+def test_runs_of_a_few_steps_say_that_they_mean_nothing(workdir, capsys, no_figure):
     write_report(workdir)
     assert "say nothing" not in capsys.readouterr().out
     change(workdir / "sweep.json", steps=dict.fromkeys(ACCURACIES, 30))
@@ -236,7 +231,7 @@ def test_a_folder_without_runs_is_refused(workdir, tmp_path_factory):
     empty = tmp_path_factory.mktemp("empty")
     with pytest.raises(UserError, match="is not the --workdir of any runs"):
         write_report(empty)
-    (empty / "sweep.json").write_text(json.dumps(json.loads((workdir / "sweep.json").read_text())))
+    shutil.copy(workdir / "sweep.json", empty)
     with pytest.raises(UserError, match=r"no run in .* is finished yet"):
         write_report(empty)
 
@@ -250,23 +245,19 @@ def change(path, **values):
     write_json(path, {**json.loads(path.read_text()), **values})
 
 
+def result_of(**test):
+    numbers = ("parameters", "multiply_adds", "train_seconds", "images_per_second")
+    return json.dumps({"test": test, **dict.fromkeys(numbers, 1)})
+
+
 @pytest.mark.usefixtures("no_figure")
 @pytest.mark.parametrize(
     "content",
     [
-        "",
-        '{"test": {"accuracy": 0.9',
-        "[]",
-        '{"test": {"accuracy": NaN}, "parameters": 1, "multiply_adds": 1, "train_seconds": 1.0,'
-        ' "images_per_second": 1.0}',
-        '{"test": {"accuracy": 0.9, "loss": NaN}, "parameters": 1, "multiply_adds": 1,'
-        ' "train_seconds": 1.0, "images_per_second": 1.0}',
-        '{"test": {"accuracy": "0.9"}, "parameters": 1, "multiply_adds": 1, "train_seconds": 1.0,'
-        ' "images_per_second": 1.0}',
-        '{"test": {"accuracy": 90.0}, "parameters": 1, "multiply_adds": 1, "train_seconds": 1.0,'
-        ' "images_per_second": 1.0}',
-        '{"test": {"accuracy": 0.9}}',
-        '{"test": 0.9}',
+        *("", '{"test": {"accuracy": 0.9', "[]", '{"test": {"accuracy": 0.9}}', '{"test": 0.9}'),
+        result_of(accuracy=float("nan")),
+        result_of(accuracy=0.9, loss=float("nan")),
+        *(result_of(accuracy="0.9"), result_of(accuracy=90.0)),
     ],
 )
 def test_a_result_that_is_damaged_is_named_and_not_averaged(workdir, capsys, content):
@@ -280,12 +271,12 @@ def test_a_result_that_is_damaged_is_named_and_not_averaged(workdir, capsys, con
     assert "delete it, and repeat the command that began the run" in said.err
 
 
-@pytest.mark.usefixtures("no_figure")
-@pytest.mark.parametrize("name", ["old", "0.bak", "00", "+1", "-1", "1_0"])
-def test_what_else_lies_beside_the_seeds_is_left_out(workdir, capsys, name):
+@pytest.mark.parametrize("name", ["old", "0.bak", "00", "+1", "1_0"])
+def test_what_else_lies_beside_the_seeds_is_left_out(workdir, capsys, name, no_figure):
     (workdir / "linear" / name).mkdir()
     (workdir / "linear" / "notes.txt").write_text("hello")
     (workdir / "linear" / "7").write_text("a file")
+    shutil.copytree(workdir / "linear/0", workdir / "linear/.ipynb_checkpoints")
     write_report(workdir)
     assert not capsys.readouterr().err
     shutil.copy(workdir / "linear/0/result.json", workdir / "linear" / name)
@@ -294,20 +285,14 @@ def test_what_else_lies_beside_the_seeds_is_left_out(workdir, capsys, name):
     assert f"result.json is left out: the config has no seed {name} of linear" in said
 
 
-def test_hidden_folders_beside_the_seeds_are_left_out(workdir, capsys):
-    shutil.copytree(workdir / "linear/0", workdir / "linear/.ipynb_checkpoints")
-    assert row(workdir, "linear").accuracy.count == 3
-    assert not capsys.readouterr().err
-
-
-def test_a_report_that_cannot_be_written_is_printed(workdir, capsys):
+def test_a_report_that_cannot_be_written_is_printed(workdir, capsys, no_figure):
     (workdir / "report.md").mkdir()
     with pytest.raises(UserError, match=r"cannot write the report to .*: Is a directory"):
         write_report(workdir)
     assert "88.00 ± 2.48" in capsys.readouterr().out
 
 
-def test_a_run_without_a_timed_step_has_no_speed(workdir):
+def test_a_run_without_a_timed_step_has_no_speed(workdir, no_figure):
     change(workdir / "t_1/0/result.json", images_per_second=0.0)
     change(workdir / "linear/0/result.json", images_per_second=0.0)
     assert row(workdir, "t_1").images_per_second is None

@@ -114,13 +114,6 @@ def test_a_finished_sweep_is_trained_longer_all_arms_alike(config, tmp_path, tra
     assert "Not finished" not in (tmp_path / "report.md").read_text()
 
 
-def test_a_sweep_does_not_become_shorter(config, tmp_path, trained):
-    run.train_here(config, tmp_path)
-    config.duration = "20 steps"
-    with pytest.raises(UserError, match="holds runs with duration = '30 steps' instead of '20"):
-        run.train_here(config, tmp_path)
-
-
 def test_fields_that_change_no_result_may_change(config, tmp_path, trained):
     run.train_here(config, tmp_path, ["linear"])
     config.log_every, config.checkpoint_every, config.on_nan = 7, "3 steps", "skip"
@@ -130,14 +123,22 @@ def test_fields_that_change_no_result_may_change(config, tmp_path, trained):
     assert (recorded["log_every"], recorded["on_nan"]) == (7, "skip")
 
 
-def test_a_workdir_of_another_config_is_refused_and_left_as_it_was(config, tmp_path, trained):
-    run.train_here(config, tmp_path)
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("duration", "20 steps", "duration = '30 steps' instead of '20"),
+        ("seed", 5, "seed = 0 instead of 5"),
+        ("optimization.learning_rate", 0.1, "optimization.learning_rate = 0.05 instead"),
+    ],
+)
+def test_a_workdir_of_another_config_is_refused_and_left_as_it_was(
+    config, tmp_path, trained, field, value, message
+):
+    run.train_here(config, tmp_path, ["linear"])
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
-    config.optimization.learning_rate = 0.1
-    with pytest.raises(
-        UserError, match=r"holds runs with optimization.learning_rate = 0.05 instead"
-    ):
-        run.train_here(config, tmp_path)
+    config.update_from_flattened_dict({field: value})
+    with pytest.raises(UserError, match=f"holds runs with {message}"):
+        run.train_here(config, tmp_path, ["linear"])
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
 
 
@@ -155,25 +156,12 @@ def test_runs_from_before_there_was_a_field_have_its_default(config, tmp_path, t
         run.train_here(config, tmp_path)
 
 
-def test_the_first_seed_stays_what_it_was(config, tmp_path, trained):
-    run.train_here(config, tmp_path, ["linear"])
-    config.seed = 5
-    with pytest.raises(UserError, match="holds runs with seed = 0 instead of 5"):
-        run.train_here(config, tmp_path, ["linear"])
-
-
-def test_an_arm_that_means_something_else_now_is_refused(config, tmp_path, trained):
-    run.train_here(config, tmp_path)
-    config.arms = (*config.arms[:1], ("relu6", {"model.width": 0.5}))
-    with pytest.raises(UserError, match=r"relu6/0 holds a run with model.bottleneck = 'relu6'"):
-        run.train_here(config, tmp_path)
-
-
-def test_an_arm_that_is_not_chosen_now_cannot_become_another_one(config, tmp_path, trained):
+@pytest.mark.parametrize("only", [[], ["new"]])
+def test_an_arm_that_means_something_else_now_is_refused(config, tmp_path, trained, only):
     run.train_here(config, tmp_path)
     config.arms = (("linear", {}), ("relu6", {"model.width": 0.5}), ("new", {}))
     with pytest.raises(UserError, match=r"relu6/0 holds a run with model.bottleneck = 'relu6'"):
-        run.train_here(config, tmp_path, ["new"])
+        run.train_here(config, tmp_path, only)
 
 
 def test_the_runs_of_other_arms_are_not_mixed_in(config, tmp_path, trained):
@@ -249,25 +237,20 @@ def test_a_run_that_is_resumed_elsewhere_keeps_both_environments(
 
 
 def test_a_run_that_fails_does_not_keep_the_others_from_being_done(
-    tiny_config, tmp_path, monkeypatch, capsys
+    config, tmp_path, trained, monkeypatch
 ):
-    def training(settings, folder, **_):
+    train = run.train
+
+    def failing(settings, workdir, **_):
         if settings.model["bottleneck"] == "relu6":
             raise OSError(28, "No space left on device")
         if settings.model["expansion"] == 1:
             raise UserError("broken picture")
-        result = {"test": {"accuracy": 0.5}, "images_per_second": 1.0, "first_step_seconds": 1.0,
-                  "waiting_for_input": 0.0, "parameters": 1, "multiply_adds": 1,
-                  "train_seconds": 1.0}  # fmt: skip
-        write_json(folder / "result.json", result)
-        return result
+        return train(settings, workdir)
 
-    monkeypatch.setattr(run, "train", training)
-    tiny_config.seeds = 1
-    tiny_config.arms = tuple((arm, {k: v for k, v in changes.items() if k != "seeds"})
-                             for arm, changes in tiny_config.arms)  # fmt: skip
+    monkeypatch.setattr(run, "train", failing)
     with pytest.raises(UserError) as error:
-        run.train_here(tiny_config, tmp_path)
+        run.train_here(config, tmp_path, ["relu6/0", "t_1/0", "width_0.25/0"])
     assert str(error.value) == (
         "2 of the runs failed: relu6/0, t_1/0; why is said above, and with any traceback in "
         f"{tmp_path}/relu6/0/failure.txt"
@@ -276,20 +259,16 @@ def test_a_run_that_fails_does_not_keep_the_others_from_being_done(
     assert failure.startswith("Traceback")
     assert failure.endswith("OSError: [Errno 28] No space left on device\n")
     assert (tmp_path / "t_1/0/failure.txt").read_text() == "broken picture\n"
-    assert (tmp_path / "width_0.25/0/result.json").exists()
+    assert trained == ["width_0.25/0"]
     assert (tmp_path / "report.md").exists()
 
 
-def test_a_run_that_another_process_is_doing_is_left_to_it(
-    tiny_config, tmp_path, monkeypatch, capsys
-):
-    monkeypatch.setattr(run, "train", None)  # would fail if it were called
-    tiny_config.arms = (("linear", {}),)
-    tiny_config.seeds = 1
+def test_a_run_that_another_process_is_doing_is_left_to_it(config, tmp_path, trained, capsys):
     with sole_writer(tmp_path / "linear/0"):
-        run.train_here(tiny_config, tmp_path)
+        run.train_here(config, tmp_path, ["linear/0"])
     assert "linear/0" in (printed := capsys.readouterr().out)
     assert "is being done by process" in printed
+    assert not trained
 
 
 @pytest.mark.parametrize(
@@ -340,24 +319,25 @@ def test_a_number_that_is_not_finite_is_refused_by_its_name(config, tmp_path, tr
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"config": {"arms', '{"config": {}}', "{}"])
-def test_a_damaged_sweep_json_is_named_and_what_to_do_works(config, tmp_path, trained, content):
+@pytest.mark.parametrize(
+    ("name", "content", "advice"),
+    [
+        ("sweep.json", "", "delete it, and repeat"),
+        ("sweep.json", "[]", "delete it, and repeat"),
+        ("sweep.json", '{"config": {"arms', "delete it, and repeat"),
+        ("sweep.json", '{"config": {}}', "delete it, and repeat"),
+        ("sweep.json", "{}", "delete it, and repeat"),
+        ("linear/1/config.json", '{"model": ', "delete it to resume"),
+    ],
+)
+def test_a_damaged_file_is_named_and_what_to_do_works(
+    config, tmp_path, trained, name, content, advice
+):
     run.train_here(config, tmp_path, ["linear"], reports=False)
-    damaged = tmp_path / "sweep.json"
+    damaged = tmp_path / name
     damaged.write_text(content)
-    with pytest.raises(UserError, match=r"sweep.json is damaged \(.*\): delete it, and repeat"):
+    with pytest.raises(UserError, match=rf"{name} is damaged \(.*\): {advice}"):
         run.train_here(config, tmp_path, ["linear"])
-    damaged.unlink()
-    run.train_here(config, tmp_path, ["linear"], reports=False)
-    assert trained == ["linear/0", "linear/1"]
-
-
-def test_a_damaged_config_json_is_named_and_what_to_do_works(config, tmp_path, trained):
-    run.train_here(config, tmp_path, ["linear"], reports=False)
-    damaged = tmp_path / "linear/1/config.json"
-    damaged.write_text('{"model": ')
-    with pytest.raises(UserError, match=r"linear/1/config.json is damaged .*: delete it to resume"):
-        run.train_here(config, tmp_path)
     damaged.unlink()
     run.train_here(config, tmp_path, ["linear"], reports=False)
     assert trained == ["linear/0", "linear/1"]

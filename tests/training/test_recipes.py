@@ -27,7 +27,7 @@ def everything(tiny_config, tmp_path, fashion_mnist):
     tiny_config.data.update(
         {
             "image_size": 24,
-            "train": "resized_crop|flip|rand_augment|erase(0.3)|label_noise(0.1)|mix(0.2, 1.0)",
+            "train": "resized_crop|flip|erase(0.3)|label_noise(0.1)|mix(0.2, 1.0)",
             "repeats": 2,
             "evaluation": "resize_shorter(36)|center_crop(32)",
         }
@@ -53,9 +53,7 @@ def test_a_killed_run_with_everything_on_ends_exactly_as_an_uninterrupted_one(
     check_resumed(everything, tmp_path, monkeypatch)
 
 
-def test_recalibrated_statistics_are_those_of_training_pictures_as_the_test_sees_them(
-    tiny_config,
-):
+def test_recalibrated_statistics_are_those_of_training_pictures_as_the_test_sees_them(tiny_config):
     tiny_config.recalibrate = 3
     of_run = from_config(tiny_config)
     setup = set_up(of_run)

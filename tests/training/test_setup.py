@@ -25,10 +25,7 @@ def changed(config, **fields):
             {"data__train": "inception_crop(0.8, 1.0, (2.0, 3.0))"},
             "no crop of a picture of 28 x 28 pixels can be as inception_crop says",
         ),
-        (
-            {"data__train": "resized_crop(1e-9, 1e-8)"},
-            "no crop of a picture of 28 x 28 pixels",
-        ),
+        ({"data__train": "resized_crop(1e-9, 1e-8)"}, "no crop of a picture of 28 x 28 pixels"),
         ({"data__train": "flip|mix"}, "mix mixes nothing"),
         ({"data__train": "pad_crop(29)"}, "pad of pad_crop must be at most the 28 pixels"),
         ({"data__train": "resize(4)|pad_crop(5)"}, "pad of pad_crop must be at most the 4 pixels"),

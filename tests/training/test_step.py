@@ -28,13 +28,7 @@ def steps_and_state(config, devices=None):
     steps = setup.steps_of(
         settings, model, Preprocessing(), total_steps=100, examples=1000, devices=devices
     )
-    state = create_state(
-        model,
-        steps.optimizer,
-        SHAPE,
-        seed=config.seed,
-        ema=config.ema_decay > 0,
-    )
+    state = create_state(model, steps.optimizer, SHAPE, seed=config.seed, ema=config.ema_decay > 0)
     return steps, replicate(state, devices)
 
 

@@ -14,15 +14,7 @@ from mnv2.preprocess import Pipeline
 from mnv2.preprocess.mixing import partners
 from mnv2.pretrained import Preprocessing
 from mnv2.training.state import TrainState
-from mnv2.training.step import (
-    Objective,
-    Teacher,
-    accumulated,
-    measure,
-    parallel,
-    shard,
-    train_step,
-)
+from mnv2.training.step import Objective, Teacher, accumulated, measure, parallel, shard, train_step
 from tests.views import on_device
 
 PIXELS = Preprocessing()
