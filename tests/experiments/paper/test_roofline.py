@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from experiments.paper.roofline import model as roofline
+from experiments.paper import roofline
 from mnv2.analysis import complexity
 from mnv2.models import create_model
 
@@ -56,3 +56,15 @@ def test_the_images_of_a_batch_share_the_weights():
     one, many = roofline.traffic(layer), roofline.traffic(layer, batch=32)
     assert many - one == 4 * 31 * (1280 + 1000)
     assert roofline.traffic(layer, bytes_per_element=2) == one / 2
+
+
+def test_the_sign_is_right_for_at_least_twelve_published_machines():
+    known = [row for row in roofline.ratios() if row.published is not None]
+    assert len(known) == 17
+    assert sum(row.agrees for row in known) >= 12
+    # The two ends of the scale: one core of a phone, and a large GPU.
+    ratios = {row.machine: row for row in known}
+    assert ratios["Pixel 1, one core"].predicted < 0.6
+    assert ratios["RTX 4090"].predicted > 1.2
+    # Published rates are compared as times.
+    assert ratios["GTX 1080 Ti"].published == pytest.approx(247 / 180)
