@@ -30,11 +30,6 @@ class Tensor(NamedTuple):
     layer: str = ""
     activation: str = ""
 
-    @property
-    def face(self) -> tuple[str, str]:
-        """The color and the hatching of a tensor: linear, or after an activation."""
-        return (LINEAR, "////") if self.activation == "linear" else (ACTIVATED, "")
-
 
 class Block(NamedTuple):
     """A row of the drawing; `sum` is the activation of a sum with the input, None without one."""
@@ -80,10 +75,10 @@ BLOCKS = (
 
 
 def draw_face(
-    axis: Axes, corners: Sequence[tuple[float, float]], face: tuple[str, str], white: float = 0
+    axis: Axes, corners: Sequence[tuple[float, float]], activation: str, white: float = 0
 ) -> None:
     """Draws one face of a slab, in its color, mixed with a share of white, and hatching."""
-    color, hatch = face
+    color, hatch = (LINEAR, "////") if activation == "linear" else (ACTIVATED, "")
     mixed = [1 - (1 - x) * (1 - white) for x in matplotlib.colors.to_rgb(color)]
     polygon = Polygon(corners, facecolor=mixed, edgecolor=INK, linewidth=0.8, hatch=hatch)
     polygon.set_hatch_linewidth(0.4)
@@ -99,7 +94,7 @@ def draw_slab(axis: Axes, x: float, y: float, tensor: Tensor) -> None:
         ((x + w, y), (x + w + d, y + d), (x + w + d, y + h + d), (x + w, y + h)),
     )
     for corners, white in zip(faces, SHADES, strict=True):
-        draw_face(axis, corners, tensor.face, white)
+        draw_face(axis, corners, tensor.activation, white)
     axis.text(x + (w + d) / 2, y - 0.12, tensor.shape, ha="center", va="top", fontsize=8)
 
 
@@ -148,10 +143,9 @@ def main() -> None:
     axis = figure.subplots()
     for i, block in enumerate(BLOCKS):
         draw_block(axis, -i * ROW, block)
-    for i, tensor in enumerate((Tensor("after an activation", 0), BLOCKS[0].tensors[0])):
+    for i, name in enumerate(("after an activation", "linear")):
         x, y = 8.2, -(len(BLOCKS) - 1) * ROW + 0.75 - 0.5 * i
-        draw_face(axis, ((x, y), (x + 0.4, y), (x + 0.4, y + 0.28), (x, y + 0.28)), tensor.face)
-        name = tensor.activation or "after an activation"
+        draw_face(axis, ((x, y), (x + 0.4, y), (x + 0.4, y + 0.28), (x, y + 0.28)), name)
         axis.text(x + 0.6, y + 0.14, name, va="center", fontsize=8)
     axis.set(aspect="equal", xlim=(-0.1, 12.3), ylim=(0.1 - len(BLOCKS) * ROW + 2, 2.05))
     axis.axis("off")

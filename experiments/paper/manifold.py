@@ -65,20 +65,14 @@ def collapsed_by_theorem(dimensions: int) -> float:
 def measure(curve: Float[np.ndarray, "2 points"], dimensions: int, draws: int) -> Row:
     """Measures collapse and errors over `draws` random matrices."""
     random = np.random.default_rng(dimensions)
-    collapsed, errors, best_errors = [], [], []
+    collapsed, errors = [], []
     for _ in range(draws):
         wide, back = embed(curve, dimensions, random)
         collapsed.append(np.mean(np.count_nonzero(wide, axis=0) < PLANE))
-        errors.append(_error(curve, back))
         best = np.linalg.lstsq(wide.T, curve.T, rcond=None)[0].T
-        best_errors.append(_error(curve, best @ wide))
-    return Row(
-        dimensions,
-        float(np.mean(collapsed)),
-        collapsed_by_theorem(dimensions),
-        float(np.median(errors)),
-        float(np.median(best_errors)),
-    )
+        errors.append((_error(curve, back), _error(curve, best @ wide)))
+    medians = np.median(errors, axis=0).tolist()
+    return Row(dimensions, float(np.mean(collapsed)), collapsed_by_theorem(dimensions), *medians)
 
 
 def _error(curve: np.ndarray, back: np.ndarray) -> float:
@@ -87,14 +81,8 @@ def _error(curve: np.ndarray, back: np.ndarray) -> float:
 
 def table(rows: Sequence[Row]) -> Table:
     """Returns the measurements in per cent."""
-    lines = [
-        (
-            row.dimensions,
-            *(f"{100 * share:.3f}" for share in (row.collapsed, row.theorem)),
-            *(f"{100 * error:.1f}" for error in (row.error, row.best_error)),
-        )
-        for row in rows
-    ]
+    formats = ("{}", "{:.3%}", "{:.3%}", "{:.1%}", "{:.1%}")
+    lines = [[f.format(x).rstrip("%") for f, x in zip(formats, row, strict=True)] for row in rows]
     errors = ("error by the pseudo-inverse, %", "error by the best linear map, %")
     return Table("manifold", ("n", "points that collapse, %", "theorem 1, %", *errors), lines)
 

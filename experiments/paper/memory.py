@@ -19,7 +19,7 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,10 +31,9 @@ import numpy as np
 
 from experiments.common.command import experiment_parser
 from experiments.common.initialisation import random_network
-from experiments.common.process_memory import peak_memory, reset_peak_memory
 from experiments.common.submodules import Submodule, submodules
 from experiments.common.table import Table, write_csv
-from experiments.common.timing import times
+from experiments.common.timing import peak_memory, reset_peak_memory, times
 from experiments.paper.slices import in_slices, inverted_residual_by_slices
 from mnv2.models import fold_batch_norm
 from mnv2.models.blocks import InvertedResidual
@@ -83,11 +82,6 @@ def folded_network(width: float = 1.0) -> tuple[Any, Any]:
     return model, fold_batch_norm(model, variables)
 
 
-def blocks_of(width: float, image: tuple[int, int]) -> dict[str, Submodule]:
-    """Returns the blocks of a network on one image of (height, width) pixels, by name."""
-    return submodules(*folded_network(width), (1, *image, 3), InvertedResidual)
-
-
 def equation_2(block: Submodule, splits: int) -> int:
     """Returns the bytes that exist at the same time in a block that is computed in slices.
 
@@ -104,24 +98,22 @@ def equation_2(block: Submodule, splits: int) -> int:
 
 
 def random_input(block: Submodule) -> jax.Array:
-    """Returns an input of a block."""
-    random = np.random.default_rng(0)
-    return jnp.asarray(random.normal(size=block.input_shape), jnp.float32)
+    return jnp.asarray(np.random.default_rng(0).normal(size=block.input_shape), jnp.float32)
 
 
-def largest_error(width: float, say: Callable[[str], None]) -> float:
+def largest_error(width: float, line: StatusLine) -> float:
     """Returns the largest error of a block in slices, relative to the block's largest value.
 
     All blocks of a network of this width are tried on ODD_IMAGE, with t = 1 to 8 and with one slice
     per expanded channel.
     """
     largest = 0.0
-    for name, block in blocks_of(width, ODD_IMAGE).items():
+    blocks = submodules(*folded_network(width), (1, *ODD_IMAGE, 3), InvertedResidual)
+    for name, block in blocks.items():
         x, params = random_input(block), {"params": block.params}
         expected, _ = jax.jit(block.module.apply)(params, x)
-        channels = block.params["depthwise"]["kernel"].shape[-1]
-        for splits in (*SPLITS, channels):
-            say(f"checking width {width:g}, {name}, t = {splits}")
+        for splits in (*SPLITS, block.params["depthwise"]["kernel"].shape[-1]):
+            line.say(f"checking width {width:g}, {name}, t = {splits}")
             with in_slices(splits):  # a new function, or JAX would use what it compiled before
                 result, _ = jax.jit(functools.partial(block.module.apply))(params, x)
             error = jnp.abs(result - expected).max() / jnp.abs(expected).max()
@@ -129,15 +121,11 @@ def largest_error(width: float, say: Callable[[str], None]) -> float:
     return largest
 
 
-def median_milliseconds(step: Callable[[], Any], seconds: float) -> float:
-    """Returns the median time of a call within `seconds`. The first call is not counted."""
-    step()
-    return 1000 * statistics.median(times(lambda: jax.block_until_ready(step()), seconds))
-
-
-def planned_bytes(compiled: Any) -> int:
-    """Returns the bytes of temporaries that XLA plans for a compiled program."""
-    return int(compiled.memory_analysis().temp_size_in_bytes)
+def measured(compiled: Any, x: jax.Array, seconds: float) -> tuple[int, float]:
+    """Returns the bytes of temporaries that XLA plans, and the median milliseconds of a call."""
+    jax.block_until_ready(compiled(x))
+    median = statistics.median(times(lambda: jax.block_until_ready(compiled(x)), seconds))
+    return int(compiled.memory_analysis().temp_size_in_bytes), 1000 * median
 
 
 def measure_block(name: str, block: Submodule, splits: int, seconds: float) -> Measured:
@@ -149,8 +137,7 @@ def measure_block(name: str, block: Submodule, splits: int, seconds: float) -> M
         lambda x: inverted_residual_by_slices(x, block.params, splits, stride, padding)
     )
     compiled = program.lower(x).compile()
-    milliseconds = median_milliseconds(lambda: compiled(x), seconds)
-    return Measured(name, splits, equation_2(block, splits), planned_bytes(compiled), milliseconds)
+    return Measured(name, splits, equation_2(block, splits), *measured(compiled, x, seconds))
 
 
 def measure_network(splits: int, largest: int, seconds: float) -> Measured:
@@ -160,20 +147,15 @@ def measure_network(splits: int, largest: int, seconds: float) -> Measured:
     which returns freed memory to the system immediately, and is slower for it. `largest` has the
     bytes of the largest block by equation 2.
     """
-    planned, milliseconds, _ = zip(
-        *(_in_a_process(splits, seconds, "") for _ in range(PROCESSES)), strict=True
-    )
-    *_, resident = _in_a_process(splits, seconds, UNMAP)
-    median = statistics.median(milliseconds)
-    return Measured("network", splits, largest, planned[0], median, resident)
-
-
-def _in_a_process(splits: int, seconds: float, tunables: str) -> tuple[int, float, int]:
-    """Runs `_infer` in a new process with these GLIBC_TUNABLES."""
-    os.environ[next(iter(TUNABLES))] = tunables  # glibc reads this when the process starts
-    spawning = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawning) as process:
-        return process.submit(_infer, splits, seconds).result()
+    found = []
+    for tunables in (*[""] * PROCESSES, UNMAP):
+        os.environ[next(iter(TUNABLES))] = tunables  # glibc reads this when the process starts
+        spawning = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=spawning) as process:
+            found.append(process.submit(_infer, splits, seconds).result())
+    *as_usual, (_, _, resident) = found
+    median = statistics.median(milliseconds for _, milliseconds, _ in as_usual)
+    return Measured("network", splits, largest, found[0][0], median, resident)
 
 
 def _infer(splits: int, seconds: float) -> tuple[int, float, int]:
@@ -188,16 +170,14 @@ def _infer(splits: int, seconds: float) -> tuple[int, float, int]:
         jax.block_until_ready(compiled(image))
         time.sleep(PAUSE)
     resident = peak_memory() - before
-    return planned_bytes(compiled), median_milliseconds(lambda: compiled(image), seconds), resident
+    return *measured(compiled, image, seconds), resident
 
 
 def table_of_blocks(rows: Sequence[Measured]) -> Table:
     """Returns one line per block: for each t the planned MB, and in brackets equation 2's MB."""
-    cells: dict[str, list[str]] = {}
-    for row in rows:
-        sizes = f"{row.planned / 1e6:.2f} ({row.equation_2 / 1e6:.2f})"
-        cells.setdefault(row.name.removeprefix("block_"), []).append(sizes)
-    lines = [(name, *of_block) for name, of_block in cells.items()]
+    cells = [f"{row.planned / 1e6:.2f} ({row.equation_2 / 1e6:.2f})" for row in rows]
+    count = len(BLOCK_SPLITS)
+    lines = [(i, *cells[i * count : (i + 1) * count]) for i in range(len(rows) // count)]
     return Table("memory_blocks", ("block", *(f"t = {t}" for t in BLOCK_SPLITS)), lines)
 
 
@@ -235,9 +215,9 @@ def draw(blocks: Sequence[Measured], network: Sequence[Measured], path: Path) ->
     """Draws the planned temporaries of each block, and the memory and time of the network."""
     figure = matplotlib.figure.Figure(figsize=(12, 4), layout="constrained")
     of_blocks, of_memory, of_time = figure.subplots(1, 3, width_ratios=(5, 4, 3))
-    names = list(dict.fromkeys(row.name.removeprefix("block_") for row in blocks))
     for i, splits in enumerate(BLOCK_SPLITS):
         planned = [row.planned / 1e6 for row in blocks if row.splits == splits]
+        names = [str(number) for number in range(len(planned))]
         color = matplotlib.colormaps["viridis"](i / len(BLOCK_SPLITS))
         of_blocks.plot(names, planned, color=color, marker="osD^v"[i], label=f"t = {splits}")
     of_blocks.set(xlabel="block", ylabel="planned temporaries, MB", title="each block alone")
@@ -267,11 +247,11 @@ def main() -> None:
     arguments = experiment_parser(__file__, __doc__, seconds=0.3).parse_args()
     line = StatusLine("memory")
     for width in CHECKED_WIDTHS:
-        error = largest_error(width, line.say)
+        error = largest_error(width, line)
         line.clear()
         print(f"width {width:g}: the largest relative error of a block in slices is {error:.1e}")
     blocks, network = [], []
-    found = blocks_of(1.0, (SIZE, SIZE))
+    found = submodules(*folded_network(), (1, SIZE, SIZE, 3), InvertedResidual)
     for name, block in found.items():
         line.say(name)
         blocks += [measure_block(name, block, t, arguments.seconds) for t in BLOCK_SPLITS]

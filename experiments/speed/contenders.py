@@ -13,8 +13,7 @@ import os
 import signal
 import sys
 
-from experiments.common.process_memory import peak_memory, reset_peak_memory
-from experiments.common.timing import times
+from experiments.common.timing import peak_memory, reset_peak_memory, times
 from experiments.speed.frameworks.steps import CONTENDERS
 from experiments.speed.frameworks.tasks import Task
 from mnv2.runtime.cli import command_parser
@@ -37,7 +36,7 @@ def main() -> None:
     for _ in range(3):
         step()
     reset_peak_memory()
-    answers.write("ready\n")
+    answers.write('"ready"\n')
     for line in sys.stdin:
         seconds = list(times(step, float(line)))
         answers.write(json.dumps({"seconds": seconds, "peak_memory": peak_memory()}) + "\n")

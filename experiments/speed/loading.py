@@ -37,8 +37,7 @@ def main() -> None:
         raise UserError("torchvision is not installed here: make throughput installs it")
     pictures = arguments.out / "pictures"
     photographs.write(pictures)
-    rows: list[Row] = []
-    lines = []
+    rows, lines = [], []
     for augmentation in AUGMENTATIONS:
         task = Task("load", threads=1, pictures=str(pictures), augmentation=augmentation)
         found = measure(task, AS_RUN, names, arguments.rounds, arguments.seconds)

@@ -49,10 +49,9 @@ def draw(curves: Mapping[str, list[Task]], rows: Sequence[Row], title: str, path
             axes.errorbar(
                 [getattr(row.task, field) for row in curve],
                 [row.median for row in curve],
-                yerr=ranges(curve),
+                ranges(curve),
+                fmt=("o-", "s--")[i],
                 color="#3b6ea5" if name == OURS else "gray",
-                marker="osD^vX*P"[i],
-                linestyle=("-", "--", ":", "-.")[i % 4],
                 capsize=2,
                 label=name,
             )
