@@ -1,14 +1,11 @@
 """What does ReLU6 destroy in each layer of a network? Figure 7 of the MobileNetV2 paper, and more.
 
 Analyses the linear and the ReLU6 networks of `experiments.paper.shortcuts` on 1,000 test pictures
-of Fashion-MNIST. If these networks are not there, they are trained first.
-
-    figure 7       the positive channels after each expansion: their mean and range over places in
-                   the image, before and after training (drawn). If more than 1/t of the channels
-                   are positive, the narrow input could be recovered
-    bottlenecks    the narrow output of each block: the number of directions that it spreads over
-                   (effective rank) with a linear bottleneck, and before and after ReLU6; the shares
-                   of values that ReLU6 cuts to 0 and to 6, and the share of dead channels
+of Fashion-MNIST; if they are not there, they are trained first. Draws the positive channels after
+each expansion, over places in the image, before and after training. If more than 1/t of them are
+positive, the narrow input could be recovered. Tabulates the narrow output of each block: the number
+of directions that it spreads over (effective rank) with a linear bottleneck, and before and after
+ReLU6; the shares of values that ReLU6 cuts to 0 and to 6, and the share of dead channels.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -86,7 +83,6 @@ def before_activation(
 
 
 def activity(values: Float[Array, "n h w c"]) -> Activity:
-    """Computes the statistics of `values`, the input of ReLU6."""
     channels = values.shape[-1]
     flat = np.asarray(values).reshape(-1, channels)
     positive = flat > 0
@@ -140,7 +136,6 @@ def ranks(
 
 
 def table_of(spread: Mapping[str, Sequence[Any]], inputs: Sequence[Sequence[Activity]]) -> Table:
-    """Returns the ranks of the bottlenecks, and the effect of ReLU6 on its `inputs`, by seed."""
     lines = []
     for block, linear, before, after in zip(BLOCKS, *spread.values(), strict=True):
         of_seeds = [of_seed[block] for of_seed in inputs]
@@ -162,7 +157,6 @@ def table_of(spread: Mapping[str, Sequence[Any]], inputs: Sequence[Sequence[Acti
 
 
 def draw_positive(axis: Axes, title: str, found: Mapping[int, Activity]) -> None:
-    """Draws the positive channels after each expansion, by block (figure 7)."""
     _, means, deviations, fewest, most, *_ = zip(*found.values(), strict=True)
     axis.fill_between(list(found), fewest, most, color="0.9", label="range")
     label = "mean ± standard deviation"
@@ -172,7 +166,6 @@ def draw_positive(axis: Axes, title: str, found: Mapping[int, Activity]) -> None
 
 
 def draw_ranks(axis: Axes, spread: Mapping[str, Sequence[Any]], channels: Sequence[int]) -> None:
-    """Draws the effective ranks of the bottlenecks, by block."""
     for (label, estimates), style, fill in zip(
         spread.items(), ("k-s", "k--v", "k:o"), "kww", strict=True
     ):

@@ -50,7 +50,6 @@ def readings() -> list[tuple[str, str, nn.Module]]:
 
 
 def table() -> Table:
-    """Counts the network of each reading."""
     lines = []
     for question, reading, model in readings():
         madds = complexity.multiply_adds(model, IMAGE) / 1e6

@@ -65,7 +65,6 @@ def lines_of(sweeps: Mapping[int, Sweep]) -> list[Any]:
 
 
 def draw(sweeps: Mapping[int, Sweep], path: Path) -> None:
-    """Draws accuracy, and the difference to the baseline, against the number of steps."""
     figure = matplotlib.figure.Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     means = {steps: accuracies(sweep) for steps, sweep in sweeps.items()}
@@ -73,16 +72,14 @@ def draw(sweeps: Mapping[int, Sweep], path: Path) -> None:
         how = {"color": color, "markerfacecolor": "white", "label": arm}
         finished = [steps for steps in sweeps if arm in means[steps]]
         left.plot(finished, [means[steps][arm] for steps in finished], style, **how)
-        if arm == BASELINE:
-            continue
-        found = {steps: difference(sweeps[steps], arm, BASELINE) for steps in finished}
-        known = {
-            steps * (0.94 + 0.04 * number): (estimate.mean, estimate.half_width or np.nan)
-            for steps, estimate in found.items()
-            if estimate
-        }  # beside each other
-        means_of_arm, intervals = zip(*known.values(), strict=True) if known else ((), ())
-        right.errorbar(list(known), means_of_arm, intervals, fmt=style, capsize=3, **how)
+        known = [  # beside each other
+            (steps * (0.94 + 0.04 * number), estimate.mean, estimate.half_width)
+            for steps in finished
+            if arm != BASELINE and (estimate := difference(sweeps[steps], arm, BASELINE))
+        ]
+        if known:  # a half-width of None is not a number then
+            x, middles, widths = np.array(known, float).T
+            right.errorbar(x, middles, widths, fmt=style, capsize=3, **how)
     right.axhline(0, color="black", linewidth=0.8, linestyle=":")
     left.set_ylabel("test top-1 accuracy, %")
     right.set_ylabel(f"difference to {BASELINE}, points")
@@ -92,11 +89,8 @@ def draw(sweeps: Mapping[int, Sweep], path: Path) -> None:
         axis.minorticks_off()
         axis.set_xlabel("training steps, batch 128")
         axis.legend()
-    figure.suptitle(
-        "Fashion-MNIST. Each point is the end of runs with their own schedule. "
-        "Bars: 95 % intervals over seeds, paired",
-        fontsize="medium",
-    )
+    points = "Fashion-MNIST. Each point is the end of runs with their own schedule"
+    figure.suptitle(f"{points}. Bars: 95 % intervals over seeds, paired", fontsize="medium")
     figure.savefig(path, dpi=110)
 
 

@@ -78,7 +78,6 @@ class Row(NamedTuple):
 
 
 def rows() -> list[Row]:
-    """Counts the network of every published row."""
     of_slim = [
         (f"slim {TITLES[network]}", network, width, side, multiply_adds, parameters)
         for network, by_width in SLIM.items()
@@ -98,7 +97,6 @@ def rows() -> list[Row]:
 
 
 def table_of(differing: Sequence[Row]) -> Table:
-    """Returns the counted and the printed costs side by side."""
     lines = [
         (
             *(row.table, f"{row.network} {row.width:g}", row.resolution),
@@ -127,7 +125,7 @@ def draw(counted: Sequence[Row], path: Path) -> None:
         for (width, (_, *printed)), marker in zip(by_width, "ovs^Dp", strict=False):
             costs = [row.multiply_adds for row in of_slim if row.width == width]
             label = f"{TITLES[network]} x {width:g}"
-            how = {"color": color, "marker": marker, "markerfacecolor": fill, "label": label}
+            how: Any = {"color": color, "marker": marker, "markerfacecolor": fill, "label": label}
             axis.plot(costs, [top1 for _, top1 in printed], style, **how)
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter("{x:g}")

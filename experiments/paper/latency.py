@@ -1,12 +1,9 @@
 """Why can MobileNetV2 be slower than V1, with half of its multiply-adds? The roofline model.
 
-networks   the ms per image of V1, V2 and ResNet-50, for several batch sizes and numbers of
-           threads, with batch norm folded and not folded
-ceilings   of this machine: the FLOP/s of a matrix product and the bytes/s of a copy
-layers     the time of each layer alone, and the least time that the ceilings allow; their sums,
-           compared to the network's time, and the share of each kind of layer
-machines   the ratio of V2's time to V1's on machines where both have been measured, compared to
-           the model's prediction from two numbers of the vendor; and predictions for others
+Times V1, V2 and ResNet-50, for several batch sizes and numbers of threads, with batch norm folded
+and not folded; this machine's ceilings, which are the FLOP/s of a matrix product and the bytes/s of
+a copy; and each layer alone, beside the least time that the ceilings allow. Compares the ratio of
+V2's time to V1's on machines where both have been measured to the model's prediction.
 """
 
 import itertools
@@ -59,19 +56,6 @@ LAYER_BATCH = 4  # on CPU a network takes this many images through its layers at
 KINDS = ("depthwise", "1 x 1", "other")
 
 
-class Timed(NamedTuple):
-    """The milliseconds per image of a network: the median of the rounds, and their range."""
-
-    network: str
-    width: float
-    batch: int
-    threads: int
-    folded: bool  # batch norm is part of the convolutions
-    median: float
-    lowest: float
-    highest: float
-
-
 class LayerTime(NamedTuple):
     """The time of one layer alone, on LAYER_BATCH images."""
 
@@ -97,10 +81,11 @@ def whole_network(name: str, width: float, batch: int, folded: bool) -> Step:
     return lambda: jax.block_until_ready(apply(x))
 
 
-def time_networks(threads: int, rounds: int, seconds: float) -> list[Timed]:
+def time_networks(threads: int, rounds: int, seconds: float) -> list[tuple[object, ...]]:
     """Times NETWORKS in turns, with each of BATCHES. JAX must not have computed before.
 
-    With all of the machine's threads, batch norm is also timed as an operation of its own.
+    With all of the machine's threads, batch norm is also timed as an operation of its own. Returns
+    the lines of the table: milliseconds per image, the median of the rounds and their range.
     """
     all_cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, all_cores[:threads])  # XLA takes its number of threads from this
@@ -110,27 +95,14 @@ def time_networks(threads: int, rounds: int, seconds: float) -> list[Timed]:
     for (name, width), batch, folded in itertools.product(NETWORKS, BATCHES, foldings):
         line.say(f"compiling {name} {width:g}, batch {batch}")
         steps[name, width, batch, folded] = whole_network(name, width, batch, folded)
-    rows = []
+    lines: list[tuple[object, ...]] = []
     for (name, width, batch, folded), times in in_turns(steps, rounds, seconds, line.say).items():
         each = [1000 * time / batch for time in times]
-        summary = (statistics.median(each), min(each), max(each))
-        rows.append(Timed(name, width, batch, threads, folded, *summary))
+        cell = f"{statistics.median(each):.2f} ({min(each):.2f}-{max(each):.2f})"
+        norm = "folded" if folded else "not folded"
+        lines.append((f"{TITLES[name]} {width:g}", batch, threads, norm, cell))
     line.clear()
-    return rows
-
-
-def table_of_networks(rows: Sequence[Timed]) -> Table:
-    """Returns the networks' times: the median of the rounds, and their range."""
-    lines = [
-        (
-            *(f"{TITLES[row.network]} {row.width:g}", row.batch, row.threads),
-            "folded" if row.folded else "not folded",
-            f"{row.median:.2f} ({row.lowest:.2f}-{row.highest:.2f})",
-        )
-        for row in rows
-    ]
-    header = ("network", "batch", "threads", "batch norm", "ms per image")
-    return Table("latency_networks", header, lines)
+    return lines
 
 
 def measure_ceilings(rounds: int, seconds: float) -> Machine:
@@ -207,7 +179,6 @@ def table_of_sums(layers: Mapping[str, Sequence[LayerTime]], whole: Mapping[str,
 
 
 def table_of_kinds(layers: Mapping[str, Sequence[LayerTime]]) -> Table:
-    """Returns the shares of each kind of layer in a network, and its speed below the ceilings."""
     lines = []
     for (name, rows), kind in itertools.product(layers.items(), KINDS):
         if of_kind := [row for row in rows if row.kind == kind]:
@@ -223,7 +194,6 @@ def table_of_kinds(layers: Mapping[str, Sequence[LayerTime]]) -> Table:
 
 
 def draw_layers(axis: Axes, layers: Mapping[str, Sequence[LayerTime]], machine: Machine) -> None:
-    """Draws the layers under this machine's roofline."""
     for name, color in (("mobilenet_v1", "tab:blue"), ("mobilenet_v2", "black")):
         total = sum(row.measured for row in layers[name])
         for kind, marker in zip(KINDS, "osD", strict=True):
@@ -271,12 +241,13 @@ def main() -> None:
     arguments = experiment_parser(__file__, __doc__, rounds=5, seconds=0.3).parse_args()
     out: Path = arguments.out
     rounds, seconds = arguments.rounds, arguments.seconds
-    timed: list[Timed] = []
+    timed = []
     for threads in sorted({1, len(os.sched_getaffinity(0))}):
         spawning = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(1, mp_context=spawning) as process:
             timed += process.submit(time_networks, threads, rounds, seconds).result()
-    table_of_networks(timed).write(out, timed)
+    header = ("network", "batch", "threads", "batch norm", "ms per image")
+    Table("latency_networks", header, timed).write(out)
     machine = measure_ceilings(rounds, seconds)
     print(
         f"\nceilings: {machine.flops / 1e9:.0f} GFLOP/s, {machine.bandwidth / 1e9:.1f} GB/s; "
@@ -297,7 +268,7 @@ def main() -> None:
     draw_layers(left, layers, machine)
     draw_ratios(right_axis, found)
     figure.savefig(out / "latency.png", dpi=110)
-    print(f"\nin {out}: the tables, as Markdown and CSV, and latency.png")
+    print(f"\nin {out}: the tables and latency.png")
 
 
 if __name__ == "__main__":

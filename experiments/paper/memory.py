@@ -1,17 +1,13 @@
 """How much memory does it save to compute a block in slices? MobileNetV2 section 5.1.
 
 Between its two 1x1 convolutions a block works channel by channel. So it can be computed as t
-partial sums over slices of its expanded channels, with one slice in memory at a time.
+partial sums over slices of its expanded channels, with one slice in memory at a time. Checks that
+the result is the same, and measures in float32, with batch norm folded:
 
-    check        compares each block in slices to the block as it is, at two widths
     table 3      the paper's tensor sizes: as printed, and counted from the network
-    blocks       for each block and several t: the memory by equation 2, the temporaries that XLA
-                 plans, and the time
-    network      MobileNetV2 1.0 with all blocks in t slices, on one image of 224 pixels: the
-                 planned temporaries, the time per image, and the rise of the peak of resident
-                 memory in a process that returns freed memory to the system immediately
-
-All is in float32, with batch norm folded.
+    blocks       the memory by equation 2, the temporaries that XLA plans, and the time
+    network      of MobileNetV2 1.0 on one image of 224 pixels: the same, and the rise of the peak
+                 of resident memory in a process that returns freed memory immediately
 """
 
 import functools
@@ -77,7 +73,6 @@ class Measured(NamedTuple):
 
 
 def folded_network(width: float = 1.0) -> tuple[Any, Any]:
-    """Returns MobileNetV2 with random weights, and its variables with batch norm folded."""
     model, variables = random_network("mobilenet_v2", width=width)
     return model, fold_batch_norm(model, variables)
 
@@ -129,7 +124,6 @@ def measured(compiled: Any, x: jax.Array, seconds: float) -> tuple[int, float]:
 
 
 def measure_block(name: str, block: Submodule, splits: int, seconds: float) -> Measured:
-    """Measures one block of the network alone, on one image."""
     x, stride = random_input(block), block.module.stride
     padding = explicit_padding((x.shape[1], x.shape[2]), 3, stride, "same")
     # The weights are constants, as in inference, so they are sliced during compilation.
@@ -182,7 +176,6 @@ def table_of_blocks(rows: Sequence[Measured]) -> Table:
 
 
 def table_of_networks(rows: Sequence[Measured]) -> Table:
-    """Returns one line per number of slices of the whole network."""
     lines = [
         (
             row.splits,
@@ -212,7 +205,6 @@ def table_3() -> Table:
 
 
 def draw(blocks: Sequence[Measured], network: Sequence[Measured], path: Path) -> None:
-    """Draws the planned temporaries of each block, and the memory and time of the network."""
     figure = matplotlib.figure.Figure(figsize=(12, 4), layout="constrained")
     of_blocks, of_memory, of_time = figure.subplots(1, 3, width_ratios=(5, 4, 3))
     for i, splits in enumerate(BLOCK_SPLITS):

@@ -1,14 +1,8 @@
 """What do 8 bits cost, by block?
 
-Takes every finished run of a sweep on Fashion-MNIST, exports it in float32 and in 8 bits, and
-evaluates each file on the whole test split, in the runtime that a phone or a server uses:
-
-    LiteRT, float       the same as in JAX
-    LiteRT, channel     8 bits, one scale per output channel of a kernel
-    LiteRT, tensor      8 bits, one scale per kernel
-    ONNX, channel       8 bits in ONNX Runtime, one scale per output channel
-
-Nothing is trained again: the ranges of activations are those of 200 training pictures.
+Takes every finished run of a sweep on Fashion-MNIST, exports it in float32 and in 8 bits, with a
+scale per output channel of a kernel or per kernel (tensor), and evaluates each file on the whole
+test split in LiteRT and ONNX Runtime. The ranges of activations are those of 200 training pictures.
 Prints and writes, per arm, what 8 bits cost in points, paired with the float32 file of the same
 seed. The same command goes on where it stopped.
 """
@@ -87,7 +81,6 @@ def top1(probabilities: np.ndarray, dataset: data.Dataset) -> float:
 
 
 def evaluate(run: Path, dataset: data.Dataset) -> dict[str, float]:
-    """Returns the test accuracy of a run, in per cent, in each form."""
     found = outputs(pretrained.load(run), dataset, FORMATS)
     return {form: top1(probabilities, dataset) for form, probabilities in found.items()}
 

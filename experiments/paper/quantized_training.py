@@ -1,17 +1,12 @@
 """Does training for 8 bits pay?
 
-Trains the finished runs of two arms of a sweep on Fashion-MNIST on, for 200 steps, in three ways
+Trains the finished runs of two arms of a sweep on Fashion-MNIST on, in three ways
 (experiments/paper/fake_quant.py): in float32, rounded with a scale for each output channel, and
 with a scale for each kernel. Then it exports what came out in 8 bits, and evaluates the files on
-the whole test split in LiteRT:
-
-    float32         the file of the network that was trained in float32, in float32
-    8 bits after    the same network, rounded when it was exported
-    8 bits in       the network that was trained with this rounding
-
-each with scales per channel and per tensor (kernel). Prints and writes, per arm, top-1 and what 8
-bits cost in points, paired by seed; and on how many test pictures JAX, which rounds in training,
-and LiteRT agree. The same command goes on where it stopped.
+the whole test split in LiteRT. Prints and writes, per arm, top-1 in float32; what 8 bits cost of
+this network rounded after training, and of those rounded in it, in points, paired by seed; and on
+how many test pictures JAX, which rounds in training, and LiteRT agree. The same command goes on
+where it stopped.
 """
 
 import dataclasses
@@ -101,7 +96,6 @@ def evaluate(weights: Path, dataset: data.Dataset, steps: int) -> dict[str, floa
 
 
 def table_of(runs: Runs) -> Table:
-    """Returns one line per arm."""
     lines = []
     for arm, found in costs(runs, "float32").items():
         of_arm = [forms for (name, _), forms in runs.items() if name == arm]

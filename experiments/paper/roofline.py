@@ -52,8 +52,6 @@ LATENCIES: tuple[tuple[Any, ...], ...] = (
 
 
 class Machine(NamedTuple):
-    """The two limits of a machine: arithmetic and memory bandwidth."""
-
     flops: float  # floating-point operations per second; a multiply-add is two
     bandwidth: float  # bytes per second, to and from memory
 
@@ -111,7 +109,6 @@ class Ratio(NamedTuple):
 
 
 def ratios() -> list[Ratio]:
-    """Predicts the ratio of each machine in LATENCIES."""
     networks = [
         complexity.layers(create_model(name), (SIZE, SIZE, 3))
         for name in ("mobilenet_v1", "mobilenet_v2")

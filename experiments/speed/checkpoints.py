@@ -60,7 +60,6 @@ def pairs(config: Any, count: int, folder: Path) -> Iterator[dict[str, float]]:
 
 
 def table(measured: Sequence[dict[str, float]], batch_size: int) -> Table:
-    """Returns medians, and the cost of checkpoints with its interval."""
     with_, without = np.array([list(pair.values()) for pair in measured]).T
     steps = float(np.median(without))
     between = steps * EVERY / STEPS

@@ -1,17 +1,13 @@
 """How fast is mnv2, compared to other frameworks?
 
 Each framework runs in its own process, on the same processors and with the same number of threads.
-The processes take turns, and while one is timed the others are stopped. So a change in the
-machine's speed affects all of them alike. Training is measured twice: as users run each framework,
-and with memory in huge pages for all. mnv2 has huge pages in both, since `mnv2.main` sets them up.
+The processes take turns, and while one is timed the others are stopped. Training is measured twice:
+as users run each framework, and with memory in huge pages for all. `load` is the reading of
+pictures, `feed` is training on them; they are crops of one photograph, in ImageNet's usual sizes.
 
 Prints images/s (the median of the rounds, and their range) and the peak memory of each process. A
-framework that is not installed, or that dies, is left out.
-
-`load` is the reading of pictures: JPEG decoding, Inception's crop and flip, compared to
-torchvision's loader; `feed` is training on such pictures. They are crops of one photograph, in
-ImageNet's usual sizes. `make throughput` installs the other frameworks into their own environment,
-and runs this command.
+framework that is not installed, or that dies, is left out. `make throughput` installs them into an
+environment of their own, and runs this command.
 """
 
 import dataclasses
@@ -41,7 +37,6 @@ TASKS = (
 
 
 def draw_bars(rows: Sequence[Row], path: Path) -> None:
-    """Draws bars of images/s, with one panel for each task and its settings."""
     titles = list(dict.fromkeys(f"{row.task}\n{row.settings}" for row in rows))
     columns = min(3, len(titles))
     lines = -(-len(titles) // columns)

@@ -53,12 +53,10 @@ class Contender:
             self.signal(signal.SIGSTOP)
 
     def end(self) -> None:
-        """Kills the process and its workers."""
         self.signal(signal.SIGKILL)
         self.process.wait()
 
     def signal(self, number: int) -> None:
-        """Sends a signal to the process and its workers, if they are alive."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
 

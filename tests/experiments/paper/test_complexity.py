@@ -11,11 +11,6 @@ def counted():
     return complexity.rows()
 
 
-def test_all_published_rows_are_counted(counted):
-    tables = [row.table for row in counted]
-    assert (tables.count("slim V2"), tables.count("slim V1")) == (22, 16)
-
-
 def test_exactly_the_known_rows_differ(counted):
     differing = [
         (row.table, row.network, row.width, row.resolution) for row in counted if not row.agrees()

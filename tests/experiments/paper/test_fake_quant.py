@@ -50,8 +50,7 @@ QUICK = {"xla_backend_optimization_level": 0}
 def calibrated(loaded, images, granularity="channel"):
     """Returns a network that rounds, and its variables with the ranges of `images`."""
     model = FakeQuant(
-        with_conventions(loaded.model.clone(dropout=0.0), bn_momentum=0.0),
-        granularity,
+        with_conventions(loaded.model.clone(dropout=0.0), bn_momentum=0.0), granularity
     )
     variables = model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
     assert set(flatten_dict(without_ranges(variables))) == set(flatten_dict(loaded.variables))

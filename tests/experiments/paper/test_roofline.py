@@ -21,18 +21,11 @@ def test_elements_read_and_written_equal_the_expected_counts():
     assert v2 == pytest.approx(17.35e6, rel=1e-3)
 
 
-def test_a_depthwise_layer_has_little_arithmetic_per_byte():
-    for layer in layers("mobilenet_v2"):
-        if layer.name.endswith("depthwise"):
-            assert roofline.intensity(layer) < 4.5
-        elif layer.name == "last_conv":
-            assert roofline.intensity(layer, batch=32) > 80
-
-
 def test_the_slower_of_arithmetic_and_memory_determines_the_time():
     layer = next(x for x in layers("mobilenet_v2") if x.name == "block_1/expand")
     flops, moved = 2 * layer.multiply_adds, 4 * (112**2 * (16 + 96) + 16 * 96)
     assert roofline.traffic(layer) == moved
+    assert roofline.intensity(layer) == flops / moved
     fast_memory = roofline.Machine(flops=1e9, bandwidth=1e15)
     slow_memory = roofline.Machine(flops=1e15, bandwidth=1e9)
     assert roofline.layer_seconds(layer, fast_memory) == pytest.approx(flops / 1e9)
