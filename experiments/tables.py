@@ -1,13 +1,13 @@
 """Fills the measured tables into the pages: python -m experiments.tables
 
-Every experiment writes its tables as Markdown, next to its CSV files. This command puts each of
-them into RESULTS.md of paper/ or speed/, or into a page of docs, between its two markers
+This command puts the tables that experiments have written to runs/ into RESULTS.md of paper/ or
+speed/, or into a page of docs, each between its two markers
 
     <!-- NAME: measured by a command -->
     <!-- end of NAME -->
 
-and copies the figures that these pages show to docs/. Tables and figures without a
-result in runs/ stay as they are. The names of these tables are printed.
+and copies the figures that these pages show to docs/. Those without a result in runs/ stay as they
+are. The names of these tables are printed.
 """
 
 import re
@@ -31,11 +31,7 @@ FIGURE = re.compile(r"!\[[^]]*\]\((?:[./]+docs/)?(\w+)\.(png|jpg)\)")
 
 
 def fill(text: str, runs: Path) -> tuple[str, list[str]]:
-    """Fills the tables that are found in the folders of `runs` into `text`.
-
-    Returns:
-        The new text, and the names of the tables that are not found.
-    """
+    """Returns `text` with the tables in the folders of `runs`, and the names of those not found."""
     missing = []
 
     def filled(match: re.Match[str]) -> str:
@@ -50,20 +46,17 @@ def fill(text: str, runs: Path) -> tuple[str, list[str]]:
 
 def copy_figures(text: str, runs: Path, docs: Path) -> list[str]:
     """Copies the figures that `text` shows from `runs` to `docs`, and returns their names."""
-    copied = []
+    copied = {}
     for name, kind in FIGURE.findall(text):
-        possible = (runs / name / f"{name}.{kind}", runs / name / f"report.{kind}")
-        drawn = [path for path in possible if path.exists()]
-        if drawn:
-            shutil.copy(drawn[0], docs / f"{name}.{kind}")
-            copied.append(name)
-    return copied
+        for path in (runs / name / f"report.{kind}", runs / name / f"{name}.{kind}"):
+            if path.exists():
+                copied[name] = shutil.copy(path, docs / f"{name}.{kind}")
+    return list(copied)
 
 
 def main() -> None:
     command_parser("experiments.tables", __doc__).parse_args()
-    missing: list[str] = []
-    copied: list[str] = []
+    missing, copied = [], []
     for page in PAGES:
         text, without = fill(page.read_text(), RUNS)
         write_text(page, text)

@@ -19,11 +19,8 @@ def train(
 ) -> Sweep:
     """Trains the runs that are not finished, and loads all results.
 
-    Args:
-        arguments: workdir, steps and seeds.
-        arms: The changes that each arm makes to the ablation's config, by name.
-        panels: The panels of the report's figure: title, field, arms.
-        baseline: The arm with which the report compares the others.
+    `arguments` are workdir, steps and seeds. Each arm makes changes to the ablation's config, and
+    is compared with `baseline` in the report.
     """
     config = with_arms(v2_ablation.get_config())
     config.arms, config.panels = tuple(arms.items()), tuple(panels)

@@ -10,12 +10,10 @@ PHOTOGRAPH = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jp
 
 # Most ImageNet pictures have 500 x 375 or 375 x 500 pixels, in JPEG files of about 110 kB.
 SIZES = ((500, 375), (375, 500), (500, 333), (500, 500))
-COUNT = 512
-QUALITY = 95
 CLASSES = ("photographs", "pictures")  # a data set has two
 
 
-def write(folder: Path, count: int = COUNT) -> None:
+def write(folder: Path, count: int = 512) -> None:
     """Writes `count` training pictures and two test pictures to FOLDER/SPLIT/CLASS.
 
     Does nothing if they are already there. Each picture is a random crop, at a random scale, of the
@@ -29,7 +27,7 @@ def write(folder: Path, count: int = COUNT) -> None:
         for number in range(pictures):
             path = folder / split / CLASSES[number % 2] / f"{number}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
-            crop(photograph, random).save(path, quality=QUALITY)
+            crop(photograph, random).save(path, quality=95)
 
 
 def crop(photograph: Image.Image, random: np.random.Generator) -> Image.Image:

@@ -18,7 +18,6 @@ class Table:
     lines: Sequence[Sequence[object]]
 
     def __str__(self) -> str:
-        """Returns the table with aligned columns, for a terminal."""
         lines = [[str(cell) for cell in line] for line in (self.header, *self.lines)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         aligned = [
@@ -28,7 +27,6 @@ class Table:
         return "\n".join("  ".join(line).rstrip() for line in aligned)
 
     def markdown(self) -> str:
-        """Returns the table as Markdown."""
         lines = [self.header, ["---", *["--:"] * (len(self.header) - 1)], *self.lines]
         return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 

@@ -1,8 +1,10 @@
-"""Timing in turns: the steps that are compared run one after the other, round after round."""
+"""Measures steps: their time in turns, round after round, and the peak of resident memory."""
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 Step = Callable[[], Any]  # does its work and returns when the work is done
@@ -36,3 +38,17 @@ def in_turns[Name: Hashable](
             say(f"round {i + 1}/{rounds}  {name}")
             medians[name].append(statistics.median(times(step, seconds)))
     return medians
+
+
+def reset_peak_memory() -> None:
+    """Lowers this process's peak to what is resident now, if the kernel supports it."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+
+
+def peak_memory() -> int:
+    """Returns the peak since the reset, in bytes; 0 if the kernel does not report it."""
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0

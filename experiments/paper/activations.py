@@ -1,17 +1,14 @@
 """What does ReLU6 destroy in each layer of a network? Figure 7 of the MobileNetV2 paper, and more.
 
 Analyses the linear and the ReLU6 networks of `experiments.paper.shortcuts` on 1,000 test pictures
-of Fashion-MNIST. If these networks are not there, they are trained first.
-
-    figure 7       the positive channels after each expansion: their mean and range over places in
-                   the image, before and after training. If more than 1/t of the channels are
-                   positive, the narrow input could be recovered
-    bottlenecks    the narrow output of each block: the number of directions that it spreads over
-                   (effective rank) with a linear bottleneck, and before and after ReLU6; the shares
-                   of values that ReLU6 cuts to 0 and to 6, and the share of dead channels
+of Fashion-MNIST; if they are not there, they are trained first. Draws the positive channels after
+each expansion, over places in the image, before and after training. If more than 1/t of them are
+positive, the narrow input could be recovered. Tabulates the narrow output of each block: the number
+of directions that it spreads over (effective rank) with a linear bottleneck, and before and after
+ReLU6; the shares of values that ReLU6 cuts to 0 and to 6, and the share of dead channels.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +18,7 @@ import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
 from jaxtyping import Array, Float
+from matplotlib.axes import Axes
 from scipy import stats
 
 from experiments.common.command import experiment_parser
@@ -39,6 +37,7 @@ from mnv2.sweeps.report import with_half_width
 from mnv2.sweeps.statistics import Estimate
 
 PICTURES = 1000
+BLOCKS = range(17)
 THRESHOLD = 100 / 6  # 1/t in per cent, the channels of the input
 
 
@@ -84,7 +83,6 @@ def before_activation(
 
 
 def activity(values: Float[Array, "n h w c"]) -> Activity:
-    """Computes the statistics of `values`, the input of ReLU6."""
     channels = values.shape[-1]
     flat = np.asarray(values).reshape(-1, channels)
     positive = flat > 0
@@ -107,19 +105,6 @@ def effective_rank(values: Float[Array, "n h w c"]) -> float:
     return float(np.exp(stats.entropy(eigenvalues))) if eigenvalues.any() else 0.0
 
 
-class Bottleneck(NamedTuple):
-    """The narrow output of one block: over seeds, the effective ranks, and shares in per cent."""
-
-    block: int
-    channels: int
-    linear: Estimate  # ranks
-    before: Estimate
-    after: Estimate
-    cut: float  # values that ReLU6 sets to 0, in the ReLU6 networks
-    saturated: float  # values that ReLU6 sets to 6
-    dead: float  # channels that are positive nowhere
-
-
 def batch_norm_outputs(folder: Path, images: np.ndarray, trained: bool = True) -> dict[str, Any]:
     """Returns the output of each batch norm of a finished run, by the path of its layer.
 
@@ -135,65 +120,35 @@ def batch_norm_outputs(folder: Path, images: np.ndarray, trained: bool = True) -
 
 def of_blocks(tensors: Mapping[str, Any], layer: str) -> dict[int, Any]:
     """Returns the tensor of one layer of each block, by the number of the block, in order."""
-    paths = [path for path in tensors if path.endswith(layer)]
-    numbers = {int(path.split("/")[0].removeprefix("block_")): path for path in paths}
-    return {number: tensors[numbers[number]] for number in sorted(numbers)}
+    paths = {number: f"block_{number}/{layer}" for number in BLOCKS}
+    return {number: tensors[path] for number, path in paths.items() if path in tensors}
 
 
-def expansions(tensors: Mapping[str, Any]) -> dict[int, Activity]:
-    """Counts the positive channels after each expansion of one network (figure 7), by block."""
-    return {number: activity(tensor) for number, tensor in of_blocks(tensors, "expand").items()}
-
-
-def bottlenecks(
-    linear: Sequence[Mapping[str, Any]], with_relu6: Sequence[Mapping[str, Any]]
-) -> list[Bottleneck]:
-    """Compares the narrow outputs of the blocks; the tensors are by path, in a mapping per seed."""
-
-    def ranks(tensors: Iterable[Any]) -> Estimate:
-        estimate = Estimate.of([effective_rank(tensor) for tensor in tensors])
-        assert estimate is not None
-        return estimate
-
-    of_linear, of_relu6 = (
-        [of_blocks(tensors, "project") for tensors in seeds] for seeds in (linear, with_relu6)
-    )
-    rows = []
-    for block in of_linear[0]:
-        inputs = [tensors[block] for tensors in of_relu6]
-        found = [activity(tensor) for tensor in inputs]
-        linear_ranks = ranks(tensors[block] for tensors in of_linear)
-        shares = np.mean([(one.cut, one.saturated, one.dead) for one in found], axis=0)
-        channels, after = found[0].channels, ranks(map(relu6, inputs))
-        rows.append(Bottleneck(block, channels, linear_ranks, ranks(inputs), after, *shares))
-    return rows
-
-
-def table_of_positive(before: Mapping[int, Activity], after: Mapping[int, Activity]) -> Table:
-    """Returns figure 7 as a table, before and after training."""
-    lines = []
-    for block in after:
-        cells = (
-            f"{one.positive:.0f} ± {one.deviation:.0f} ({one.fewest:.0f}-{one.most:.0f})"
-            for one in (before[block], after[block])
-        )
-        lines.append((f"block_{block}/expand", after[block].channels, *cells))
-    header = ("expansion", "channels", "positive, %", "after training, %")
-    return Table("figure_7", header, lines)
-
-
-def table_of_bottlenecks(rows: Sequence[Bottleneck]) -> Table:
-    """Returns the effective ranks of the bottlenecks, and the effect of ReLU6."""
-    lines = [
-        (
-            *(f"block_{row.block}", row.channels),
-            with_half_width(row.linear.mean, row.linear.half_width, digits=1),
-            f"{row.before.mean:.1f}",
-            with_half_width(row.after.mean, row.after.half_width, digits=1),
-            *(f"{row.cut:.0f}", f"{row.saturated:.1f}", f"{row.dead:.1f}"),
-        )
-        for row in rows
+def ranks(
+    seeds: Sequence[Mapping[str, Any]], change: Callable[[Any], Any] = np.asarray
+) -> list[Any]:
+    """Estimates the effective rank of each block's narrow output, which is changed before."""
+    outputs = [of_blocks(tensors, "project") for tensors in seeds]
+    return [
+        Estimate.of([effective_rank(change(of_seed[block])) for of_seed in outputs])
+        for block in BLOCKS
     ]
+
+
+def table_of(spread: Mapping[str, Sequence[Any]], inputs: Sequence[Sequence[Activity]]) -> Table:
+    lines = []
+    for block, linear, before, after in zip(BLOCKS, *spread.values(), strict=True):
+        of_seeds = [of_seed[block] for of_seed in inputs]
+        cut, saturated, dead = np.mean([one[-3:] for one in of_seeds], axis=0)
+        lines.append(
+            (
+                *(f"block_{block}", of_seeds[0].channels),
+                with_half_width(linear.mean, linear.half_width, digits=1),
+                f"{before.mean:.1f}",
+                with_half_width(after.mean, after.half_width, digits=1),
+                *(f"{cut:.0f}", f"{saturated:.1f}", f"{dead:.1f}"),
+            )
+        )
     header = (
         *("bottleneck of", "channels", "rank, linear", "rank before ReLU6", "rank after ReLU6"),
         *("cut to 0, %", "cut to 6, %", "dead channels, %"),
@@ -201,67 +156,69 @@ def table_of_bottlenecks(rows: Sequence[Bottleneck]) -> Table:
     return Table("bottlenecks", header, lines)
 
 
-def draw(
-    positive: Sequence[Mapping[int, Activity]], narrow: Sequence[Bottleneck], path: Path
-) -> None:
-    """Draws figure 7 before and after training, and the effective ranks of the bottlenecks."""
-    figure = matplotlib.figure.Figure(figsize=(12, 4), layout="constrained")
-    *of_positive, right = figure.subplots(1, 3)
-    titles = ("before training", "after training")
-    for axis, title, found in zip(of_positive, titles, positive, strict=True):
-        x = list(found)
-        _, means, deviations, fewest, most, *_ = zip(*found.values(), strict=True)
-        axis.fill_between(x, fewest, most, color="0.9", label="range")
-        label = "mean ± standard deviation"
-        axis.errorbar(x, means, yerr=deviations, color="k", marker="o", capsize=2, label=label)
-        axis.axhline(THRESHOLD, color="k", linestyle=":", label="1/t: invertible above")
-        axis.set_ylim(0, 100)
-        axis.set_xlabel("block")
-        axis.set_xticks(range(0, 17, 2))
-        axis.set_title(title)
-    of_positive[0].set_ylabel("positive channels after expansion, %")
-    of_positive[0].legend(fontsize="small")
-    x = [row.block for row in narrow]
-    for field, style, fill, label in (
-        ("linear", "k-s", "k", "linear"),
-        ("before", "k--v", "w", "ReLU6: before it"),
-        ("after", "k:o", "w", "ReLU6: after it"),
+def draw_positive(axis: Axes, title: str, found: Mapping[int, Activity]) -> None:
+    _, means, deviations, fewest, most, *_ = zip(*found.values(), strict=True)
+    axis.fill_between(list(found), fewest, most, color="0.9", label="range")
+    label = "mean ± standard deviation"
+    axis.errorbar(list(found), means, deviations, color="k", marker="o", capsize=2, label=label)
+    axis.axhline(THRESHOLD, color="k", linestyle=":", label="1/t: invertible above")
+    axis.set(title=title, xlabel="block", xticks=BLOCKS[::2], ylim=(0, 100))
+
+
+def draw_ranks(axis: Axes, spread: Mapping[str, Sequence[Any]], channels: Sequence[int]) -> None:
+    for (label, estimates), style, fill in zip(
+        spread.items(), ("k-s", "k--v", "k:o"), "kww", strict=True
     ):
-        ranks = [getattr(row, field).mean for row in narrow]
-        right.plot(x, ranks, style, markerfacecolor=fill, label=label)
-    right.step(x, [r.channels for r in narrow], where="mid", color="0.6", label="channels")
-    right.set_yscale("log")
-    right.set_yticks((2, 5, 10, 20, 50, 100), ("2", "5", "10", "20", "50", "100"))
-    right.set_xticks(range(0, 17, 2))
-    right.set_xlabel("block")
-    right.set_ylabel("effective rank of the bottleneck")
-    right.legend(fontsize="small")
-    figure.savefig(path, dpi=110)
+        means = [estimate.mean for estimate in estimates]
+        axis.plot(BLOCKS, means, style, markerfacecolor=fill, label=label)
+    axis.step(BLOCKS, channels, where="mid", color="0.6", label="channels")
+    axis.set(xlabel="block", ylabel="effective rank of the bottleneck", yscale="log")
+    axis.set_xticks(BLOCKS[::2])
+    axis.set_yticks((2, 5, 10, 20, 50, 100), ("2", "5", "10", "20", "50", "100"))
+    axis.legend(fontsize="small")
 
 
 def main() -> None:
     parser = experiment_parser(__file__, __doc__, **shortcuts.SIZES)
     parser.add_argument("--workdir", type=Path, default=Path("runs/shortcuts"))
     arguments = parser.parse_args()
-    results = shortcuts.train(arguments)
+    shortcuts.train(arguments)
     dataset = data.open_dataset("fashion_mnist")
     batches = data.eval_batches(dataset, "test", PICTURES, view=View(Pipeline(), (28, 28), 1))
     images = np.asarray(Preprocessing()(next(batches)["image"]))
-    tensors = {
-        arm: [
+    linear, with_relu6 = (
+        [
             batch_norm_outputs(arguments.workdir / arm / str(seed), images)
-            for seed in results.results[arm]
+            for seed in range(arguments.seeds)
         ]
         for arm in ("linear", "relu6")
+    )
+    new = batch_norm_outputs(arguments.workdir / "linear" / "0", images, trained=False)
+    spread = {
+        "linear": ranks(linear),
+        "ReLU6: before it": ranks(with_relu6),
+        "ReLU6: after it": ranks(with_relu6, relu6),
     }
-    first = arguments.workdir / "linear" / str(next(iter(results.results["linear"])))
-    before = expansions(batch_norm_outputs(first, images, trained=False))
-    after = expansions(tensors["linear"][0])
-    narrow = bottlenecks(tensors["linear"], tensors["relu6"])
-    table_of_positive(before, after).write(arguments.out)
-    table_of_bottlenecks(narrow).write(arguments.out)
-    draw((before, after), narrow, arguments.out / "activations.png")
-    print(f"\nin {arguments.out}: the tables, activations.png")
+    inputs = [
+        [activity(tensor) for tensor in of_blocks(tensors, "project").values()]
+        for tensors in with_relu6
+    ]
+    table_of(spread, inputs).write(arguments.out)
+    figure = matplotlib.figure.Figure(figsize=(12, 4), layout="constrained")
+    before, after, right = figure.subplots(1, 3)
+    for axis, title, tensors in (
+        (before, "before training", new),
+        (after, "after training", linear[0]),
+    ):
+        expansions = {i: activity(x) for i, x in of_blocks(tensors, "expand").items()}
+        fewest = min(one.fewest for one in expansions.values())
+        print(f"positive channels after an expansion, {title}: at least {fewest:.0f} %")
+        draw_positive(axis, title, expansions)
+    before.set_ylabel("positive channels after expansion, %")
+    before.legend(fontsize="small")
+    draw_ranks(right, spread, [one.channels for one in inputs[0]])
+    figure.savefig(arguments.out / "activations.png", dpi=110)
+    print(f"\nin {arguments.out}: bottlenecks.md, activations.png")
 
 
 if __name__ == "__main__":

@@ -49,22 +49,16 @@ def readings() -> list[tuple[str, str, nn.Module]]:
     ]
 
 
-def fits(multiply_adds: float, weights: float) -> bool:
-    """Whether these counts, in millions, are the published ones when they are rounded down."""
-    return (math.floor(multiply_adds), math.floor(10 * weights) / 10) == PUBLISHED
-
-
 def table() -> Table:
-    """Counts the network of each reading."""
     lines = []
     for question, reading, model in readings():
         madds = complexity.multiply_adds(model, IMAGE) / 1e6
         weights = complexity.weights(model, IMAGE) / 1e6
-        verdict = "yes" if fits(madds, weights) else "no"
-        lines.append((f"{question}: {reading}", f"{madds:.1f}", f"{weights:.2f}", verdict))
-    return Table(
-        "architecture", ("reading of table 2", "multiply-adds, M", "weights, M", "fits"), lines
-    )
+        fits = (math.floor(madds), math.floor(10 * weights) / 10) == PUBLISHED
+        cells = (f"{madds:.1f}", f"{weights:.2f}", "yes" if fits else "no")
+        lines.append((f"{question}: {reading}", *cells))
+    header = ("reading of table 2", "multiply-adds, M", "weights, M", "fits")
+    return Table("architecture", header, lines)
 
 
 def main() -> None:

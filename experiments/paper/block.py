@@ -6,7 +6,7 @@ are height and width, its thickness is the number of channels. A linear tensor i
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib.colors
 import matplotlib.figure
@@ -22,122 +22,101 @@ ACTIVATED, LINEAR, INK = "#4c8fbd", "#f2b661", "#20303c"
 SHADES = (0.0, 0.35, 0.18)  # front, top and side: the share of white
 
 
-class Tensor(NamedTuple):
-    """A slab: its channels, its thickness as drawn, and the layer that computes it."""
-
-    shape: str
-    thickness: float
-    layer: str = ""
-    activation: str = ""
-
-    @property
-    def face(self) -> tuple[str, str]:
-        """The color and the hatching of a tensor: linear, or after an activation."""
-        return (LINEAR, "////") if self.activation == "linear" else (ACTIVATED, "")
-
-
-class Block(NamedTuple):
-    """A row of the drawing; `sum` is the activation of a sum with the input, None without one."""
-
-    title: str
-    tensors: tuple[Tensor, ...]
-    sum: str | None = None
-    note: str = ""
-
-
-BLOCKS = (
-    Block(
+# Title; tensors; the activation of a sum with the input (None without one), and a note on it. A
+# tensor is a slab: shape, thickness as drawn, the layer that computes it, its activation.
+BLOCKS: tuple[tuple[str, tuple[tuple[str, float, str, str], ...], str | None, str], ...] = (
+    (
         "MobileNetV2: inverted residual with linear bottleneck",
         (
-            Tensor("h × w × k", 0.25, activation="linear"),
-            Tensor("h × w × tk", 1.5, "1×1\nexpand", "ReLU6"),
-            Tensor("h/s × w/s × tk", 1.5, "3×3 depthwise\nstride s", "ReLU6"),
-            Tensor("h/s × w/s × k′", 0.25, "1×1\nproject", "linear"),
+            ("h × w × k", 0.25, "", "linear"),
+            ("h × w × tk", 1.5, "1×1\nexpand", "ReLU6"),
+            ("h/s × w/s × tk", 1.5, "3×3 depthwise\nstride s", "ReLU6"),
+            ("h/s × w/s × k′", 0.25, "1×1\nproject", "linear"),
         ),
-        "",
-        "if s = 1 and k′ = k",
+        *("", "if s = 1 and k′ = k"),
     ),
-    Block(
+    (
         "ResNet: bottleneck (“hourglass”)",
         (
-            Tensor("h × w × k", 1.2),
-            Tensor("h × w × k′/4", 0.3, "1×1\nnarrow", "ReLU"),
-            Tensor("h/s × w/s × k′/4", 0.3, "3×3\nstride s", "ReLU"),
-            Tensor("h/s × w/s × k′", 1.2, "1×1\nwiden", "linear"),
+            ("h × w × k", 1.2, "", ""),
+            ("h × w × k′/4", 0.3, "1×1\nnarrow", "ReLU"),
+            ("h/s × w/s × k′/4", 0.3, "3×3\nstride s", "ReLU"),
+            ("h/s × w/s × k′", 1.2, "1×1\nwiden", "linear"),
         ),
-        "ReLU",
-        "1×1, stride s, if the shapes differ",
+        *("ReLU", "1×1, stride s, if the shapes differ"),
     ),
-    Block(
+    (
         "MobileNetV1: depthwise separable",
         (
-            Tensor("h × w × k", 0.7),
-            Tensor("h/s × w/s × k", 0.7, "3×3 depthwise\nstride s", "ReLU6"),
-            Tensor("h/s × w/s × k′", 1.0, "1×1", "ReLU6"),
+            ("h × w × k", 0.7, "", ""),
+            ("h/s × w/s × k", 0.7, "3×3 depthwise\nstride s", "ReLU6"),
+            ("h/s × w/s × k′", 1.0, "1×1", "ReLU6"),
         ),
+        *(None, ""),
     ),
 )
 
 
 def draw_face(
-    axis: Axes, corners: Sequence[tuple[float, float]], face: tuple[str, str], white: float = 0
+    axis: Axes, corners: Sequence[tuple[float, float]], activation: str, white: float = 0
 ) -> None:
     """Draws one face of a slab, in its color, mixed with a share of white, and hatching."""
-    color, hatch = face
+    color, hatch = (LINEAR, "////") if activation == "linear" else (ACTIVATED, "")
     mixed = [1 - (1 - x) * (1 - white) for x in matplotlib.colors.to_rgb(color)]
     polygon = Polygon(corners, facecolor=mixed, edgecolor=INK, linewidth=0.8, hatch=hatch)
     polygon.set_hatch_linewidth(0.4)
     axis.add_patch(polygon)
 
 
-def draw_slab(axis: Axes, x: float, y: float, tensor: Tensor) -> None:
-    """Draws a tensor whose lower left corner is (x, y), with its shape below."""
-    w, h, d = tensor.thickness, HEIGHT, DEPTH
+def draw_slab(axis: Axes, x: float, y: float, w: float, activation: str) -> None:
+    """Draws a tensor of thickness w whose lower left corner is (x, y)."""
+    h, d = HEIGHT, DEPTH
     faces = (
         ((x, y), (x + w, y), (x + w, y + h), (x, y + h)),
         ((x, y + h), (x + w, y + h), (x + w + d, y + h + d), (x + d, y + h + d)),
         ((x + w, y), (x + w + d, y + d), (x + w + d, y + h + d), (x + w, y + h)),
     )
     for corners, white in zip(faces, SHADES, strict=True):
-        draw_face(axis, corners, tensor.face, white)
-    axis.text(x + (w + d) / 2, y - 0.12, tensor.shape, ha="center", va="top", fontsize=8)
+        draw_face(axis, corners, activation, white)
 
 
 def draw_arrow(axis: Axes, *points: tuple[float, float]) -> None:
-    """Draws a line along points, with an arrowhead at the last one."""
     xs, ys = zip(*points[:-1], strict=True)
     axis.plot(xs, ys, color=INK, linewidth=1.1, solid_capstyle="butt")
     style = {"arrowstyle": "-|>", "color": INK, "linewidth": 1.1, "shrinkA": 0, "shrinkB": 0}
     axis.annotate("", points[-1], points[-2], arrowprops=style)
 
 
-def draw_block(axis: Axes, y: float, block: Block) -> None:
+def draw_block(
+    axis: Axes, y: float, title: str, tensors: Any, total: str | None, note: str
+) -> None:
     """Draws a row whose slabs stand on the height y."""
     middle = y + (HEIGHT + DEPTH) / 2
-    under: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 8, "style": "italic"}
-    above = 0.2 if block.sum is None else 0.42
-    axis.text(0, y + HEIGHT + DEPTH + above, block.title, fontsize=10.5, weight="bold")
+    under: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 8}
+    above = 0.2 if total is None else 0.42
+    axis.text(0, y + HEIGHT + DEPTH + above, title, fontsize=10.5, weight="bold")
     x = 0.0
-    for tensor in block.tensors:
-        if tensor.layer:
+    for shape, thickness, layer, activation in tensors:
+        if layer:
             draw_arrow(axis, (x + 0.12, middle), (x + GAP - 0.12, middle))
             center = x + GAP / 2
-            axis.text(center, middle + 0.1, tensor.layer, ha="center", va="bottom", fontsize=8)
-            axis.text(center, middle - 0.1, tensor.activation, **under)
+            axis.text(center, middle + 0.1, layer, ha="center", va="bottom", fontsize=8)
+            axis.text(center, middle - 0.1, activation, style="italic", **under)
             x += GAP
-        draw_slab(axis, x, y, tensor)
-        x += tensor.thickness + DEPTH
-    if block.sum is None:
+        draw_slab(axis, x, y, thickness, activation)
+        axis.text(x + (thickness + DEPTH) / 2, y - 0.12, shape, **under)
+        x += thickness + DEPTH
+    if total is None:
         return
     plus, top = x + 0.75, y + HEIGHT + DEPTH + 0.22
-    start = (block.tensors[0].thickness + DEPTH) / 2 + DEPTH / 2
+    start = (tensors[0][1] + DEPTH) / 2 + DEPTH / 2
     draw_arrow(axis, (x + 0.12, middle), (plus - 0.17, middle))
     draw_arrow(axis, (start, y + HEIGHT + DEPTH), (start, top), (plus, top), (plus, middle + 0.17))
     axis.add_patch(Circle((plus, middle), 0.17, facecolor="white", edgecolor=INK, linewidth=1.1))
     axis.text(plus, middle, "+", ha="center", va="center_baseline", fontsize=11)
-    axis.text(plus - 0.1, top + 0.08, block.note, ha="right", va="bottom", fontsize=8)
+    axis.text(plus - 0.1, top + 0.08, note, ha="right", va="bottom", fontsize=8)
     draw_arrow(axis, (plus + 0.17, middle), (plus + 1.0, middle))
-    axis.text(plus + 0.58, middle - 0.1, block.sum, **under)
+    axis.text(plus + 0.58, middle - 0.1, total, style="italic", **under)
 
 
 def main() -> None:
@@ -147,11 +126,10 @@ def main() -> None:
     figure = matplotlib.figure.Figure(figsize=(10, 6), layout="constrained")
     axis = figure.subplots()
     for i, block in enumerate(BLOCKS):
-        draw_block(axis, -i * ROW, block)
-    for i, tensor in enumerate((Tensor("after an activation", 0), BLOCKS[0].tensors[0])):
+        draw_block(axis, -i * ROW, *block)
+    for i, name in enumerate(("after an activation", "linear")):
         x, y = 8.2, -(len(BLOCKS) - 1) * ROW + 0.75 - 0.5 * i
-        draw_face(axis, ((x, y), (x + 0.4, y), (x + 0.4, y + 0.28), (x, y + 0.28)), tensor.face)
-        name = tensor.activation or "after an activation"
+        draw_face(axis, ((x, y), (x + 0.4, y), (x + 0.4, y + 0.28), (x, y + 0.28)), name)
         axis.text(x + 0.6, y + 0.14, name, va="center", fontsize=8)
     axis.set(aspect="equal", xlim=(-0.1, 12.3), ylim=(0.1 - len(BLOCKS) * ROW + 2, 2.05))
     axis.axis("off")

@@ -11,6 +11,7 @@ unfinished runs. --also names workdirs of the same arms, such as runs/v2_ablatio
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.figure
 import ml_collections
@@ -52,9 +53,9 @@ def accuracies(sweep: Sweep) -> dict[str, float]:
     return {row.arm: row.accuracy.mean for row in rows(sweep) if row.arm in ARMS}
 
 
-def lines_of(sweeps: Mapping[int, Sweep]) -> list[tuple[object, ...]]:
+def lines_of(sweeps: Mapping[int, Sweep]) -> list[Any]:
     """Returns one line per budget: the baseline's accuracy, all differences, the order of arms."""
-    lines: list[tuple[object, ...]] = []
+    lines = []
     for steps, sweep in sweeps.items():
         found = accuracies(sweep)
         texts = (plus_minus(difference(sweep, arm, BASELINE), "+") for arm in ARMS[1:])
@@ -64,7 +65,6 @@ def lines_of(sweeps: Mapping[int, Sweep]) -> list[tuple[object, ...]]:
 
 
 def draw(sweeps: Mapping[int, Sweep], path: Path) -> None:
-    """Draws accuracy, and the difference to the baseline, against the number of steps."""
     figure = matplotlib.figure.Figure(figsize=(11, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     means = {steps: accuracies(sweep) for steps, sweep in sweeps.items()}
@@ -72,19 +72,14 @@ def draw(sweeps: Mapping[int, Sweep], path: Path) -> None:
         how = {"color": color, "markerfacecolor": "white", "label": arm}
         finished = [steps for steps in sweeps if arm in means[steps]]
         left.plot(finished, [means[steps][arm] for steps in finished], style, **how)
-        if arm == BASELINE:
-            continue
-        found = {steps: difference(sweeps[steps], arm, BASELINE) for steps in finished}
-        known = {steps: estimate for steps, estimate in found.items() if estimate}
-        intervals = [estimate.half_width for estimate in known.values()]
-        right.errorbar(
-            [steps * (0.94 + 0.04 * number) for steps in known],  # beside each other
-            [estimate.mean for estimate in known.values()],
-            yerr=[np.nan if width is None else width for width in intervals],
-            fmt=style,
-            capsize=3,
-            **how,
-        )
+        known = [  # beside each other
+            (steps * (0.94 + 0.04 * number), estimate.mean, estimate.half_width)
+            for steps in finished
+            if arm != BASELINE and (estimate := difference(sweeps[steps], arm, BASELINE))
+        ]
+        if known:  # a half-width of None is not a number then
+            x, middles, widths = np.array(known, float).T
+            right.errorbar(x, middles, widths, fmt=style, capsize=3, **how)
     right.axhline(0, color="black", linewidth=0.8, linestyle=":")
     left.set_ylabel("test top-1 accuracy, %")
     right.set_ylabel(f"difference to {BASELINE}, points")
@@ -94,26 +89,21 @@ def draw(sweeps: Mapping[int, Sweep], path: Path) -> None:
         axis.minorticks_off()
         axis.set_xlabel("training steps, batch 128")
         axis.legend()
-    figure.suptitle(
-        "Fashion-MNIST. Each point is the end of runs with their own schedule. "
-        "Bars: 95 % intervals over seeds, paired",
-        fontsize="medium",
-    )
+    points = "Fashion-MNIST. Each point is the end of runs with their own schedule"
+    figure.suptitle(f"{points}. Bars: 95 % intervals over seeds, paired", fontsize="medium")
     figure.savefig(path, dpi=110)
 
 
 def sweeps_of(folders: Sequence[Path]) -> dict[int, Sweep]:
     """Reads the workdirs; returns the sweeps by the number of steps of the baseline, in order.
 
-    Raises UserError for runs of something else, without a baseline, or twice of so many steps.
+    Raises UserError without finished runs of the baseline, and twice of so many steps.
     """
     known: dict[int, Sweep] = {}
     for folder in folders:
         sweep = load(folder)
-        if sweep.baseline != BASELINE or sweep.config["data"]["name"] != DATA:
-            raise UserError(f"{folder} must hold runs on {DATA} with the baseline {BASELINE}")
-        if not sweep.results[BASELINE] or BASELINE not in sweep.steps:
-            raise UserError(f"no run of {BASELINE} is finished in {folder}")
+        if sweep.config["data"]["name"] != DATA or not sweep.results.get(BASELINE):
+            raise UserError(f"no run of {BASELINE} on {DATA} is finished in {folder}")
         if (steps := sweep.steps[BASELINE]) in known:
             raise UserError(f"{known[steps].workdir} and {folder} both have {steps} steps")
         known[steps] = sweep

@@ -40,23 +40,16 @@ def arms() -> tuple[dict[str, dict[str, float]], list[tuple[str, str, tuple[str,
 
 
 def write_table(results: Sweep) -> None:
-    """Writes the accuracy of each arm, and its difference to the same network with t = 6."""
     lines = []
     for row in rows(results):
         name = row.arm.split("_")[0]
+        equal = "cost" if row.arm.endswith("cost") else "width"
+        changes = (f"{x:g}" for x in reversed(results.arms[row.arm].values()))
+        cost, count, accuracy = row.multiply_adds / 1e6, row.accuracy.count, row.accuracy
         usual = f"{name}_6"
-        changes = results.arms[row.arm]
-        lines.append(
-            (
-                f"{name}, equal {'cost' if row.arm.endswith('cost') else 'width'}",
-                f"{changes['model.expansion']:g}",
-                f"{changes['model.width']:g}",
-                f"{row.multiply_adds / 1e6:.2f} M",
-                row.accuracy.count,
-                plus_minus(row.accuracy),
-                "" if row.arm == usual else plus_minus(difference(results, row.arm, usual), "+"),
-            )
-        )
+        gain = "" if row.arm == usual else plus_minus(difference(results, row.arm, usual), "+")
+        costs = (*changes, f"{cost:.2f} M")
+        lines.append((f"{name}, equal {equal}", *costs, count, plus_minus(accuracy), gain))
     header = ("network", "t", "width", "MAdds", "seeds", "test top-1, %", "difference to t = 6")
     Table("expansion", header, lines).write(Path(results.workdir))
 

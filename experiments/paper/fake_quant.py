@@ -54,7 +54,6 @@ def rounded(
 def _straight_through(
     x: Float[Array, "*shape"], value: Float[Array, "*shape"]
 ) -> Float[Array, "*shape"]:
-    """Returns `value`, with the gradient of `x`."""
     return x + lax.stop_gradient(value - x)
 
 
@@ -167,6 +166,5 @@ class FakeQuant:
 
 
 def without_ranges(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the variables of the network alone."""
     flat = flatten_dict(variables)
     return unflatten_dict({path: x for path, x in flat.items() if path[-1] not in ("low", "high")})

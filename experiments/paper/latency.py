@@ -1,40 +1,199 @@
 """Why can MobileNetV2 be slower than V1, with half of its multiply-adds? The roofline model.
 
-networks   the ms per image of V1, V2 and ResNet-50, for several batch sizes and numbers of
-           threads, with batch norm folded and not folded
-ceilings   of this machine: the FLOP/s of a matrix product and the bytes/s of a copy
-layers     the time of each layer alone, and the least time that the ceilings allow; their sums,
-           compared to the network's time, and the share of each kind of layer
-machines   the ratio of V2's time to V1's on machines where both have been measured, compared to
-           the model's prediction from two numbers of the vendor; and predictions for others
+Times V1, V2 and ResNet-50, for several batch sizes and numbers of threads, with batch norm folded
+and not folded; this machine's ceilings, which are the FLOP/s of a matrix product and the bytes/s of
+a copy; and each layer alone, beside the least time that the ceilings allow. Compares the ratio of
+V2's time to V1's on machines where both have been measured to the model's prediction.
 """
 
+import itertools
+import multiprocessing
 import os
+import statistics
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
 from matplotlib.axes import Axes
 
 from experiments.common.command import experiment_parser
-from experiments.paper.roofline import machines, networks
-from experiments.paper.roofline.layers import (
-    KINDS,
-    LayerTime,
-    measure_ceilings,
-    table_of_kinds,
-    table_of_sums,
-    time_layers,
+from experiments.common.initialisation import random_network
+from experiments.common.submodules import Submodule, submodules
+from experiments.common.table import Table
+from experiments.common.timing import Step, in_turns
+from experiments.paper.roofline import (
+    SIZE,
+    Machine,
+    Ratio,
+    intensity,
+    layer_seconds,
+    ratios,
+    table_of_ratios,
 )
-from experiments.paper.roofline.model import Machine
-from experiments.paper.roofline.networks import TITLES, Timed
+from mnv2.analysis import complexity
+from mnv2.models import fold_batch_norm, for_inference
+from mnv2.models.blocks import ConvBN
 from mnv2.runtime.cli import run
 from mnv2.runtime.machine import keep_freed_memory
 from mnv2.runtime.terminal import StatusLine
 
+TITLES = {"mobilenet_v1": "V1", "mobilenet_v2": "V2", "resnet50": "ResNet-50"}
+NETWORKS = (
+    ("mobilenet_v1", 1.0),
+    ("mobilenet_v2", 0.5),
+    ("mobilenet_v2", 1.0),
+    ("mobilenet_v2", 1.4),
+    ("resnet50", 1.0),
+)
+BATCHES = (1, 32)
+LAYER_BATCH = 4  # on CPU a network takes this many images through its layers at a time
+KINDS = ("depthwise", "1 x 1", "other")
+
+
+class LayerTime(NamedTuple):
+    """The time of one layer alone, on LAYER_BATCH images."""
+
+    network: str
+    layer: str
+    kind: str  # one of KINDS
+    multiply_adds: int
+    intensity: float  # FLOP per byte
+    gflops: float  # GFLOP/s that the layer reached
+    measured: float  # milliseconds
+    roofline: float  # milliseconds, the least that the ceilings allow
+
+
+def whole_network(name: str, width: float, batch: int, folded: bool) -> Step:
+    """Compiles the inference of a network on `batch` images, with batch norm folded or not."""
+    model, variables = random_network(name, width=width)
+    shape = (batch, SIZE, SIZE, 3)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+    if folded:
+        apply = for_inference(model, variables)
+    else:
+        apply = jax.jit(lambda x: model.apply(variables, x, train=False))
+    return lambda: jax.block_until_ready(apply(x))
+
+
+def time_networks(threads: int, rounds: int, seconds: float) -> list[tuple[object, ...]]:
+    """Times NETWORKS in turns, with each of BATCHES. JAX must not have computed before.
+
+    With all of the machine's threads, batch norm is also timed as an operation of its own. Returns
+    the lines of the table: milliseconds per image, the median of the rounds and their range.
+    """
+    all_cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, all_cores[:threads])  # XLA takes its number of threads from this
+    line = StatusLine(f"{threads} threads")
+    foldings = (True, False) if threads == len(all_cores) else (True,)
+    steps: dict[tuple[str, float, int, bool], Step] = {}
+    for (name, width), batch, folded in itertools.product(NETWORKS, BATCHES, foldings):
+        line.say(f"compiling {name} {width:g}, batch {batch}")
+        steps[name, width, batch, folded] = whole_network(name, width, batch, folded)
+    lines: list[tuple[object, ...]] = []
+    for (name, width, batch, folded), times in in_turns(steps, rounds, seconds, line.say).items():
+        each = [1000 * time / batch for time in times]
+        cell = f"{statistics.median(each):.2f} ({min(each):.2f}-{max(each):.2f})"
+        norm = "folded" if folded else "not folded"
+        lines.append((f"{TITLES[name]} {width:g}", batch, threads, norm, cell))
+    line.clear()
+    return lines
+
+
+def measure_ceilings(rounds: int, seconds: float) -> Machine:
+    """Measures this machine's FLOP/s in a matrix product and bytes/s in a copy; the best round."""
+    n = 2048
+    square = jnp.ones((n, n), jnp.float32)
+    product = jax.jit(lambda x: x @ x)
+    long = jnp.zeros(2**26, jnp.float32)  # 256 MiB, far larger than the caches
+    copy = jax.jit(lambda x: x + 1)
+    steps: dict[str, Step] = {
+        "matrix product": lambda: jax.block_until_ready(product(square)),
+        "copy": lambda: jax.block_until_ready(copy(long)),
+    }
+    best = [min(times) for times in in_turns(steps, rounds, seconds, lambda _: None).values()]
+    return Machine(2 * n**3 / best[0], 2 * long.nbytes / best[1])
+
+
+def _layer_step(layer: Submodule) -> Step:
+    # Some values are below 0 and above 6, as between the layers of a network.
+    values = np.random.default_rng(0).normal(scale=3, size=layer.input_shape)
+    x = jnp.asarray(values, jnp.float32)
+    apply = jax.jit(lambda x: layer.module.apply({"params": layer.params}, x))
+    return lambda: jax.block_until_ready(apply(x))
+
+
+def _kind_of(path: str, layer: Submodule) -> str:
+    if path.endswith("depthwise"):
+        return "depthwise"
+    return "1 x 1" if layer.params["kernel"].shape[:2] == (1, 1) else "other"
+
+
+def time_layers(
+    name: str, machine: Machine, rounds: int, seconds: float
+) -> tuple[list[LayerTime], float]:
+    """Times a network, with a width multiplier of 1, and each of its layers, in turns.
+
+    Returns the times of the layers, and the milliseconds of the whole network.
+    """
+    line = StatusLine(f"layers of {name}")
+    line.say("compiling")
+    model, variables = random_network(name, width=1.0)
+    folded, shape = fold_batch_norm(model, variables), (LAYER_BATCH, SIZE, SIZE, 3)
+    found = submodules(model, folded, shape, (ConvBN, nn.Dense))
+    steps = {path: _layer_step(layer) for path, layer in found.items()}
+    steps["network"] = whole_network(name, 1.0, LAYER_BATCH, folded=True)
+    small, identity = jnp.zeros(1), jax.jit(lambda x: x + 1)
+    steps["nothing"] = lambda: jax.block_until_ready(identity(small))
+    times = {
+        path: 1000 * statistics.median(of_layer)
+        for path, of_layer in in_turns(steps, rounds, seconds, line.say).items()
+    }
+    line.clear()
+    rows = []
+    for layer in complexity.layers(model, (SIZE, SIZE, 3)):
+        # The cost of calling a program is taken off: the network pays it only once.
+        measured = max(times[layer.name] - times["nothing"], 1e-6)
+        kind, madds = _kind_of(layer.name, found[layer.name]), layer.multiply_adds
+        gflops = 2 * LAYER_BATCH * madds / measured / 1e6
+        roofline = 1000 * layer_seconds(layer, machine, LAYER_BATCH)
+        of_layer = (intensity(layer, LAYER_BATCH), gflops, measured, roofline)
+        rows.append(LayerTime(name, layer.name, kind, madds, *of_layer))
+    return rows, times["network"]
+
+
+def table_of_sums(layers: Mapping[str, Sequence[LayerTime]], whole: Mapping[str, float]) -> Table:
+    """Compares the milliseconds of each network to the sum over its layers, and at the ceilings."""
+    lines = []
+    for name, rows in layers.items():
+        sums = (sum(row.measured for row in rows), sum(row.roofline for row in rows))
+        cells = (f"{time:.1f} ({time / whole[name]:.0%})" for time in sums)
+        lines.append((TITLES[name], f"{whole[name]:.1f}", *cells))
+    header = ("network", "whole network, ms", "sum of its layers, ms", "at the ceilings, ms")
+    return Table("latency_sums", header, lines)
+
+
+def table_of_kinds(layers: Mapping[str, Sequence[LayerTime]]) -> Table:
+    lines = []
+    for (name, rows), kind in itertools.product(layers.items(), KINDS):
+        if of_kind := [row for row in rows if row.kind == kind]:
+            _, _, _, madds, _, _, measured, roofline = zip(*of_kind, strict=True)
+            shares = (
+                100 * sum(madds) / sum(row.multiply_adds for row in rows),
+                100 * sum(measured) / sum(row.measured for row in rows),
+            )
+            speed = f"{100 * sum(roofline) / sum(measured):.0f}"
+            lines.append((f"{TITLES[name]}: {kind}", *(f"{x:.1f}" for x in shares), speed))
+    header = ("layers", "share of MAdds, %", "share of time, %", "speed, % of the ceiling")
+    return Table("latency_layers", header, lines)
+
 
 def draw_layers(axis: Axes, layers: Mapping[str, Sequence[LayerTime]], machine: Machine) -> None:
-    """Draws the layers under this machine's roofline."""
     for name, color in (("mobilenet_v1", "tab:blue"), ("mobilenet_v2", "black")):
         total = sum(row.measured for row in layers[name])
         for kind, marker in zip(KINDS, "osD", strict=True):
@@ -58,9 +217,9 @@ def draw_layers(axis: Axes, layers: Mapping[str, Sequence[LayerTime]], machine: 
     axis.legend(fontsize="small")
 
 
-def draw_ratios(axis: Axes, ratios: Sequence[machines.Ratio]) -> None:
+def draw_ratios(axis: Axes, rows: Sequence[Ratio]) -> None:
     """Draws published against predicted ratios, with a number for each machine."""
-    known = [(row.predicted, row.published, row) for row in ratios if row.published is not None]
+    known = [(row.predicted, row.published, row) for row in rows if row.published is not None]
     labels: dict[tuple[float, float], str] = {}  # by position; points that touch share a label
     for number, (*here, row) in enumerate(known, 1):
         axis.scatter(*here, marker="o" if row.agrees else "X", color="k")
@@ -80,35 +239,36 @@ def draw_ratios(axis: Axes, ratios: Sequence[machines.Ratio]) -> None:
 
 def main() -> None:
     arguments = experiment_parser(__file__, __doc__, rounds=5, seconds=0.3).parse_args()
-    out, rounds = arguments.out, arguments.rounds
-    timed: list[Timed] = []
+    out: Path = arguments.out
+    rounds, seconds = arguments.rounds, arguments.seconds
+    timed = []
     for threads in sorted({1, len(os.sched_getaffinity(0))}):
-        timed += networks.time_networks(threads, rounds, arguments.seconds)
-    networks.table(timed).write(out, timed)
-    machine = measure_ceilings(rounds, arguments.seconds)
+        spawning = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=spawning) as process:
+            timed += process.submit(time_networks, threads, rounds, seconds).result()
+    header = ("network", "batch", "threads", "batch norm", "ms per image")
+    Table("latency_networks", header, timed).write(out)
+    machine = measure_ceilings(rounds, seconds)
     print(
         f"\nceilings: {machine.flops / 1e9:.0f} GFLOP/s, {machine.bandwidth / 1e9:.1f} GB/s; "
         f"below {machine.ridge:.1f} FLOP per byte, memory is the limit"
     )
     layers: dict[str, list[LayerTime]] = {}
     whole: dict[str, float] = {}
-    line = StatusLine("layers")
-    for name in TITLES:
-        # The turns are short, since there are 135 layers.
-        layers[name], whole[name] = time_layers(name, machine, 2 * rounds, 0.02, line)
-        line.clear()
+    for name in TITLES:  # the turns are short, since there are 135 layers
+        layers[name], whole[name] = time_layers(name, machine, 2 * rounds, 0.02)
     table_of_sums(layers, whole).write(out)
     table_of_kinds(layers).write(out, [row for rows in layers.values() for row in rows])
-    ratios = machines.machines()
-    machines.table(ratios).write(out, ratios)
-    right, known = sum(row.agrees for row in ratios), sum(bool(row.published) for row in ratios)
+    found = ratios()
+    table_of_ratios(found).write(out, found)
+    right, known = sum(row.agrees for row in found), sum(bool(row.published) for row in found)
     print(f"V2 faster or slower: predicted correctly for {right} of {known} machines")
     figure = matplotlib.figure.Figure(figsize=(12, 5), layout="constrained")
-    axes = figure.subplots(1, 2)
-    draw_layers(axes[0], layers, machine)
-    draw_ratios(axes[1], ratios)
+    left, right_axis = figure.subplots(1, 2)
+    draw_layers(left, layers, machine)
+    draw_ratios(right_axis, found)
     figure.savefig(out / "latency.png", dpi=110)
-    print(f"\nin {out}: the tables, as Markdown and CSV, and latency.png")
+    print(f"\nin {out}: the tables and latency.png")
 
 
 if __name__ == "__main__":

@@ -1,18 +1,16 @@
 """How much of a plane curve does ReLU destroy? Figure 1 and theorem 1 of the MobileNetV2 paper.
 
-A random matrix T embeds a spiral in n dimensions, with n = 2, 3, 5, 15 and 30. ReLU is applied, and
-the pseudo-inverse of T brings the spiral back. One draw of T for each n is shown as a picture. Over
-many draws these are measured:
+A random matrix T embeds a spiral in n dimensions. ReLU is applied, and the pseudo-inverse of T
+brings the spiral back. One draw of T for each n is drawn. Over many draws these are measured:
 
     collapsed    the share of points with fewer than two positive channels. The position of such a
-                 point in the plane is lost (lemma 2). Theorem 1 gives the mean of this share:
-                 1 - N/2^n, where N is the sum of the binomials (n over k) for k = 0 ... n - 2
-    error        the RMS error of the result, in % of the spiral's size. It is the median over
-                 draws, since the error of a nearly singular T has no bound
-    best error   the same with the best linear map instead of the pseudo-inverse
+                 point in the plane is lost (lemma 2). Theorem 1 gives the mean of this share. In a
+                 plane it is (n + 1) / 2^n: fewer than two of n fair coins show heads
+    errors       the RMS error of the result, in % of the spiral's size, and that with the best
+                 linear map instead of the pseudo-inverse. They are medians over draws, since the
+                 error of a nearly singular T has no bound
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -56,29 +54,17 @@ def embed(
     return wide, np.linalg.pinv(matrix) @ wide
 
 
-def collapsed_by_theorem(dimensions: int) -> float:
-    """Returns the mean share of a plane that ReLU collapses in n dimensions (theorem 1)."""
-    kept = sum(math.comb(dimensions, k) for k in range(dimensions - PLANE + 1))
-    return 1 - kept / 2**dimensions
-
-
 def measure(curve: Float[np.ndarray, "2 points"], dimensions: int, draws: int) -> Row:
-    """Measures collapse and errors over `draws` random matrices."""
     random = np.random.default_rng(dimensions)
-    collapsed, errors, best_errors = [], [], []
+    collapsed, errors = [], []
     for _ in range(draws):
         wide, back = embed(curve, dimensions, random)
         collapsed.append(np.mean(np.count_nonzero(wide, axis=0) < PLANE))
-        errors.append(_error(curve, back))
         best = np.linalg.lstsq(wide.T, curve.T, rcond=None)[0].T
-        best_errors.append(_error(curve, best @ wide))
-    return Row(
-        dimensions,
-        float(np.mean(collapsed)),
-        collapsed_by_theorem(dimensions),
-        float(np.median(errors)),
-        float(np.median(best_errors)),
-    )
+        errors.append((_error(curve, back), _error(curve, best @ wide)))
+    medians = np.median(errors, axis=0).tolist()
+    theorem = (dimensions + 1) / 2**dimensions
+    return Row(dimensions, float(np.mean(collapsed)), theorem, *medians)
 
 
 def _error(curve: np.ndarray, back: np.ndarray) -> float:
@@ -86,15 +72,8 @@ def _error(curve: np.ndarray, back: np.ndarray) -> float:
 
 
 def table(rows: Sequence[Row]) -> Table:
-    """Returns the measurements in per cent."""
-    lines = [
-        (
-            row.dimensions,
-            *(f"{100 * share:.3f}" for share in (row.collapsed, row.theorem)),
-            *(f"{100 * error:.1f}" for error in (row.error, row.best_error)),
-        )
-        for row in rows
-    ]
+    formats = ("{}", "{:.3%}", "{:.3%}", "{:.1%}", "{:.1%}")
+    lines = [[f.format(x).rstrip("%") for f, x in zip(formats, row, strict=True)] for row in rows]
     errors = ("error by the pseudo-inverse, %", "error by the best linear map, %")
     return Table("manifold", ("n", "points that collapse, %", "theorem 1, %", *errors), lines)
 

@@ -1,17 +1,13 @@
 """How much memory does it save to compute a block in slices? MobileNetV2 section 5.1.
 
 Between its two 1x1 convolutions a block works channel by channel. So it can be computed as t
-partial sums over slices of its expanded channels, with one slice in memory at a time.
+partial sums over slices of its expanded channels, with one slice in memory at a time. Checks that
+the result is the same, and measures in float32, with batch norm folded:
 
-    check        compares each block in slices to the block as it is, at two widths
     table 3      the paper's tensor sizes: as printed, and counted from the network
-    blocks       for each block and several t: the memory by equation 2, the temporaries that XLA
-                 plans, and the time
-    network      MobileNetV2 1.0 with all blocks in t slices, on one image of 224 pixels: the
-                 planned temporaries, the time per image, and the rise of the peak of resident
-                 memory in a process that returns freed memory to the system immediately
-
-All is in float32, with batch norm folded.
+    blocks       the memory by equation 2, the temporaries that XLA plans, and the time
+    network      of MobileNetV2 1.0 on one image of 224 pixels: the same, and the rise of the peak
+                 of resident memory in a process that returns freed memory immediately
 """
 
 import functools
@@ -19,7 +15,7 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,10 +27,9 @@ import numpy as np
 
 from experiments.common.command import experiment_parser
 from experiments.common.initialisation import random_network
-from experiments.common.process_memory import peak_memory, reset_peak_memory
 from experiments.common.submodules import Submodule, submodules
 from experiments.common.table import Table, write_csv
-from experiments.common.timing import times
+from experiments.common.timing import peak_memory, reset_peak_memory, times
 from experiments.paper.slices import in_slices, inverted_residual_by_slices
 from mnv2.models import fold_batch_norm
 from mnv2.models.blocks import InvertedResidual
@@ -78,14 +73,8 @@ class Measured(NamedTuple):
 
 
 def folded_network(width: float = 1.0) -> tuple[Any, Any]:
-    """Returns MobileNetV2 with random weights, and its variables with batch norm folded."""
     model, variables = random_network("mobilenet_v2", width=width)
     return model, fold_batch_norm(model, variables)
-
-
-def blocks_of(width: float, image: tuple[int, int]) -> dict[str, Submodule]:
-    """Returns the blocks of a network on one image of (height, width) pixels, by name."""
-    return submodules(*folded_network(width), (1, *image, 3), InvertedResidual)
 
 
 def equation_2(block: Submodule, splits: int) -> int:
@@ -104,24 +93,22 @@ def equation_2(block: Submodule, splits: int) -> int:
 
 
 def random_input(block: Submodule) -> jax.Array:
-    """Returns an input of a block."""
-    random = np.random.default_rng(0)
-    return jnp.asarray(random.normal(size=block.input_shape), jnp.float32)
+    return jnp.asarray(np.random.default_rng(0).normal(size=block.input_shape), jnp.float32)
 
 
-def largest_error(width: float, say: Callable[[str], None]) -> float:
+def largest_error(width: float, line: StatusLine) -> float:
     """Returns the largest error of a block in slices, relative to the block's largest value.
 
     All blocks of a network of this width are tried on ODD_IMAGE, with t = 1 to 8 and with one slice
     per expanded channel.
     """
     largest = 0.0
-    for name, block in blocks_of(width, ODD_IMAGE).items():
+    blocks = submodules(*folded_network(width), (1, *ODD_IMAGE, 3), InvertedResidual)
+    for name, block in blocks.items():
         x, params = random_input(block), {"params": block.params}
         expected, _ = jax.jit(block.module.apply)(params, x)
-        channels = block.params["depthwise"]["kernel"].shape[-1]
-        for splits in (*SPLITS, channels):
-            say(f"checking width {width:g}, {name}, t = {splits}")
+        for splits in (*SPLITS, block.params["depthwise"]["kernel"].shape[-1]):
+            line.say(f"checking width {width:g}, {name}, t = {splits}")
             with in_slices(splits):  # a new function, or JAX would use what it compiled before
                 result, _ = jax.jit(functools.partial(block.module.apply))(params, x)
             error = jnp.abs(result - expected).max() / jnp.abs(expected).max()
@@ -129,19 +116,14 @@ def largest_error(width: float, say: Callable[[str], None]) -> float:
     return largest
 
 
-def median_milliseconds(step: Callable[[], Any], seconds: float) -> float:
-    """Returns the median time of a call within `seconds`. The first call is not counted."""
-    step()
-    return 1000 * statistics.median(times(lambda: jax.block_until_ready(step()), seconds))
-
-
-def planned_bytes(compiled: Any) -> int:
-    """Returns the bytes of temporaries that XLA plans for a compiled program."""
-    return int(compiled.memory_analysis().temp_size_in_bytes)
+def measured(compiled: Any, x: jax.Array, seconds: float) -> tuple[int, float]:
+    """Returns the bytes of temporaries that XLA plans, and the median milliseconds of a call."""
+    jax.block_until_ready(compiled(x))
+    median = statistics.median(times(lambda: jax.block_until_ready(compiled(x)), seconds))
+    return int(compiled.memory_analysis().temp_size_in_bytes), 1000 * median
 
 
 def measure_block(name: str, block: Submodule, splits: int, seconds: float) -> Measured:
-    """Measures one block of the network alone, on one image."""
     x, stride = random_input(block), block.module.stride
     padding = explicit_padding((x.shape[1], x.shape[2]), 3, stride, "same")
     # The weights are constants, as in inference, so they are sliced during compilation.
@@ -149,8 +131,7 @@ def measure_block(name: str, block: Submodule, splits: int, seconds: float) -> M
         lambda x: inverted_residual_by_slices(x, block.params, splits, stride, padding)
     )
     compiled = program.lower(x).compile()
-    milliseconds = median_milliseconds(lambda: compiled(x), seconds)
-    return Measured(name, splits, equation_2(block, splits), planned_bytes(compiled), milliseconds)
+    return Measured(name, splits, equation_2(block, splits), *measured(compiled, x, seconds))
 
 
 def measure_network(splits: int, largest: int, seconds: float) -> Measured:
@@ -160,20 +141,15 @@ def measure_network(splits: int, largest: int, seconds: float) -> Measured:
     which returns freed memory to the system immediately, and is slower for it. `largest` has the
     bytes of the largest block by equation 2.
     """
-    planned, milliseconds, _ = zip(
-        *(_in_a_process(splits, seconds, "") for _ in range(PROCESSES)), strict=True
-    )
-    *_, resident = _in_a_process(splits, seconds, UNMAP)
-    median = statistics.median(milliseconds)
-    return Measured("network", splits, largest, planned[0], median, resident)
-
-
-def _in_a_process(splits: int, seconds: float, tunables: str) -> tuple[int, float, int]:
-    """Runs `_infer` in a new process with these GLIBC_TUNABLES."""
-    os.environ[next(iter(TUNABLES))] = tunables  # glibc reads this when the process starts
-    spawning = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawning) as process:
-        return process.submit(_infer, splits, seconds).result()
+    found = []
+    for tunables in (*[""] * PROCESSES, UNMAP):
+        os.environ[next(iter(TUNABLES))] = tunables  # glibc reads this when the process starts
+        spawning = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(1, mp_context=spawning) as process:
+            found.append(process.submit(_infer, splits, seconds).result())
+    *as_usual, (_, _, resident) = found
+    median = statistics.median(milliseconds for _, milliseconds, _ in as_usual)
+    return Measured("network", splits, largest, found[0][0], median, resident)
 
 
 def _infer(splits: int, seconds: float) -> tuple[int, float, int]:
@@ -188,21 +164,18 @@ def _infer(splits: int, seconds: float) -> tuple[int, float, int]:
         jax.block_until_ready(compiled(image))
         time.sleep(PAUSE)
     resident = peak_memory() - before
-    return planned_bytes(compiled), median_milliseconds(lambda: compiled(image), seconds), resident
+    return *measured(compiled, image, seconds), resident
 
 
 def table_of_blocks(rows: Sequence[Measured]) -> Table:
     """Returns one line per block: for each t the planned MB, and in brackets equation 2's MB."""
-    cells: dict[str, list[str]] = {}
-    for row in rows:
-        sizes = f"{row.planned / 1e6:.2f} ({row.equation_2 / 1e6:.2f})"
-        cells.setdefault(row.name.removeprefix("block_"), []).append(sizes)
-    lines = [(name, *of_block) for name, of_block in cells.items()]
+    cells = [f"{row.planned / 1e6:.2f} ({row.equation_2 / 1e6:.2f})" for row in rows]
+    count = len(BLOCK_SPLITS)
+    lines = [(i, *cells[i * count : (i + 1) * count]) for i in range(len(rows) // count)]
     return Table("memory_blocks", ("block", *(f"t = {t}" for t in BLOCK_SPLITS)), lines)
 
 
 def table_of_networks(rows: Sequence[Measured]) -> Table:
-    """Returns one line per number of slices of the whole network."""
     lines = [
         (
             row.splits,
@@ -232,12 +205,11 @@ def table_3() -> Table:
 
 
 def draw(blocks: Sequence[Measured], network: Sequence[Measured], path: Path) -> None:
-    """Draws the planned temporaries of each block, and the memory and time of the network."""
     figure = matplotlib.figure.Figure(figsize=(12, 4), layout="constrained")
     of_blocks, of_memory, of_time = figure.subplots(1, 3, width_ratios=(5, 4, 3))
-    names = list(dict.fromkeys(row.name.removeprefix("block_") for row in blocks))
     for i, splits in enumerate(BLOCK_SPLITS):
         planned = [row.planned / 1e6 for row in blocks if row.splits == splits]
+        names = [str(number) for number in range(len(planned))]
         color = matplotlib.colormaps["viridis"](i / len(BLOCK_SPLITS))
         of_blocks.plot(names, planned, color=color, marker="osD^v"[i], label=f"t = {splits}")
     of_blocks.set(xlabel="block", ylabel="planned temporaries, MB", title="each block alone")
@@ -267,11 +239,11 @@ def main() -> None:
     arguments = experiment_parser(__file__, __doc__, seconds=0.3).parse_args()
     line = StatusLine("memory")
     for width in CHECKED_WIDTHS:
-        error = largest_error(width, line.say)
+        error = largest_error(width, line)
         line.clear()
         print(f"width {width:g}: the largest relative error of a block in slices is {error:.1e}")
     blocks, network = [], []
-    found = blocks_of(1.0, (SIZE, SIZE))
+    found = submodules(*folded_network(), (1, SIZE, SIZE, 3), InvertedResidual)
     for name, block in found.items():
         line.say(name)
         blocks += [measure_block(name, block, t, arguments.seconds) for t in BLOCK_SPLITS]

@@ -1,21 +1,16 @@
 """What do 8 bits cost, by block?
 
-Takes every finished run of a sweep on Fashion-MNIST, exports it in float32 and in 8 bits, and
-evaluates each file on the whole test split, in the runtime that a phone or a server uses:
-
-    LiteRT, float       the same as in JAX
-    LiteRT, channel     8 bits, one scale per output channel of a kernel
-    LiteRT, tensor      8 bits, one scale per kernel
-    ONNX, channel       8 bits in ONNX Runtime, one scale per output channel
-
-Nothing is trained again: the ranges of activations are those of 200 training pictures.
+Takes every finished run of a sweep on Fashion-MNIST, exports it in float32 and in 8 bits, with a
+scale per output channel of a kernel or per kernel (tensor), and evaluates each file on the whole
+test split in LiteRT and ONNX Runtime. The ranges of activations are those of 200 training pictures.
 Prints and writes, per arm, what 8 bits cost in points, paired with the float32 file of the same
 seed. The same command goes on where it stopped.
 """
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.figure
 import numpy as np
@@ -40,23 +35,24 @@ DATA = "fashion_mnist"
 BATCH, PICTURES = 100, 200  # of evaluation; to show the ranges of activations
 FLOAT = "LiteRT, float"
 TICKS = (-64, -16, -4, -1, 0, 1)  # points, of a symmetric logarithmic axis
+POINTS = "test top-1, 8 bits - float32, points"
 
 # In per cent, such as the test accuracy of each form, by arm and seed.
 type Runs = dict[tuple[str, int], dict[str, float]]
-type Write = Callable[[Program, Sequence[np.ndarray]], bytes]
+
+FORMATS = {
+    FLOAT: "litert",
+    "LiteRT, channel": "litert-int8",
+    "LiteRT, tensor": "",  # which mnv2.export does not write
+    "ONNX, channel": "onnx-int8",
+}
 
 
-def _per_tensor(program: Program, ranges: Sequence[np.ndarray]) -> bytes:
+def _written(program: Program, form: str, ranges: Sequence[np.ndarray]) -> bytes:
+    if FORMATS[form]:
+        return content(program, FORMATS[form], ranges)
     quantized = quantize_litert(to_litert(program), ranges, per_channel=False)
     return with_description(quantized, program.description)
-
-
-FORMS: Mapping[str, tuple[str, Write]] = {
-    FLOAT: (".tflite", lambda program, _: content(program, "litert")),
-    "LiteRT, channel": (".tflite", lambda program, ranges: content(program, "litert-int8", ranges)),
-    "LiteRT, tensor": (".tflite", _per_tensor),
-    "ONNX, channel": (".onnx", lambda program, ranges: content(program, "onnx-int8", ranges)),
-}
 
 
 def outputs(
@@ -71,10 +67,9 @@ def outputs(
     ranges = list(pictures.batches(program, shown))
     images, found = np.asarray(dataset.arrays("test")[0]), {}
     for form in forms:
-        suffix, write = FORMS[form]
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"network{suffix}"
-            path.write_bytes(write(program, ranges))
+            path = Path(folder, "network.onnx" if form.startswith("ONNX") else "network.tflite")
+            path.write_bytes(_written(program, form, ranges))
             found[form] = open_exported(path).run(images)
     return found
 
@@ -86,8 +81,7 @@ def top1(probabilities: np.ndarray, dataset: data.Dataset) -> float:
 
 
 def evaluate(run: Path, dataset: data.Dataset) -> dict[str, float]:
-    """Returns the test accuracy of a run, in per cent, in each form."""
-    found = outputs(pretrained.load(run), dataset, FORMS)
+    found = outputs(pretrained.load(run), dataset, FORMATS)
     return {form: top1(probabilities, dataset) for form, probabilities in found.items()}
 
 
@@ -99,16 +93,14 @@ def measure(
 ) -> Runs:
     """Evaluates all finished runs of `arms` (default: all); what was measured before is in `out`.
 
-    Raises UserError if there are none, and unless they were trained on Fashion-MNIST.
+    Raises UserError if there are none that were trained on Fashion-MNIST.
     """
     sweep = load(workdir)
-    if (name := sweep.config["data"]["name"]) != DATA:
-        raise UserError(f"{workdir} was trained on {name}: this is for {DATA}")
     finished = [
         (arm, seed) for arm in arms or sweep.results for seed in sorted(sweep.results.get(arm, ()))
     ]
-    if not finished:
-        raise UserError(f"no finished run in {workdir}: configs/v2_ablation.py trains some")
+    if sweep.config["data"]["name"] != DATA or not finished:
+        raise UserError(f"{workdir} has no finished run on {DATA}: see configs/v2_ablation.py")
     dataset, runs = data.open_dataset(DATA), {}
     for number, (arm, seed) in enumerate(finished, start=1):
         print(f"{arm}/{seed}, {number} of {len(finished)}", flush=True)
@@ -119,9 +111,9 @@ def measure(
     return runs
 
 
-def costs(runs: Runs, base: str = FLOAT) -> dict[str, dict[str, Estimate | None]]:
+def costs(runs: Runs, base: str = FLOAT) -> dict[str, dict[str, Any]]:
     """Estimates what each form costs against `base`, in points, by arm and form."""
-    found: dict[str, dict[str, Estimate | None]] = {}
+    found = {}
     for arm in dict.fromkeys(arm for arm, _ in runs):
         of_arm = [forms for (name, _), forms in runs.items() if name == arm]
         found[arm] = {
@@ -141,19 +133,14 @@ def draw(runs: Runs, path: Path) -> None:
         (channel, "ONNX, channel", "^", "0.55", 0.15),
         (tensor, "LiteRT, tensor", "o", "black", 0.0),
     ):
-        axes.plot(
-            [forms[form] - forms[FLOAT] for forms in runs.values()],
-            [arms.index(arm) + shift for arm, _ in runs],
-            marker,
-            color=shade,
-            markersize=5,
-            fillstyle="none",
-            label=form.split(",")[0],
-        )
+        points = [forms[form] - forms[FLOAT] for forms in runs.values()]
+        places = [arms.index(arm) + shift for arm, _ in runs]
+        how = {"color": shade, "markersize": 5, "fillstyle": "none", "label": form.split(",")[0]}
+        axes.plot(points, places, marker, **how)
     for axes, title in ((channel, "a scale per channel"), (tensor, "a scale per kernel")):
         axes.axvline(0, color="0.8", zorder=0)
         axes.set_title(title, fontsize=10)
-        axes.set_xlabel("test top-1, 8 bits - float32, points")
+        axes.set_xlabel(POINTS)
         axes.legend(frameon=False, loc="lower left", fontsize=8)
         axes.grid(axis="y", color="0.93")
         axes.spines[["top", "right"]].set_visible(False)
@@ -176,14 +163,15 @@ def main() -> None:
         (
             arm,
             sum(name == arm for name, _ in runs),
-            *(plus_minus(by_form[form], "" if form == FLOAT else "+") for form in FORMS),
+            *(plus_minus(by_form[form], "" if form == FLOAT else "+") for form in FORMATS),
         )
         for arm, by_form in costs(runs).items()
     ]
-    in_8_bits = (f"{form}, points" for form in FORMS if form != FLOAT)
-    records = [{"arm": arm, "seed": seed, **forms} for (arm, seed), forms in runs.items()]
+    in_8_bits = (f"{form}, points" for form in FORMATS if form != FLOAT)
     header = ("arm", "seeds", "float32, top-1 %", *in_8_bits)
-    Table("quantization", header, lines).write(out, records)
+    Table("quantization", header, lines).write(
+        out, [{"arm": arm, "seed": seed, **forms} for (arm, seed), forms in runs.items()]
+    )
     draw(runs, out / "quantization.png")
     print(f"\nin {out}: quantization.csv, quantization.md, quantization.png")
 

@@ -1,17 +1,12 @@
 """Does training for 8 bits pay?
 
-Trains the finished runs of two arms of a sweep on Fashion-MNIST on, for 200 steps, in three ways
+Trains the finished runs of two arms of a sweep on Fashion-MNIST on, in three ways
 (experiments/paper/fake_quant.py): in float32, rounded with a scale for each output channel, and
 with a scale for each kernel. Then it exports what came out in 8 bits, and evaluates the files on
-the whole test split in LiteRT:
-
-    float32         the file of the network that was trained in float32, in float32
-    8 bits after    the same network, rounded when it was exported
-    8 bits in       the network that was trained with this rounding
-
-each with scales per channel and per tensor (kernel). Prints and writes, per arm, top-1 and what 8
-bits cost in points, paired by seed; and on how many test pictures JAX, which rounds in training,
-and LiteRT agree. The same command goes on where it stopped.
+the whole test split in LiteRT. Prints and writes, per arm, top-1 in float32; what 8 bits cost of
+this network rounded after training, and of those rounded in it, in points, paired by seed; and on
+how many test pictures JAX, which rounds in training, and LiteRT agree. The same command goes on
+where it stopped.
 """
 
 import dataclasses
@@ -27,8 +22,9 @@ import numpy as np
 from configs import finetune
 from experiments.common.command import experiment_parser
 from experiments.common.table import Table
+from experiments.paper import quantization
 from experiments.paper.fake_quant import FakeQuant, without_ranges
-from experiments.paper.quantization import DATA, FLOAT, TICKS, Runs, costs, measure, outputs, top1
+from experiments.paper.quantization import DATA, FLOAT, POINTS, TICKS, Runs, costs, outputs, top1
 from mnv2 import data, pretrained
 from mnv2.pretrained import Pretrained
 from mnv2.runtime.cli import run
@@ -99,26 +95,24 @@ def evaluate(weights: Path, dataset: data.Dataset, steps: int) -> dict[str, floa
     return found
 
 
-def lines_of(runs: Runs) -> Iterator[list[str]]:
-    """Yields the lines of the table, one per arm."""
+def table_of(runs: Runs) -> Table:
+    lines = []
     for arm, found in costs(runs, "float32").items():
         of_arm = [forms for (name, _), forms in runs.items() if name == arm]
-        agreements = (
-            np.mean([forms[f"agreement_{granularity}"] for forms in of_arm])
-            for granularity in GRANULARITIES
+        agreements = [[forms[f"agreement_{one}"] for one in GRANULARITIES] for forms in of_arm]
+        lines.append(
+            [
+                *(arm, str(len(of_arm)), plus_minus(found["float32"])),
+                *(plus_minus(found[way], "+") for way in WAYS),
+                " / ".join(f"{mean:.1f}" for mean in np.mean(agreements, axis=0)),
+            ]
         )
-        yield [
-            *(arm, str(len(of_arm)), plus_minus(found["float32"])),
-            *(plus_minus(found[way], "+") for way in WAYS),
-            " / ".join(f"{agreement:.1f}" for agreement in agreements),
-        ]
-
-
-HEADER = (
-    *("arm", "seeds", "float32, top-1 %"),
-    *("channel, after", "channel, in training", "kernel, after", "kernel, in training"),
-    "agreement of JAX and LiteRT, %",
-)
+    header = (
+        *("arm", "seeds", "float32, top-1 %"),
+        *("channel, after", "channel, in training", "kernel, after", "kernel, in training"),
+        "agreement of JAX and LiteRT, %",
+    )
+    return Table("quantized_training", header, lines)
 
 
 def draw(runs: Runs, path: Path) -> None:
@@ -134,15 +128,13 @@ def draw(runs: Runs, path: Path) -> None:
         for start, of_granularity in ((0, points[:2]), (3, points[2:])):
             axes.plot([start, start + 1], of_granularity, "o-", color="black", fillstyle="none")
         axes.set_title(arm, fontsize=10)
+    where = "rounded after or in training\n(left: a scale per channel, right: per kernel)"
     for axes in panels:
         axes.axhline(0, color="0.8", zorder=0)
         axes.set_xticks([0, 1, 3, 4], ["after", "in", "after", "in"])
-        axes.set_xlabel(
-            "rounded after or in training\n(left: a scale per channel, right: per kernel)",
-            fontsize=8,
-        )
+        axes.set_xlabel(where, fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("test top-1, 8 bits - float32, points")
+    panels[0].set_ylabel(POINTS)
     panels[0].set_yscale("symlog", linthresh=1)
     panels[0].set_yticks(TICKS, map(str, TICKS))
     panels[0].set_ylim(1.5 * lowest, 1)
@@ -157,9 +149,9 @@ def main() -> None:
     keep_compiled_programs()
     out = arguments.out
     evaluated = functools.partial(evaluate, steps=arguments.steps)
-    runs = measure(arguments.workdir, out, evaluated, ARMS)
+    runs = quantization.measure(arguments.workdir, out, evaluated, ARMS)
     records = [{"arm": arm, "seed": seed, **forms} for (arm, seed), forms in runs.items()]
-    Table("quantized_training", HEADER, list(lines_of(runs))).write(out, records)
+    table_of(runs).write(out, records)
     draw(runs, out / "quantized_training.png")
     print(f"\nin {out}: quantized_training.csv, quantized_training.md, quantized_training.png")
 

@@ -10,6 +10,8 @@ report.png to --workdir. The same command resumes unfinished runs.
 import argparse
 from collections.abc import Mapping
 
+import numpy as np
+
 from experiments.common import arms
 from experiments.common.command import experiment_parser
 from experiments.common.table import Table
@@ -41,21 +43,17 @@ def effects(accuracies: Mapping[str, Mapping[int, float]]) -> dict[str, Estimate
     `accuracies` are in per cent, by arm and seed. Only seeds that all arms have are used.
     """
     seeds = sorted(set.intersection(*map(set, accuracies.values())))
-    with_, without = (
-        [accuracies[relu6][seed] - accuracies[linear][seed] for seed in seeds]
-        for relu6, linear in (("relu6", "linear"), ("relu6_alone", "linear_alone"))
-    )
+    by_arm = {arm: np.array([of_arm[seed] for seed in seeds]) for arm, of_arm in accuracies.items()}
+    with_ = by_arm["relu6"] - by_arm["linear"]
+    without = by_arm["relu6_alone"] - by_arm["linear_alone"]
     return {
-        "ReLU6 - linear, with shortcuts": Estimate.of(with_),
-        "ReLU6 - linear, without shortcuts": Estimate.of(without),
-        "what shortcuts make up for": Estimate.of(
-            [a - b for a, b in zip(with_, without, strict=True)]
-        ),
+        "ReLU6 - linear, with shortcuts": Estimate.of(list(with_)),
+        "ReLU6 - linear, without shortcuts": Estimate.of(list(without)),
+        "what shortcuts make up for": Estimate.of(list(with_ - without)),
     }
 
 
 def train(arguments: argparse.Namespace) -> Sweep:
-    """Trains the runs that are not finished, and loads all results."""
     return arms.train(arguments, ARMS, PANELS)
 
 

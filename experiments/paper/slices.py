@@ -22,14 +22,12 @@ from jaxtyping import Array, Float
 
 from mnv2.models.blocks import InvertedResidual
 from mnv2.ops import Padding, depthwise_conv, explicit_padding, pointwise_conv, relu6
-from mnv2.runtime.errors import UserError
 
 
 def in_slices(splits: int) -> AbstractContextManager[None]:
     """Lets each InvertedResidual that is applied within it compute itself as so many partial sums.
 
-    Batch norm must be folded, the activation ReLU6, and the shortcut the paper's. Raises
-    UserError if they are not.
+    Batch norm must be folded, the activation ReLU6, and the shortcut the paper's.
     """
     return nn.intercept_methods(functools.partial(_by_slices, splits))
 
@@ -38,13 +36,10 @@ def _by_slices(
     splits: int, call: Callable[..., Any], arguments: Any, options: Any, context: Any
 ) -> Any:
     block = context.module
-    if not isinstance(block, InvertedResidual) or context.method_name != "__call__":
+    is_block = isinstance(block, InvertedResidual) and context.method_name == "__call__"
+    if not is_block or splits == 1:
         return call(*arguments, **options)
     x, params = arguments[0], block.variables["params"]
-    if "bias" not in params["depthwise"] or block.shortcut == "expansion":
-        raise UserError("slices need folded batch norm and no shortcuts between expansions")
-    if splits == 1:
-        return call(*arguments, **options)
     conv_bn: Any = block.conv_bn  # a partial call of ConvBN
     padding = explicit_padding(
         (x.shape[1], x.shape[2]), 3, block.stride, conv_bn.keywords["conventions"].padding

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,15 +32,8 @@ STEPS = 10
 EVERY = 100  # steps between two checkpoints, for the relative cost
 
 
-class Pair(NamedTuple):
-    """The seconds of STEPS steps, with a checkpoint before them and without."""
-
-    saved: float
-    plain: float
-
-
-def pairs(config: Any, count: int, folder: Path) -> Iterator[Pair]:
-    """Trains, and yields the times of each pair of blocks; writes checkpoints to a folder.
+def pairs(config: Any, count: int, folder: Path) -> Iterator[dict[str, float]]:
+    """Trains, and yields the seconds of each pair of blocks; writes checkpoints to a folder.
 
     The first pair is left out, since it includes compilation and other work that is done only once.
     """
@@ -51,24 +44,23 @@ def pairs(config: Any, count: int, folder: Path) -> Iterator[Pair]:
     key = jax.random.key(0)
     checkpoints = Checkpoints(folder)
     for pair in range(count + 1):
-        seconds = []
-        for saves in (True, False):
+        seconds = {}
+        for block in ("saved", "plain"):
             began = time.perf_counter()
-            if saves:
+            if block == "saved":
                 checkpoints.save(2 * pair * STEPS, state, Timing())
             for _ in range(STEPS):
                 state, _ = setup.steps.train(state, shard(next(batches)), key, None)
             jax.block_until_ready(state)
             checkpoints.wait()
-            seconds.append(time.perf_counter() - began)
+            seconds[block] = time.perf_counter() - began
         if pair:
-            yield Pair(*seconds)
+            yield seconds
     checkpoints.close()
 
 
-def table(measured: Sequence[Pair], batch_size: int) -> Table:
-    """Returns medians, and the cost of checkpoints with its interval."""
-    with_, without = np.array(measured).T
+def table(measured: Sequence[dict[str, float]], batch_size: int) -> Table:
+    with_, without = np.array([list(pair.values()) for pair in measured]).T
     steps = float(np.median(without))
     between = steps * EVERY / STEPS
     # The machine's speed varies slowly, so neighbouring blocks are compared. The median leaves out
@@ -94,8 +86,7 @@ def main() -> None:
     keep_compiled_programs()
     config = with_arms(v2_ablation.get_config())
     config.ema_decay = 0.999  # a third copy of the parameters in each checkpoint
-    measured: list[Pair] = []
-    line = StatusLine("checkpoints")
+    measured, line = [], StatusLine("checkpoints")
     with tempfile.TemporaryDirectory() as folder:
         for pair in pairs(config, arguments.pairs, Path(folder)):
             measured.append(pair)

@@ -13,31 +13,25 @@ import os
 import signal
 import sys
 
-from experiments.common.process_memory import peak_memory, reset_peak_memory
-from experiments.common.timing import times
+from experiments.common.timing import peak_memory, reset_peak_memory, times
 from experiments.speed.frameworks.steps import CONTENDERS
 from experiments.speed.frameworks.tasks import Task
-from mnv2.runtime.cli import command_parser
 
 
 def main() -> None:
-    parser = command_parser("experiments.speed.contenders", __doc__)
-    parser.add_argument("name", metavar="NAME", choices=CONTENDERS)
-    parser.add_argument("task", metavar="TASK", type=json.loads)
-    arguments = parser.parse_args()
+    name, task = sys.argv[1], Task(**json.loads(sys.argv[2]))
     with contextlib.suppress(OSError, AttributeError):
         # Linux kills this process when its parent ends. A stopped one would stay for ever.
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    task = Task(**arguments.task)
     # All frameworks get the same processors. XLA takes its number of threads from their number.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: task.threads])
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # stdout is for answers; the output of frameworks goes to the log
-    step = CONTENDERS[arguments.name].make_step(task)
+    step = CONTENDERS[name].make_step(task)
     for _ in range(3):
         step()
     reset_peak_memory()
-    answers.write("ready\n")
+    answers.write('"ready"\n')
     for line in sys.stdin:
         seconds = list(times(step, float(line)))
         answers.write(json.dumps({"seconds": seconds, "peak_memory": peak_memory()}) + "\n")

@@ -8,8 +8,6 @@ median and range over --rounds.
 
 import itertools
 import statistics
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -36,35 +34,23 @@ EXAMPLES = 1000
 PER_CALL = (0, 1, 10, 100)  # steps; 0: the batches come from the host
 
 
-class Task(NamedTuple):
-    """A network and its batches."""
-
-    title: str
-    width: float
-    pixels: int
-    batch: int
-
-    def __str__(self) -> str:
-        return f"{self.title}, width {self.width:g}, {self.pixels} px, batch {self.batch}"
+TASKS = (("tiny", 0.1, 8, 16), ("the ablation's", 0.35, 28, 128))  # width, pixels, batch
 
 
-TASKS = (Task("tiny", 0.1, 8, 16), Task("the ablation's", 0.35, 28, 128))
-
-
-def training(task: Task, per_call: int) -> Step:
+def training(width: float, pixels: int, batch_size: int, per_call: int) -> Step:
     """Returns what trains for STEPS steps, with `per_call` of them in a call of the devices."""
     config = with_arms(v2_ablation.get_config())
-    config.batch_size, config.model.width = task.batch, task.width
+    config.batch_size, config.model.width = batch_size, width
     settings = from_config(resolve(config, "linear"))
     fields = dict(settings.model)
     model = create_model(fields.pop("name"), num_classes=10, **fields)
     steps = steps_of(settings, model, Preprocessing(), total_steps=10_000, examples=EXAMPLES)
     random, key = np.random.default_rng(0), jax.random.key(0)
-    shape = (task.pixels, task.pixels, 1)
+    shape = (pixels, pixels, 1)
     images = random.integers(0, 256, (EXAMPLES, *shape)).astype(np.uint8)
     labels = random.integers(0, 10, EXAMPLES).astype(np.int32)
     on_device = replicate(images), replicate(labels)
-    batches = map(data.Order(EXAMPLES, task.batch, seed=0).rows_at, itertools.count())
+    batches = map(data.Order(EXAMPLES, batch_size, seed=0).rows_at, itertools.count())
     state = replicate(create_state(model, steps.optimizer, shape, seed=0, ema=False))
 
     def train() -> None:
@@ -83,21 +69,20 @@ def training(task: Task, per_call: int) -> Step:
     return train
 
 
-def cell(seconds: Sequence[float]) -> str:
-    """Returns the median and the range of steps per second."""
-    rates = [STEPS / each for each in seconds]
-    return f"{statistics.median(rates):,.1f} ({min(rates):,.1f} to {max(rates):,.1f})"
-
-
 def main() -> None:
     arguments = experiment_parser(__file__, __doc__, rounds=5).parse_args()
     keep_compiled_programs()
     line = StatusLine("dispatch")
     lines = []
-    for task in TASKS:
-        steps = {per_call: training(task, per_call) for per_call in PER_CALL}
-        seconds = in_turns(steps, arguments.rounds, 0, line.say)
-        lines.append([str(task), *map(cell, seconds.values())])
+    for title, width, pixels, batch in TASKS:
+        steps = {per_call: training(width, pixels, batch, per_call) for per_call in PER_CALL}
+        cells = [f"{title}, width {width:g}, {pixels} px, batch {batch}"]
+        for seconds in in_turns(steps, arguments.rounds, 0, line.say).values():
+            rates = [STEPS / each for each in seconds]
+            cells.append(
+                f"{statistics.median(rates):,.1f} ({min(rates):,.1f} to {max(rates):,.1f})"
+            )
+        lines.append(cells)
     line.clear()
     header = ["steps/s", "from the host", *(f"{count} per call" for count in PER_CALL[1:])]
     Table("dispatch", header, lines).write(arguments.out)

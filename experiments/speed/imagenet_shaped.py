@@ -48,7 +48,6 @@ def pictures(count: int, seed: int) -> Iterator[tuple[int, bytes]]:
 
 
 def write_archive(target: IO[bytes], files: Iterable[tuple[str, bytes]]) -> None:
-    """Writes a tar archive of files, given as names and contents."""
     with tarfile.open(fileobj=target, mode="w") as archive:
         for name, content in files:
             member = tarfile.TarInfo(name)
@@ -56,8 +55,7 @@ def write_archive(target: IO[bytes], files: Iterable[tuple[str, bytes]]) -> None
             archive.addfile(member, io.BytesIO(content))
 
 
-def train_files(count: int) -> Iterator[tuple[str, bytes]]:
-    """Yields the files in ILSVRC2012_img_train.tar: an archive per class."""
+def _train_files(count: int) -> Iterator[tuple[str, bytes]]:
     of_class: dict[str, list[bytes]] = {}
     for label, content in pictures(count, seed=0):
         of_class.setdefault(pretrained.imagenet.synsets()[label], []).append(content)
@@ -65,12 +63,6 @@ def train_files(count: int) -> Iterator[tuple[str, bytes]]:
         inner = io.BytesIO()
         write_archive(inner, ((f"{name}_{i}.JPEG", content) for i, content in enumerate(contents)))
         yield f"{name}.tar", inner.getvalue()
-
-
-def test_files(count: int) -> Iterator[tuple[str, bytes]]:
-    """Yields the files in ILSVRC2012_img_val.tar. The builder gives them the labels of ImageNet."""
-    for number, (_, content) in enumerate(pictures(count, seed=1), start=1):
-        yield f"ILSVRC2012_val_{number:08}.JPEG", content
 
 
 def prepare(data_dir: Path, train: int = TRAIN, test: int = TEST) -> data.Dataset:
@@ -81,19 +73,23 @@ def prepare(data_dir: Path, train: int = TRAIN, test: int = TEST) -> data.Datase
     if not (data_dir / NAME).exists():
         manual = data_dir / "downloads" / "manual"
         manual.mkdir(parents=True, exist_ok=True)
+        test_files = (  # the builder gives them the labels of ImageNet
+            (f"ILSVRC2012_val_{number:08}.JPEG", content)
+            for number, (_, content) in enumerate(pictures(test, seed=1), start=1)
+        )
         for name, files in (
-            ("ILSVRC2012_img_train.tar", train_files(train)),
-            ("ILSVRC2012_img_val.tar", test_files(test)),
+            ("ILSVRC2012_img_train.tar", _train_files(train)),
+            ("ILSVRC2012_img_val.tar", test_files),
         ):
             if (manual / name).exists():
                 raise UserError(f"{manual / name} exists already: choose another --data_dir")
             with (manual / name).open("wb") as file:
                 write_archive(file, files)
     dataset = data.open_dataset(NAME, str(data_dir))
-    if dataset.num_examples("train") != train:
+    if (found := dataset.num_examples("train")) != train:
         raise UserError(
-            f"{data_dir} has an {NAME} of {dataset.num_examples('train')} training pictures, not "
-            f"{train}: choose another --data_dir"
+            f"{data_dir} has an {NAME} of {found} training pictures, not {train}: choose another "
+            "--data_dir"
         )
     return dataset
 

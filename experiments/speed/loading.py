@@ -1,8 +1,8 @@
 """How many pictures does a core prepare with each augmentation?
 
 Reads JPEG files of ImageNet's usual sizes, crops and flips them, and does what each recipe adds:
-beside torchvision's loader, in turns, with one thread each. Writes loading.csv and loading.md to
---out. `make throughput` installs torchvision into an environment of its own, and runs this command.
+beside torchvision's loader, in turns, with one thread each. Writes loading.md to --out. `make
+throughput` installs torchvision into an environment of its own, and runs this command.
 """
 
 import statistics
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from experiments.common import photographs
 from experiments.common.command import experiment_parser
 from experiments.common.table import Table
-from experiments.speed.frameworks.results import OURS, Row, table_of, write_csv
+from experiments.speed.frameworks.results import OURS, Row
 from experiments.speed.frameworks.steps import installed
 from experiments.speed.frameworks.tasks import AUGMENTATIONS, Task
 from experiments.speed.frameworks.turns import AS_RUN, measure
@@ -37,20 +37,15 @@ def main() -> None:
         raise UserError("torchvision is not installed here: make throughput installs it")
     pictures = arguments.out / "pictures"
     photographs.write(pictures)
-    rows: list[Row] = []
     lines = []
     for augmentation in AUGMENTATIONS:
         task = Task("load", threads=1, pictures=str(pictures), augmentation=augmentation)
         found = measure(task, AS_RUN, names, arguments.rounds, arguments.seconds)
         if len(found) < len(names):
             raise UserError(f"{augmentation} could not be measured")
-        print(f"\n{augmentation}, {task}\n{table_of(found)}", flush=True)
-        rows += found
         lines.append(line_of(found))
-    write_csv(rows, arguments.out / "loading.csv")
     header = ("augmentation", "mnv2", "torchvision", "ratio")
     Table("loading", header, lines).write(arguments.out)
-    print(f"\nin {arguments.out}: loading.csv, loading.md")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,7 +76,7 @@ def command(preset: str, data_dir: Path, workdir: Path) -> list[str]:
         "model.dtype": "float32",
     }
     options = [f"--config.{name}={value}" for name, value in changes.items()]
-    start = [sys.executable, "-m", "mnv2.main", "--config", f"configs/imagenet.py:{preset}"]
+    start = (sys.executable, "-m", "mnv2.main", "--config", f"configs/imagenet.py:{preset}")
     return [*start, "--workdir", str(workdir), *options]
 
 
@@ -119,10 +119,9 @@ def train(preset: str, data_dir: Path, out: Path) -> tuple[dict[str, Any], float
     log, interrupted = out / "runs" / f"{preset}.log", again / preset / "0"
 
     def is_within() -> bool:
-        with contextlib.suppress(FileNotFoundError):
-            logged = (interrupted / METRICS).read_text(encoding="utf-8")
-            return '"step": 6' in logged and (interrupted / CHECKPOINTS / "4").exists()
-        return False
+        if not (interrupted / CHECKPOINTS / "4").exists():
+            return False
+        return '"step": 6' in (interrupted / METRICS).read_text(encoding="utf-8")
 
     memory = execute(command(preset, data_dir, whole), log)
     execute(command(preset, data_dir, again), log, is_within)
@@ -149,10 +148,9 @@ def time_host(preset: str, dataset: data.Dataset, batch: int = 64) -> float:
     return rate / len(os.sched_getaffinity(0))
 
 
-def measure(
-    preset: str, dataset: data.Dataset, resized: data.Dataset, data_dir: Path, out: Path
-) -> Recipe:
-    """Measures one preset, with the pictures as they are and with prepared ones."""
+def measure(preset: str, dataset: data.Dataset, data_dir: Path, out: Path) -> Recipe:
+    write_resized(dataset, SIDE, data_dir / "resized")  # if need be
+    resized = data.open_dataset(f"folder:{data_dir / 'resized'}")
     rates = (time_host(preset, dataset), time_host(preset, resized))
     result, memory = train(preset, data_dir, out)
     chosen = imagenet.get_config(preset).data
@@ -161,23 +159,6 @@ def measure(
     waiting, count = 100 * result["waiting_for_input"], int(result["test"]["examples"])
     speed = result["images_per_second"]
     return Recipe(preset, side, tested.size[0], speed, memory, waiting, count, *rates)
-
-
-def measured(
-    presets: Sequence[str], dataset: data.Dataset, data_dir: Path, out: Path
-) -> Iterator[Recipe]:
-    """Yields what was measured of each preset; what was measured before is read from `out`."""
-    small = data_dir / "resized"
-    write_resized(dataset, SIDE, small)
-    resized = data.open_dataset(f"folder:{small}")
-    line = StatusLine("recipes")
-    for number, preset in enumerate(presets, start=1):
-        line.say(f"{preset}, {number} of {len(presets)}")
-        stored = out / f"{preset}.json"
-        if not stored.exists():
-            write_json(stored, measure(preset, dataset, resized, data_dir, out)._asdict())
-        yield Recipe(**read_json(stored, "remove it"))
-    line.clear()
 
 
 def main() -> None:
@@ -192,24 +173,24 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     dataset = imagenet_shaped.prepare(arguments.data_dir)
-    recipes = list(measured(arguments.presets, dataset, arguments.data_dir, arguments.out))
+    recipes, line = [], StatusLine("recipes")
+    for number, preset in enumerate(arguments.presets, start=1):
+        line.say(f"{preset}, {number} of {len(arguments.presets)}")
+        stored = arguments.out / f"{preset}.json"
+        if not stored.exists():
+            found = measure(preset, dataset, arguments.data_dir, arguments.out)
+            write_json(stored, found._asdict())
+        recipes.append(Recipe(**read_json(stored, "remove it")))
+    line.clear()
     header = ("preset", "train, px", "test, px", "images/s", "memory, MB", "waiting, %", "tested")
-    lines = [
-        (
-            *(one.preset, one.size, one.test_size, f"{one.images_per_second:.1f}"),
-            *(f"{one.memory:,.0f}", f"{one.waiting:.0f}", one.test_pictures),
-        )
-        for one in recipes
-    ]
-    Table("recipes", header, lines).write(arguments.out, recipes)
     header_of_host = ("preset", "pictures/s per core", "cores", f"resized to {SIDE}", "cores")
-    lines_of_host = [
-        (
-            *(one.preset, f"{one.per_core:,.0f}", f"{WANTED / one.per_core:.0f}"),
-            *(f"{one.resized:,.0f}", f"{WANTED / one.resized:.0f}"),
-        )
-        for one in recipes
-    ]
+    lines, lines_of_host = [], []
+    for preset, side, tested, speed, memory, waiting, count, *rates in recipes:
+        measured = (f"{speed:.1f}", f"{memory:,.0f}", f"{waiting:.0f}", count)
+        lines.append((preset, side, tested, *measured))
+        cells = [cell for rate in rates for cell in (f"{rate:,.0f}", f"{WANTED / rate:.0f}")]
+        lines_of_host.append((preset, *cells))
+    Table("recipes", header, lines).write(arguments.out, recipes)
     Table("recipes_host", header_of_host, lines_of_host).write(arguments.out)
     print(f"\nin {arguments.out}: recipes.csv, recipes.md, recipes_host.md")
 

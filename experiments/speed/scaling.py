@@ -40,7 +40,6 @@ def series(base: Task, cores: int) -> dict[str, list[Task]]:
 
 
 def draw(curves: Mapping[str, list[Task]], rows: Sequence[Row], title: str, path: Path) -> None:
-    """Draws images/s against each field, with logarithmic axes."""
     figure = matplotlib.figure.Figure(figsize=(8, 6), layout="constrained")
     panels = figure.subplots(2, 2)
     for (field, tasks), axes in zip(curves.items(), panels.flat, strict=True):
@@ -49,10 +48,9 @@ def draw(curves: Mapping[str, list[Task]], rows: Sequence[Row], title: str, path
             axes.errorbar(
                 [getattr(row.task, field) for row in curve],
                 [row.median for row in curve],
-                yerr=ranges(curve),
+                ranges(curve),
+                fmt=("o-", "s--")[i],
                 color="#3b6ea5" if name == OURS else "gray",
-                marker="osD^vX*P"[i],
-                linestyle=("-", "--", ":", "-.")[i % 4],
                 capsize=2,
                 label=name,
             )

@@ -1,17 +1,13 @@
 """How fast is mnv2, compared to other frameworks?
 
 Each framework runs in its own process, on the same processors and with the same number of threads.
-The processes take turns, and while one is timed the others are stopped. So a change in the
-machine's speed affects all of them alike. Training is measured twice: as users run each framework,
-and with memory in huge pages for all. mnv2 has huge pages in both, since `mnv2.main` sets them up.
+The processes take turns, and while one is timed the others are stopped. Training is measured twice:
+as users run each framework, and with memory in huge pages for all. `load` is the reading of
+pictures, `feed` is training on them; they are crops of one photograph, in ImageNet's usual sizes.
 
 Prints images/s (the median of the rounds, and their range) and the peak memory of each process. A
-framework that is not installed, or that dies, is left out.
-
-`load` is the reading of pictures: JPEG decoding, Inception's crop and flip, compared to
-torchvision's loader; `feed` is training on such pictures. They are crops of one photograph, in
-ImageNet's usual sizes. `make throughput` installs the other frameworks into their own environment,
-and runs this command.
+framework that is not installed, or that dies, is left out. `make throughput` installs them into an
+environment of their own, and runs this command.
 """
 
 import dataclasses
@@ -40,32 +36,21 @@ TASKS = (
 )
 
 
-def _color(name: str) -> str:
-    """Returns blue for this project, light blue for its files in other runtimes."""
-    return "#3b6ea5" if name == OURS else "#a9c4e4" if name.startswith(OURS) else "silver"
-
-
 def draw_bars(rows: Sequence[Row], path: Path) -> None:
-    """Draws bars of images/s, with one panel for each task and its settings."""
-    by_title: dict[str, list[Row]] = {}
-    for row in rows:
-        by_title.setdefault(f"{row.task}\n{row.settings}", []).append(row)
-    columns = min(3, len(by_title))
-    lines = -(-len(by_title) // columns)
+    titles = list(dict.fromkeys(f"{row.task}\n{row.settings}" for row in rows))
+    columns = min(3, len(titles))
+    lines = -(-len(titles) // columns)
     figure = matplotlib.figure.Figure(figsize=(3.6 * columns, 3 * lines), layout="constrained")
-    for number, (title, unsorted) in enumerate(by_title.items(), start=1):
-        axes, here = (
-            figure.add_subplot(lines, columns, number),
-            sorted(unsorted, key=lambda row: row.median),
-        )
-        axes.barh(
-            [row.name for row in here],
-            [row.median for row in here],
-            xerr=ranges(here),
-            color=[_color(row.name) for row in here],
-            ecolor="black",
-            capsize=2,
-        )
+    for number, title in enumerate(titles, start=1):
+        axes = figure.add_subplot(lines, columns, number)
+        of_title = [row for row in rows if f"{row.task}\n{row.settings}" == title]
+        here = sorted(of_title, key=lambda row: row.median)
+        names, medians = [row.name for row in here], [row.median for row in here]
+        # Blue for this project, light blue for its files in other runtimes.
+        colors = [
+            "#3b6ea5" if name == OURS else "#a9c4e4" if OURS in name else "silver" for name in names
+        ]
+        axes.barh(names, medians, xerr=ranges(here), color=colors, ecolor="black", capsize=2)
         axes.set_xlabel("images/s")
         axes.set_title(title, fontsize=9)
         axes.tick_params(labelsize=8)

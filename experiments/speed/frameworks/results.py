@@ -13,8 +13,6 @@ HEADER = ("", "images/s", "memory, MiB", "images/s, huge pages for all", "memory
 
 
 class Row(NamedTuple):
-    """One framework at one task."""
-
     task: Task
     settings: str  # turns.AS_RUN or turns.PAGES
     name: str
@@ -23,7 +21,6 @@ class Row(NamedTuple):
 
     @property
     def median(self) -> float:
-        """Images per second: the median of the rounds."""
         return statistics.median(self.images_per_second)
 
 

@@ -4,12 +4,14 @@ Each framework is imported only by its own function, so each is optional.
 """
 
 import importlib.util
+import io
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from experiments.common.timing import Step
-from experiments.speed.frameworks import runtimes
 from experiments.speed.frameworks.tasks import AUGMENTATIONS, READING, Task
 from mnv2.runtime.errors import check_choice
 
@@ -138,31 +140,76 @@ def keras(task: Task) -> Step:
     return lambda: model.train_on_batch(images, labels)
 
 
-def onnxruntime(task: Task) -> Step:
-    """The network of `pytorch` in ONNX Runtime."""
-    return runtimes.onnxruntime(task, _onnx_model(task), task.images().transpose(0, 3, 1, 2))
+def _onnxruntime(task: Task, content: bytes, images: np.ndarray) -> Step:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = task.threads
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    given = {session.get_inputs()[0].name: np.ascontiguousarray(images)}
+    return lambda: session.run(None, given)
 
 
-def openvino(task: Task) -> Step:
-    """The network of `pytorch` in OpenVINO, in float32."""
-    return runtimes.openvino(task, _onnx_model(task), task.images().transpose(0, 3, 1, 2))
+def _openvino(task: Task, content: bytes, images: np.ndarray) -> Step:
+    import openvino
+
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": task.threads,
+    }
+    core = openvino.Core()
+    request: Any = core.compile_model(core.read_model(content), "CPU", settings)
+    request = request.create_infer_request()
+    given = openvino.Tensor(np.ascontiguousarray(images))
+    return lambda: request.infer({0: given})
 
 
-def litert(task: Task) -> Step:
-    """keras.applications, converted to TensorFlow Lite and run by XNNPACK."""
+def _litert(task: Task, content: bytes, images: np.ndarray) -> Step:
+    from ai_edge_litert.interpreter import Interpreter
+
+    from mnv2.deployment.exported import quantized
+
+    interpreter = Interpreter(model_content=content, num_threads=task.threads)
+    interpreter.allocate_tensors()
+    (given,) = interpreter.get_input_details()
+    interpreter.set_tensor(given["index"], quantized(images, given))
+    return interpreter.invoke
+
+
+def _of_pytorch(task: Task) -> tuple[bytes, np.ndarray]:
+    """Returns the network of `pytorch` as an ONNX file, and its input."""
+    import torch
+
+    images, file = task.images().transpose(0, 3, 1, 2), io.BytesIO()
+    example = (torch.zeros(images.shape),)
+    model = _torch_model(task).eval()
+    torch.onnx.export(model, example, file, input_names=["images"], dynamo=False)
+    return file.getvalue(), images
+
+
+def _of_keras(task: Task) -> tuple[bytes, np.ndarray]:
+    """Returns keras.applications' network as a file of TensorFlow Lite, and its input."""
     import keras
     import tensorflow as tf
 
     image = keras.Input((task.size, task.size, 3), task.batch)
     model = keras.Model(image, _keras_model(task)(image))
     # Converting a concrete function would leave batch norm unfolded, and most of it out of XNNPACK.
-    content = tf.lite.TFLiteConverter.from_keras_model(model).convert()
-    return runtimes.litert(task, content, task.images())
+    return tf.lite.TFLiteConverter.from_keras_model(model).convert(), task.images()
 
 
-def exported(runtime: Callable[..., Step], to: str) -> Callable[[Task], Step]:
-    """Returns what makes the step of this project's networks in a runtime, in a format."""
-    return lambda task: runtime(task, runtimes.exported(task, to), task.images())
+def _of_mnv2(task: Task, to: str) -> tuple[bytes, np.ndarray]:
+    """Returns this project's network as a file for normalised images and logits, and its input."""
+    from experiments.common.initialisation import random_network
+    from mnv2.deployment.formats import content
+    from mnv2.deployment.program import program_of
+    from mnv2.pretrained import Preprocessing, Pretrained
+
+    model, variables = random_network("mobilenet_v2", width=task.width)
+    loaded = Pretrained(model, variables, Preprocessing(), (task.size, task.size))
+    program = program_of(loaded, pixels=False, batch=task.batch)
+    return content(program, to, [task.images()]), task.images()
 
 
 class Framework(NamedTuple):
@@ -175,22 +222,32 @@ class Framework(NamedTuple):
 
 TORCH, ONNX = ("torchvision", "timm"), ("torchvision", "timm", "onnxscript")
 ALL, WITHOUT_PICTURES, INFER = ("train", "infer", "load", "feed"), ("train", "infer"), ("infer",)
-_to_onnx, _to_openvino = (
-    exported(run, "onnx") for run in (runtimes.onnxruntime, runtimes.openvino)
-)
-_to_litert = exported(runtimes.litert, "litert")
 CONTENDERS = {
     "mnv2": Framework(mnv2, (), ALL),
     "Flax": Framework(flax, (), WITHOUT_PICTURES),
     "PyTorch": Framework(pytorch, TORCH, ALL),
     "torch.compile": Framework(partial(pytorch, compiled=True), TORCH, WITHOUT_PICTURES),
     "Keras": Framework(keras, ("keras",), WITHOUT_PICTURES),
-    "ONNX Runtime": Framework(onnxruntime, ("onnxruntime", *ONNX), INFER),
-    "OpenVINO": Framework(openvino, ("openvino", *ONNX), INFER),
-    "LiteRT": Framework(litert, ("ai_edge_litert", "keras"), INFER),
-    "mnv2 in ONNX Runtime": Framework(_to_onnx, ("onnxruntime", "onnx"), INFER),
-    "mnv2 in OpenVINO": Framework(_to_openvino, ("openvino", "onnx"), INFER),
-    "mnv2 in LiteRT": Framework(_to_litert, ("ai_edge_litert", "litert_converter"), INFER),
+    "ONNX Runtime": Framework(
+        lambda task: _onnxruntime(task, *_of_pytorch(task)), ("onnxruntime", *ONNX), INFER
+    ),
+    "OpenVINO": Framework(
+        lambda task: _openvino(task, *_of_pytorch(task)), ("openvino", *ONNX), INFER
+    ),
+    "LiteRT": Framework(
+        lambda task: _litert(task, *_of_keras(task)), ("ai_edge_litert", "keras"), INFER
+    ),
+    "mnv2 in ONNX Runtime": Framework(
+        lambda task: _onnxruntime(task, *_of_mnv2(task, "onnx")), ("onnxruntime", "onnx"), INFER
+    ),
+    "mnv2 in OpenVINO": Framework(
+        lambda task: _openvino(task, *_of_mnv2(task, "onnx")), ("openvino", "onnx"), INFER
+    ),
+    "mnv2 in LiteRT": Framework(
+        lambda task: _litert(task, *_of_mnv2(task, "litert")),
+        ("ai_edge_litert", "litert_converter"),
+        INFER,
+    ),
 }
 
 
@@ -228,24 +285,19 @@ def _torch_batches(task: Task) -> Iterator[Any]:
     import torch
     from torchvision import datasets, transforms
 
-    policies = {
-        "random": transforms.RandAugment,
-        "trivial_wide": transforms.TrivialAugmentWide,
-        "auto_imagenet": transforms.AutoAugment,
-    }
-    policy = policies.get(task.augmentation)
-    view = transforms.Compose(
-        [
-            transforms.RandomResizedCrop(task.size, scale=(0.05, 1)),
-            transforms.RandomHorizontalFlip(),
-            *([policy()] if policy else []),
-            transforms.ToTensor(),
-            transforms.Normalize((0.5,), (0.5,)),
-            *([transforms.RandomErasing(1.0)] if task.augmentation == "erasing" else []),
-        ]
-    )
+    crop = transforms.RandomResizedCrop(task.size, scale=(0.05, 1))
+    view = [crop, transforms.RandomHorizontalFlip()]
+    if task.augmentation == "random":
+        view.append(transforms.RandAugment())
+    elif task.augmentation == "trivial_wide":
+        view.append(transforms.TrivialAugmentWide())
+    elif task.augmentation == "auto_imagenet":
+        view.append(transforms.AutoAugment())
+    view += [transforms.ToTensor(), transforms.Normalize((0.5,), (0.5,))]
+    if task.augmentation == "erasing":
+        view.append(transforms.RandomErasing(1.0))
     loader = torch.utils.data.DataLoader(
-        datasets.ImageFolder(f"{task.pictures}/train", view),
+        datasets.ImageFolder(f"{task.pictures}/train", transforms.Compose(view)),
         task.batch,
         shuffle=True,
         drop_last=True,
@@ -262,15 +314,3 @@ def _keras_model(task: Task) -> Any:
     shape = (task.size, task.size, 3)
     network = keras.applications.MobileNetV2
     return network(shape, task.width, weights=None, classifier_activation=None)
-
-
-def _onnx_model(task: Task) -> bytes:
-    import io
-
-    import torch
-
-    model = _torch_model(task).eval()
-    image = torch.zeros(task.batch, 3, task.size, task.size)
-    file = io.BytesIO()
-    torch.onnx.export(model, (image,), file, input_names=["images"], dynamo=False)
-    return file.getvalue()

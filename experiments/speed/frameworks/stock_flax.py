@@ -57,7 +57,6 @@ class StockNetwork(nn.Module):
         return self.strides
 
     def separable(self, conv_bn: Callable[..., Any], images: Array) -> Array:
-        """Applies the layers of V1 before the pooling."""
         stem, *features = mobilenet_v1.scaled_channels(self.width)
         stem_stride, *strides = self._strides()
         x = conv_bn(images, stem, 3, stem_stride)
@@ -67,7 +66,6 @@ class StockNetwork(nn.Module):
         return x
 
     def inverted_residuals(self, conv_bn: Callable[..., Any], images: Array) -> Array:
-        """Applies the layers of V2 before the pooling."""
         channels = mobilenet_v2.scaled_channels(self.width)
         stem_stride, *strides = self._strides()
         x = conv_bn(images, channels.stem, 3, stem_stride)
@@ -80,7 +78,6 @@ class StockNetwork(nn.Module):
         return conv_bn(x, channels.last, 1)
 
     def hourglasses(self, conv_bn: Callable[..., Any], images: Array) -> Array:
-        """Applies the layers of ResNet-50 before the pooling."""
         stem, pool, *strides = self._strides()
         relu = nn.relu
         channels = make_divisible(64 * self.width)

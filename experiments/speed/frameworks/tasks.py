@@ -44,10 +44,8 @@ class Task:
         return f"{what}, {self.size} px, batch {self.batch}"
 
     def images(self) -> np.ndarray:
-        """Returns a batch of random images, float32, NHWC."""
         shape = (self.batch, self.size, self.size, 3)
         return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
     def labels(self) -> np.ndarray:
-        """Returns random labels for a batch, int32."""
         return np.random.default_rng(1).integers(0, 1000, self.batch).astype(np.int32)

@@ -11,12 +11,7 @@ def counted():
     return complexity.rows()
 
 
-def test_all_published_rows_are_counted(counted):
-    tables = [row.table for row in counted]
-    assert (tables.count("slim V2"), tables.count("slim V1")) == (22, 16)
-
-
-def test_exactly_the_known_rows_differ_and_each_has_a_reason(counted):
+def test_exactly_the_known_rows_differ(counted):
     differing = [
         (row.table, row.network, row.width, row.resolution) for row in counted if not row.agrees()
     ]
@@ -26,7 +21,6 @@ def test_exactly_the_known_rows_differ_and_each_has_a_reason(counted):
         *(("slim V1", "mobilenet_v1", 0.75, size) for size in (224, 192, 160, 128)),
         ("slim V1", "mobilenet_v1", 0.25, 192),
     ]
-    assert all(complexity.reason(row) != "not known" for row in counted if not row.agrees())
 
 
 def test_a_wrong_count_does_not_agree(counted):

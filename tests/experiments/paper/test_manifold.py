@@ -1,6 +1,5 @@
 import sys
 
-import numpy as np
 import pytest
 
 from experiments.paper import manifold
@@ -11,20 +10,6 @@ def test_mean_collapse_over_many_draws_agrees_with_theorem_1():
     for dimensions in (2, 3, 5):
         row = manifold.measure(curve, dimensions, draws=2000)
         assert row.collapsed == pytest.approx(row.theorem, abs=0.01)  # four standard errors
-
-
-def test_theorem_1_in_closed_form():
-    # Fewer than two of n fair coins show heads: (n + 1) / 2^n.
-    for dimensions in manifold.DIMENSIONS:
-        expected = (dimensions + 1) / 2**dimensions
-        assert manifold.collapsed_by_theorem(dimensions) == pytest.approx(expected, rel=1e-6)
-
-
-def test_relu_loses_nothing_without_negative_values():
-    curve = np.abs(manifold.spiral(50))
-    matrix = np.abs(np.random.default_rng(0).normal(size=(7, 2)))
-    back = np.linalg.pinv(matrix) @ np.maximum(matrix @ curve, 0)
-    assert manifold._error(curve, back) < 1e-12
 
 
 def test_the_table_the_csv_and_the_picture_are_written(monkeypatch, tmp_path, capsys):

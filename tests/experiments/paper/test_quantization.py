@@ -6,7 +6,7 @@ from experiments.paper.quantization import FLOAT
 
 def test_costs_are_paired_by_seed_and_have_intervals_from_three_seeds_on(tmp_path):
     runs = {
-        (arm, seed): {form: top1 - (form != FLOAT) * cost for form in quantization.FORMS}
+        (arm, seed): {form: top1 - (form != FLOAT) * cost for form in quantization.FORMATS}
         for arm, seeds, cost in (("linear", 3, 2.0), ("relu6", 2, 0.5))
         for seed, top1 in enumerate((84.0, 80.0, 82.0)[:seeds])
     }

@@ -12,9 +12,10 @@ def test_costs_are_paired_with_the_network_that_was_trained_on_in_float32(tmp_pa
         for arm in ("linear", "relu6")
         for seed, top1 in enumerate((84.0, 82.0, 80.0))
     }
-    lines = list(quantized_training.lines_of(runs))
+    table = quantized_training.table_of(runs)
+    lines = table.lines
     assert [line[:2] for line in lines] == [["linear", "3"], ["relu6", "3"]]
-    assert len(lines[0]) == len(quantized_training.HEADER)
+    assert len(lines[0]) == len(table.header)
     expected = ["-1.00 ± 0.00", "-0.50 ± 0.00", "-20.00 ± 0.00", "-2.00 ± 0.00", "99.0 / 98.0"]
     assert lines[0][3:] == expected
     quantized_training.draw(runs, tmp_path / "costs.png")

@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 
 from experiments.paper.slices import in_slices, inverted_residual_by_slices
-from mnv2.models import create_model, fold_batch_norm
+from mnv2.models import fold_batch_norm
 from mnv2.models.blocks import ConvBN, Conventions, InvertedResidual
-from mnv2.runtime.errors import UserError
-from tests.deployment.networks import SHORT
 from tests.variables import random_variables
 
 
@@ -53,18 +51,6 @@ def test_any_number_of_slices_gives_the_same_result(features, stride, expansion,
         assert error < 1e-5, splits
 
 
-def test_the_whole_network_in_slices_gives_the_same_logits():
-    images = jnp.asarray(np.random.default_rng(1).normal(size=(2, 37, 45, 3)), jnp.float32)
-    model = create_model("mobilenet_v2", width=0.35, repeats=SHORT, num_classes=10)
-    variables = random_variables(model)
-    folded_variables = fold_batch_norm(model, variables)
-    quick = {"xla_backend_optimization_level": 0}
-    expected = jax.jit(model.apply, compiler_options=quick)(folded_variables, images)
-    with in_slices(3):
-        ours = jax.jit(lambda *x: model.apply(*x), compiler_options=quick)(folded_variables, images)
-    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
-
-
 def test_only_one_slice_of_the_expanded_tensor_exists_at_a_time():
     x = jax.ShapeDtypeStruct((1, 64, 64, 16), jnp.float32)
     whole = Block(16, 1, 6)
@@ -78,10 +64,3 @@ def test_only_one_slice_of_the_expanded_tensor_exists_at_a_time():
         return jax.jit(by_slices).lower(x, params).compile().memory_analysis().temp_size_in_bytes
 
     assert temporary(6) < 0.5 * temporary(1)
-
-
-def test_slices_are_refused_with_batch_norm():
-    block = Block(16, 1, 6)
-    variables = random_variables(block, 16)
-    with in_slices(2), pytest.raises(UserError, match="folded batch norm"):
-        block.apply(variables, jnp.zeros((1, 8, 8, 16)))

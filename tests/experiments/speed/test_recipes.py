@@ -2,7 +2,7 @@ from experiments.speed import recipes
 from experiments.speed.recipes import Recipe
 
 
-def test_what_was_measured_before_is_not_measured_again(tmp_path, monkeypatch, fashion_mnist):
+def test_what_was_measured_before_is_not_measured_again(tmp_path, monkeypatch):
     tried = []
 
     def measure(preset, *_):
@@ -10,12 +10,14 @@ def test_what_was_measured_before_is_not_measured_again(tmp_path, monkeypatch, f
         return Recipe(preset, 176, 224, 31.7, 3484.0, 0.5, 1000, 163.5, 170.0)
 
     monkeypatch.setattr(recipes, "measure", measure)
-    monkeypatch.setattr(recipes, "write_resized", lambda *_: None)
-    monkeypatch.setattr(recipes.data, "open_dataset", lambda _: fashion_mnist)
-    first = list(recipes.measured(["timm"], fashion_mnist, tmp_path, tmp_path))
-    both = list(recipes.measured(["timm", "paper"], fashion_mnist, tmp_path, tmp_path))
+    monkeypatch.setattr(recipes.imagenet_shaped, "prepare", lambda _: None)
+    for presets in (["timm"], ["timm", "paper"]):
+        arguments = ["recipes", "--presets", *presets, "--out", str(tmp_path)]
+        monkeypatch.setattr("sys.argv", arguments)
+        recipes.main()
     assert tried == ["timm", "paper"]
-    assert both[0] == first[0] == measure("timm")
+    lines = (tmp_path / "recipes.md").read_text().splitlines()
+    assert lines[2:] == [f"| {name} | 176 | 224 | 31.7 | 3,484 | 0 | 1000 |" for name in tried]
 
 
 def test_the_command_keeps_the_sizes_of_a_preset_and_makes_its_batch_smaller(tmp_path):

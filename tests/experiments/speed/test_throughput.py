@@ -44,11 +44,14 @@ def test_frameworks_take_turns_and_results_are_written(quick_task, monkeypatch, 
 
 
 def test_a_framework_that_dies_is_left_out(quick_task, monkeypatch, tmp_path, capsys):
-    def ready_and_killed(contender):
-        contender.process.kill()
-        return True
+    answer = Contender.answer
 
-    monkeypatch.setattr(Contender, "ready", ready_and_killed)
+    def answers_and_dies(contender, *seconds):
+        found = answer(contender, *seconds)
+        contender.process.kill()
+        return found
+
+    monkeypatch.setattr(Contender, "answer", answers_and_dies)
     with pytest.raises(UserError, match="no framework could be measured"):
         run(monkeypatch, *FEW, "--out", tmp_path)
     assert "mnv2 is left out: it died" in capsys.readouterr().err

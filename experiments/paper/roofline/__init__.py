@@ -1,1 +1,0 @@
-"""The measurements and predictions of `experiments.paper.latency`: networks, layers, machines."""
