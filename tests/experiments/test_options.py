@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -35,3 +36,10 @@ def test_no_number_is_taken_that_cannot_be(option, value, capsys):
     assert ended.value.code == 2
     message = rf"error: --{option} must be .*, got '{value}'.*\n"
     assert re.fullmatch(message, capsys.readouterr().err)
+
+
+def test_an_old_name_says_the_new_one():
+    command = [sys.executable, "-m", "experiments.complexity"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: experiments.complexity is now experiments.paper.complexity\n"
