@@ -22,7 +22,7 @@ DOCS = FOLDER.parent / "docs"
 RUNS = Path("runs")
 PAGES = (
     *(FOLDER / name / "RESULTS.md" for name in ("paper", "speed")),
-    *(DOCS / f"{name}.md" for name in ("accelerators", "recipes", "ablations")),
+    *(DOCS / f"{name}.md" for name in ("accelerators", "gpu_limits", "recipes", "ablations")),
 )
 TABLE = re.compile(
     r"(<!-- (?P<name>\w+): measured by a command -->\n).*?(<!-- end of (?P=name) -->)", re.DOTALL

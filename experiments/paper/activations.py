@@ -26,7 +26,7 @@ from experiments.common.initialisation import unoptimised
 from experiments.common.table import Table
 from experiments.paper import shortcuts
 from mnv2 import data, pretrained
-from mnv2.models.batch_norm import BatchNorm
+from mnv2.models import blocks
 from mnv2.ops import relu6
 from mnv2.preprocess import Pipeline
 from mnv2.preprocess.host import View
@@ -65,11 +65,16 @@ def before_activation(
     found: dict[str, Array] = {}
 
     def note(following: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        if not isinstance(context.module, BatchNorm) or context.method_name != "__call__":
+        layer = context.module
+        if not isinstance(layer, blocks.ConvBN) or context.method_name != "__call__":
             return following(*args, **kwargs)
-        if args[0].shape[-1] == context.module.features:  # without ReLU6, which the layer applies
-            args = args[:2]
-        return found.setdefault("/".join(context.module.path[:-1]), following(*args, **kwargs))
+        activation = layer.activation
+        object.__setattr__(layer, "activation", blocks.linear)  # Flax's modules cannot be changed
+        output = following(*args, **kwargs)
+        object.__setattr__(layer, "activation", activation)
+        if layer.batch_norm:
+            found.setdefault("/".join(layer.path), output)
+        return activation(output)
 
     with nn.intercept_methods(note):
         model.apply(
