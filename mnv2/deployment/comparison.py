@@ -89,7 +89,7 @@ def table(rows: Sequence[Compared], program: Program, source: str, threads: int)
         )
     batch = program.image.shape[0]
     lines.append(
-        f"difference: the largest of {program.description.output}, to JAX, on {source}\n"
+        f"difference: the largest of {program.description.output_name}, to JAX, on {source}\n"
         f"times: median of {TIMED} calls with {batch} image{'s' * (batch > 1)}, "
         f"{threads} thread{'s' * (threads > 1)} (StableHLO: as many as JAX takes)"
     )

@@ -27,7 +27,7 @@ def task_metadata(about: Description, labels: str | None) -> bytes:
     picture = {0: _RGB if about.channels == 3 else _GRAY, 1: size}
     unit = {0: _NORMALIZATION, 1: {0: mean, 1: std}}
     shown = {0: IMAGE, 3: {0: _PICTURE, 1: picture}, 4: [unit], 5: {0: high, 1: low}}
-    found: dict[int, Any] = {0: about.output, 3: {0: _FEATURE, 1: {}}}
+    found: dict[int, Any] = {0: about.output_name, 3: {0: _FEATURE, 1: {}}}
     if about.pixels:  # logits have no limits
         found[5] = {0: [1.0], 1: [0.0]}
     if labels is not None:

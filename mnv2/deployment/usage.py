@@ -42,11 +42,7 @@ def open_weights(
     else:
         network = _rescaled(load_classifier(str(weights), image_size), mean, std)
     if resize is not None:
-        seen = network.preprocess.with_view(resize)
-        if isinstance(network, Pretrained):
-            network = dataclasses.replace(network, preprocess=seen)
-        else:
-            network = network.with_preprocess(seen)
+        network = dataclasses.replace(network, preprocess=network.preprocess.with_view(resize))
     if classes is None:
         return network
     if isinstance(classes, str | Path):
