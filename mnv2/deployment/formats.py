@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -74,20 +74,20 @@ def content(
         ) from error
 
 
-def _litert(program: "Program", calibration: Sequence[np.ndarray], dynamic: bool) -> bytes:
+def _litert(program: "Program", *_: Any) -> bytes:
     from mnv2.deployment.litert import to_litert, with_description
 
     return with_description(to_litert(program), program.description)
 
 
-def _litert_int8(program: "Program", calibration: Sequence[np.ndarray], dynamic: bool) -> bytes:
+def _litert_int8(program: "Program", calibration: Sequence[np.ndarray], _: bool) -> bytes:
     from mnv2.deployment.litert import to_litert, with_description
     from mnv2.deployment.quantization import quantize_litert
 
     return with_description(quantize_litert(to_litert(program), calibration), program.description)
 
 
-def _onnx(program: "Program", calibration: Sequence[np.ndarray], dynamic: bool) -> bytes:
+def _onnx(program: "Program", _: Any, dynamic: bool) -> bytes:
     from mnv2.deployment.onnx import to_onnx
 
     return bytes(to_onnx(program, dynamic=dynamic).SerializeToString())
@@ -98,12 +98,12 @@ def _onnx_int8(program: "Program", calibration: Sequence[np.ndarray], dynamic: b
 
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-        source.write_bytes(_onnx(program, calibration, dynamic))
+        source.write_bytes(_onnx(program, (), dynamic))
         quantize_onnx(source, target, calibration)
         return target.read_bytes()
 
 
-def _stablehlo(program: "Program", calibration: Sequence[np.ndarray], dynamic: bool) -> bytes:
+def _stablehlo(program: "Program", _: Any, dynamic: bool) -> bytes:
     import jax
 
     image = program.image
