@@ -24,7 +24,6 @@ from mnv2.runtime.errors import UserError, check_choice
 from mnv2.runtime.files import AnyPath, did_you_mean, given_folder, in_bucket, matches, replacing
 from mnv2.runtime.layout import NETWORK
 
-FORMATS = ("mnv2", "keras", "torch", "slim")
 NAMING_SCHEMES = {  # of `save`, with the suffixes of their files
     "mnv2": (".safetensors",),
     "keras": (".h5",),
@@ -32,13 +31,7 @@ NAMING_SCHEMES = {  # of `save`, with the suffixes of their files
 }
 
 
-def load(
-    path: str | Path,
-    *,
-    format: str | None = None,
-    drop_background: bool = False,
-    need_head: bool = True,
-) -> Pretrained:
+def load(path: str | Path, *, drop_background: bool = False, need_head: bool = True) -> Pretrained:
     """Loads a file: builds the network that the file holds, with its weights.
 
     keras   `.h5`, `.weights.h5` and `.keras` files of MobileNet and MobileNetV2 from
@@ -50,19 +43,15 @@ def load(
     slim    checkpoints `model.ckpt-N` of both networks, given by their common prefix or folder
     mnv2    the folder of a run, or a `.safetensors` file that `save` wrote
 
-    The format is told by the content of the file. `format`, one of these four names, insists on
-    one. If there is no file `path`, it may be the name of a repository on the Hugging Face hub.
-    `drop_background` removes the first of slim's 1001 classes. Unless `need_head`, a head that
-    is not understood is left out, after a note, instead of being refused.
+    The format is told by the content of the file. If there is no file `path`, it may be the name of
+    a repository on the Hugging Face hub. `drop_background` removes the first of slim's 1001
+    classes. Unless `need_head`, a head that is not understood is left out, after a note, instead of
+    being refused.
 
     Raises UserError if the file cannot be read, if it holds another network, or if a tensor is
     missing, unexpected, misshapen or not finite.
     """
-    if format is not None:
-        check_choice(format, FORMATS, "format")
-    loaded = (
-        _read_run_on_gcs(str(path), format) if in_bucket(path) else _read(path, format, need_head)
-    )
+    loaded = _read_run_on_gcs(str(path)) if in_bucket(path) else _read(path, need_head)
     return loaded.without_background() if drop_background else loaded
 
 
@@ -132,8 +121,8 @@ def reading(path: AnyPath) -> Iterator[None]:
         ) from error
 
 
-def _read(path: str | Path, format: str | None, need_head: bool) -> Pretrained:
-    """Reads a local file or folder, or a repository; `format` is the only one to accept."""
+def _read(path: str | Path, need_head: bool) -> Pretrained:
+    """Reads a local file or folder, or a repository."""
     source = Path(path).expanduser()
     prefix = slim.find_prefix(source)
     if not source.exists() and prefix is None:
@@ -141,26 +130,24 @@ def _read(path: str | Path, format: str | None, need_head: bool) -> Pretrained:
             raise UserError(f"no such file: {source}{did_you_mean(source)}")
         source = hub.download(str(path))
     if native.is_run(source):
-        found = "mnv2"
-    elif prefix is not None:
-        found, source = "slim", prefix
-    else:
-        source = _file_in(source) if source.is_dir() else source
-        found = formats.format_of(source)
-    if format not in (None, found):
-        raise UserError(f"{source} has the format {found}, not {format}")
+        with reading(source):
+            return native.read_run(source)
+    if prefix is not None:
+        with reading(prefix):
+            return infer_network(slim.read(prefix), str(prefix))
+    source = _file_in(source) if source.is_dir() else source
+    found = formats.format_of(source)
     with reading(source):
         if found == "mnv2":
-            return native.read_run(source) if source.is_dir() else native.read(source)
-        read = {"keras": keras.read, "torch": torch.read}.get(found)
-        contents = read(source, need_head) if read else slim.read(source)
+            return native.read(source)
+        contents = (keras if found == "keras" else torch).read(source, need_head)
         return infer_network(contents, str(source))
 
 
-def _read_run_on_gcs(address: str, format: str | None) -> Pretrained:
+def _read_run_on_gcs(address: str) -> Pretrained:
     """Reads the folder of a run on Google Cloud Storage; of other files the libraries read none."""
     folder = given_folder(address, "weights")
-    if format not in (None, "mnv2") or not native.is_run(folder):
+    if not native.is_run(folder):
         raise UserError(
             f"{folder} is not the folder of a run (it has no {NETWORK}): other weights are read "
             "from local files only; copy them first"
@@ -186,10 +173,7 @@ def _file_in(folder: Path) -> Path:
 # Fields that change nothing of what a network computes in evaluation: what training alone uses, and
 # the type of numbers.
 SAME_RESULTS = ("bn_momentum", "bn_frozen", "dropout", "axis_name", "dtype")
-CONVENTIONS = {
-    "keras": {"padding": "same", "bn_epsilon": 1e-3},
-    "torchvision": {"padding": "symmetric", "bn_epsilon": 1e-5},
-}
+CONVENTIONS = {"keras": keras.FIELDS["mobilenet_v2"], "torchvision": torch.FIELDS}
 
 
 def _check_buildable(pretrained: Pretrained, names: str) -> None:

@@ -99,9 +99,8 @@ def restore(
 
     Raises UserError as `check_tensors` does, and for images that are neither gray nor RGB.
     """
-    stems = (arrays.get(f"params/{path}stem/kernel") for path in ("", "backbone/"))
-    stem = next((x for x in stems if x is not None), None)
-    channels = 3 if stem is None or np.ndim(stem) != 4 else np.shape(stem)[2]
+    stem = arrays.get("params/stem/kernel", arrays.get("params/backbone/stem/kernel"))
+    channels = 3 if np.ndim(stem) != 4 else np.shape(stem)[2]
     preprocess = _fit_channels(usage.preprocess, channels)
     check_tensors(arrays, shapes_of(model, channels), names)
     variables = {path: jnp.asarray(array, jnp.float32) for path, array in arrays.items()}
@@ -147,13 +146,9 @@ def check_tensors(
             named = first_few(names.get(path, path) for path in paths)
             raise UserError(f"it {problem} {named}")
     for path, shape in expected.items():
-        if arrays[path].shape != shape:
-            raise UserError(
-                f"{names.get(path, path)} has shape {arrays[path].shape} "
-                f"(h w i o, i o or c), expected {shape}"
-            )
-    for path in expected:
         array, what = np.asarray(arrays[path]), names.get(path, path)
+        if array.shape != shape:
+            raise UserError(f"{what} has shape {array.shape} (h w i o, i o or c), expected {shape}")
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise UserError(f"{what} has the type {array.dtype}, expected floating-point numbers")
         with np.errstate(over="ignore"):

@@ -71,13 +71,6 @@ def read(path: Path, need_head: bool = True) -> FileContents:
     Unless `need_head`, a head that is not understood is left out, after a note.
     """
     graph, tensors = (_read_tfjs if path.suffix == ".json" else _read_h5)(path)
-    return _contents(path, graph, tensors, need_head)
-
-
-def _contents(
-    path: Path, graph: keras_graph.Graph | None, tensors: dict[str, np.ndarray], need_head: bool
-) -> FileContents:
-    """Finds the network among the tensors of a file, and what its model does around it."""
     network = "mobilenet_v1" if "conv_pw_1/kernel" in tensors else "mobilenet_v2"
     names = tensor_names(network, TEMPLATES[network], SUFFIXES)
     if graph:
@@ -220,36 +213,27 @@ def _kind(folder: str) -> str:
 def _layers_without_model(folders: Collection[str]) -> dict[str, str]:
     """Returns the names of the layers that folders of a `.weights.h5` file belong to.
 
-    The number of depthwise convolutions tells the network, and its order the layers.
+    The number of depthwise convolutions tells the network, and its order the layers. An unexpected
+    layer keeps its number, which `check_tensors` then rejects.
     """
+    layers = {x: x.rpartition("/")[2] for x in folders if _kind(x) in NUMBERED_VARIABLES}
     depthwise = [folder for folder in folders if _kind(folder) == "depthwise_conv2d"]
     network = {count: name for name, count in NUM_BLOCKS.items()}.get(len(depthwise))
-    known = {}
-    if network:
-        model = depthwise[0].rpartition("/")[0]
-        known = {f"{model}/{x}": layer for x, layer in _numbered_layers(network).items()}
-    return {
-        # An unexpected layer keeps its number, which `check_tensors` then rejects.
-        folder: known.get(folder, folder.rpartition("/")[2])
-        for folder in folders
-        if _kind(folder) in NUMBERED_VARIABLES
-    }
-
-
-def _numbered_layers(network: str) -> dict[str, str]:
-    """Returns Keras' names of the layers by class and number: Conv1 for conv2d, ..."""
+    if network is None:
+        return layers
     kinds = {
         "/bn/scale": "batch_normalization",
         "/depthwise/kernel": "depthwise_conv2d",
         "/classifier/kernel": "conv2d" if network == "mobilenet_v1" else "dense",
         "/kernel": "conv2d",
     }
-    layers = {}
     used = Counter[str]()
     templates = TEMPLATES[network] | {"classifier": TOPS[network]}
     for path, name in tensor_names(network, templates, SUFFIXES).items():
         if kind := next((kinds[suffix] for suffix in kinds if path.endswith(suffix)), None):
-            layers[keras_graph.numbered(kind, used)] = name.partition("/")[0]
+            folder = f"{depthwise[0].rpartition('/')[0]}/{keras_graph.numbered(kind, used)}"
+            if folder in layers:
+                layers[folder] = name.partition("/")[0]
     return layers
 
 

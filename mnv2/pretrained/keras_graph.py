@@ -61,22 +61,19 @@ class Graph(NamedTuple):
 
 
 def read(text: str | bytes) -> Graph:
-    """Reads the JSON of a model. Raises UserError if it does not list the layers of the model."""
-    try:
-        model = json.loads(text)
-        config = _with_layers(model["config"])
-        if "layers" not in config:
-            raise UserError(
-                f"its model is of the class {model['class_name']}, whose layers the file "
-                "does not list: save the network in it as a functional or sequential model"
-            )
-        layers: list[Layer] = []
-        output = _read_model(config, [], "", layers)
-    except (AttributeError, IndexError, KeyError, TypeError, json.JSONDecodeError) as error:
+    """Reads the JSON of a model.
+
+    Raises UserError if it does not list the layers of the model, others if it is damaged.
+    """
+    model = json.loads(text)
+    config = _with_layers(model["config"])
+    if "layers" not in config:
         raise UserError(
-            f"the description of its model is not as Keras writes it "
-            f"({type(error).__name__}: {error})"
-        ) from error
+            f"its model is of the class {model['class_name']}, whose layers the file does not "
+            "list: save the network in it as a functional or sequential model"
+        )
+    layers: list[Layer] = []
+    output = _read_model(config, [], "", layers)
     return Graph(layers, output)
 
 

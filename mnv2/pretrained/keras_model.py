@@ -30,9 +30,6 @@ BACKBONE_LAYERS = (
 )
 # The names that the first and the last layer with variables have in keras.applications.
 ENDS = {"mobilenet_v1": ("conv1", "conv_pw_13_bn"), "mobilenet_v2": ("Conv1", "Conv_1_bn")}
-# The ReLU6 of the stem, of two layers in each block, and of V2's last convolution instead of the
-# expansion that its first block lacks.
-RELUS = {network: 1 + 2 * count for network, count in NUM_BLOCKS.items()}
 # The strides of the depthwise convolutions.
 STRIDES = {
     "mobilenet_v1": V1_STRIDES[1:],
@@ -43,17 +40,10 @@ OUTPUTS = {"softmax": "softmax", "sigmoid": "sigmoid", "linear": "softmax"}
 # How pictures are cropped and resized for a user's own model.
 KERAS_VIEW: dict[str, Any] = {"view": named_view("keras")}
 EPSILON = 1e-3  # of the batch norm of keras.applications
-# The classes of layers that do nothing in evaluation.
-IDENTITY_LAYERS = frozenset(
-    (
-        *("InputLayer", "Identity", "Dropout", "SpatialDropout2D", "ActivityRegularization"),
-        *("GaussianDropout", "GaussianNoise", "AlphaDropout", "AugMix", "RandAugment"),
-        *("RandomBrightness", "RandomColorDegeneration", "RandomColorJitter", "RandomContrast"),
-        *("RandomElasticTransform", "RandomErasing", "RandomFlip", "RandomGaussianBlur"),
-        *("RandomGrayscale", "RandomHeight", "RandomHue", "RandomInvert", "RandomPerspective"),
-        *("RandomPosterization", "RandomRotation", "RandomSaturation", "RandomSharpness"),
-        *("RandomShear", "RandomTranslation", "RandomWidth", "RandomZoom"),
-    )
+# The classes of layers that do nothing in evaluation, as do Random... except for RandomCrop.
+IDENTITY_LAYERS = (
+    *("InputLayer", "Identity", "Dropout", "SpatialDropout2D", "ActivityRegularization"),
+    *("GaussianDropout", "GaussianNoise", "AlphaDropout", "AugMix", "RandAugment"),
 )
 # The interpolations of Resizing and UpSampling2D -> the method of Preprocessing.
 METHODS = {"bilinear": "tensorflow", "nearest": "nearest"}
@@ -128,12 +118,6 @@ def read(
         around = {id(layer) for layer in (*before, *after)}
         backbone = [layer for layer in graph.layers if id(layer) not in around]
         _check_backbone(backbone, network)
-        relus = sum(_activation_of(layer) == "relu6" for layer in backbone)
-        if relus != RELUS[network]:
-            raise UserError(
-                f"it is not the {network} of keras.applications: it has {relus} ReLU6, not "
-                f"{RELUS[network]}"
-            )
         return Model(rest, changes, size, *_read_head(after, rest, size))
     except UserError as error:
         if need_head:
@@ -173,7 +157,7 @@ def _check_backbone(layers: Sequence[Layer], network: str) -> None:
     strides = iter(STRIDES[network])
     for layer in layers:
         config, problem = layer.config, ""
-        if layer.kind not in BACKBONE_LAYERS and layer.kind not in IDENTITY_LAYERS:
+        if layer.kind not in BACKBONE_LAYERS and not _is_identity(layer):
             problem = "does not belong to it"
         elif layer.kind == "BatchNormalization" and not math.isclose(config["epsilon"], EPSILON):
             problem = f"has the epsilon {config['epsilon']}, not {EPSILON}"
@@ -202,7 +186,7 @@ def read_pixels(layers: Sequence[Layer], tensors: Tensors) -> tuple[dict[str, An
     size = None
     for layer in layers:
         size = _fixed_size(layer) or size
-        if layer.kind in IDENTITY_LAYERS or _does_nothing(layer):
+        if _is_identity(layer) or _does_nothing(layer):
             continue
         if layer.kind in ("Resizing", "UpSampling2D") and "view" not in changes:
             first = size
@@ -312,13 +296,19 @@ def _application(config: Mapping[str, Any]) -> str | None:
     return name if parent.endswith("applications") else ""
 
 
+def _is_identity(layer: Layer) -> bool:
+    """Returns whether a layer does nothing in evaluation, whatever its settings are."""
+    is_random = layer.kind.startswith("Random") and layer.kind != "RandomCrop"
+    return is_random or layer.kind in IDENTITY_LAYERS
+
+
 def _does_nothing(layer: Layer) -> bool:
     """Returns whether a layer with these settings does nothing, or what the network does itself."""
     config = layer.config
     if layer.kind.lower() == "cast":
         return "float" in str(config.get("dtype", "float32"))
     if layer.kind == "Activation":
-        return config["activation"] in (None, "linear")
+        return _activation_of(layer) == "linear"
     # Older versions pad before the stem, as the padding `same` does.
     return layer.kind == "ZeroPadding2D" and layer.name in ("Conv1_pad", "conv1_pad")
 
@@ -360,7 +350,7 @@ def _read_head(
     for layer in layers:
         kind, config = layer.kind, layer.config
         is_linear = bool(head) and head[-1].activation == "linear"
-        if kind in IDENTITY_LAYERS or (pooled and _keeps_features(layer, tensors, head)):
+        if _is_identity(layer) or (pooled and _keeps_features(layer)):
             continue
         if kind == "GlobalAveragePooling2D" or (
             kind == "AveragePooling2D" and whole and tuple(config["pool_size"]) == whole
@@ -375,7 +365,11 @@ def _read_head(
         elif is_linear and (name := _activation_of(layer)):
             head[-1] = head[-1]._replace(activation=name)
         else:
-            raise _unsupported(layer, whole, pooled)
+            unpooled = "" if pooled else " on the map, which is not averaged as a whole"
+            raise UserError(
+                f"{layer} is not supported{unpooled}: a head may have GlobalAveragePooling2D, "
+                "Dropout, BatchNormalization and Dense; save the backbone alone"
+            )
     if not head:
         return [], "softmax"
     if not any(layer.kind in ("Dense", "Conv2D") for layer in layers):
@@ -394,16 +388,13 @@ def _read_head(
     return float32, OUTPUTS[last]
 
 
-def _keeps_features(layer: Layer, tensors: Tensors, dense: Sequence[Dense]) -> bool:
+def _keeps_features(layer: Layer) -> bool:
     """Returns whether a layer changes only the shape of pooled features, or nothing at all."""
-    if layer.kind in ("Flatten", "GlobalAveragePooling2D", "GlobalMaxPooling2D"):
-        return True
     if layer.kind == "Reshape":
-        last_maps = (tensors.get(f"{name}/beta") for _, name in ENDS.values())
-        biases = [layer.bias for layer in dense] or [x for x in last_maps if x is not None]
         *others, last = layer.config["target_shape"]
-        return all(side in (1, -1) for side in others) and last in (biases[-1].size, -1)
-    return layer.kind == "Activation" and _activation(layer.config["activation"]) == "linear"
+        return all(side == 1 for side in others) and last != 1
+    pools = ("Flatten", "GlobalAveragePooling2D", "GlobalMaxPooling2D")
+    return layer.kind in pools or _activation_of(layer) == "linear"
 
 
 def _dense(layer: Layer, tensors: Tensors) -> Dense | None:
@@ -453,14 +444,3 @@ def _relu(config: Mapping[str, Any]) -> str:
         return "leaky or shifted relu"
     limit = config.get("max_value")
     return {None: "relu", 6: "relu6"}.get(limit, f"relu up to {limit}")
-
-
-def _unsupported(layer: Layer, whole: Size | None, pooled: bool) -> UserError:
-    reason = ""
-    if not pooled and layer.kind not in ("GlobalMaxPooling2D", "MaxPooling2D"):
-        size = f" of {whole[0]} x {whole[1]}" if whole else ""
-        reason = f" on the map{size}, which is not averaged as a whole"
-    return UserError(
-        f"{layer} is not supported{reason}: a head may have GlobalAveragePooling2D, "
-        "Dropout, BatchNormalization and Dense; save the backbone alone"
-    )

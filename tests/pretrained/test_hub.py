@@ -14,18 +14,21 @@ from tests.pretrained import reference
 from tests.pretrained.test_torch import REFERENCE
 
 
-def test_the_reason_of_the_hub_is_one_line(monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (errors.LocalEntryNotFoundError("Got: refused\nPlease check"), "Got: refused Please check"),
+        (PermissionError(errno.EACCES, "Permission denied", "/a"), ".*denied: '/a'"),
+        (TimeoutError(), "TimeoutError"),
+    ],
+)
+def test_the_reason_of_the_hub_is_one_line(error, reason, monkeypatch):
     def fail(*_, **__):
         raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    for error, reason in (
-        (errors.LocalEntryNotFoundError("Got: refused\nPlease check"), "Got: refused Please check"),
-        (PermissionError(errno.EACCES, "Permission denied", "/a"), r".*denied: '/a'"),
-        (TimeoutError(), "TimeoutError"),
-    ):
-        with pytest.raises(UserError, match=f"^no file a/b, and from the hub: {reason}$"):
-            hub.download("a/b")
+    with pytest.raises(UserError, match=f"^no file a/b, and from the hub: {reason}$"):
+        hub.download("a/b")
 
 
 @pytest.mark.parametrize(
