@@ -24,14 +24,7 @@ import numpy as np
 from mnv2.deployment.options import add_weights_options, weights_options
 from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.runtime.errors import UserError
-from mnv2.runtime.files import (
-    PICTURES,
-    check_file,
-    did_you_mean,
-    replacing,
-    write_json,
-    write_text,
-)
+from mnv2.runtime.files import PICTURES, check_file, did_you_mean, replacing, write_json, write_text
 from mnv2.runtime.machine import keep_compiled_programs
 from mnv2.runtime.terminal import StatusLine, as_line, drawn, first_few, note, warn
 

@@ -390,7 +390,7 @@ def test_wrong_options_for_weights_are_refused_before_anything_is_computed(
         (["--mean", "a", "--std", "1"], "--mean must be a number, or one per channel"),
         (["--mean", "nan", "--std", "1"], "as 0.485,0.456,0.406, got 'nan'"),
         (["--mean", "0,0", "--std", "1"], "mean has 2 numbers but the network has 3"),
-        (["--resize", "pilow"], "unknown resize 'pilow': did you mean 'pillow'?"),
+        (["--resize", "pilow"], "unknown view 'pilow': did you mean 'pillow'?"),
         (["--classes", tmp_path / "two.txt"], "names 2 classes but the weights know 3"),
         (["--classes", tmp_path / "gap.txt"], "is no list of classes"),
         (["--classes", tmp_path / "gap.json"], "is no list of classes"),

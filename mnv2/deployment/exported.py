@@ -66,10 +66,7 @@ class Exported(Description):
         return powers / powers.sum(-1, keepdims=True)
 
     def with_class_names(self, names: Sequence[str], source: str) -> "Exported":
-        """Returns the same file with other names of its classes.
-
-        Raises UserError if there are too few or too many. `source` names where they are from.
-        """
+        """Gives the classes other names. Raises UserError if `source` has too many or too few."""
         if len(names) != self.classes:
             raise UserError(
                 f"{source} names {len(names)} classes but {self.path} knows {self.classes}"

@@ -61,7 +61,9 @@ class Description:
     @staticmethod
     def from_json(text: str) -> "Description":
         """Returns the description in a file that this package wrote."""
-        fields = {x: tuple(y) if isinstance(y, list) else y for x, y in json.loads(text).items()}
+        fields: Any = {
+            x: tuple(y) if isinstance(y, list) else y for x, y in json.loads(text).items()
+        }
         return Description(**{**fields, "preprocess": Preprocessing.of(fields["preprocess"])})
 
 

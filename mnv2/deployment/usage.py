@@ -7,7 +7,6 @@ from pathlib import Path
 from mnv2.deployment.exported import Exported, is_exported, open_exported
 from mnv2.deployment.options import read_class_names
 from mnv2.pretrained import Preprocessing, Pretrained, load_classifier
-from mnv2.pretrained.preprocessing import check_view
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.terminal import note
 
@@ -32,8 +31,6 @@ def open_weights(
     What is None is as the file tells. Raises UserError if the file cannot be read or has no
     classifier, and for a value that is wrong or does not suit the file.
     """
-    if resize is not None:
-        check_view(resize, "resize")
     if is_exported(weights):
         network: Pretrained | Exported = open_exported(weights)
         for name, value in (("image_size", image_size), ("mean", mean), ("std", std)):

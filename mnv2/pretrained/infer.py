@@ -99,7 +99,7 @@ def restore(
 
     Raises UserError as `check_tensors` does, and for images that are neither gray nor RGB.
     """
-    stem = arrays.get("params/stem/kernel", arrays.get("params/backbone/stem/kernel"))
+    stem: Any = arrays.get("params/stem/kernel", arrays.get("params/backbone/stem/kernel"))
     channels = 3 if np.ndim(stem) != 4 else np.shape(stem)[2]
     preprocess = _fit_channels(usage.preprocess, channels)
     check_tensors(arrays, shapes_of(model, channels), names)

@@ -40,18 +40,6 @@ class Layer:
     def __str__(self) -> str:
         return f"layer {self.name!r} ({self.kind})"
 
-    def only_input(self) -> "Layer | None":
-        """Returns the layer before this one; None if this is an input of the model.
-
-        Raises UserError if several lead here, or if the model uses this layer several times.
-        """
-        if len(self.inputs) > 1 or self.calls > 1:
-            raise UserError(
-                f"{self} is not supported: it has several inputs; the layers around the "
-                "network must form one chain"
-            )
-        return self.inputs[0] if self.inputs else None
-
 
 class Graph(NamedTuple):
     """All layers of a model, each after those whose outputs it takes, and the last one."""
@@ -82,7 +70,6 @@ def _read_model(
 ) -> Layer:
     """Appends the layers of a model with the given `inputs` to `layers`; returns the last one."""
     outputs: dict[str, Layer] = {}
-    operands: list[Any]
     used = collections.Counter[str]()
     previous = list(inputs)
     is_sequential = "output_layers" not in config
@@ -91,13 +78,12 @@ def _read_model(
         name = entry.get("name") or inner.get("name") or f"{kind} {len(outputs) + 1}"
         path = f"{folder}layers/{numbered(_snake_case(kind), used)}"
         nodes = entry.get("inbound_nodes") or []
+        names, operands = _arguments(nodes[0]) if nodes else ([], [])
+        before = [outputs[other] for other in names]
         if is_sequential:
             before, operands = previous, [TENSOR]
-        else:
-            names, operands = _arguments(nodes[0]) if nodes else ([], [])
-            before = [outputs[other] for other in names]
-            if kind == "InputLayer" and inputs:
-                before = [inputs[_layer_names(config["input_layers"]).index(name)]]
+        elif kind == "InputLayer" and inputs:
+            before = [inputs[_layer_names(config["input_layers"]).index(name)]]
         if "layers" in inner:
             last = _read_model(inner, before, path + "/", layers)
         else:
@@ -110,10 +96,7 @@ def _read_model(
         return previous[0]
     ends = _layer_names(config["output_layers"])
     if len(ends) != 1:
-        raise UserError(
-            f"a model with {len(ends)} outputs ({', '.join(ends)}) is not supported: "
-            "save it with one"
-        )
+        raise UserError(f"a model with {len(ends)} outputs is not supported: save it with one")
     return outputs[ends[0]]
 
 

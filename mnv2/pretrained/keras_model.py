@@ -47,11 +47,8 @@ IDENTITY_LAYERS = (
 )
 # The interpolations of Resizing and UpSampling2D -> the method of Preprocessing.
 METHODS = {"bilinear": "tensorflow", "nearest": "nearest"}
-# The modules of keras.applications whose preprocess_input maps [0, 255] to [-1, 1], as MobileNet's.
-MINUS_ONE_TO_ONE = (
-    *("mobilenet", "mobilenet_v2", "inception_v3", "inception_resnet_v2", "nasnet", "resnet_v2"),
-    "xception",
-)
+# The modules of keras.applications whose preprocess_input maps [0, 255] to [-1, 1].
+MINUS_ONE_TO_ONE = ("mobilenet", "mobilenet_v2", "inception_v3", "resnet_v2", "xception")
 # The names that versions of Keras and TensorFlow give to operations on tensors.
 OPERATIONS = {
     **dict.fromkeys(("add", "addv2"), np.add),
@@ -96,7 +93,7 @@ def read(
     tensors: Tensors,
     names: Collection[str],
     path: Path,
-    need_head: bool = True,
+    need_head: bool,
 ) -> Model:
     """Reads what the model in a file does around its MobileNet.
 
@@ -105,8 +102,7 @@ def read(
     Raises UserError if the model contains no MobileNet, or if anything around it is not understood.
     Unless `need_head`, a head that is not understood is left out, after a note.
     """
-    before = _layers_before(graph, network)
-    stem = before.pop()
+    *before, stem = _layers_before(graph, network)
     own = dict(tensors)
     changes, size = read_pixels(before, own)
     if changes.get("assumed"):
@@ -116,8 +112,7 @@ def read(
     try:
         after = walk_back(graph.output, ENDS[network][1])[2:]  # a ReLU6 follows
         around = {id(layer) for layer in (*before, *after)}
-        backbone = [layer for layer in graph.layers if id(layer) not in around]
-        _check_backbone(backbone, network)
+        _check_backbone([layer for layer in graph.layers if id(layer) not in around], network)
         return Model(rest, changes, size, *_read_head(after, rest, size))
     except UserError as error:
         if need_head:
@@ -145,8 +140,13 @@ def _layers_before(graph: Graph, network: str) -> list[Layer]:
 def walk_back(layer: Layer, name: str | None) -> list[Layer]:
     """Returns the chain from the layer called `name`, or the input of the model, to `layer`."""
     chain = [layer]
-    while chain[-1].name != name and (before := chain[-1].only_input()):
-        chain.append(before)
+    while chain[-1].name != name and chain[-1].inputs:
+        if len(chain[-1].inputs) > 1 or chain[-1].calls > 1:
+            raise UserError(
+                f"{chain[-1]} is not supported: it has several inputs; the layers around the "
+                "network must form one chain"
+            )
+        chain += chain[-1].inputs
     if name is not None and chain[-1].name != name:
         raise UserError(f"its output does not come from the layer {name}")
     return chain[::-1]
@@ -272,10 +272,9 @@ def _constant(value: Any) -> np.ndarray:
 
 def _normalized(pixels: np.ndarray, layer: Layer, tensors: Tensors) -> np.ndarray:
     """Returns what a Normalization makes of pixels; removes its variables from `tensors`."""
-    stored = {x: tensors.pop(f"{layer.name}/{x}", None) for x in ("mean", "variance", "count")}
-    given = (layer.config.get("mean"), layer.config.get("variance"))
-    mean, variance = (stored["mean"], stored["variance"]) if None in given else given
-    mean, variance = _constant(mean), _constant(variance)
+    stored = [tensors.pop(f"{layer.name}/{x}", None) for x in ("mean", "variance", "count")]
+    given = [layer.config.get("mean"), layer.config.get("variance")]
+    mean, variance = map(_constant, stored[:2] if None in given else given)
     deviation = np.maximum(np.sqrt(variance), 1e-7)  # Keras' smallest deviation
     if layer.config.get("invert"):
         return pixels * deviation + mean
@@ -382,10 +381,9 @@ def _read_head(
     if (last := head[-1].activation) not in OUTPUTS:
         raise UserError(f"the last activation must give probabilities, not {last}")
     head[-1] = head[-1]._replace(activation="linear")
-    float32 = [
+    return [
         x._replace(kernel=x.kernel.astype(np.float32), bias=x.bias.astype(np.float32)) for x in head
-    ]
-    return float32, OUTPUTS[last]
+    ], OUTPUTS[last]
 
 
 def _keeps_features(layer: Layer) -> bool:
@@ -442,5 +440,4 @@ def _relu(config: Mapping[str, Any]) -> str:
     slope = config.get("negative_slope") or config.get("alpha") or 0
     if np.any(slope) or config.get("threshold"):
         return "leaky or shifted relu"
-    limit = config.get("max_value")
-    return {None: "relu", 6: "relu6"}.get(limit, f"relu up to {limit}")
+    return {None: "relu", 6: "relu6"}.get(config.get("max_value"), "relu with another limit")

@@ -143,10 +143,7 @@ class Pretrained:
         return dataclasses.replace(self, model=model, variables=variables, class_names=None)
 
     def with_class_names(self, names: Sequence[str], source: str) -> "Pretrained":
-        """Returns the same network with other names of its classes.
-
-        Raises UserError if there are too few or too many. `source` names where they are from.
-        """
+        """Gives the classes other names. Raises UserError if `source` has too many or too few."""
         if len(names) != len(self.display_names):
             raise UserError(
                 f"{source} names {len(names)} classes but the weights know "

@@ -294,16 +294,15 @@ def _explain_absence(tree: Any, dicts: Mapping[tuple[str, ...], Tensors]) -> str
     for tensors in dicts.values():
         name = next(name for name, x in tensors.items() if _is_tensor(x) and len(x.shape) >= 2)
         return f"{holds}: its tensors have names such as {name}"
-    objects = {"it": tree} | (tree if isinstance(tree, dict) else {})
+    objects = tree if isinstance(tree, dict) else {"it": tree}
     for name, value in objects.items():
         if isinstance(value, pickles.Foreign) and not pickles.HARMLESS.fullmatch(value.name):
             return (
                 f"holds more than tensors: {name} is an object of the class {value.name}; "
                 "save the model's state_dict()"
             )
-    is_dict = isinstance(tree, dict)
-    keys = ", ".join(x for x in tree if isinstance(x, str)) if is_dict else type(tree).__name__
-    return f"{holds}, and no tensors, only: {keys[:80] or 'nothing'}"
+    what = first_few(tree, 6) if isinstance(tree, dict) else type(tree).__name__
+    return f"{holds}, and no tensors, only: {what[:80] or 'nothing'}"
 
 
 def _contents(path: Path, found: _Found, arrays: Mapping[str, np.ndarray]) -> FileContents:
@@ -348,9 +347,8 @@ def _timm_stages(in_file: Sequence[str]) -> tuple[int, ...]:
 
 def _torchvision_usage(path: Path) -> Usage:
     """Says how torchvision, d-li14 and tonylins prepare pictures, which is not in the file."""
-    is_second = HASH_2 in path.name
-    name, preprocess = (2, TORCHVISION_2) if is_second else (1, TORCHVISION_1)
-    why = ", from its name" if is_second or HASH_1 in path.name else ""
+    name, preprocess = (2, TORCHVISION_2) if HASH_2 in path.name else (1, TORCHVISION_1)
+    why = ", from its name" if HASH_1 in path.name or name == 2 else ""
     height, width = size_in_name(path.name) or (224, 224)
     note(
         f"{path} does not tell how to prepare pictures: as for torchvision's IMAGENET1K_V{name}"

@@ -310,7 +310,7 @@ def test_a_changed_network_is_refused(name, field, value, message, backbones):
     else:
         layer.config[field] = value
     with pytest.raises(UserError, match=message):
-        keras_model.read(graph, "mobilenet_v2", {}, (), Path("FILE"))
+        keras_model.read(graph, "mobilenet_v2", {}, (), Path("FILE"), True)
 
 
 @pytest.mark.parametrize("layer", ["Resizing", "nearest", "UpSampling2D"])
