@@ -92,8 +92,7 @@ def main() -> None:
         line.clear()
     if found and arguments.output:
         write(found, loaded.display_names, arguments.top, arguments.output)
-        count = f"{len(found)} picture{'s' if len(found) > 1 else ''}"
-        print(f"{count} in {arguments.output}")
+        print(f"{len(found)} picture{'s' * (len(found) > 1)} in {arguments.output}")
     if found and arguments.plot:
         draw(found, loaded.display_names, arguments.top, arguments.plot)
         print(f"drawn in {arguments.plot}")
@@ -104,13 +103,10 @@ def main() -> None:
 def find_pictures(paths: Sequence[Path]) -> list[Path]:
     """Returns the given files, and in place of each folder the pictures in it, sorted.
 
-    Hidden files and those of the system are left out; so are files that are no pictures, which a
-    note says. Raises UserError for a folder without pictures.
+    A note says which files are no pictures. Raises UserError for a folder without pictures.
     """
     from mnv2.data.folder_tree import files_below
 
-    if not paths:
-        raise UserError("no pictures are given")
     found: list[Path] = []
     for path in paths:
         if not path.is_dir():
@@ -169,11 +165,10 @@ def predictions(
         images[: len(batch)] = [image for _, image in batch]
         probabilities = np.asarray(loaded.probabilities(images))
         new = [Prediction(path, row) for (path, _), row in zip(batch, probabilities, strict=False)]
-        for path, row in new:
-            if not np.isfinite(row).all():
-                raise UserError(
-                    f"the probabilities for {path} are not finite: the weights cannot be used"
-                )
+        if wrong := [path for path, row in new if not np.isfinite(row).all()]:
+            raise UserError(
+                f"the probabilities for {wrong[0]} are not finite: the weights cannot be used"
+            )
         yield new
 
 

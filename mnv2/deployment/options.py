@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mnv2.runtime.cli import whole_number
-from mnv2.runtime.errors import UserError
+from mnv2.runtime.errors import UserError, reason
 from mnv2.runtime.files import did_you_mean
 
 
@@ -76,22 +76,14 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 def read_class_names(path: Path) -> list[str]:
-    """Reads the names of classes: one per line, a JSON list, or a JSON object.
-
-    The object maps names to numbers from 0, or numbers to names. Raises UserError if it is unclear.
-    """
+    """Reads the names of classes. Raises UserError if it is unclear which they are."""
     try:
         text = path.expanduser().read_text(encoding="utf-8-sig").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        lines = [line.strip() for line in text.splitlines()]
+        names = _in_order(json.loads(text)) if text.startswith(("[", "{")) else lines
+    except (OSError, ValueError) as error:
         hint = did_you_mean(path) if isinstance(error, FileNotFoundError) else ""
-        raise UserError(f"cannot read the classes in {path}: {reason}{hint}") from None
-    names = [line.strip() for line in text.splitlines()]
-    if text.startswith(("[", "{")):
-        try:
-            names = _in_order(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise UserError(f"cannot read the classes in {path}: {error}") from None
+        raise UserError(f"cannot read the classes in {path}: {reason(error)}{hint}") from None
     if not isinstance(names, list) or not all(isinstance(x, str) and x for x in names) or not names:
         raise UserError(
             f"{path} is no list of classes: expected one name per line and no empty line, a "
@@ -102,11 +94,8 @@ def read_class_names(path: Path) -> list[str]:
 
 def _in_order(value: Any) -> Any:
     """Returns the names of an object that numbers them from 0, in order; anything else as it is."""
-    if not isinstance(value, dict):
-        return value
-    by_number = {str(number): name for name, number in value.items()}
     numbers = [str(number) for number in range(len(value))]
-    for names in (value, by_number):
+    for names in (value, {str(y): x for x, y in value.items()}) if isinstance(value, dict) else ():
         if names.keys() == set(numbers):
             return [names[number] for number in numbers]
     return value

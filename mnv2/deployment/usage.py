@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mnv2.deployment.exported import Exported, is_exported, open_exported
 from mnv2.deployment.options import read_class_names
-from mnv2.pretrained import Preprocessing, Pretrained, load_classifier
+from mnv2.pretrained import Preprocessing, Pretrained, load
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.terminal import note
 
@@ -37,24 +37,28 @@ def open_weights(
             if value is not None:
                 raise UserError(f"{name} is fixed in the exported file {weights}: export it again")
     else:
-        network = _rescaled(load_classifier(str(weights), image_size), mean, std)
+        network = _rescaled(load(weights), mean, std)
+        if not network.num_classes:
+            raise UserError(
+                f"{weights} holds no classifier, so it knows no classes: fine-tune it first"
+            )
+        if image_size is not None:
+            network = dataclasses.replace(network, image_size=image_size)
     if resize is not None:
         network = dataclasses.replace(network, preprocess=network.preprocess.with_view(resize))
-    if classes is None:
-        return network
     if isinstance(classes, str | Path):
         return network.with_class_names(read_class_names(Path(classes)), str(classes))
-    return network.with_class_names(list(classes), "classes")
+    return network if classes is None else network.with_class_names(list(classes), "classes")
 
 
 def _rescaled(
     loaded: Pretrained, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> Pretrained:
     """Returns weights that take pixels with this mean and deviation."""
-    if mean is None and std is None:
-        return loaded
     if mean is None or std is None:
-        raise UserError("mean and std belong together: give both, or neither")
+        if mean is not std:
+            raise UserError("mean and std belong together: give both, or neither")
+        return loaded
     if 0.0 in std:
         raise UserError("std must not be 0")
     for name, values in (("mean", mean), ("std", std)):

@@ -41,6 +41,7 @@ LARGEST_SIDE = 4096  # of the pictures that operations make: `pixels` counts on 
 Side = int | Size | None  # of a square, or (height, width); None for the size of the caller
 Random = np.random.Generator | None
 Part = tuple[slice, slice]  # rows, columns
+Range = tuple[float, float]
 _share = number(0, 1, low_open=True, high_open=False)
 
 
@@ -249,7 +250,7 @@ def inception_crop(
     *,
     smallest: float = 0.05,
     largest: float = 1.0,
-    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+    aspect: Range = (3 / 4, 4 / 3),
     method: str = "bilinear",
     size: Side = None,
 ) -> Picture:
@@ -270,7 +271,7 @@ def resized_crop(
     *,
     smallest: float = 0.08,
     largest: float = 1.0,
-    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+    aspect: Range = (3 / 4, 4 / 3),
     method: str = "bilinear_antialiased",
     size: Side = None,
 ) -> Picture:
@@ -296,15 +297,9 @@ def _centre(shape: tuple[int, ...], size: Sequence[int]) -> Part:
 
 
 def _inception_part(
-    shape: tuple[int, ...],
-    area: tuple[float, float],
-    aspect: tuple[float, float],
-    random: np.random.Generator,
+    shape: tuple[int, ...], area: Range, aspect: Range, random: np.random.Generator
 ) -> Part:
-    """Draws the part of a picture for inception_crop, with the rounding of TensorFlow's kernel.
-
-    Returns the whole picture if no try fits.
-    """
+    """Draws a part, with the rounding of TensorFlow's kernel; the whole picture if no try fits."""
     height, width = shape[:2]
     least, most = (limit * height * width for limit in area)
     for _ in range(_INCEPTION_TRIES):
@@ -322,23 +317,16 @@ def _inception_part(
         fits = 0 < high <= height and 0 < wide <= width and least <= high * wide <= most
         if fits and high * wide / (height * width) >= COVERED:
             # The last position is never drawn, neither by TensorFlow.
-            top, left = (
-                int(random.integers(max(free, 1))) for free in (height - high, width - wide)
-            )
+            free = (max(height - high, 1), max(width - wide, 1))
+            top, left = (int(random.integers(places)) for places in free)
             return slice(top, top + high), slice(left, left + wide)
     return slice(None), slice(None)
 
 
 def _resized_crop_part(
-    shape: tuple[int, ...],
-    area: tuple[float, float],
-    aspect: tuple[float, float],
-    random: np.random.Generator,
+    shape: tuple[int, ...], area: Range, aspect: Range, random: np.random.Generator
 ) -> Part:
-    """Draws the part of a picture for resized_crop.
-
-    Returns, if no try fits, the centre of the nearest possible aspect.
-    """
+    """Draws a part; if no try fits, the centre of the nearest possible aspect."""
     height, width = shape[:2]
     low, high = (math.log(limit) for limit in aspect)
     for _ in range(_CROP_TRIES):

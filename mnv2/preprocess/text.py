@@ -211,16 +211,13 @@ def _given(node: ast.expr, found: Operation, field: str) -> dict[str, ast.expr]:
     """Returns the arguments that a text gives, by their names."""
     if not isinstance(node, ast.Call):
         return {}
-    if len(node.args) > len(found.defaults):
-        raise UserError(f"{field}: {found} takes no further value")
-    given = dict(zip(found.defaults, node.args, strict=False))
-    for name, value in ((keyword.arg or "**", keyword.value) for keyword in node.keywords):
-        if name not in found.defaults:
-            raise UserError(f"{field}: {found} has no argument {name}")
-        if name in given:
-            raise UserError(f"{field}: {found.name} has {name} twice")
-        given[name] = value
-    return given
+    either = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    signature = inspect.Signature([inspect.Parameter(name, either) for name in found.defaults])
+    named = {keyword.arg or "**": keyword.value for keyword in node.keywords}
+    try:
+        return signature.bind_partial(*node.args, **named).arguments
+    except TypeError as error:
+        raise UserError(f"{field}: {found} {error}") from None
 
 
 def _names(kinds: tuple[str, ...]) -> str:

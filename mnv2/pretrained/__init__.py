@@ -8,7 +8,6 @@ PyTorch writes `.pth` files.
 """
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -61,20 +60,6 @@ def load_backbone(path: str | Path) -> Pretrained:
     A head that `load` refuses is left out, after a note.
     """
     return load(path, need_head=False).backbone()
-
-
-def load_classifier(weights: str, image_size: tuple[int, int] | None = None) -> Pretrained:
-    """Loads weights that have a classifier, for images of the size `image_size`, (height, width).
-
-    By default the images have the size for which the weights were trained. Raises UserError as
-    `load` does, and if there is no classifier.
-    """
-    loaded = load(weights)
-    if not loaded.num_classes:
-        raise UserError(
-            f"{weights} holds no classifier, so it knows no classes: fine-tune it first"
-        )
-    return loaded if image_size is None else dataclasses.replace(loaded, image_size=image_size)
 
 
 def save(pretrained: Pretrained, path: str | Path, *, names: str = "mnv2") -> None:
