@@ -166,9 +166,7 @@ def predictions(
         probabilities = np.asarray(loaded.probabilities(images))
         new = [Prediction(path, row) for (path, _), row in zip(batch, probabilities, strict=False)]
         if wrong := [path for path, row in new if not np.isfinite(row).all()]:
-            raise UserError(
-                f"the probabilities for {wrong[0]} are not finite: the weights cannot be used"
-            )
+            raise UserError(f"the probabilities for {wrong[0]} are not finite")
         yield new
 
 

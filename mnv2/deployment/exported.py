@@ -125,10 +125,7 @@ def open_exported(path: str | Path, threads: int | None = None) -> Exported:
 def _described(path: Path, text: str | None, **run: Any) -> Exported:
     """Returns the file with what its description says; `run` and so on are as in `Exported`."""
     if text is None:
-        raise UserError(
-            f"{path} does not say how its pictures are prepared and what its classes are: only "
-            "files that mnv2.export wrote are read"
-        )
+        raise UserError(f"{path} has no description: only files that mnv2.export wrote are read")
     try:
         return Exported(path=path, **run, **vars(Description.from_json(text)))
     except (AttributeError, KeyError, TypeError, ValueError) as error:

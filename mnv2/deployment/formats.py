@@ -47,8 +47,7 @@ def check_formats(
             raise UserError(f"--batch any is for {', '.join(dynamic)}, not for {name}")
         if FORMATS[name].int8 and not calibrate:
             raise UserError(
-                f"--to {name} needs pictures that show the ranges of values: --calibrate "
-                "fashion_mnist, or --calibrate folder:PATH for any pictures below PATH"
+                f"--to {name} needs pictures to calibrate with: --calibrate folder:PATH"
             )
 
 
@@ -69,8 +68,7 @@ def content(
             install += " && pip install --no-deps -r requirements-converter.txt"
         raise UserError(
             f"--to {to} needs {' and '.join(chosen.packages)} ({error.name} is missing): "
-            f"{install}, in a checkout of mnv2. Where they have no wheel for your platform, "
-            "--to stablehlo needs none"
+            f"{install}, in a checkout of mnv2; --to stablehlo needs none"
         ) from error
 
 

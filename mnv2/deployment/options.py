@@ -86,8 +86,7 @@ def read_class_names(path: Path) -> list[str]:
         raise UserError(f"cannot read the classes in {path}: {reason(error)}{hint}") from None
     if not isinstance(names, list) or not all(isinstance(x, str) and x for x in names) or not names:
         raise UserError(
-            f"{path} is no list of classes: expected one name per line and no empty line, a "
-            'JSON list such as ["cat", "dog"], or a JSON object such as {"cat": 0, "dog": 1}'
+            f'{path} is no list of classes: one per line, ["cat", "dog"] or {{"cat": 0, "dog": 1}}'
         )
     return names
 

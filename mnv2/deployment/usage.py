@@ -39,9 +39,7 @@ def open_weights(
     else:
         network = _rescaled(load(weights), mean, std)
         if not network.num_classes:
-            raise UserError(
-                f"{weights} holds no classifier, so it knows no classes: fine-tune it first"
-            )
+            raise UserError(f"{weights} holds no classifier: fine-tune it first")
         if image_size is not None:
             network = dataclasses.replace(network, image_size=image_size)
     if resize is not None:
@@ -64,8 +62,7 @@ def _rescaled(
     for name, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, loaded.channels):
             raise UserError(
-                f"{name} has {len(values)} numbers but the network has {loaded.channels} "
-                "channels: give one number, or one per channel"
+                f"{name} has {len(values)} numbers but the network has {loaded.channels} channels"
             )
     scaled = dataclasses.replace(loaded.preprocess, mean=tuple(mean), std=tuple(std), assumed=False)
     return dataclasses.replace(loaded, preprocess=scaled)

@@ -116,10 +116,7 @@ class View:
     def __post_init__(self) -> None:
         for call in self.pipeline.of(HOST):
             if call.name in RANDOM and call["smallest"] > call["largest"]:
-                raise UserError(
-                    f"smallest of {call.name} must not exceed largest, got {call['smallest']!r} "
-                    f"and {call['largest']!r}"
-                )
+                raise UserError(f"smallest of {call.name} must not exceed largest")
 
     @property
     def size(self) -> Size:

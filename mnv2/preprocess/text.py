@@ -145,10 +145,7 @@ def parse(text: str, field: str, kinds: tuple[str, ...] = tuple(_ORDER)) -> Pipe
         if kind not in kinds:
             raise UserError(f"{field} cannot have {call.name}: it can have {_names(kinds)}")
         if before is not None and _ORDER[kind] < _ORDER[before.operation.kind]:
-            raise UserError(
-                f"{field} has {call.name} after {before.name}, but must have it before: first what "
-                "crops and resizes, then other operations, and mix at the end"
-            )
+            raise UserError(f"{field} has {call.name} after {before.name}, but must have it before")
         if before is not None and kind == before.operation.kind == MIX:
             raise UserError(f"{field} must have {call.name} only once")
     host = Pipeline(calls).of(HOST)

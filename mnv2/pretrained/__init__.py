@@ -134,8 +134,7 @@ def _read_run_on_gcs(address: str) -> Pretrained:
     folder = given_folder(address, "weights")
     if not native.is_run(folder):
         raise UserError(
-            f"{folder} is not the folder of a run (it has no {NETWORK}): other weights are read "
-            "from local files only; copy them first"
+            f"{folder} is not the folder of a run: other weights are read from local files only"
         )
     with reading(folder):
         return native.read_run(folder)
@@ -149,8 +148,7 @@ def _file_in(folder: Path) -> Path:
     if found is None:
         raise UserError(
             f"{folder} is neither the folder of a run (it has no {NETWORK}) nor of a slim "
-            "checkpoint (it has no .index file), nor one of the hub with config.json and weights: "
-            "name a file in it"
+            "checkpoint, nor one of the hub with config.json and weights: name a file in it"
         )
     return found
 
@@ -174,14 +172,10 @@ def _check_buildable(pretrained: Pretrained, names: str) -> None:
     for field, ours in flat_fields(model).items():
         if field not in ("num_classes", "width", *SAME_RESULTS) and ours != built[field]:
             raise UserError(
-                f"the {names} network has {field} = {built[field]!r} but this one has {ours!r}: "
-                "the results would differ"
+                f"the {names} network has {field} = {built[field]!r} but this one has {ours!r}"
             )
     if names == "keras" and not keras.rounds_alike(model.width, is_v1):
-        raise UserError(
-            f"keras rounds the channels of width {model.width:g} in another way: the results would "
-            "differ"
-        )
+        raise UserError(f"keras rounds the channels of width {model.width:g} in another way")
     if pretrained.output != "softmax" or (names == "keras" and model.num_classes == 1):
         raise UserError(f"the {names} network ends in a softmax but this one in a sigmoid")
     if names == "torchvision" and not model.num_classes:

@@ -48,9 +48,7 @@ def format_of(path: Path) -> str:
     for (position, magic), text in OTHERS.items():
         if start.startswith(magic, position):
             raise UserError(f"{path} is {text}")
-    raise UserError(
-        f"{path} holds no known format: Keras, PyTorch, safetensors or a checkpoint of slim"
-    )
+    raise UserError(f"{path} holds no known format: Keras, PyTorch, safetensors or slim")
 
 
 def _names_in_zip(path: Path) -> list[str]:

@@ -116,7 +116,7 @@ def _fit_channels(preprocess: Preprocessing, channels: int) -> Preprocessing:
     """
     if channels not in (1, 3):
         raise UserError(
-            f"it takes images with {channels} channels; only gray (1) and RGB (3) can be used"
+            f"it takes images with {channels} channels; only gray (1) and RGB (3) are read"
         )
     if {len(preprocess.mean), len(preprocess.std)} <= {1, channels}:
         return preprocess
@@ -171,8 +171,7 @@ def _infer_scaling(contents: FileContents) -> dict[str, Any]:
     candidates = [scaling for scaling in _known_scalings(contents) if scaling[1] == blocks]
     if not candidates:
         raise UserError(
-            f"it is not a {contents.network} of any known width multiplier: "
-            f"its blocks have {blocks} channels"
+            f"it is no {contents.network} of a known width: its blocks have {blocks} channels"
         )
     ends = [channels.get(path) for path in ("params/stem/kernel", "params/last_conv/kernel")]
     return min(candidates, key=lambda scaling: scaling[2] != ends)[0]

@@ -87,10 +87,7 @@ def read(path: Path, need_head: bool = True) -> FileContents:
     )
     own_classes = bool(model.head) and not is_published  # whose pictures are used without a crop
     if own_classes and not graph:
-        note(
-            f"{path} holds only weights: assumed that its classes exclude each other "
-            "(softmax), and that nothing but pooling is between the network and its dense layer"
-        )
+        note(f"{path} holds only weights: assumed that its classes exclude each other (softmax)")
     preprocess = dataclasses.replace(SLIM, **((KERAS_VIEW if own_classes else {}) | model.changes))
     usage = Usage(preprocess, model.size or size_to_assume(path), None, model.output)
     arrays = translate(model.tensors, names, tensorflow_layout)
@@ -253,10 +250,7 @@ def _pop_head(
         return head
     layers = ", ".join(layer.name for layer in head)
     if need_head:
-        raise UserError(
-            f"it holds the dense layers {layers} but not the layers between "
-            "them: save the whole model, as .keras or .h5"
-        )
+        raise UserError(f"it holds the dense layers {layers} but no model: save the whole model")
     note(f"{path}: its dense layers {layers} are left out")
     return []
 

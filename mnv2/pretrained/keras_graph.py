@@ -57,8 +57,8 @@ def read(text: str | bytes) -> Graph:
     config = _with_layers(model["config"])
     if "layers" not in config:
         raise UserError(
-            f"its model is of the class {model['class_name']}, whose layers the file does not "
-            "list: save the network in it as a functional or sequential model"
+            f"the file does not list the layers of its model of the class {model['class_name']}: "
+            "save the network in it as a functional or sequential model"
         )
     layers: list[Layer] = []
     output = _read_model(config, [], "", layers)

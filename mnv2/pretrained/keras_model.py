@@ -130,9 +130,8 @@ def _layers_before(graph: Graph, network: str) -> list[Layer]:
     layers = {layer.name: layer for layer in graph.layers}
     if num_depthwise != NUM_BLOCKS[network] or not layers.keys() >= set(ENDS[network]):
         raise UserError(
-            f"it holds no MobileNet or MobileNetV2 of keras.applications: it has "
-            f"{num_depthwise} depthwise convolutions, not 13 from the layer conv1 to conv_pw_13_bn "
-            "or 17 from Conv1 to Conv_1_bn"
+            f"it holds no MobileNet or MobileNetV2 of keras.applications: {num_depthwise} "
+            "depthwise convolutions, not 13 from conv1 to conv_pw_13_bn, 17 from Conv1 to Conv_1_bn"
         )
     return walk_back(layers[ENDS[network][0]], None)
 
@@ -143,8 +142,7 @@ def walk_back(layer: Layer, name: str | None) -> list[Layer]:
     while chain[-1].name != name and chain[-1].inputs:
         if len(chain[-1].inputs) > 1 or chain[-1].calls > 1:
             raise UserError(
-                f"{chain[-1]} is not supported: it has several inputs; the layers around the "
-                "network must form one chain"
+                f"{chain[-1]} is not supported: it has several inputs, or is used twice"
             )
         chain += chain[-1].inputs
     if name is not None and chain[-1].name != name:
@@ -199,8 +197,7 @@ def read_pixels(layers: Sequence[Layer], tensors: Tensors) -> tuple[dict[str, An
     low, high = ends
     if not np.isfinite(ends).all() or (low == high).any():
         raise UserError(
-            f"the layers before the network make {low.tolist()} of the pixel 0 and "
-            f"{high.tolist()} of 255: no picture would be left"
+            f"layers make {ends.tolist()} of the pixel 0 and of 255: no picture is left"
         )
     if "assumed" in changes:
         std = 1 / (high - low)
@@ -375,9 +372,7 @@ def _read_head(
         raise UserError("a head without a dense layer is not supported")
     for dense in head[:-1]:
         if dense.activation not in ACTIVATIONS:
-            raise UserError(
-                f"activation {dense.activation!r} of layer {dense.name!r} is not supported"
-            )
+            raise UserError(f"activation {dense.activation!r} of {dense.name!r} is not supported")
     if (last := head[-1].activation) not in OUTPUTS:
         raise UserError(f"the last activation must give probabilities, not {last}")
     head[-1] = head[-1]._replace(activation="linear")

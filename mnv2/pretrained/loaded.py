@@ -144,11 +144,8 @@ class Pretrained:
 
     def with_class_names(self, names: Sequence[str], source: str) -> "Pretrained":
         """Gives the classes other names. Raises UserError if `source` has too many or too few."""
-        if len(names) != len(self.display_names):
-            raise UserError(
-                f"{source} names {len(names)} classes but the weights know "
-                f"{len(self.display_names)}"
-            )
+        if len(names) != (count := len(self.display_names)):
+            raise UserError(f"{source} names {len(names)} classes but the weights know {count}")
         return dataclasses.replace(self, class_names=tuple(names))
 
     def without_background(self) -> "Pretrained":

@@ -163,7 +163,7 @@ def read(path: Path) -> Any:
     except _Refused as refusal:
         raise UserError(
             f"it holds more than tensors and is not read: it would {as_line(refusal)[:200]}; "
-            "save the model's state_dict() with torch.save"
+            "save the model's state_dict()"
         ) from None
 
 

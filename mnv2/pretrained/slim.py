@@ -152,8 +152,7 @@ def _load_graph(path: Path) -> tuple[dict[str, np.ndarray], tuple[int, int] | No
             tensors[name.replace("depthwise_weights", "weights")] = array
         elif array.ndim > 1 and array.size > 1:
             raise UserError(
-                f"the constant {node.name} of the shape {array.shape} belongs to no "
-                "MobileNet of slim, and not to TensorFlow's retraining"
+                f"the constant {node.name} of shape {array.shape} belongs to no MobileNet of slim"
             )
     if any(node.op.startswith("FakeQuant") for node in graph.node):
         note(f"{path} simulates numbers of 8 bits: that is left out")

@@ -160,8 +160,8 @@ def read(path: Path, need_head: bool = True) -> FileContents:
     ]
     if len(linear) > 1 and need_head:
         raise UserError(
-            f"it has the linear layers {', '.join(linear[:6])}, and a state dict does not say "
-            "what is between them, such as ReLU: give a file with one, or use load_backbone"
+            f"it has the linear layers {', '.join(linear[:6])}, and a state dict does not say what "
+            "is between them: give a file with one, or use load_backbone"
         )
     classifier = linear[0] if len(linear) == 1 else ""
     kernel, bias = f"{classifier}.weight", f"{classifier}.bias"
@@ -196,7 +196,7 @@ def write(path: Path, arrays: Mapping[str, ArrayLike], suffix: str) -> None:
         import torch
     except ImportError:
         raise UserError(
-            f"writing {suffix} files needs PyTorch: pip install torch, or use .safetensors"
+            f"{suffix} files need PyTorch: pip install torch, or use .safetensors"
         ) from None
     with path.open("wb") as file:  # by a path, torch.save would write its name into the file
         torch.save({name: torch.from_numpy(array) for name, array in state.items()}, file)
