@@ -124,10 +124,9 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
 def read_pictures(
     paths: Sequence[Path], unreadable: list[Path]
 ) -> Iterator[tuple[Path, np.ndarray]]:
-    """Yields pictures with their paths.
+    """Yields pictures with their paths. A single one that cannot be read raises UserError.
 
-    A single picture that cannot be read raises UserError. Of several, it is named in a warning and
-    added to `unreadable`.
+    Of several, it is named in a warning and added to `unreadable`.
     """
     for path in paths:
         try:

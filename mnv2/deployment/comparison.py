@@ -41,7 +41,7 @@ def compare(
         same = np.mean(outputs.argmax(-1) == expected.argmax(-1))
         agreement = f"{100 * same:.1f} %" if images.real else ""
         lines.append(
-            f"{path!s:{width}}  {path.stat().st_size / 1e6:5.2f} MB  {operators or '':>9}  "
+            f"{path!s:{width}}  {path.stat().st_size / 1e6:5.2f} MB  {operators:>9}  "
             f"{np.abs(outputs - expected).max():10.1e}  {agreement:>10}  "
             f"{_milliseconds(run, inputs[:size]):12.2f}"
         )
@@ -54,7 +54,7 @@ def compare(
 
 
 def _opened(path: Path, batch: int | None, threads: int) -> tuple[Run, int]:
-    """Returns what runs a file, and its number of operators; 0 if it is not known."""
+    """Returns what runs a file, and its number of operators."""
     if is_exported(path):
         exported = open_exported(path, threads)
         return exported.run, len(exported.operators)

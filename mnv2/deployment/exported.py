@@ -22,7 +22,7 @@ class Exported(Description):
     """An exported file that can be run. Its attributes are named as those of `Pretrained`.
 
     run        computes the output (n classes) of images (n h w c) of the type the file takes
-    operators  the names of the operations, in order; none if they cannot be told
+    operators  the names of the operations, in order
     step       between two outputs of a file whose outputs have 8 bits; 0 for float32
     """
 
@@ -41,10 +41,9 @@ class Exported(Description):
         return self.class_names or tuple(f"class {i}" for i in range(self.classes))
 
     def logits(self, pixels: np.ndarray) -> Float[np.ndarray, "n classes"]:
-        """Computes logits of images (n h w c) in [0, 255].
+        """Computes logits of images (n h w c) in [0, 255]: logarithms of probabilities.
 
-        If the file gives probabilities, they are the logits that lead to these: with softmax,
-        logarithms. A probability of 0 becomes half of the file's step, or the smallest float32.
+        A probability of 0 becomes half of the file's step, or the smallest float32.
         """
         outputs = self.run(self.input_of(pixels))
         if not self.pixels:
@@ -177,6 +176,7 @@ def _dequantized(outputs: np.ndarray, details: Any) -> np.ndarray:
 
 
 def _open_onnx(path: Path, threads: int | None) -> Exported:
+    import onnx
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -197,17 +197,8 @@ def _open_onnx(path: Path, threads: int | None) -> Exported:
         return np.asarray(outputs)
 
     fixed = given.shape[0] if isinstance(given.shape[0], int) else None
-    run = in_batches(compute, fixed)
-    return _described(path, about, run=run, operators=_operators_of_onnx(path))
-
-
-def _operators_of_onnx(path: Path) -> tuple[str, ...]:
-    """Returns the operations of a file; none if the package onnx, which writes them, is missing."""
-    try:
-        import onnx
-    except ImportError:
-        return ()
-    return tuple(node.op_type for node in onnx.load(path).graph.node)
+    operators = tuple(node.op_type for node in onnx.load(path).graph.node)
+    return _described(path, about, run=in_batches(compute, fixed), operators=operators)
 
 
 READERS = {".tflite": _open_litert, ".onnx": _open_onnx}

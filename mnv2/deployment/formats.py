@@ -12,7 +12,8 @@ from mnv2.runtime.errors import UserError, check_choice
 if TYPE_CHECKING:  # imports JAX, which --help does not wait for
     from mnv2.deployment.program import Program
 
-type Write = Callable[["Program", Sequence[np.ndarray], bool], bytes]
+type Calibration = Sequence[np.ndarray] | None  # batches that the program takes; None for float32
+type Write = Callable[["Program", Calibration, bool], bytes]
 PREPROCESSING = ("inside", "outside")  # of a file
 
 
@@ -54,14 +55,13 @@ def check_formats(
 def content(
     program: "Program", to: str, calibration: Sequence[np.ndarray] = (), *, dynamic: bool = False
 ) -> bytes:
-    """Returns the content of the file of a program in one of `FORMATS`.
+    """Returns the content of the file of a program in one of `FORMATS`, for any batch if `dynamic`.
 
-    `calibration` has batches that the program takes, for int8. With `dynamic` the file takes any
-    number of images. Raises UserError if a package is missing.
+    `calibration` has batches for int8. Raises UserError if a package is missing.
     """
     chosen = FORMATS[to]
     try:
-        return chosen.write(program, calibration, dynamic)
+        return chosen.write(program, calibration if chosen.int8 else None, dynamic)
     except ImportError as error:
         install = 'pip install ".[export]"'
         if "litert-converter" in chosen.packages:
@@ -72,31 +72,28 @@ def content(
         ) from error
 
 
-def _litert(program: "Program", *_: Any) -> bytes:
+def _litert(program: "Program", calibration: Calibration, _: bool) -> bytes:
     from mnv2.deployment.litert import to_litert, with_description
 
-    return with_description(to_litert(program), program.description)
+    written = to_litert(program)
+    if calibration is not None:
+        from mnv2.deployment.quantization import quantize_litert
+
+        written = quantize_litert(written, calibration)
+    return with_description(written, program.description)
 
 
-def _litert_int8(program: "Program", calibration: Sequence[np.ndarray], _: bool) -> bytes:
-    from mnv2.deployment.litert import to_litert, with_description
-    from mnv2.deployment.quantization import quantize_litert
-
-    return with_description(quantize_litert(to_litert(program), calibration), program.description)
-
-
-def _onnx(program: "Program", _: Any, dynamic: bool) -> bytes:
+def _onnx(program: "Program", calibration: Calibration, dynamic: bool) -> bytes:
     from mnv2.deployment.onnx import to_onnx
 
-    return bytes(to_onnx(program, dynamic=dynamic).SerializeToString())
-
-
-def _onnx_int8(program: "Program", calibration: Sequence[np.ndarray], dynamic: bool) -> bytes:
+    written = bytes(to_onnx(program, dynamic=dynamic).SerializeToString())
+    if calibration is None:
+        return written
     from mnv2.deployment.quantization import quantize_onnx
 
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-        source.write_bytes(_onnx(program, (), dynamic))
+        source.write_bytes(written)
         quantize_onnx(source, target, calibration)
         return target.read_bytes()
 
@@ -115,10 +112,8 @@ def _stablehlo(program: "Program", _: Any, dynamic: bool) -> bytes:
 LITERT = ("litert-converter", "ai-edge-litert")
 FORMATS = {
     "litert": Format(".tflite", _litert, False, False, LITERT),
-    "litert-int8": Format(
-        ".int8.tflite", _litert_int8, True, False, (*LITERT, "ai-edge-quantizer")
-    ),
+    "litert-int8": Format(".int8.tflite", _litert, True, False, (*LITERT, "ai-edge-quantizer")),
     "onnx": Format(".onnx", _onnx, False, True, ("onnx", "onnxruntime")),
-    "onnx-int8": Format(".int8.onnx", _onnx_int8, True, True, ("onnx", "onnxruntime")),
+    "onnx-int8": Format(".int8.onnx", _onnx, True, True, ("onnx", "onnxruntime")),
     "stablehlo": Format(".stablehlo", _stablehlo, False, True, ()),
 }

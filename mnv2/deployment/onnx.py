@@ -171,10 +171,7 @@ def _elementwise(kind: str) -> Callable[..., str]:
 
 
 def _add(graph: Graph, equation: Any, a: Value, b: Value) -> str:
-    """Adds an addition; that of a constant to a convolution or product becomes its bias.
-
-    The operation without the bias is left out in the end, unless its result is used elsewhere.
-    """
+    """Adds an addition; that of a constant to a convolution or product becomes its bias."""
     if isinstance(a, Tensor) and isinstance(b, np.ndarray) and b.shape[-1:] == (b.size,):
         last = graph.operation(a.name)
         if last and last.op_type in WITH_BIAS and len(last.input) == 2 and b.size == a.shape[-1]:
@@ -201,11 +198,6 @@ def _div(graph: Graph, equation: Any, a: Value, b: Value) -> str:
 
 def _conv(graph: Graph, equation: Any, images: Tensor, kernel: np.ndarray) -> str:
     p = equation.params
-    numbers = p["dimension_numbers"]
-    if (numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec) != (
-        (0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2),
-    ) or set(p["lhs_dilation"]) != {1}:  # fmt: skip
-        raise UserError("the network has a convolution of a form that is not written to ONNX")
     (top, bottom), (left, right) = p["padding"]
     return graph.add(
         "Conv",
@@ -227,8 +219,6 @@ def _sum(graph: Graph, equation: Any, x: Tensor) -> str:
 
 
 def _matmul(graph: Graph, equation: Any, a: Value, b: Value) -> str:
-    if equation.params["dimension_numbers"] != (((1,), (0,)), ((), ())) or len(a.shape) != 2:
-        raise UserError("the network has a matrix product of a form that is not written to ONNX")
     return graph.add("MatMul", _named(graph, a), _named(graph, b))
 
 

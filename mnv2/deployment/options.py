@@ -13,10 +13,7 @@ from mnv2.runtime.files import did_you_mean
 
 
 def add_weights_options(parser: argparse.ArgumentParser, positional: bool = False) -> None:
-    """Adds --weights and the options for what a file of weights may not tell.
-
-    If `positional`, the file is an argument without a name, WEIGHTS.
-    """
+    """Adds --weights, or WEIGHTS without a name, and what a file of weights may not tell."""
     if positional:
         parser.add_argument("weights", metavar="WEIGHTS")
     else:
@@ -57,11 +54,8 @@ def weights_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _image_size(text: str) -> tuple[int, int]:
     """Reads `224` or `192x256` as (height, width)."""
-    side = whole_number()
-    if "x" not in text:
-        return (side(text),) * 2
-    height, width = (side(part) for part in text.split("x", 1))
-    return height, width
+    height, _, width = text.partition("x")
+    return whole_number()(height), whole_number()(width or height)
 
 
 def _numbers(text: str) -> tuple[float, ...]:

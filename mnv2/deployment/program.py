@@ -89,10 +89,7 @@ class Program:
 
 
 def program_of(loaded: Pretrained, *, pixels: bool = True, batch: int = 1) -> Program:
-    """Returns the program of a classifier for batches of `batch` images.
-
-    With `pixels` it takes pixels from 0 to 255 and normalises them itself. It computes in float32.
-    """
+    """Returns the program of a classifier, in float32, for batches of `batch` images or pixels."""
     # In float32, however it was trained.
     model: Any = loaded.model
     if isinstance(model, DenseHead):

@@ -1,8 +1,6 @@
 """TensorFlow Lite's own metadata, which Android's and MediaPipe's image classifiers read.
 
-It says that the input is a picture, how its values are normalised, and which file has the names of
-the classes. Source: metadata_schema.fbs of TensorFlow Lite, in the order of whose fields the
-numbers below count.
+Source: metadata_schema.fbs of TensorFlow Lite, by the order of its fields they have numbers here.
 """
 
 from typing import Any

@@ -1,8 +1,7 @@
 """Which part of a picture a network sees, and in which size: the operations on the host.
 
-Training, evaluation and prediction all use this one implementation, on one picture at a time. No
-operation changes the picture that it gets. Random choices come from a `numpy.random.Generator` of
-the caller.
+Training, evaluation and prediction use it on one picture at a time, which no operation changes in
+place. Random choices come from a `numpy.random.Generator` of the caller.
 """
 
 import dataclasses
@@ -68,10 +67,8 @@ def named_view(
 ) -> str:
     """Returns the text of a view of VIEWS, which keeps the part `crop` of each side (0.875).
 
-    first  (height, width) to which pictures are brought as in `keras`, before
-    size   of the result, if it is not that of the caller
-
-    Raises UserError for a name that is unknown.
+    `first` is the (height, width) to which pictures are brought before, as in `keras`, and `size`
+    that of the result, if it is not the caller's. Raises UserError for a name that is unknown.
     """
     check_choice(name, VIEWS, "view")
     part = 0.875 if crop is None else crop
@@ -84,10 +81,7 @@ def named_view(
 
 
 def parse_view(text: str, field: str) -> Pipeline:
-    """Returns what pictures go through in evaluation: operations of the host, none of them random.
-
-    Raises UserError, as `text.parse` does.
-    """
+    """Returns the operations that a text describes. Raises UserError if one is random."""
     pipeline = parse(text, field, (HOST,))
     for call in pipeline.calls:
         if call.name in RANDOM:
@@ -155,10 +149,9 @@ class View:
 
 
 def to_channels(picture: Picture, channels: int) -> Picture:
-    """Converts grayscale to colour by repeating it, or colour to grayscale by its luminance.
+    """Converts pictures (h w c) to gray by their luminance, or gray ones to colour by repetition.
 
-    Pictures (h w c) that have `channels` channels, and all pictures if it is 0, stay unchanged. A
-    luminance (tf.image.rgb_to_grayscale) is float32 and not rounded.
+    Others, and all if `channels` is 0, stay. A luminance (tf.image.rgb_to_grayscale) is float32.
     """
     if channels == 3 and picture.shape[-1] == 1:
         return np.repeat(picture, 3, axis=-1)

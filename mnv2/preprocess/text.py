@@ -2,8 +2,7 @@
 
     inception_crop(0.08, 1.0)|flip|rand_augment(2, 9)|erase(0.25)|mix(mixup=0.2, cutmix=1.0)
 
-An operation is a function with the decorator `operation`. Its parameters that have defaults are its
-arguments in the text, and the first line of its docstring is its line of help.
+An operation is a function with the decorator `operation`; its defaults are its arguments.
 """
 
 import ast
@@ -117,10 +116,7 @@ class Pipeline(NamedTuple):
         return next((call for call in self.calls if call.name == name), None)
 
     def flat(self) -> dict[str, Any]:
-        """Returns every argument by OPERATION.ARGUMENT, for tables of hyperparameters.
-
-        The second operation of a name is OPERATION_2.
-        """
+        """Returns every argument by OPERATION.ARGUMENT, or OPERATION_2.ARGUMENT for the second."""
         found: dict[str, Any] = {}
         count: collections.Counter[str] = collections.Counter()
         for call in self.calls:
@@ -133,8 +129,7 @@ class Pipeline(NamedTuple):
 def parse(text: str, field: str, kinds: tuple[str, ...] = tuple(_ORDER)) -> Pipeline:
     """Returns the pipeline that a text describes; '' is none. `kinds` may be in it.
 
-    Raises UserError, which begins with the name of the `field`, for an unknown operation or
-    argument, a value that an argument cannot have, and operations in another order than `kinds`.
+    Raises UserError, which begins with the name of the `field`, if it is none.
     """
     _register(kinds)
     calls = tuple(_call(node, field) for node in _nodes(text, field))

@@ -3,8 +3,7 @@
 >>> pretrained = load("mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224.h5")
 >>> logits = pretrained.model.apply(pretrained.variables, pretrained.preprocess(images))
 
-Nothing in a file is imported or run. Neither Keras nor PyTorch has to be installed, except that
-PyTorch writes `.pth` files.
+Nothing in a file is imported or run. Only to write `.pth` files is PyTorch needed.
 """
 
 import contextlib
@@ -55,10 +54,7 @@ def load(path: str | Path, *, drop_background: bool = False, need_head: bool = T
 
 
 def load_backbone(path: str | Path) -> Pretrained:
-    """Loads a file as `load` does, but without any head: the network gives pooled features.
-
-    A head that `load` refuses is left out, after a note.
-    """
+    """Loads a file without any head: the network gives pooled features."""
     return load(path, need_head=False).backbone()
 
 

@@ -9,6 +9,7 @@ from mnv2.runtime.errors import UserError
 FORMATS = {  # by the first bytes
     b"\x89HDF\r\n\x1a\n": "keras",
     b"\x80": "torch",  # every pickle of Python 3, and those of PyTorch
+    b"PK": "torch",  # a damaged zip file, as the reader will say
     b"{": "keras",  # the JSON of TensorFlow.js
 }
 OTHERS = {  # by the position of some bytes
@@ -23,10 +24,7 @@ OTHERS = {  # by the position of some bytes
 
 
 def format_of(path: Path) -> str:
-    """Returns `mnv2`, `keras` or `torch`.
-
-    Raises UserError if the file cannot be read, or if it holds something else.
-    """
+    """Returns `mnv2`, `keras` or `torch`. Raises UserError if the file is none of them."""
     try:
         with path.open("rb") as file:
             start = file.read(512)

@@ -54,10 +54,7 @@ def download(name: str) -> Path:
 
 
 def find_weights(folder: Path) -> Path | None:
-    """Returns the file of weights in a folder such as one of the hub; None if there is none.
-
-    If several files match the same pattern, the first is taken, after a note.
-    """
+    """Returns the file of weights in a folder, or None. Notes if there are several."""
     for pattern in (*PATTERNS, *TORCH_PATTERNS):
         if found := sorted(folder.glob(pattern)):
             if len(found) > 1:

@@ -1,7 +1,6 @@
 """What timm and transformers tell in the JSON files next to weights on the Hugging Face hub.
 
-A file that is missing or damaged, or a value that is null, changes nothing; what is not understood
-is said in one line.
+A file or a value that is missing changes nothing; what is not understood is said in one line.
 """
 
 import math
@@ -29,7 +28,7 @@ REQUIRED = {
 
 
 def _list_of(check: Check, *counts: int) -> Check:
-    """Returns the check for a list whose items pass a check, of one of some lengths, or of any."""
+    """Returns the check for a list of any length, or of some lengths, whose items pass a check."""
 
     def checked(field: str, value: Any) -> tuple[Any, ...]:
         if not isinstance(value, list) or (counts and len(value) not in counts):
@@ -53,10 +52,7 @@ def _edge(field: str, value: Any) -> int:
 
 
 def of_timm(path: Path, default: Preprocessing) -> Usage:
-    """Returns how a network is used, from timm's config.json next to its weights, if there is one.
-
-    What it does not say is as in `default`.
-    """
+    """Returns how a network is used, from config.json next to its weights, else as in `default`."""
     config = _Config(path.with_name("config.json"))
     inner = config.values.get("pretrained_cfg")
     if isinstance(inner, dict):
@@ -84,8 +80,7 @@ def of_timm(path: Path, default: Preprocessing) -> Usage:
 def of_transformers(path: Path, network: str) -> tuple[dict[str, Any], Usage]:
     """Returns the fields of the network, and how it is used, from the files next to the weights.
 
-    The networks are ports of slim's. What the files do not say is as in the models that Google
-    published. Raises UserError if they describe another network or another kind of preprocessing.
+    What they do not say is as in Google's. Raises UserError if they describe another network.
     """
     config = _Config(path.with_name("config.json"))
     if config.values.get("model_type", network) != network:

@@ -19,9 +19,6 @@ from mnv2.pretrained.preprocessing import Preprocessing
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.terminal import first_few, note
 
-# The fields that scale a network, and the channels that they give: of the blocks, and of the ends,
-# which are the stem and the last convolution (V1 has none).
-_Scaling = tuple[dict[str, Any], list[int], list[int | None]]
 # The published width multipliers come first: two width multipliers can give the same channels.
 WIDTHS = (1.0, 0.75, 0.5, 0.35, 0.25, 1.3, 1.4, *(i / 100 for i in range(10, 201, 5)))
 
@@ -44,8 +41,7 @@ class FileContents(NamedTuple):
     names        the name that the file gives to each path
     fields       the fields of the network that are the same in every file of this format
     usage        how the authors of the file evaluate
-    head         the layers of a `DenseHead`, whose arrays are `params/dense_0/kernel`, ...; empty
-                 for a network with its own classifier or none
+    head         the layers of a `DenseHead`, whose arrays are `params/dense_0/kernel`, ...
     own_classes  the classes are a user's own: 1000 of them are not those of ImageNet
     """
 
@@ -109,10 +105,9 @@ def restore(
 
 
 def _fit_channels(preprocess: Preprocessing, channels: int) -> Preprocessing:
-    """Returns the preprocessing for images with `channels` channels.
+    """Returns the preprocessing for images with `channels` channels; gray ones get averages.
 
-    Gray images get the average of the colours' mean and standard deviation. Raises UserError for
-    images that are neither gray nor RGB.
+    Raises UserError for images that are neither gray nor RGB.
     """
     if channels not in (1, 3):
         raise UserError(
@@ -133,10 +128,9 @@ def shapes_of(model: nn.Module, channels: int) -> dict[str, tuple[int, ...]]:
 def check_tensors(
     arrays: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]], names: Mapping[str, str]
 ) -> None:
-    """Raises UserError unless `arrays` have exactly the `expected` paths and shapes.
+    """Raises UserError, with `names`, unless `arrays` have the `expected` paths and shapes.
 
-    All numbers must be finite, also as float32. The message has the `names` that the file gives to
-    the paths.
+    All numbers must be finite, also as float32.
     """
     for problem, paths in (
         ("lacks", sorted(expected.keys() - arrays.keys())),
@@ -162,8 +156,7 @@ def check_tensors(
 def _infer_scaling(contents: FileContents) -> dict[str, Any]:
     """Finds the width multiplier and rounding that give the channels of the file.
 
-    Several scalings can give the same channels in the blocks. The first one that also gives the
-    channels of the stem and of the last convolution is preferred.
+    Of several, the first one that also gives those of the stem and of the last convolution.
     """
     kernels = {x: y for x, y in contents.arrays.items() if x.endswith("/kernel")}
     channels = {x: kernels[x].shape[-1] for x in contents.names if x in kernels}
@@ -177,7 +170,10 @@ def _infer_scaling(contents: FileContents) -> dict[str, Any]:
     return min(candidates, key=lambda scaling: scaling[2] != ends)[0]
 
 
-def _known_scalings(contents: FileContents) -> Iterator[_Scaling]:
+def _known_scalings(
+    contents: FileContents,
+) -> Iterator[tuple[dict[str, Any], list[int], list[int | None]]]:
+    """Yields fields, and the channels of the blocks, and of the stem and the last convolution."""
     if contents.network == "mobilenet_v1":
         for width in WIDTHS:
             stem, *blocks = mobilenet_v1.scaled_channels(width)

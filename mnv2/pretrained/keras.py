@@ -1,9 +1,8 @@
 """Reads and writes MobileNet and MobileNetV2 in the files of keras.applications.
 
-A user's own model with such a network and a dense head is read too. `.h5` files give the name of
-every layer. `.weights.h5` and `.keras` files (a zip with a `.weights.h5` file inside) number the
-layers of each class instead, in the order of the model, which is the order of the network. A layers
-model of TensorFlow.js is read as the `.h5` file that it was converted from.
+`.h5` files name every layer. `.weights.h5` and `.keras` files (a zip with a `.weights.h5` inside)
+number the layers of each class instead, in the order of the network. A layers model of
+TensorFlow.js is read as the `.h5` file that it was converted from.
 """
 
 import dataclasses
@@ -146,7 +145,7 @@ def _read_h5(path: Path) -> tuple[keras_graph.Graph | None, dict[str, np.ndarray
     with h5py.File(source) as file:
         text = text or file.attrs.get("model_config")
         graph = keras_graph.read(text) if text else None
-        return graph, _numbered_tensors(file, graph, path) or _named_tensors(file)
+        return graph, _numbered_tensors(file, graph) or _named_tensors(file)
 
 
 def _named_tensors(file: h5py.File) -> dict[str, np.ndarray]:
@@ -167,13 +166,10 @@ def _add(tensors: dict[str, np.ndarray], layer: str, variable: str, dataset: Any
     tensors[name] = np.asarray(dataset[()])
 
 
-def _numbered_tensors(
-    file: h5py.File, graph: keras_graph.Graph | None, path: Path
-) -> dict[str, np.ndarray]:
-    """Reads the tensors of a `.weights.h5` file by LAYER/VARIABLE, except the optimiser's.
+def _numbered_tensors(file: h5py.File, graph: keras_graph.Graph | None) -> dict[str, np.ndarray]:
+    """Reads the tensors of a `.weights.h5` file by LAYER/VARIABLE; none from another kind of file.
 
     The file names them .../layers/CLASS_N/vars/I, with N counting a model's layers of one class.
-    Returns an empty dict for another kind of file.
     """
     folders: dict[str, dict[int, h5py.Dataset]] = defaultdict(dict)
     for name, dataset in _datasets(file):
@@ -196,9 +192,6 @@ def _numbered_tensors(
             # An unexpected variable keeps its number, which `check_tensors` then rejects.
             variable = variables[index] if index < len(variables) else f"vars/{index}"
             _add(found, layer, variable, dataset)
-    top = found.get("predictions/kernel")
-    if not graph and top is not None and top.shape[-1] in IMAGENET_CLASSES:
-        note(f"{path} does not name its layers: assumed that its classes are those of ImageNet")
     return found
 
 
@@ -285,6 +278,4 @@ def _read_tfjs(path: Path) -> tuple[keras_graph.Graph, dict[str, np.ndarray]]:
                 array = array * scale + low
             layer, variable = weight["name"].split("/")[-2:]
             _add(tensors, layer, variable, array)
-        if start != len(content):
-            raise UserError("its weights are followed by other bytes")
     return keras_graph.read(json.dumps(topology)), tensors

@@ -1,7 +1,6 @@
 """Reads the JSON in which Keras 2 and 3 describe a saved model, as one graph of layers.
 
-Nested models are dissolved: their layers are connected to those around them. Nothing in the JSON
-is run.
+Nested models are dissolved. Nothing in the JSON is run.
 """
 
 import collections

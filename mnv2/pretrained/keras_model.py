@@ -1,8 +1,6 @@
 """Finds the network in a saved Keras model, and reads what is before and after it.
 
-Before it: the size and scaling of pixels. After it: global average pooling and dense layers. The
-layers form a chain, each of which is understood, known to do nothing in evaluation, or named in an
-error.
+The layers form a chain, each of which is understood, does nothing in evaluation, or is refused.
 """
 
 import math
@@ -95,12 +93,10 @@ def read(
     path: Path,
     need_head: bool,
 ) -> Model:
-    """Reads what the model in a file does around its MobileNet.
+    """Reads what the model in a file, with `tensors` by LAYER/VARIABLE, does around its MobileNet.
 
-    `tensors` are those of the file by LAYER/VARIABLE, and `names` those of the network.
-
-    Raises UserError if the model contains no MobileNet, or if anything around it is not understood.
-    Unless `need_head`, a head that is not understood is left out, after a note.
+    Raises UserError if it contains no MobileNet, or if anything around it is not understood. Unless
+    `need_head`, a head that is not understood is left out, after a note.
     """
     *before, stem = _layers_before(graph, network)
     own = dict(tensors)
@@ -172,12 +168,10 @@ def _check_backbone(layers: Sequence[Layer], network: str) -> None:
 
 
 def read_pixels(layers: Sequence[Layer], tensors: Tensors) -> tuple[dict[str, Any], Size | None]:
-    """Combines the layers from the input of a model to its network.
+    """Combines the layers from the input of a model to its network, and takes their `tensors`.
 
     Returns the fields of Preprocessing that they change, and the (height, width) at the network, if
-    they tell it. The variables of these layers are removed from `tensors`.
-
-    Raises UserError if one is not understood.
+    they tell it. Raises UserError if one is not understood.
     """
     ends = np.array([[0.0], [255.0]])  # the darkest and the brightest pixel: all layers are linear
     changes: dict[str, Any] = {}

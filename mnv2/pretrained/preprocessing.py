@@ -47,10 +47,7 @@ class Preprocessing:
 
     @staticmethod
     def of(values: Mapping[str, Any]) -> "Preprocessing":
-        """Returns what a file of this package describes, in this version or an earlier one.
-
-        Raises UserError if its view is none.
-        """
+        """Returns what a file of this package or an earlier version says. Raises UserError."""
         values = {name: tuple(x) if isinstance(x, list) else x for name, x in values.items()}
         if "method" in values:  # until 0.2.0
             names = ("method", "crop", "first")
@@ -97,8 +94,7 @@ class Preprocessing:
 def size_in_name(name: str) -> tuple[int, int] | None:
     """Returns the (height, width) that the name of a published file of weights tells.
 
-    For example, 96 x 96 for mobilenet_v2_..._0.35_96_no_top.h5, mobilenet_v1_0.25_96.ckpt and
-    mobilenetv2_96x96-ff0e83d8.pth.
+    For example, 96 x 96 for mobilenet_v1_0.25_96.ckpt and mobilenetv2_96x96-ff0e83d8.pth.
     """
     match = re.search(
         r"mobilenet.*_(96|128|160|192|224)(?=[_.]|$)|(?<!\d)(\d{2,4})x\2(?!\d)", name, re.IGNORECASE

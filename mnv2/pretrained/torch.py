@@ -1,12 +1,8 @@
 """Reads and writes MobileNet and MobileNetV2 with the names of torchvision, timm and others.
 
-torchvision, timm, transformers, d-li14 and tonylins each give other names to the same tensors. All
-of them use PyTorch's layout, O I H W. Their classifier may have been replaced by a layer of any
-name.
-
-People save a state dict as it is, or in a dict with an optimiser's state, arguments and counters.
-Its names may have prefixes, such as `module.` and `_orig_mod.`. One tensor that every network of a
-naming scheme has shows both the scheme and the prefix.
+All of them use PyTorch's layout, O I H W. People save a state dict as it is, or in a dict with an
+optimiser's state, arguments and counters, and with prefixes such as `module.` and `_orig_mod.`. One
+tensor that every network of a naming scheme has shows both the scheme and the prefix.
 """
 
 import re
@@ -93,7 +89,6 @@ TORCHVISION_2 = Preprocessing(named_view("bilinear", 224 / 232), *IMAGENET, assu
 HASH_1, HASH_2 = "b0353104", "7ebf99e0"
 TIMM_V2 = Preprocessing(named_view("bicubic", 0.875), *IMAGENET)
 TIMM_V1 = Preprocessing(named_view("bicubic", 0.875), *NORMALIZATIONS["half"])
-CLASSIFIERS = re.compile(r"classifier|fc|head|linear|logits|predictions|(^|\.)\d+$")
 
 # A convolution's kernel that every network of the scheme has. What precedes it is the prefix.
 ANCHORS = {
@@ -169,18 +164,13 @@ def read(path: Path, need_head: bool = True) -> FileContents:
         note(f"{path}: left out its head, {first_few(head)}")
         arrays = {name: array for name, array in arrays.items() if name not in head}
     elif classifier:
-        if not CLASSIFIERS.search(classifier):
-            note(f"{path}: took {classifier}, its only linear layer, as the classifier")
         arrays.setdefault(bias, np.zeros(len(arrays[kernel]), np.float32))
         names |= {"params/classifier/kernel": kernel, "params/classifier/bias": bias}
     return contents._replace(arrays=translate(arrays, names, _to_hwio), names=names)
 
 
 def write(path: Path, arrays: Mapping[str, ArrayLike], suffix: str) -> None:
-    """Writes the arrays of a MobileNetV2 by path as torchvision's state dict.
-
-    The suffix of the file is .safetensors, .pth or .pt; the last two need PyTorch.
-    """
+    """Writes a MobileNetV2 as torchvision's state dict: .safetensors, or .pth or .pt by PyTorch."""
     templates = TORCHVISION | {"classifier": "classifier.1"}
     names = tensor_names("mobilenet_v2", templates, SUFFIXES)
     state = {
@@ -213,8 +203,7 @@ def is_safetensors(path: Path) -> bool:
 def _load(path: Path) -> tuple[_Found, dict[str, np.ndarray]]:
     """Finds the network in a file, and reads its tensors by the names of the file, no counters.
 
-    A note says what was left out. Averaged weights (EMA) are preferred, as timm prefers them.
-    Raises UserError if it holds no network or several ones.
+    A note says what was left out. Raises UserError if it holds no network or several ones.
     """
     tree = load_file(path) if is_safetensors(path) else pickles.read(path)
     dicts = dict(_state_dicts(tree, (), set()))
