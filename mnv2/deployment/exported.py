@@ -12,8 +12,6 @@ from mnv2.deployment.program import METADATA, Description
 from mnv2.runtime.errors import UserError, first_line
 from mnv2.runtime.files import did_you_mean
 
-INSTALL = 'pip install ".[export]" in a checkout of mnv2'
-
 type Run = Callable[[np.ndarray], np.ndarray]
 
 
@@ -118,7 +116,9 @@ def open_exported(path: str | Path, threads: int | None = None) -> Exported:
     try:
         return READERS[path.suffix.lower()](path, threads)
     except ImportError as error:
-        raise UserError(f"to run {path}, {error.name} is needed: {INSTALL}") from error
+        raise UserError(
+            f'to run {path}, {error.name} is needed: pip install ".[export]" in a checkout of mnv2'
+        ) from error
 
 
 def _described(path: Path, text: str | None, **run: Any) -> Exported:

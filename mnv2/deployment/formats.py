@@ -63,12 +63,9 @@ def content(
     try:
         return chosen.write(program, calibration if chosen.int8 else None, dynamic)
     except ImportError as error:
-        install = 'pip install ".[export]"'
-        if "litert-converter" in chosen.packages:
-            install += " && pip install --no-deps -r requirements-converter.txt"
         raise UserError(
             f"--to {to} needs {' and '.join(chosen.packages)} ({error.name} is missing): "
-            f"{install}, in a checkout of mnv2; --to stablehlo needs none"
+            "pip install as docs/export.md says; --to stablehlo needs none"
         ) from error
 
 

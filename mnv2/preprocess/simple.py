@@ -76,8 +76,6 @@ def erase(
     Random erasing (arXiv 1708.04896). The rectangle is drawn as by torchvision's RandomErasing,
     which erases after the pixels were normalised, with 0: that is the mean. `with_fill` sets it.
     """
-    if fill is None:
-        raise ValueError("erase has no fill: with_fill replaces None by the mean of pixels")
     height, width = images.shape[1:3]
     holes = jax.vmap(lambda key: _hole(key, height, width, probability))(keys)
     return jnp.where(holes[..., None], jnp.array(fill, jnp.uint8), images)

@@ -32,19 +32,10 @@ NAMING_SCHEMES = {  # of `save`, with the suffixes of their files
 def load(path: str | Path, *, drop_background: bool = False, need_head: bool = True) -> Pretrained:
     """Loads a file: builds the network that the file holds, with its weights.
 
-    keras   `.h5`, `.weights.h5` and `.keras` files of MobileNet and MobileNetV2 from
-            keras.applications, with or without their top; also inside a larger model, under a head
-            of global average pooling and dense layers
-    torch   `.safetensors` files and files of torch.save, with MobileNetV2 under the tensor names of
-            torchvision, timm, d-li14 or tonylins, with timm's MobileNetV1, or with either network
-            of transformers; also with prefixes, and with one linear layer of any name as the head
-    slim    checkpoints `model.ckpt-N` of both networks, given by their common prefix or folder
-    mnv2    the folder of a run, or a `.safetensors` file that `save` wrote
-
-    The format is told by the content of the file. If there is no file `path`, it may be the name of
-    a repository on the Hugging Face hub. `drop_background` removes the first of slim's 1001
-    classes. Unless `need_head`, a head that is not understood is left out, after a note, instead of
-    being refused.
+    That is a file of Keras, torchvision, timm, transformers, d-li14, tonylins, slim or `save`,
+    the folder of a run, or the name of a repository on the Hugging Face hub; docs/weights.md says
+    more. The content of a file tells which. `drop_background` removes the first of slim's 1001
+    classes. Unless `need_head`, a head that is not understood is left out, after a note.
 
     Raises UserError if the file cannot be read, if it holds another network, or if a tensor is
     missing, unexpected, misshapen or not finite.
