@@ -48,12 +48,7 @@ def export(
     if is_exported(weights):
         raise UserError(f"{weights} is exported already: give what it was exported from")
     paths = _output_paths(str(weights), to, output)
-    for path in paths.values():
-        if path.is_dir():
-            raise UserError(f"{path} is a folder: give another --output")
-        if path.exists() and not force:
-            raise UserError(f"{path} exists: --force replaces it, --output gives another place")
-        check_can_be_written(path.parent, "the folder of --output")
+    _check_free([*paths.values()], force)
     loaded: Any = open_weights(weights, **options)
     checked = None
     if check:
@@ -86,6 +81,16 @@ def export(
         files = [path for path in paths.values() if is_exported(path)]
         table += f"\n{_evaluations(loaded, files, checked)}"
     return paths, table
+
+
+def _check_free(paths: Sequence[Path], force: bool) -> None:
+    """Raises UserError unless files can be written there."""
+    for path in paths:
+        if path.is_dir():
+            raise UserError(f"{path} is a folder: give another --output")
+        if path.exists() and not force:
+            raise UserError(f"{path} exists: --force replaces it, --output gives another place")
+        check_can_be_written(path.parent, "the folder of --output")
 
 
 def _output_paths(weights: str, formats: Sequence[str], output: Path) -> dict[str, Path]:

@@ -20,7 +20,6 @@ PREPROCESSING = ("inside", "outside")  # of a file
 class Format(NamedTuple):
     """A format of files.
 
-    suffix    of its files
     write     returns the content of the file of a program
     int8      weights and activations have 8 bits; `write` needs batches to calibrate with
     dynamic   a file may take any number of images

@@ -39,34 +39,28 @@ class Graph:
     """An ONNX graph that grows."""
 
     def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: dict[tuple[str, bytes, tuple[int, ...]], onnx.TensorProto] = {}
+        self.nodes: dict[str, onnx.NodeProto] = {}  # by the name of the result
+        self.constants: list[onnx.TensorProto] = []
         self.summed: dict[str, int] = {}  # how many elements a sum has, by its name
 
     def constant(self, array: np.ndarray) -> str:
-        """Returns the name of a constant; equal ones are stored once."""
-        array = np.ascontiguousarray(array)
-        key = (str(array.dtype), array.tobytes(), array.shape)
-        if key not in self.constants:
-            self.constants[key] = numpy_helper.from_array(array, f"constant_{len(self.constants)}")
-        return self.constants[key].name
+        """Returns the name of a new constant."""
+        name = f"constant_{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        return name
 
     def add(self, kind: str, *inputs: str | np.ndarray, **attributes: Any) -> str:
         """Adds an operation; returns the name of its result."""
         name = f"{kind.lower()}_{len(self.nodes)}"
         names = [x if isinstance(x, str) else self.constant(x) for x in inputs]
-        self.nodes.append(helper.make_node(kind, names, [name], name=name, **attributes))
+        self.nodes[name] = helper.make_node(kind, names, [name], name=name, **attributes)
         return name
-
-    def operation(self, name: str) -> onnx.NodeProto | None:
-        """Returns the operation that a name is the result of; None for an input or a constant."""
-        return next((node for node in self.nodes if node.output[0] == name), None)
 
     def needed(self, last: str) -> list[onnx.NodeProto]:
         """Returns the operations that a result depends on, in order."""
         wanted, kept = {last}, []
-        for node in reversed(self.nodes):
-            if node.output[0] in wanted:
+        for name, node in reversed(self.nodes.items()):
+            if name in wanted:
                 wanted.update(node.input)
                 kept.append(node)
         return kept[::-1]
@@ -90,7 +84,7 @@ def to_onnx(program: Program, *, dynamic: bool) -> onnx.ModelProto:
     nodes = graph.needed(last)
     nodes.append(helper.make_node("Identity", [last], [about.output_name], name="output"))
     used = {name for node in nodes for name in node.input}
-    constants = [one for one in graph.constants.values() if one.name in used]
+    constants = [one for one in graph.constants if one.name in used]
     rows = "batch" if dynamic else image.shape[0]
     given = helper.make_tensor_value_info(
         IMAGE, helper.np_dtype_to_tensor_dtype(np.dtype(image.dtype)), (rows, *image.shape[1:])
@@ -173,7 +167,7 @@ def _elementwise(kind: str) -> Callable[..., str]:
 def _add(graph: Graph, equation: Any, a: Value, b: Value) -> str:
     """Adds an addition; that of a constant to a convolution or product becomes its bias."""
     if isinstance(a, Tensor) and isinstance(b, np.ndarray) and b.shape[-1:] == (b.size,):
-        last = graph.operation(a.name)
+        last = graph.nodes.get(a.name)
         if last and last.op_type in WITH_BIAS and len(last.input) == 2 and b.size == a.shape[-1]:
             attributes = {x.name: helper.get_attribute_value(x) for x in last.attribute}
             return graph.add(WITH_BIAS[last.op_type], *last.input, b.reshape(-1), **attributes)
@@ -190,7 +184,7 @@ def _max(graph: Graph, equation: Any, a: Value, b: Value) -> str:
 def _div(graph: Graph, equation: Any, a: Value, b: Value) -> str:
     """Adds a division; a sum divided by the number of its elements becomes a mean."""
     if isinstance(a, Tensor) and isinstance(b, np.ndarray) and b.ndim == 0:
-        last = graph.operation(a.name)
+        last = graph.nodes.get(a.name)
         if last and b == graph.summed.get(a.name):
             return graph.add("ReduceMean", *last.input, keepdims=0)
     return _elementwise("Div")(graph, equation, a, b)

@@ -20,8 +20,6 @@ class Layer:
     """One layer of a saved model, or one operation on tensors.
 
     kind       its class; for an operation of Keras 2 (TFOpLambda), the name of the function
-    name       its name within its model
-    config     its own settings
     inputs     the layers whose outputs it takes
     operands   its arguments in order, with TENSOR for each output of another layer
     calls      how often the model uses it
