@@ -24,14 +24,7 @@ import numpy as np
 from mnv2.deployment.options import add_weights_options, weights_options
 from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.runtime.errors import UserError
-from mnv2.runtime.files import (
-    PICTURES,
-    check_file,
-    did_you_mean,
-    replacing,
-    write_json,
-    write_text,
-)
+from mnv2.runtime.files import PICTURES, check_file, did_you_mean, replacing, write_json, write_text
 from mnv2.runtime.machine import keep_compiled_programs
 from mnv2.runtime.terminal import StatusLine, as_line, drawn, first_few, note, warn
 
@@ -99,8 +92,7 @@ def main() -> None:
         line.clear()
     if found and arguments.output:
         write(found, loaded.display_names, arguments.top, arguments.output)
-        count = f"{len(found)} picture{'s' if len(found) > 1 else ''}"
-        print(f"{count} in {arguments.output}")
+        print(f"{len(found)} picture{'s' * (len(found) > 1)} in {arguments.output}")
     if found and arguments.plot:
         draw(found, loaded.display_names, arguments.top, arguments.plot)
         print(f"drawn in {arguments.plot}")
@@ -111,13 +103,10 @@ def main() -> None:
 def find_pictures(paths: Sequence[Path]) -> list[Path]:
     """Returns the given files, and in place of each folder the pictures in it, sorted.
 
-    Hidden files and those of the system are left out; so are files that are no pictures, which a
-    note says. Raises UserError for a folder without pictures.
+    A note says which files are no pictures. Raises UserError for a folder without pictures.
     """
     from mnv2.data.folder_tree import files_below
 
-    if not paths:
-        raise UserError("no pictures are given")
     found: list[Path] = []
     for path in paths:
         if not path.is_dir():
@@ -135,10 +124,9 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
 def read_pictures(
     paths: Sequence[Path], unreadable: list[Path]
 ) -> Iterator[tuple[Path, np.ndarray]]:
-    """Yields pictures with their paths.
+    """Yields pictures with their paths. A single one that cannot be read raises UserError.
 
-    A single picture that cannot be read raises UserError. Of several, it is named in a warning and
-    added to `unreadable`.
+    Of several, it is named in a warning and added to `unreadable`.
     """
     for path in paths:
         try:
@@ -176,11 +164,8 @@ def predictions(
         images[: len(batch)] = [image for _, image in batch]
         probabilities = np.asarray(loaded.probabilities(images))
         new = [Prediction(path, row) for (path, _), row in zip(batch, probabilities, strict=False)]
-        for path, row in new:
-            if not np.isfinite(row).all():
-                raise UserError(
-                    f"the probabilities for {path} are not finite: the weights cannot be used"
-                )
+        if wrong := [path for path, row in new if not np.isfinite(row).all()]:
+            raise UserError(f"the probabilities for {wrong[0]} are not finite")
         yield new
 
 

@@ -365,7 +365,7 @@ def test_wrong_options_for_weights_are_refused_before_anything_is_computed(
         (["--mean", "0.5", "--std", "0"], "std must not be 0"),
         (["--mean", "a", "--std", "1"], "--mean must be a number, or one per channel"),
         (["--mean", "0,0", "--std", "1"], "mean has 2 numbers but the network has 3"),
-        (["--resize", "pilow"], "unknown resize 'pilow': did you mean 'pillow'?"),
+        (["--resize", "pilow"], "unknown view 'pilow': did you mean 'pillow'?"),
         (["--classes", tmp_path / "two.txt"], "names 2 classes but the weights know 3"),
         (["--classes", tmp_path / "gap.txt"], "is no list of classes"),
         (["--classes", tmp_path / "gap.json"], "is no list of classes"),

@@ -1,6 +1,6 @@
 """Exports weights: loads, writes, compares, and evaluates if it is asked to."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from mnv2.deployment.formats import FORMATS, check_formats, content
 from mnv2.deployment.program import program_of
 from mnv2.deployment.usage import describe_input, open_weights
 from mnv2.pretrained import Pretrained
-from mnv2.runtime.errors import UserError, reason
+from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import check_can_be_written, replacing
 from mnv2.runtime.terminal import StatusLine
 
@@ -47,8 +47,8 @@ def export(
     check_formats(to, preprocessing, batch, calibrate)
     if is_exported(weights):
         raise UserError(f"{weights} is exported already: give what it was exported from")
-    paths = output_paths(str(weights), to, output)
-    _check_free(paths.values(), force)
+    paths = _output_paths(str(weights), to, output)
+    _check_free([*paths.values()], force)
     loaded: Any = open_weights(weights, **options)
     checked = None
     if check:
@@ -68,21 +68,22 @@ def export(
                 "raise --calibration_pictures or lower --batch"
             )
     describe_input(loaded.preprocess, loaded.image_size, options.get("mean") is not None)
-    images = images_to_compare(loaded, checked, calibrate, shown)
+    images = _images_to_compare(loaded, checked, calibrate, shown)
     line = StatusLine("exporting")
     for name, path in paths.items():
         line.say(name)
-        _write(path, content(program, name, ranges, dynamic=batch is None))
+        written = content(program, name, ranges, dynamic=batch is None)
+        with replacing(path) as unfinished:
+            unfinished.write_bytes(written)
     line.clear()
-    rows = [comparison.compare(path, program, images, batch, threads) for path in paths.values()]
-    table = comparison.table(rows, program, images.source, threads)
+    table = comparison.compare([*paths.values()], program, images, batch, threads)
     if checked:
         files = [path for path in paths.values() if is_exported(path)]
-        table += f"\n{evaluations(loaded, files, checked)}"
+        table += f"\n{_evaluations(loaded, files, checked)}"
     return paths, table
 
 
-def _check_free(paths: Iterable[Path], force: bool) -> None:
+def _check_free(paths: Sequence[Path], force: bool) -> None:
     """Raises UserError unless files can be written there."""
     for path in paths:
         if path.is_dir():
@@ -92,31 +93,21 @@ def _check_free(paths: Iterable[Path], force: bool) -> None:
         check_can_be_written(path.parent, "the folder of --output")
 
 
-def _write(path: Path, written: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            temporary.write_bytes(written)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {reason(error)}") from error
-
-
-def output_paths(weights: str, formats: Sequence[str], output: Path) -> dict[str, Path]:
+def _output_paths(weights: str, formats: Sequence[str], output: Path) -> dict[str, Path]:
     """Returns the path of the file in each format.
 
     `output` is a file if it has the suffix of the only format, and otherwise a folder. Raises
     UserError if it has the suffix of another format.
     """
-    known = {chosen.suffix for chosen in FORMATS.values()}
-    if output.suffix and any(suffix.endswith(output.suffix) for suffix in known):
+    endings = {name: Path(f"x{chosen.suffix}").suffix for name, chosen in FORMATS.items()}
+    if output.suffix in endings.values():
         (only, *others) = formats
-        wanted = FORMATS[only].suffix.rpartition(".")[2]
         if others:
             raise UserError(
                 f"--output {output} is one file for {len(formats)} formats: give a folder"
             )
-        if output.suffix != f".{wanted}":
-            raise UserError(f"--output {output} must end in .{wanted} for --to {only}")
+        if output.suffix != endings[only]:
+            raise UserError(f"--output {output} must end in {endings[only]} for --to {only}")
         return {only: output}
     source = Path(weights).expanduser().absolute()
     of_run = source.name.isdecimal()  # ARM/SEED
@@ -124,7 +115,7 @@ def output_paths(weights: str, formats: Sequence[str], output: Path) -> dict[str
     return {name: output / f"{stem}{FORMATS[name].suffix}" for name in formats}
 
 
-def images_to_compare(
+def _images_to_compare(
     loaded: Pretrained,
     check: "data.Dataset | None",
     calibrate: str | None,
@@ -143,7 +134,7 @@ def images_to_compare(
     return comparison.Images(noise, source, False)
 
 
-def evaluations(loaded: Pretrained, files: Sequence[Path], dataset: "data.Dataset") -> str:
+def _evaluations(loaded: Pretrained, files: Sequence[Path], dataset: "data.Dataset") -> str:
     """Evaluates JAX and exported files on the whole test split; returns a table."""
     from mnv2.deployment.evaluation import evaluate_any  # imports TensorFlow
 

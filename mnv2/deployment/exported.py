@@ -9,63 +9,42 @@ import numpy as np
 from jaxtyping import Float
 
 from mnv2.deployment.program import METADATA, Description
-from mnv2.pretrained import Preprocessing
 from mnv2.runtime.errors import UserError, first_line
 from mnv2.runtime.files import did_you_mean
-
-INSTALL = 'pip install ".[export]" in a checkout of mnv2'
 
 type Run = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Exported:
+class Exported(Description):
     """An exported file that can be run. Its attributes are named as those of `Pretrained`.
 
     run        computes the output (n classes) of images (n h w c) of the type the file takes
-    operators  the names of the operations, in order; none if they cannot be told
+    operators  the names of the operations, in order
     step       between two outputs of a file whose outputs have 8 bits; 0 for float32
     """
 
     path: Path
-    description: Description
     run: Run
     operators: tuple[str, ...]
     step: float = 0.0
 
     @property
-    def preprocess(self) -> Preprocessing:
-        return self.description.preprocess
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        return self.description.image_size
-
-    @property
-    def channels(self) -> int:
-        return self.description.channels
-
-    @property
     def output(self) -> str:
-        return self.description.activation
-
-    @property
-    def class_names(self) -> tuple[str, ...] | None:
-        return self.description.class_names
+        return self.activation
 
     @property
     def display_names(self) -> tuple[str, ...]:
         """The names of the classes, or numbers in their place."""
-        return self.class_names or tuple(f"class {i}" for i in range(self.description.classes))
+        return self.class_names or tuple(f"class {i}" for i in range(self.classes))
 
     def logits(self, pixels: np.ndarray) -> Float[np.ndarray, "n classes"]:
-        """Computes logits of images (n h w c) in [0, 255].
+        """Computes logits of images (n h w c) in [0, 255]: logarithms of probabilities.
 
-        If the file gives probabilities, they are the logits that lead to these: with softmax,
-        logarithms. A probability of 0 becomes half of the file's step, or the smallest float32.
+        A probability of 0 becomes half of the file's step, or the smallest float32.
         """
-        outputs = self.run(self.description.input_of(pixels))
-        if not self.description.pixels:
+        outputs = self.run(self.input_of(pixels))
+        if not self.pixels:
             return outputs
         smallest = self.step / 2 or np.finfo(np.float32).tiny
         logarithms = np.log(np.maximum(outputs, smallest))
@@ -75,8 +54,8 @@ class Exported:
 
     def probabilities(self, pixels: np.ndarray) -> Float[np.ndarray, "n classes"]:
         """Computes the probability of each class for images (n h w c) in [0, 255]."""
-        outputs = self.run(self.description.input_of(pixels))
-        if self.description.pixels:
+        outputs = self.run(self.input_of(pixels))
+        if self.pixels:
             return outputs
         if self.output == "sigmoid":
             return 1 / (1 + np.exp(-outputs))
@@ -84,40 +63,27 @@ class Exported:
         return powers / powers.sum(-1, keepdims=True)
 
     def with_class_names(self, names: Sequence[str], source: str) -> "Exported":
-        """Returns the same file with other names of its classes.
-
-        Raises UserError if there are too few or too many. `source` names where they are from.
-        """
-        if len(names) != self.description.classes:
+        """Gives the classes other names. Raises UserError if `source` has too many or too few."""
+        if len(names) != self.classes:
             raise UserError(
-                f"{source} names {len(names)} classes but {self.path} knows "
-                f"{self.description.classes}"
+                f"{source} names {len(names)} classes but {self.path} knows {self.classes}"
             )
-        return self._described(class_names=tuple(names))
+        return dataclasses.replace(self, class_names=tuple(names))
 
     def without_background(self) -> "Exported":
         """Removes the first of 1001 classes, which is the background in slim."""
-        if self.description.classes != 1001:
+        if self.classes != 1001:
             return self
 
         def run(images: np.ndarray) -> np.ndarray:
             kept = self.run(images)[:, 1:]
-            if not self.description.pixels or self.output == "sigmoid":
+            if not self.pixels or self.output == "sigmoid":
                 return kept
             rest = kept.sum(-1, keepdims=True)  # in 8 bits, the background can leave nothing
             return kept / np.maximum(rest, np.finfo(np.float32).tiny)
 
         names = self.class_names and self.class_names[1:]
-        return dataclasses.replace(self._described(classes=1000, class_names=names), run=run)
-
-    def with_preprocess(self, preprocess: Preprocessing) -> "Exported":
-        """Returns the same file for pictures that are brought to its size in another way."""
-        return self._described(preprocess=preprocess)
-
-    def _described(self, **changes: Any) -> "Exported":
-        return dataclasses.replace(
-            self, description=dataclasses.replace(self.description, **changes)
-        )
+        return dataclasses.replace(self, classes=1000, class_names=names, run=run)
 
 
 def in_batches(compute: Callable[[np.ndarray], object], size: int | None) -> Run:
@@ -150,17 +116,17 @@ def open_exported(path: str | Path, threads: int | None = None) -> Exported:
     try:
         return READERS[path.suffix.lower()](path, threads)
     except ImportError as error:
-        raise UserError(f"to run {path}, {error.name} is needed: {INSTALL}") from error
-
-
-def _description(path: Path, text: str | None) -> Description:
-    if text is None:
         raise UserError(
-            f"{path} does not say how its pictures are prepared and what its classes are: only "
-            "files that mnv2.export wrote are read"
-        )
+            f'to run {path}, {error.name} is needed: pip install ".[export]" in a checkout of mnv2'
+        ) from error
+
+
+def _described(path: Path, text: str | None, **run: Any) -> Exported:
+    """Returns the file with what its description says; `run` and so on are as in `Exported`."""
+    if text is None:
+        raise UserError(f"{path} has no description: only files that mnv2.export wrote are read")
     try:
-        return Description.from_json(text)
+        return Exported(path=path, **run, **vars(Description.from_json(text)))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} has a damaged description: {error}") from error
 
@@ -179,7 +145,7 @@ def _open_litert(path: Path, threads: int | None) -> Exported:
     except Exception as error:  # of many types, for damaged files
         raise UserError(f"LiteRT cannot read {path}: {first_line(error)}") from error
     buffers = [x.buffer for x in model.metadata or () if x.name == METADATA.encode()]
-    about = _description(path, bytes(model.buffers[buffers[0]].data).decode() if buffers else None)
+    about = bytes(model.buffers[buffers[0]].data).decode() if buffers else None
     given, result = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
 
     def compute(batch: np.ndarray) -> np.ndarray:
@@ -192,7 +158,7 @@ def _open_litert(path: Path, threads: int | None) -> Exported:
     codes = [model.operatorCodes[x.opcodeIndex] for x in model.subgraphs[0].operators]
     operators = tuple(names[max(x.builtinCode, x.deprecatedBuiltinCode)] for x in codes)
     step, _ = result["quantization"]
-    return Exported(path, about, run, operators, step)
+    return _described(path, about, run=run, operators=operators, step=step)
 
 
 def quantized(images: np.ndarray, details: Any) -> np.ndarray:
@@ -210,6 +176,7 @@ def _dequantized(outputs: np.ndarray, details: Any) -> np.ndarray:
 
 
 def _open_onnx(path: Path, threads: int | None) -> Exported:
+    import onnx
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -222,7 +189,7 @@ def _open_onnx(path: Path, threads: int | None) -> Exported:
         )
     except Exception as error:  # of many types, for damaged files
         raise UserError(f"ONNX Runtime cannot read {path}: {first_line(error)}") from error
-    about = _description(path, session.get_modelmeta().custom_metadata_map.get(METADATA))
+    about = session.get_modelmeta().custom_metadata_map.get(METADATA)
     (given,) = session.get_inputs()
 
     def compute(batch: np.ndarray) -> np.ndarray:
@@ -230,17 +197,8 @@ def _open_onnx(path: Path, threads: int | None) -> Exported:
         return np.asarray(outputs)
 
     fixed = given.shape[0] if isinstance(given.shape[0], int) else None
-    run = in_batches(compute, fixed)
-    return Exported(path, about, run, _operators_of_onnx(path))
-
-
-def _operators_of_onnx(path: Path) -> tuple[str, ...]:
-    """Returns the operations of a file; none if the package onnx, which writes them, is missing."""
-    try:
-        import onnx
-    except ImportError:
-        return ()
-    return tuple(node.op_type for node in onnx.load(path).graph.node)
+    operators = tuple(node.op_type for node in onnx.load(path).graph.node)
+    return _described(path, about, run=in_batches(compute, fixed), operators=operators)
 
 
 READERS = {".tflite": _open_litert, ".onnx": _open_onnx}

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -12,14 +12,14 @@ from mnv2.runtime.errors import UserError, check_choice
 if TYPE_CHECKING:  # imports JAX, which --help does not wait for
     from mnv2.deployment.program import Program
 
-type Write = Callable[["Program", Sequence[np.ndarray], bool], bytes]
+type Calibration = Sequence[np.ndarray] | None  # batches that the program takes; None for float32
+type Write = Callable[["Program", Calibration, bool], bytes]
 PREPROCESSING = ("inside", "outside")  # of a file
 
 
 class Format(NamedTuple):
     """A format of files.
 
-    suffix    of its files
     write     returns the content of the file of a program
     int8      weights and activations have 8 bits; `write` needs batches to calibrate with
     dynamic   a file may take any number of images
@@ -47,63 +47,54 @@ def check_formats(
             raise UserError(f"--batch any is for {', '.join(dynamic)}, not for {name}")
         if FORMATS[name].int8 and not calibrate:
             raise UserError(
-                f"--to {name} needs pictures that show the ranges of values: --calibrate "
-                "fashion_mnist, or --calibrate folder:PATH for any pictures below PATH"
+                f"--to {name} needs pictures to calibrate with: --calibrate folder:PATH"
             )
 
 
 def content(
     program: "Program", to: str, calibration: Sequence[np.ndarray] = (), *, dynamic: bool = False
 ) -> bytes:
-    """Returns the content of the file of a program in one of `FORMATS`.
+    """Returns the content of the file of a program in one of `FORMATS`, for any batch if `dynamic`.
 
-    `calibration` has batches that the program takes, for int8. With `dynamic` the file takes any
-    number of images. Raises UserError if a package is missing.
+    `calibration` has batches for int8. Raises UserError if a package is missing.
     """
     chosen = FORMATS[to]
     try:
-        return chosen.write(program, calibration, dynamic)
+        return chosen.write(program, calibration if chosen.int8 else None, dynamic)
     except ImportError as error:
-        install = 'pip install ".[export]"'
-        if "litert-converter" in chosen.packages:
-            install += " && pip install --no-deps -r requirements-converter.txt"
         raise UserError(
             f"--to {to} needs {' and '.join(chosen.packages)} ({error.name} is missing): "
-            f"{install}, in a checkout of mnv2. Where they have no wheel for your platform, "
-            "--to stablehlo needs none"
+            "pip install as docs/export.md says; --to stablehlo needs none"
         ) from error
 
 
-def _litert(program: "Program", calibration: Sequence[np.ndarray], dynamic: bool) -> bytes:
+def _litert(program: "Program", calibration: Calibration, _: bool) -> bytes:
     from mnv2.deployment.litert import to_litert, with_description
 
-    return with_description(to_litert(program), program.description)
+    written = to_litert(program)
+    if calibration is not None:
+        from mnv2.deployment.quantization import quantize_litert
+
+        written = quantize_litert(written, calibration)
+    return with_description(written, program.description)
 
 
-def _litert_int8(program: "Program", calibration: Sequence[np.ndarray], dynamic: bool) -> bytes:
-    from mnv2.deployment.litert import to_litert, with_description
-    from mnv2.deployment.quantization import quantize_litert
-
-    return with_description(quantize_litert(to_litert(program), calibration), program.description)
-
-
-def _onnx(program: "Program", calibration: Sequence[np.ndarray], dynamic: bool) -> bytes:
+def _onnx(program: "Program", calibration: Calibration, dynamic: bool) -> bytes:
     from mnv2.deployment.onnx import to_onnx
 
-    return bytes(to_onnx(program, dynamic=dynamic).SerializeToString())
-
-
-def _onnx_int8(program: "Program", calibration: Sequence[np.ndarray], dynamic: bool) -> bytes:
+    written = bytes(to_onnx(program, dynamic=dynamic).SerializeToString())
+    if calibration is None:
+        return written
     from mnv2.deployment.quantization import quantize_onnx
 
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "float.onnx", Path(folder) / "int8.onnx"
-        source.write_bytes(_onnx(program, calibration, dynamic))
+        source.write_bytes(written)
         quantize_onnx(source, target, calibration)
         return target.read_bytes()
 
 
-def _stablehlo(program: "Program", calibration: Sequence[np.ndarray], dynamic: bool) -> bytes:
+def _stablehlo(program: "Program", _: Any, dynamic: bool) -> bytes:
     import jax
 
     image = program.image
@@ -117,10 +108,8 @@ def _stablehlo(program: "Program", calibration: Sequence[np.ndarray], dynamic: b
 LITERT = ("litert-converter", "ai-edge-litert")
 FORMATS = {
     "litert": Format(".tflite", _litert, False, False, LITERT),
-    "litert-int8": Format(
-        ".int8.tflite", _litert_int8, True, False, (*LITERT, "ai-edge-quantizer")
-    ),
+    "litert-int8": Format(".int8.tflite", _litert, True, False, (*LITERT, "ai-edge-quantizer")),
     "onnx": Format(".onnx", _onnx, False, True, ("onnx", "onnxruntime")),
-    "onnx-int8": Format(".int8.onnx", _onnx_int8, True, True, ("onnx", "onnxruntime")),
+    "onnx-int8": Format(".int8.onnx", _onnx, True, True, ("onnx", "onnxruntime")),
     "stablehlo": Format(".stablehlo", _stablehlo, False, True, ()),
 }

@@ -29,7 +29,7 @@ def to_litert(program: Program) -> bytes:
             module.operation,
             signature_name=SIGNATURE,
             input_names=[IMAGE],
-            output_names=[program.description.output],
+            output_names=[program.description.output_name],
         )
         converter.run_convert_to_tfl_passes(
             module, passmanager.PassManager(), converter.ConvertToTFLConfig()

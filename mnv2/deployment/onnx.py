@@ -6,7 +6,7 @@ It knows the operations that the networks of this package consist of in evaluati
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,15 +21,15 @@ from mnv2.runtime.terminal import as_line
 OPSET = 18
 IR_VERSION = 9  # what runtimes of 2023 and later read
 NCHW = (0, 3, 1, 2)  # where ONNX's axes of rank 4 are in JAX
-NHWC = (0, 2, 3, 1)
 WITH_BIAS = {"Conv": "Conv", "MatMul": "Gemm"}  # operations that can add a constant to each channel
 
 
-class Tensor:
+class Tensor(NamedTuple):
     """A value that is known only when the graph runs; its shape is JAX's."""
 
-    def __init__(self, name: str, shape: tuple[int, ...], dtype: Any):
-        self.name, self.shape, self.dtype = name, shape, np.dtype(dtype)
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
 
 
 type Value = Tensor | np.ndarray
@@ -39,39 +39,28 @@ class Graph:
     """An ONNX graph that grows."""
 
     def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: dict[tuple[str, bytes, tuple[int, ...]], onnx.TensorProto] = {}
-        self.known: dict[tuple[str, ...], str] = {}  # results, by operation and inputs
+        self.nodes: dict[str, onnx.NodeProto] = {}  # by the name of the result
+        self.constants: list[onnx.TensorProto] = []
         self.summed: dict[str, int] = {}  # how many elements a sum has, by its name
 
     def constant(self, array: np.ndarray) -> str:
-        """Returns the name of a constant; equal ones are stored once."""
-        array = np.ascontiguousarray(array)
-        key = (str(array.dtype), array.tobytes(), array.shape)
-        if key not in self.constants:
-            self.constants[key] = numpy_helper.from_array(array, f"constant_{len(self.constants)}")
-        return self.constants[key].name
-
-    def add(self, kind: str, *inputs: str | np.ndarray, **attributes: Any) -> str:
-        """Adds an operation, unless it is there already; returns the name of its result."""
-        name = f"{kind.lower()}_{len(self.nodes)}"
-        names = [x if isinstance(x, str) else self.constant(x) for x in inputs]
-        key = (kind, *names, str(attributes))
-        if key in self.known:
-            return self.known[key]
-        self.known[key] = name
-        self.nodes.append(helper.make_node(kind, names, [name], name=name, **attributes))
+        """Returns the name of a new constant."""
+        name = f"constant_{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
 
-    def operation(self, name: str) -> onnx.NodeProto | None:
-        """Returns the operation that a name is the result of; None for an input or a constant."""
-        return next((node for node in self.nodes if node.output[0] == name), None)
+    def add(self, kind: str, *inputs: str | np.ndarray, **attributes: Any) -> str:
+        """Adds an operation; returns the name of its result."""
+        name = f"{kind.lower()}_{len(self.nodes)}"
+        names = [x if isinstance(x, str) else self.constant(x) for x in inputs]
+        self.nodes[name] = helper.make_node(kind, names, [name], name=name, **attributes)
+        return name
 
     def needed(self, last: str) -> list[onnx.NodeProto]:
         """Returns the operations that a result depends on, in order."""
         wanted, kept = {last}, []
-        for node in reversed(self.nodes):
-            if node.output[0] in wanted:
+        for name, node in reversed(self.nodes.items()):
+            if name in wanted:
                 wanted.update(node.input)
                 kept.append(node)
         return kept[::-1]
@@ -87,20 +76,22 @@ def to_onnx(program: Program, *, dynamic: bool) -> onnx.ModelProto:
     graph = Graph()
     # TensorRT transposes numbers and no bytes.
     numbers = graph.add("Cast", IMAGE, to=TensorProto.FLOAT) if about.pixels else IMAGE
-    start = Tensor(graph.add("Transpose", numbers, perm=NCHW), image.shape, np.float32)
+    start = Tensor(graph.add("Transpose", numbers, perm=NCHW), image.shape, np.dtype(np.float32))
     (logits,) = _run(graph, closed.jaxpr, closed.consts, [start])
     last = _named(graph, logits)
     if about.pixels:
         last = graph.add(about.activation.title(), last)  # over the last axis
     nodes = graph.needed(last)
-    nodes.append(helper.make_node("Identity", [last], [about.output], name="output"))
+    nodes.append(helper.make_node("Identity", [last], [about.output_name], name="output"))
     used = {name for node in nodes for name in node.input}
-    constants = [one for one in graph.constants.values() if one.name in used]
+    constants = [one for one in graph.constants if one.name in used]
     rows = "batch" if dynamic else image.shape[0]
     given = helper.make_tensor_value_info(
         IMAGE, helper.np_dtype_to_tensor_dtype(np.dtype(image.dtype)), (rows, *image.shape[1:])
     )
-    result = helper.make_tensor_value_info(about.output, TensorProto.FLOAT, (rows, about.classes))
+    result = helper.make_tensor_value_info(
+        about.output_name, TensorProto.FLOAT, (rows, about.classes)
+    )
     model = helper.make_model(
         helper.make_graph(nodes, "mnv2", [given], [result], constants),
         opset_imports=[helper.make_opsetid("", OPSET)],
@@ -174,12 +165,9 @@ def _elementwise(kind: str) -> Callable[..., str]:
 
 
 def _add(graph: Graph, equation: Any, a: Value, b: Value) -> str:
-    """Adds an addition; that of a constant to a convolution or product becomes its bias.
-
-    The operation without the bias is left out in the end, unless its result is used elsewhere.
-    """
+    """Adds an addition; that of a constant to a convolution or product becomes its bias."""
     if isinstance(a, Tensor) and isinstance(b, np.ndarray) and b.shape[-1:] == (b.size,):
-        last = graph.operation(a.name)
+        last = graph.nodes.get(a.name)
         if last and last.op_type in WITH_BIAS and len(last.input) == 2 and b.size == a.shape[-1]:
             attributes = {x.name: helper.get_attribute_value(x) for x in last.attribute}
             return graph.add(WITH_BIAS[last.op_type], *last.input, b.reshape(-1), **attributes)
@@ -196,7 +184,7 @@ def _max(graph: Graph, equation: Any, a: Value, b: Value) -> str:
 def _div(graph: Graph, equation: Any, a: Value, b: Value) -> str:
     """Adds a division; a sum divided by the number of its elements becomes a mean."""
     if isinstance(a, Tensor) and isinstance(b, np.ndarray) and b.ndim == 0:
-        last = graph.operation(a.name)
+        last = graph.nodes.get(a.name)
         if last and b == graph.summed.get(a.name):
             return graph.add("ReduceMean", *last.input, keepdims=0)
     return _elementwise("Div")(graph, equation, a, b)
@@ -204,11 +192,6 @@ def _div(graph: Graph, equation: Any, a: Value, b: Value) -> str:
 
 def _conv(graph: Graph, equation: Any, images: Tensor, kernel: np.ndarray) -> str:
     p = equation.params
-    numbers = p["dimension_numbers"]
-    if (numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec) != (
-        (0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2),
-    ) or set(p["lhs_dilation"]) != {1}:  # fmt: skip
-        raise UserError("the network has a convolution of a form that is not written to ONNX")
     (top, bottom), (left, right) = p["padding"]
     return graph.add(
         "Conv",
@@ -221,44 +204,16 @@ def _conv(graph: Graph, equation: Any, images: Tensor, kernel: np.ndarray) -> st
     )
 
 
-def _reduce(kind: str) -> Callable[..., str]:
-    def rule(graph: Graph, equation: Any, x: Tensor) -> str:
-        axes = equation.params["axes"]
-        where = [NCHW.index(axis) for axis in axes] if len(x.shape) == 4 else list(axes)
-        name = graph.add(kind, x.name, np.array(where, np.int64), keepdims=0)
-        if kind == "ReduceSum":
-            graph.summed[name] = math.prod(x.shape[axis] for axis in axes)
-        return name
-
-    return rule
+def _sum(graph: Graph, equation: Any, x: Tensor) -> str:
+    axes = equation.params["axes"]
+    where = [NCHW.index(axis) for axis in axes] if len(x.shape) == 4 else list(axes)
+    name = graph.add("ReduceSum", x.name, np.array(where, np.int64), keepdims=0)
+    graph.summed[name] = math.prod(x.shape[axis] for axis in axes)
+    return name
 
 
 def _matmul(graph: Graph, equation: Any, a: Value, b: Value) -> str:
-    if equation.params["dimension_numbers"] != (((1,), (0,)), ((), ())) or len(a.shape) != 2:
-        raise UserError("the network has a matrix product of a form that is not written to ONNX")
     return graph.add("MatMul", _named(graph, a), _named(graph, b))
-
-
-def _reshape(graph: Graph, equation: Any, x: Tensor) -> str:
-    """Adds a change of shape that keeps the first axis, the images of the batch."""
-    old, new = x.shape, equation.outvars[0].aval.shape
-    name = x.name
-    if old[:1] != new[:1]:
-        raise UserError("the network mixes the images of a batch, which is not written to ONNX")
-    if len(old) == 4:
-        name = graph.add("Transpose", name, perm=NHWC)
-    name = graph.add("Reshape", name, np.array((-1, *new[1:]), np.int64))
-    return graph.add("Transpose", name, perm=NCHW) if len(new) == 4 else name
-
-
-def _broadcast(graph: Graph, equation: Any, x: Tensor) -> str:
-    """Adds axes of length 1; ONNX's operations repeat them where it is needed."""
-    kept = equation.params["broadcast_dimensions"]
-    rank = len(equation.params["shape"])
-    if rank == 4:
-        raise UserError("the network repeats a tensor in a way that is not written to ONNX")
-    new = [axis for axis in range(rank) if axis not in kept]
-    return graph.add("Unsqueeze", x.name, np.array(new, np.int64)) if new else x.name
 
 
 def _max_pool(graph: Graph, equation: Any, x: Tensor) -> str:
@@ -280,13 +235,7 @@ def _cast(graph: Graph, equation: Any, x: Tensor) -> str:
     return graph.add("Cast", x.name, to=helper.np_dtype_to_tensor_dtype(dtype))
 
 
-def _integer_pow(graph: Graph, equation: Any, x: Tensor) -> str:
-    return graph.add("Pow", x.name, np.asarray(equation.params["y"], x.dtype))
-
-
 def _select(graph: Graph, equation: Any, which: Value, *cases: Value) -> str:
-    if len(cases) != 2:
-        raise UserError("the network chooses between more than two tensors")
     false, true = cases
     rank = len(equation.outvars[0].aval.shape)
     return graph.add("Where", *(_named(graph, value, rank) for value in (which, true, false)))
@@ -296,35 +245,28 @@ def _expm1(graph: Graph, equation: Any, x: Tensor) -> str:
     return graph.add("Sub", graph.add("Exp", x.name), np.ones((), x.dtype))
 
 
-def _same(graph: Graph, equation: Any, x: Tensor) -> str:
-    return x.name
+def _erfc(graph: Graph, equation: Any, x: Tensor) -> str:
+    return graph.add("Sub", np.ones((), x.dtype), graph.add("Erf", x.name))
 
 
 RULES: dict[str, Callable[..., str]] = {
-    **{
-        name: _elementwise(kind)
-        for name, kind in {
-            **{"sub": "Sub", "mul": "Mul", "min": "Min", "pow": "Pow", "neg": "Neg"},
-            **{"exp": "Exp", "log": "Log", "tanh": "Tanh", "logistic": "Sigmoid", "erf": "Erf"},
-            **{"sqrt": "Sqrt", "abs": "Abs", "gt": "Greater", "lt": "Less"},
-            **{"ge": "GreaterOrEqual", "le": "LessOrEqual"},
-        }.items()
-    },
+    "sub": _elementwise("Sub"),
+    "mul": _elementwise("Mul"),
+    "min": _elementwise("Min"),
+    "neg": _elementwise("Neg"),
+    "gt": _elementwise("Greater"),
+    "tanh": _elementwise("Tanh"),
+    "logistic": _elementwise("Sigmoid"),
     "add": _add,
     "max": _max,
     "div": _div,
     "conv_general_dilated": _conv,
     "dot_general": _matmul,
-    "reduce_sum": _reduce("ReduceSum"),
-    "reduce_max": _reduce("ReduceMax"),
+    "reduce_sum": _sum,
     "reduce_window_max": _max_pool,
-    "reshape": _reshape,
-    "squeeze": _reshape,
-    "broadcast_in_dim": _broadcast,
     "convert_element_type": _cast,
-    "integer_pow": _integer_pow,
     "select_n": _select,
     "expm1": _expm1,
-    "stop_gradient": _same,
-    "copy": _same,
+    "erfc": _erfc,
+    "copy": lambda graph, equation, x: x.name,
 }

@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from mnv2.runtime.cli import whole_number
-from mnv2.runtime.errors import UserError
+from mnv2.runtime.errors import UserError, reason
 from mnv2.runtime.files import did_you_mean
 
 
 def add_weights_options(parser: argparse.ArgumentParser, positional: bool = False) -> None:
-    """Adds --weights and the options for what a file of weights may not tell.
-
-    If `positional`, the file is an argument without a name, WEIGHTS.
-    """
+    """Adds --weights, or WEIGHTS without a name, and what a file of weights may not tell."""
     if positional:
         parser.add_argument("weights", metavar="WEIGHTS")
     else:
@@ -57,11 +54,8 @@ def weights_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _image_size(text: str) -> tuple[int, int]:
     """Reads `224` or `192x256` as (height, width)."""
-    side = whole_number()
-    if "x" not in text:
-        return (side(text),) * 2
-    height, width = (side(part) for part in text.split("x", 1))
-    return height, width
+    height, _, width = text.partition("x")
+    return whole_number()(height), whole_number()(width or height)
 
 
 def _numbers(text: str) -> tuple[float, ...]:
@@ -76,37 +70,25 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 def read_class_names(path: Path) -> list[str]:
-    """Reads the names of classes: one per line, a JSON list, or a JSON object.
-
-    The object maps names to numbers from 0, or numbers to names. Raises UserError if it is unclear.
-    """
+    """Reads the names of classes. Raises UserError if it is unclear which they are."""
     try:
         text = path.expanduser().read_text(encoding="utf-8-sig").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        lines = [line.strip() for line in text.splitlines()]
+        names = _in_order(json.loads(text)) if text.startswith(("[", "{")) else lines
+    except (OSError, ValueError) as error:
         hint = did_you_mean(path) if isinstance(error, FileNotFoundError) else ""
-        raise UserError(f"cannot read the classes in {path}: {reason}{hint}") from None
-    names = [line.strip() for line in text.splitlines()]
-    if text.startswith(("[", "{")):
-        try:
-            names = _in_order(json.loads(text))
-        except json.JSONDecodeError as error:
-            raise UserError(f"cannot read the classes in {path}: {error}") from None
+        raise UserError(f"cannot read the classes in {path}: {reason(error)}{hint}") from None
     if not isinstance(names, list) or not all(isinstance(x, str) and x for x in names) or not names:
         raise UserError(
-            f"{path} is no list of classes: expected one name per line and no empty line, a "
-            'JSON list such as ["cat", "dog"], or a JSON object such as {"cat": 0, "dog": 1}'
+            f'{path} is no list of classes: one per line, ["cat", "dog"] or {{"cat": 0, "dog": 1}}'
         )
     return names
 
 
 def _in_order(value: Any) -> Any:
     """Returns the names of an object that numbers them from 0, in order; anything else as it is."""
-    if not isinstance(value, dict):
-        return value
-    by_number = {str(number): name for name, number in value.items()}
     numbers = [str(number) for number in range(len(value))]
-    for names in (value, by_number):
+    for names in (value, {str(y): x for x, y in value.items()}) if isinstance(value, dict) else ():
         if names.keys() == set(numbers):
             return [names[number] for number in numbers]
     return value

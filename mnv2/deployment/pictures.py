@@ -1,7 +1,5 @@
 """Pictures as an exported network takes them: to calibrate int8, and to compare."""
 
-import contextlib
-import io
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +9,13 @@ from jaxtyping import Float
 
 from mnv2 import data
 from mnv2.data.decoding import read_picture
-from mnv2.data.folder_tree import Pictures, files_below, find_pictures
+from mnv2.data.folder_tree import files_below
 from mnv2.deployment.program import Program
 from mnv2.pretrained import Pretrained
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.terminal import warn
+
+HELD_OUT = ("test", "val", "valid", "validation")  # folders beside that of the training pictures
 
 
 def draw(
@@ -51,24 +51,14 @@ def draw_any(
     root = Path(name.removeprefix(data.FOLDER_PREFIX)).expanduser()
     if not root.is_dir():
         raise UserError(f"no pictures to calibrate with: there is no local folder {root}")
-    files = _files(root)
+    folders = {path.name.lower(): path for path in root.iterdir() if path.is_dir()}
+    is_split = "train" in folders and not folders.keys().isdisjoint(HELD_OUT)
+    files = files_below(folders["train"] if is_split else root)[0]
     np.random.default_rng(0).shuffle(files)
     images = np.array(list(itertools.islice(_images(network, files), count)))
     if not len(images):
         raise UserError(f"no pictures to calibrate with in {root}, at any depth")
     return images
-
-
-def _files(root: Path) -> list[Path]:
-    splits: Pictures = {}
-    with (
-        contextlib.suppress(UserError),  # it is not in splits and classes
-        contextlib.redirect_stderr(io.StringIO()),  # what it leaves out calibrates too
-    ):
-        splits = find_pictures(root)
-    if len(splits) > 1 and "train" in splits:
-        return list(itertools.chain.from_iterable(splits["train"].values()))
-    return files_below(root)[0]
 
 
 def _images(network: Pretrained, files: list[Path]) -> Iterator[np.ndarray]:

@@ -5,7 +5,6 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +44,7 @@ class Description:
     class_names: tuple[str, ...] | None
 
     @property
-    def output(self) -> str:
+    def output_name(self) -> str:
         """The name of the output: pixels give probabilities, normalised images give logits."""
         return PROBABILITIES if self.pixels else LOGITS
 
@@ -62,12 +61,10 @@ class Description:
     @staticmethod
     def from_json(text: str) -> "Description":
         """Returns the description in a file that this package wrote."""
-        fields = json.loads(text, object_hook=lambda x: {k: _tuple(v) for k, v in x.items()})
+        fields: Any = {
+            x: tuple(y) if isinstance(y, list) else y for x, y in json.loads(text).items()
+        }
         return Description(**{**fields, "preprocess": Preprocessing.of(fields["preprocess"])})
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,11 +89,13 @@ class Program:
 
 
 def program_of(loaded: Pretrained, *, pixels: bool = True, batch: int = 1) -> Program:
-    """Returns the program of a classifier for batches of `batch` images.
-
-    With `pixels` it takes pixels from 0 to 255 and normalises them itself. It computes in float32.
-    """
-    model = _plain(loaded.model)
+    """Returns the program of a classifier, in float32, for batches of `batch` images or pixels."""
+    # In float32, however it was trained.
+    model: Any = loaded.model
+    if isinstance(model, DenseHead):
+        model = model.clone(backbone=with_conventions(model.backbone, dtype=jnp.float32))
+    else:
+        model = with_conventions(model, dtype=jnp.float32)
     # The kernels are constants of the program, so they are folded here, not each time it runs.
     folded = {"params": fold_batch_norm(model, loaded.variables)["params"]}
     folded = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), folded)
@@ -123,11 +122,3 @@ def program_of(loaded: Pretrained, *, pixels: bool = True, batch: int = 1) -> Pr
             class_names=None if loaded.class_names is None else loaded.display_names,
         ),
     )
-
-
-def _plain(model: Any) -> Any:
-    """Returns the same network, computing in float32 however it was trained."""
-    if isinstance(model, DenseHead):
-        backbone: nn.Module = _plain(model.backbone)
-        return model.clone(backbone=backbone)
-    return with_conventions(model, dtype=jnp.float32)

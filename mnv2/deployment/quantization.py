@@ -87,11 +87,10 @@ def quantize_onnx(source: Path, target: Path, images: Iterable[np.ndarray]) -> N
     from onnxruntime import quantization
 
     class Reader(quantization.CalibrationDataReader):
-        def __init__(self) -> None:
-            self._rest: Iterator[np.ndarray] = iter(images)
+        rest = iter(images)
 
         def get_next(self) -> dict[str, Any] | None:
-            batch = next(self._rest, None)
+            batch = next(self.rest, None)
             return None if batch is None else {IMAGE: batch}
 
     quantization.quantize_static(

@@ -1,8 +1,6 @@
 """TensorFlow Lite's own metadata, which Android's and MediaPipe's image classifiers read.
 
-It says that the input is a picture, how its values are normalised, and which file has the names of
-the classes. Source: metadata_schema.fbs of TensorFlow Lite, in the order of whose fields the
-numbers below count.
+Source: metadata_schema.fbs of TensorFlow Lite, by the order of its fields they have numbers here.
 """
 
 from typing import Any
@@ -27,7 +25,7 @@ def task_metadata(about: Description, labels: str | None) -> bytes:
     picture = {0: _RGB if about.channels == 3 else _GRAY, 1: size}
     unit = {0: _NORMALIZATION, 1: {0: mean, 1: std}}
     shown = {0: IMAGE, 3: {0: _PICTURE, 1: picture}, 4: [unit], 5: {0: high, 1: low}}
-    found: dict[int, Any] = {0: about.output, 3: {0: _FEATURE, 1: {}}}
+    found: dict[int, Any] = {0: about.output_name, 3: {0: _FEATURE, 1: {}}}
     if about.pixels:  # logits have no limits
         found[5] = {0: [1.0], 1: [0.0]}
     if labels is not None:

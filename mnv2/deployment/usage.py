@@ -6,8 +6,7 @@ from pathlib import Path
 
 from mnv2.deployment.exported import Exported, is_exported, open_exported
 from mnv2.deployment.options import read_class_names
-from mnv2.pretrained import Preprocessing, Pretrained, load_classifier
-from mnv2.pretrained.preprocessing import check_view
+from mnv2.pretrained import Preprocessing, Pretrained, load
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.terminal import note
 
@@ -32,43 +31,38 @@ def open_weights(
     What is None is as the file tells. Raises UserError if the file cannot be read or has no
     classifier, and for a value that is wrong or does not suit the file.
     """
-    if resize is not None:
-        check_view(resize, "resize")
     if is_exported(weights):
         network: Pretrained | Exported = open_exported(weights)
         for name, value in (("image_size", image_size), ("mean", mean), ("std", std)):
             if value is not None:
                 raise UserError(f"{name} is fixed in the exported file {weights}: export it again")
     else:
-        network = _rescaled(load_classifier(str(weights), image_size), mean, std)
+        network = _rescaled(load(weights), mean, std)
+        if not network.num_classes:
+            raise UserError(f"{weights} holds no classifier: fine-tune it first")
+        if image_size is not None:
+            network = dataclasses.replace(network, image_size=image_size)
     if resize is not None:
-        seen = network.preprocess.with_view(resize)
-        if isinstance(network, Pretrained):
-            network = dataclasses.replace(network, preprocess=seen)
-        else:
-            network = network.with_preprocess(seen)
-    if classes is None:
-        return network
+        network = dataclasses.replace(network, preprocess=network.preprocess.with_view(resize))
     if isinstance(classes, str | Path):
         return network.with_class_names(read_class_names(Path(classes)), str(classes))
-    return network.with_class_names(list(classes), "classes")
+    return network if classes is None else network.with_class_names(list(classes), "classes")
 
 
 def _rescaled(
     loaded: Pretrained, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> Pretrained:
     """Returns weights that take pixels with this mean and deviation."""
-    if mean is None and std is None:
-        return loaded
     if mean is None or std is None:
-        raise UserError("mean and std belong together: give both, or neither")
+        if mean is not std:
+            raise UserError("mean and std belong together: give both, or neither")
+        return loaded
     if 0.0 in std:
         raise UserError("std must not be 0")
     for name, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, loaded.channels):
             raise UserError(
-                f"{name} has {len(values)} numbers but the network has {loaded.channels} "
-                "channels: give one number, or one per channel"
+                f"{name} has {len(values)} numbers but the network has {loaded.channels} channels"
             )
     scaled = dataclasses.replace(loaded.preprocess, mean=tuple(mean), std=tuple(std), assumed=False)
     return dataclasses.replace(loaded, preprocess=scaled)

@@ -1,8 +1,7 @@
 """Which part of a picture a network sees, and in which size: the operations on the host.
 
-Training, evaluation and prediction all use this one implementation, on one picture at a time. No
-operation changes the picture that it gets. Random choices come from a `numpy.random.Generator` of
-the caller.
+Training, evaluation and prediction use it on one picture at a time, which no operation changes in
+place. Random choices come from a `numpy.random.Generator` of the caller.
 """
 
 import dataclasses
@@ -41,6 +40,7 @@ LARGEST_SIDE = 4096  # of the pictures that operations make: `pixels` counts on 
 Side = int | Size | None  # of a square, or (height, width); None for the size of the caller
 Random = np.random.Generator | None
 Part = tuple[slice, slice]  # rows, columns
+Range = tuple[float, float]
 _share = number(0, 1, low_open=True, high_open=False)
 
 
@@ -67,10 +67,8 @@ def named_view(
 ) -> str:
     """Returns the text of a view of VIEWS, which keeps the part `crop` of each side (0.875).
 
-    first  (height, width) to which pictures are brought as in `keras`, before
-    size   of the result, if it is not that of the caller
-
-    Raises UserError for a name that is unknown.
+    `first` is the (height, width) to which pictures are brought before, as in `keras`, and `size`
+    that of the result, if it is not the caller's. Raises UserError for a name that is unknown.
     """
     check_choice(name, VIEWS, "view")
     part = 0.875 if crop is None else crop
@@ -83,10 +81,7 @@ def named_view(
 
 
 def parse_view(text: str, field: str) -> Pipeline:
-    """Returns what pictures go through in evaluation: operations of the host, none of them random.
-
-    Raises UserError, as `text.parse` does.
-    """
+    """Returns the operations that a text describes. Raises UserError if one is random."""
     pipeline = parse(text, field, (HOST,))
     for call in pipeline.calls:
         if call.name in RANDOM:
@@ -115,10 +110,7 @@ class View:
     def __post_init__(self) -> None:
         for call in self.pipeline.of(HOST):
             if call.name in RANDOM and call["smallest"] > call["largest"]:
-                raise UserError(
-                    f"smallest of {call.name} must not exceed largest, got {call['smallest']!r} "
-                    f"and {call['largest']!r}"
-                )
+                raise UserError(f"smallest of {call.name} must not exceed largest")
 
     @property
     def size(self) -> Size:
@@ -157,10 +149,9 @@ class View:
 
 
 def to_channels(picture: Picture, channels: int) -> Picture:
-    """Converts grayscale to colour by repeating it, or colour to grayscale by its luminance.
+    """Converts pictures (h w c) to gray by their luminance, or gray ones to colour by repetition.
 
-    Pictures (h w c) that have `channels` channels, and all pictures if it is 0, stay unchanged. A
-    luminance (tf.image.rgb_to_grayscale) is float32 and not rounded.
+    Others, and all if `channels` is 0, stay. A luminance (tf.image.rgb_to_grayscale) is float32.
     """
     if channels == 3 and picture.shape[-1] == 1:
         return np.repeat(picture, 3, axis=-1)
@@ -249,7 +240,7 @@ def inception_crop(
     *,
     smallest: float = 0.05,
     largest: float = 1.0,
-    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+    aspect: Range = (3 / 4, 4 / 3),
     method: str = "bilinear",
     size: Side = None,
 ) -> Picture:
@@ -270,7 +261,7 @@ def resized_crop(
     *,
     smallest: float = 0.08,
     largest: float = 1.0,
-    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+    aspect: Range = (3 / 4, 4 / 3),
     method: str = "bilinear_antialiased",
     size: Side = None,
 ) -> Picture:
@@ -296,15 +287,9 @@ def _centre(shape: tuple[int, ...], size: Sequence[int]) -> Part:
 
 
 def _inception_part(
-    shape: tuple[int, ...],
-    area: tuple[float, float],
-    aspect: tuple[float, float],
-    random: np.random.Generator,
+    shape: tuple[int, ...], area: Range, aspect: Range, random: np.random.Generator
 ) -> Part:
-    """Draws the part of a picture for inception_crop, with the rounding of TensorFlow's kernel.
-
-    Returns the whole picture if no try fits.
-    """
+    """Draws a part, with the rounding of TensorFlow's kernel; the whole picture if no try fits."""
     height, width = shape[:2]
     least, most = (limit * height * width for limit in area)
     for _ in range(_INCEPTION_TRIES):
@@ -322,23 +307,16 @@ def _inception_part(
         fits = 0 < high <= height and 0 < wide <= width and least <= high * wide <= most
         if fits and high * wide / (height * width) >= COVERED:
             # The last position is never drawn, neither by TensorFlow.
-            top, left = (
-                int(random.integers(max(free, 1))) for free in (height - high, width - wide)
-            )
+            free = (max(height - high, 1), max(width - wide, 1))
+            top, left = (int(random.integers(places)) for places in free)
             return slice(top, top + high), slice(left, left + wide)
     return slice(None), slice(None)
 
 
 def _resized_crop_part(
-    shape: tuple[int, ...],
-    area: tuple[float, float],
-    aspect: tuple[float, float],
-    random: np.random.Generator,
+    shape: tuple[int, ...], area: Range, aspect: Range, random: np.random.Generator
 ) -> Part:
-    """Draws the part of a picture for resized_crop.
-
-    Returns, if no try fits, the centre of the nearest possible aspect.
-    """
+    """Draws a part; if no try fits, the centre of the nearest possible aspect."""
     height, width = shape[:2]
     low, high = (math.log(limit) for limit in aspect)
     for _ in range(_CROP_TRIES):

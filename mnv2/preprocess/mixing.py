@@ -19,10 +19,8 @@ def alpha(field: str, value: Any) -> float:
 
 
 def partners(rows: Array) -> Array:
-    """Returns for each row of a batch the one that it is mixed with: half a batch before it.
-
-    Not the row before it, which shows the same picture in repeated augmentation.
-    """
+    """Returns for each row of a batch the one that it is mixed with: half a batch before it."""
+    # Not the row before it, which shows the same picture in repeated augmentation.
     return jnp.roll(rows, max(1, len(rows) // 2), axis=0)
 
 
@@ -67,10 +65,7 @@ def mix(
 
 
 def _rectangle(key: Array, area: Array, height: int, width: int) -> Float[Array, "h w"]:
-    """Returns a mask with a rectangle of ones, which the borders of the picture may cut.
-
-    The rectangle has the picture's aspect ratio and a part of its area; its centre is uniform.
-    """
+    """Returns a mask with a rectangle of ones, of a part of the area, at a uniform centre."""
     side = jnp.sqrt(area) / 2
 
     def inside(key: Array, size: int) -> Array:

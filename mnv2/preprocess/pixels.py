@@ -1,12 +1,9 @@
 """The arithmetic of operations on pictures, as Pillow and therefore torchvision compute it.
 
-A function takes one picture and is to be used under `each`. Of the operations that published
-recipes choose from, each is one of four parts: a table of the 256 values, a warp, a blend with
-gray, or a blend with the smoothed picture. What depends only on an operation's strength is computed
-in NumPy, in double precision as in Pillow, while JAX traces; the device has 32 bits.
-
-All of them equal Pillow's to the last grey level but bilinear warps, see `warp`. Gray pictures have
-one channel; then `color` changes nothing. Pictures have at most 4,096 pixels on a side.
+A function takes one picture, of at most 4,096 pixels on a side, and is to be used under `each`.
+An operation is a table of the 256 values, a warp, a blend with gray, or a blend with the smoothed
+picture. What depends only on its strength is computed in NumPy, in double precision as in Pillow,
+while JAX traces. All equal Pillow's to the last grey level but bilinear warps, see `warp`.
 
 A TPU is slow at gathers: there values and pixels are looked up with products of matrices. These are
 of whole numbers of at most eight bits, which its matrix units multiply exactly, and sums of at most

@@ -1,7 +1,6 @@
 """Policies: which operations a training picture goes through, and how strong they are.
 
-The operations, their strengths and their probabilities are those of torchvision's classes
-RandAugment, TrivialAugmentWide and AutoAugment; `pixels` has their arithmetic.
+They are those of torchvision's RandAugment, TrivialAugmentWide and AutoAugment.
 """
 
 import itertools
@@ -150,9 +149,8 @@ def case_of(
 ) -> tuple[Any, ...]:
     """Returns an operation of the strength number `level`; with a `sign` of 0 to the other side.
 
-    That is its number in _KINDS, the strength, and numbers of `pixels.warp`.
-
-    Operations whose strength has no sign ignore it. The size is the pictures' height and width.
+    That is its number in _KINDS, the strength, and numbers of `pixels.warp`. The size is the
+    pictures' height and width.
     """
     strength = float(strengths(name, policy)[level])
     if name.startswith("translate") and policy != "trivial_augment_wide":

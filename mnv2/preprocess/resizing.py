@@ -37,7 +37,9 @@ def resized(picture: Picture, size: Size, method: str) -> Picture:
         shrinks = any(own > SHRINKS * new for own, new in zip(picture.shape[:2], size, strict=True))
         method = "bilinear_antialiased" if shrinks else "bilinear"
     if method in _BY_PILLOW:
-        return _by_pillow(to_uint8(picture), size, _BY_PILLOW[method])
+        picture = to_uint8(picture)
+        image = Image.fromarray(picture if picture.shape[2] == 3 else picture[..., 0])
+        return np.asarray(image.resize(size[::-1], _BY_PILLOW[method])).reshape(*size, -1)
     if method == "nearest":
         row, column = (
             (np.arange(new, dtype=np.float32) + 0.5) * (np.float32(own) / np.float32(new))
@@ -64,9 +66,3 @@ def to_uint8(picture: Picture) -> Picture:
         return picture
     rounded = np.rint(picture)
     return np.clip(rounded, 0, 255, out=rounded).astype(np.uint8)
-
-
-def _by_pillow(picture: Picture, size: Size, filter: int) -> Picture:
-    """Resizes a picture (h w c, uint8) exactly as Pillow does."""
-    image = Image.fromarray(picture if picture.shape[2] == 3 else picture[..., 0])
-    return np.asarray(image.resize(size[::-1], filter)).reshape(*size, -1)

@@ -1,7 +1,6 @@
 """Operations that are one thing each: flip, crop, erase, distort colours; and noise in labels.
 
-`PICTURES` get uint8 and one key per picture: what happens to a picture is a function of its own
-pixels and key, whatever batch it is in.
+What happens to a picture is a function of its own pixels and key, whatever batch it is in.
 """
 
 import functools
@@ -16,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int32, Key
 from mnv2.preprocess import pixels
 from mnv2.preprocess.pixels import Keys, Pictures
 from mnv2.preprocess.text import LABELS, PICTURES, Pipeline, operation
-from mnv2.runtime.errors import UserError, number, truth, whole
+from mnv2.runtime.errors import number, truth, whole
 
 AREA = (0.02, 0.33)  # of the picture, that is erased
 ASPECT = (0.3, 3.3)  # height to width
@@ -77,12 +76,6 @@ def erase(
     Random erasing (arXiv 1708.04896). The rectangle is drawn as by torchvision's RandomErasing,
     which erases after the pixels were normalised, with 0: that is the mean. `with_fill` sets it.
     """
-    if fill is None:
-        raise ValueError("erase has no fill: with_fill replaces None by the mean of pixels")
-    if isinstance(fill, tuple) and len(fill) != images.shape[-1]:
-        raise UserError(
-            f"fill of erase must have a value for each channel, {images.shape[-1]}, got {fill!r}"
-        )
     height, width = images.shape[1:3]
     holes = jax.vmap(lambda key: _hole(key, height, width, probability))(keys)
     return jnp.where(holes[..., None], jnp.array(fill, jnp.uint8), images)

@@ -2,8 +2,7 @@
 
     inception_crop(0.08, 1.0)|flip|rand_augment(2, 9)|erase(0.25)|mix(mixup=0.2, cutmix=1.0)
 
-An operation is a function with the decorator `operation`. Its parameters that have defaults are its
-arguments in the text, and the first line of its docstring is its line of help.
+An operation is a function with the decorator `operation`; its defaults are its arguments.
 """
 
 import ast
@@ -117,10 +116,7 @@ class Pipeline(NamedTuple):
         return next((call for call in self.calls if call.name == name), None)
 
     def flat(self) -> dict[str, Any]:
-        """Returns every argument by OPERATION.ARGUMENT, for tables of hyperparameters.
-
-        The second operation of a name is OPERATION_2.
-        """
+        """Returns every argument by OPERATION.ARGUMENT, or OPERATION_2.ARGUMENT for the second."""
         found: dict[str, Any] = {}
         count: collections.Counter[str] = collections.Counter()
         for call in self.calls:
@@ -133,8 +129,7 @@ class Pipeline(NamedTuple):
 def parse(text: str, field: str, kinds: tuple[str, ...] = tuple(_ORDER)) -> Pipeline:
     """Returns the pipeline that a text describes; '' is none. `kinds` may be in it.
 
-    Raises UserError, which begins with the name of the `field`, for an unknown operation or
-    argument, a value that an argument cannot have, and operations in another order than `kinds`.
+    Raises UserError, which begins with the name of the `field`, if it is none.
     """
     _register(kinds)
     calls = tuple(_call(node, field) for node in _nodes(text, field))
@@ -145,10 +140,7 @@ def parse(text: str, field: str, kinds: tuple[str, ...] = tuple(_ORDER)) -> Pipe
         if kind not in kinds:
             raise UserError(f"{field} cannot have {call.name}: it can have {_names(kinds)}")
         if before is not None and _ORDER[kind] < _ORDER[before.operation.kind]:
-            raise UserError(
-                f"{field} has {call.name} after {before.name}, but must have it before: first what "
-                "crops and resizes, then other operations, and mix at the end"
-            )
+            raise UserError(f"{field} has {call.name} after {before.name}, but must have it before")
         if before is not None and kind == before.operation.kind == MIX:
             raise UserError(f"{field} must have {call.name} only once")
     host = Pipeline(calls).of(HOST)
@@ -211,16 +203,13 @@ def _given(node: ast.expr, found: Operation, field: str) -> dict[str, ast.expr]:
     """Returns the arguments that a text gives, by their names."""
     if not isinstance(node, ast.Call):
         return {}
-    if len(node.args) > len(found.defaults):
-        raise UserError(f"{field}: {found} takes no further value")
-    given = dict(zip(found.defaults, node.args, strict=False))
-    for name, value in ((keyword.arg or "**", keyword.value) for keyword in node.keywords):
-        if name not in found.defaults:
-            raise UserError(f"{field}: {found} has no argument {name}")
-        if name in given:
-            raise UserError(f"{field}: {found.name} has {name} twice")
-        given[name] = value
-    return given
+    either = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    signature = inspect.Signature([inspect.Parameter(name, either) for name in found.defaults])
+    named = {keyword.arg or "**": keyword.value for keyword in node.keywords}
+    try:
+        return signature.bind_partial(*node.args, **named).arguments
+    except TypeError as error:
+        raise UserError(f"{field}: {found} {error}") from None
 
 
 def _names(kinds: tuple[str, ...]) -> str:

@@ -3,12 +3,10 @@
 >>> pretrained = load("mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224.h5")
 >>> logits = pretrained.model.apply(pretrained.variables, pretrained.preprocess(images))
 
-Nothing in a file is imported or run. Neither Keras nor PyTorch has to be installed, except that
-PyTorch writes `.pth` files.
+Nothing in a file is imported or run. Only to write `.pth` files is PyTorch needed.
 """
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,6 @@ from mnv2.runtime.errors import UserError, check_choice
 from mnv2.runtime.files import AnyPath, did_you_mean, given_folder, in_bucket, matches, replacing
 from mnv2.runtime.layout import NETWORK
 
-FORMATS = ("mnv2", "keras", "torch", "slim")
 NAMING_SCHEMES = {  # of `save`, with the suffixes of their files
     "mnv2": (".safetensors",),
     "keras": (".h5",),
@@ -32,60 +29,24 @@ NAMING_SCHEMES = {  # of `save`, with the suffixes of their files
 }
 
 
-def load(
-    path: str | Path,
-    *,
-    format: str | None = None,
-    drop_background: bool = False,
-    need_head: bool = True,
-) -> Pretrained:
+def load(path: str | Path, *, drop_background: bool = False, need_head: bool = True) -> Pretrained:
     """Loads a file: builds the network that the file holds, with its weights.
 
-    keras   `.h5`, `.weights.h5` and `.keras` files of MobileNet and MobileNetV2 from
-            keras.applications, with or without their top; also inside a larger model, under a head
-            of global average pooling and dense layers
-    torch   `.safetensors` files and files of torch.save, with MobileNetV2 under the tensor names of
-            torchvision, timm, d-li14 or tonylins, with timm's MobileNetV1, or with either network
-            of transformers; also with prefixes, and with one linear layer of any name as the head
-    slim    checkpoints `model.ckpt-N` of both networks, given by their common prefix or folder
-    mnv2    the folder of a run, or a `.safetensors` file that `save` wrote
-
-    The format is told by the content of the file. `format`, one of these four names, insists on
-    one. If there is no file `path`, it may be the name of a repository on the Hugging Face hub.
-    `drop_background` removes the first of slim's 1001 classes. Unless `need_head`, a head that
-    is not understood is left out, after a note, instead of being refused.
+    That is a file of Keras, torchvision, timm, transformers, d-li14, tonylins, slim or `save`,
+    the folder of a run, or the name of a repository on the Hugging Face hub; docs/weights.md says
+    more. The content of a file tells which. `drop_background` removes the first of slim's 1001
+    classes. Unless `need_head`, a head that is not understood is left out, after a note.
 
     Raises UserError if the file cannot be read, if it holds another network, or if a tensor is
     missing, unexpected, misshapen or not finite.
     """
-    if format is not None:
-        check_choice(format, FORMATS, "format")
-    loaded = (
-        _read_run_on_gcs(str(path), format) if in_bucket(path) else _read(path, format, need_head)
-    )
+    loaded = _read_run_on_gcs(str(path)) if in_bucket(path) else _read(path, need_head)
     return loaded.without_background() if drop_background else loaded
 
 
 def load_backbone(path: str | Path) -> Pretrained:
-    """Loads a file as `load` does, but without any head: the network gives pooled features.
-
-    A head that `load` refuses is left out, after a note.
-    """
+    """Loads a file without any head: the network gives pooled features."""
     return load(path, need_head=False).backbone()
-
-
-def load_classifier(weights: str, image_size: tuple[int, int] | None = None) -> Pretrained:
-    """Loads weights that have a classifier, for images of the size `image_size`, (height, width).
-
-    By default the images have the size for which the weights were trained. Raises UserError as
-    `load` does, and if there is no classifier.
-    """
-    loaded = load(weights)
-    if not loaded.num_classes:
-        raise UserError(
-            f"{weights} holds no classifier, so it knows no classes: fine-tune it first"
-        )
-    return loaded if image_size is None else dataclasses.replace(loaded, image_size=image_size)
 
 
 def save(pretrained: Pretrained, path: str | Path, *, names: str = "mnv2") -> None:
@@ -132,8 +93,8 @@ def reading(path: AnyPath) -> Iterator[None]:
         ) from error
 
 
-def _read(path: str | Path, format: str | None, need_head: bool) -> Pretrained:
-    """Reads a local file or folder, or a repository; `format` is the only one to accept."""
+def _read(path: str | Path, need_head: bool) -> Pretrained:
+    """Reads a local file or folder, or a repository."""
     source = Path(path).expanduser()
     prefix = slim.find_prefix(source)
     if not source.exists() and prefix is None:
@@ -141,29 +102,26 @@ def _read(path: str | Path, format: str | None, need_head: bool) -> Pretrained:
             raise UserError(f"no such file: {source}{did_you_mean(source)}")
         source = hub.download(str(path))
     if native.is_run(source):
-        found = "mnv2"
-    elif prefix is not None:
-        found, source = "slim", prefix
-    else:
-        source = _file_in(source) if source.is_dir() else source
-        found = formats.format_of(source)
-    if format not in (None, found):
-        raise UserError(f"{source} has the format {found}, not {format}")
+        with reading(source):
+            return native.read_run(source)
+    if prefix is not None:
+        with reading(prefix):
+            return infer_network(slim.read(prefix), str(prefix))
+    source = _file_in(source) if source.is_dir() else source
+    found = formats.format_of(source)
     with reading(source):
         if found == "mnv2":
-            return native.read_run(source) if source.is_dir() else native.read(source)
-        read = {"keras": keras.read, "torch": torch.read}.get(found)
-        contents = read(source, need_head) if read else slim.read(source)
+            return native.read(source)
+        contents = (keras if found == "keras" else torch).read(source, need_head)
         return infer_network(contents, str(source))
 
 
-def _read_run_on_gcs(address: str, format: str | None) -> Pretrained:
+def _read_run_on_gcs(address: str) -> Pretrained:
     """Reads the folder of a run on Google Cloud Storage; of other files the libraries read none."""
     folder = given_folder(address, "weights")
-    if format not in (None, "mnv2") or not native.is_run(folder):
+    if not native.is_run(folder):
         raise UserError(
-            f"{folder} is not the folder of a run (it has no {NETWORK}): other weights are read "
-            "from local files only; copy them first"
+            f"{folder} is not the folder of a run: other weights are read from local files only"
         )
     with reading(folder):
         return native.read_run(folder)
@@ -177,8 +135,7 @@ def _file_in(folder: Path) -> Path:
     if found is None:
         raise UserError(
             f"{folder} is neither the folder of a run (it has no {NETWORK}) nor of a slim "
-            "checkpoint (it has no .index file), nor one of the hub with config.json and weights: "
-            "name a file in it"
+            "checkpoint, nor one of the hub with config.json and weights: name a file in it"
         )
     return found
 
@@ -186,10 +143,7 @@ def _file_in(folder: Path) -> Path:
 # Fields that change nothing of what a network computes in evaluation: what training alone uses, and
 # the type of numbers.
 SAME_RESULTS = ("bn_momentum", "bn_frozen", "dropout", "axis_name", "dtype")
-CONVENTIONS = {
-    "keras": {"padding": "same", "bn_epsilon": 1e-3},
-    "torchvision": {"padding": "symmetric", "bn_epsilon": 1e-5},
-}
+CONVENTIONS = {"keras": keras.FIELDS["mobilenet_v2"], "torchvision": torch.FIELDS}
 
 
 def _check_buildable(pretrained: Pretrained, names: str) -> None:
@@ -205,14 +159,10 @@ def _check_buildable(pretrained: Pretrained, names: str) -> None:
     for field, ours in flat_fields(model).items():
         if field not in ("num_classes", "width", *SAME_RESULTS) and ours != built[field]:
             raise UserError(
-                f"the {names} network has {field} = {built[field]!r} but this one has {ours!r}: "
-                "the results would differ"
+                f"the {names} network has {field} = {built[field]!r} but this one has {ours!r}"
             )
     if names == "keras" and not keras.rounds_alike(model.width, is_v1):
-        raise UserError(
-            f"keras rounds the channels of width {model.width:g} in another way: the results would "
-            "differ"
-        )
+        raise UserError(f"keras rounds the channels of width {model.width:g} in another way")
     if pretrained.output != "softmax" or (names == "keras" and model.num_classes == 1):
         raise UserError(f"the {names} network ends in a softmax but this one in a sigmoid")
     if names == "torchvision" and not model.num_classes:

@@ -9,6 +9,8 @@ from mnv2.runtime.errors import UserError
 FORMATS = {  # by the first bytes
     b"\x89HDF\r\n\x1a\n": "keras",
     b"\x80": "torch",  # every pickle of Python 3, and those of PyTorch
+    b"PK": "torch",  # a damaged zip file, as the reader will say
+    b"{": "keras",  # the JSON of TensorFlow.js
 }
 OTHERS = {  # by the position of some bytes
     (0, b"version https://git-lfs"): "a pointer of Git LFS: fetch the file with git lfs pull",
@@ -19,18 +21,10 @@ OTHERS = {  # by the position of some bytes
     (257, b"ustar"): "a tar archive: unpack it first",
     (4, b"TFL3"): "a model of TensorFlow Lite, which is not read",
 }
-# For a file whose content shows nothing, such as a damaged one.
-FORMAT_OF_SUFFIX = {
-    **dict.fromkeys((".h5", ".hdf5", ".keras", ".json"), "keras"),
-    **dict.fromkeys((".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl"), "torch"),
-}
 
 
 def format_of(path: Path) -> str:
-    """Returns `mnv2`, `keras` or `torch`.
-
-    Raises UserError if the file cannot be read, or if it holds something else.
-    """
+    """Returns `mnv2`, `keras` or `torch`. Raises UserError if the file is none of them."""
     try:
         with path.open("rb") as file:
             start = file.read(512)
@@ -52,13 +46,7 @@ def format_of(path: Path) -> str:
     for (position, magic), text in OTHERS.items():
         if start.startswith(magic, position):
             raise UserError(f"{path} is {text}")
-    suffix = path.suffix.lower()
-    if suffix not in FORMAT_OF_SUFFIX:
-        raise UserError(
-            f"unknown format {suffix!r} of {path}: known are {', '.join(FORMAT_OF_SUFFIX)} files "
-            "and slim's checkpoints"
-        )
-    return FORMAT_OF_SUFFIX[suffix]
+    raise UserError(f"{path} holds no known format: Keras, PyTorch, safetensors or slim")
 
 
 def _names_in_zip(path: Path) -> list[str]:

@@ -26,9 +26,6 @@ def readable(name: str) -> str:
 
 
 def class_names(count: int) -> tuple[str, ...] | None:
-    """Returns tench, goldfish, ... for 1000 classes, and background before them for 1001.
-
-    Returns None for any other number of classes.
-    """
+    """Returns the names of 1000 classes, or of 1001 with the background; None for other numbers."""
     names = tuple(_names().values())
     return {1000: names, 1001: ("background", *names)}.get(count)

@@ -19,9 +19,6 @@ from mnv2.pretrained.preprocessing import Preprocessing
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.terminal import first_few, note
 
-# The fields that scale a network, and the channels that they give: of the blocks, and of the ends,
-# which are the stem and the last convolution (V1 has none).
-_Scaling = tuple[dict[str, Any], list[int], list[int | None]]
 # The published width multipliers come first: two width multipliers can give the same channels.
 WIDTHS = (1.0, 0.75, 0.5, 0.35, 0.25, 1.3, 1.4, *(i / 100 for i in range(10, 201, 5)))
 
@@ -44,8 +41,7 @@ class FileContents(NamedTuple):
     names        the name that the file gives to each path
     fields       the fields of the network that are the same in every file of this format
     usage        how the authors of the file evaluate
-    head         the layers of a `DenseHead`, whose arrays are `params/dense_0/kernel`, ...; empty
-                 for a network with its own classifier or none
+    head         the layers of a `DenseHead`, whose arrays are `params/dense_0/kernel`, ...
     own_classes  the classes are a user's own: 1000 of them are not those of ImageNet
     """
 
@@ -99,9 +95,8 @@ def restore(
 
     Raises UserError as `check_tensors` does, and for images that are neither gray nor RGB.
     """
-    stems = (arrays.get(f"params/{path}stem/kernel") for path in ("", "backbone/"))
-    stem = next((x for x in stems if x is not None), None)
-    channels = 3 if stem is None or np.ndim(stem) != 4 else np.shape(stem)[2]
+    stem: Any = arrays.get("params/stem/kernel", arrays.get("params/backbone/stem/kernel"))
+    channels = 3 if np.ndim(stem) != 4 else np.shape(stem)[2]
     preprocess = _fit_channels(usage.preprocess, channels)
     check_tensors(arrays, shapes_of(model, channels), names)
     variables = {path: jnp.asarray(array, jnp.float32) for path, array in arrays.items()}
@@ -110,14 +105,13 @@ def restore(
 
 
 def _fit_channels(preprocess: Preprocessing, channels: int) -> Preprocessing:
-    """Returns the preprocessing for images with `channels` channels.
+    """Returns the preprocessing for images with `channels` channels; gray ones get averages.
 
-    Gray images get the average of the colours' mean and standard deviation. Raises UserError for
-    images that are neither gray nor RGB.
+    Raises UserError for images that are neither gray nor RGB.
     """
     if channels not in (1, 3):
         raise UserError(
-            f"it takes images with {channels} channels; only gray (1) and RGB (3) can be used"
+            f"it takes images with {channels} channels; only gray (1) and RGB (3) are read"
         )
     if {len(preprocess.mean), len(preprocess.std)} <= {1, channels}:
         return preprocess
@@ -134,10 +128,9 @@ def shapes_of(model: nn.Module, channels: int) -> dict[str, tuple[int, ...]]:
 def check_tensors(
     arrays: Mapping[str, Any], expected: Mapping[str, tuple[int, ...]], names: Mapping[str, str]
 ) -> None:
-    """Raises UserError unless `arrays` have exactly the `expected` paths and shapes.
+    """Raises UserError, with `names`, unless `arrays` have the `expected` paths and shapes.
 
-    All numbers must be finite, also as float32. The message has the `names` that the file gives to
-    the paths.
+    All numbers must be finite, also as float32.
     """
     for problem, paths in (
         ("lacks", sorted(expected.keys() - arrays.keys())),
@@ -147,13 +140,9 @@ def check_tensors(
             named = first_few(names.get(path, path) for path in paths)
             raise UserError(f"it {problem} {named}")
     for path, shape in expected.items():
-        if arrays[path].shape != shape:
-            raise UserError(
-                f"{names.get(path, path)} has shape {arrays[path].shape} "
-                f"(h w i o, i o or c), expected {shape}"
-            )
-    for path in expected:
         array, what = np.asarray(arrays[path]), names.get(path, path)
+        if array.shape != shape:
+            raise UserError(f"{what} has shape {array.shape} (h w i o, i o or c), expected {shape}")
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise UserError(f"{what} has the type {array.dtype}, expected floating-point numbers")
         with np.errstate(over="ignore"):
@@ -167,8 +156,7 @@ def check_tensors(
 def _infer_scaling(contents: FileContents) -> dict[str, Any]:
     """Finds the width multiplier and rounding that give the channels of the file.
 
-    Several scalings can give the same channels in the blocks. The first one that also gives the
-    channels of the stem and of the last convolution is preferred.
+    Of several, the first one that also gives those of the stem and of the last convolution.
     """
     kernels = {x: y for x, y in contents.arrays.items() if x.endswith("/kernel")}
     channels = {x: kernels[x].shape[-1] for x in contents.names if x in kernels}
@@ -176,14 +164,16 @@ def _infer_scaling(contents: FileContents) -> dict[str, Any]:
     candidates = [scaling for scaling in _known_scalings(contents) if scaling[1] == blocks]
     if not candidates:
         raise UserError(
-            f"it is not a {contents.network} of any known width multiplier: "
-            f"its blocks have {blocks} channels"
+            f"it is no {contents.network} of a known width: its blocks have {blocks} channels"
         )
     ends = [channels.get(path) for path in ("params/stem/kernel", "params/last_conv/kernel")]
     return min(candidates, key=lambda scaling: scaling[2] != ends)[0]
 
 
-def _known_scalings(contents: FileContents) -> Iterator[_Scaling]:
+def _known_scalings(
+    contents: FileContents,
+) -> Iterator[tuple[dict[str, Any], list[int], list[int | None]]]:
+    """Yields fields, and the channels of the blocks, and of the stem and the last convolution."""
     if contents.network == "mobilenet_v1":
         for width in WIDTHS:
             stem, *blocks = mobilenet_v1.scaled_channels(width)

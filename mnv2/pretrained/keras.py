@@ -1,9 +1,8 @@
 """Reads and writes MobileNet and MobileNetV2 in the files of keras.applications.
 
-A user's own model with such a network and a dense head is read too. `.h5` files give the name of
-every layer. `.weights.h5` and `.keras` files (a zip with a `.weights.h5` file inside) number the
-layers of each class instead, in the order of the model, which is the order of the network. A layers
-model of TensorFlow.js is read as the `.h5` file that it was converted from.
+`.h5` files name every layer. `.weights.h5` and `.keras` files (a zip with a `.weights.h5` inside)
+number the layers of each class instead, in the order of the network. A layers model of
+TensorFlow.js is read as the `.h5` file that it was converted from.
 """
 
 import dataclasses
@@ -71,13 +70,6 @@ def read(path: Path, need_head: bool = True) -> FileContents:
     Unless `need_head`, a head that is not understood is left out, after a note.
     """
     graph, tensors = (_read_tfjs if path.suffix == ".json" else _read_h5)(path)
-    return _contents(path, graph, tensors, need_head)
-
-
-def _contents(
-    path: Path, graph: keras_graph.Graph | None, tensors: dict[str, np.ndarray], need_head: bool
-) -> FileContents:
-    """Finds the network among the tensors of a file, and what its model does around it."""
     network = "mobilenet_v1" if "conv_pw_1/kernel" in tensors else "mobilenet_v2"
     names = tensor_names(network, TEMPLATES[network], SUFFIXES)
     if graph:
@@ -94,10 +86,7 @@ def _contents(
     )
     own_classes = bool(model.head) and not is_published  # whose pictures are used without a crop
     if own_classes and not graph:
-        note(
-            f"{path} holds only weights: assumed that its classes exclude each other "
-            "(softmax), and that nothing but pooling is between the network and its dense layer"
-        )
+        note(f"{path} holds only weights: assumed that its classes exclude each other (softmax)")
     preprocess = dataclasses.replace(SLIM, **((KERAS_VIEW if own_classes else {}) | model.changes))
     usage = Usage(preprocess, model.size or size_to_assume(path), None, model.output)
     arrays = translate(model.tensors, names, tensorflow_layout)
@@ -156,7 +145,7 @@ def _read_h5(path: Path) -> tuple[keras_graph.Graph | None, dict[str, np.ndarray
     with h5py.File(source) as file:
         text = text or file.attrs.get("model_config")
         graph = keras_graph.read(text) if text else None
-        return graph, _numbered_tensors(file, graph, path) or _named_tensors(file)
+        return graph, _numbered_tensors(file, graph) or _named_tensors(file)
 
 
 def _named_tensors(file: h5py.File) -> dict[str, np.ndarray]:
@@ -177,13 +166,10 @@ def _add(tensors: dict[str, np.ndarray], layer: str, variable: str, dataset: Any
     tensors[name] = np.asarray(dataset[()])
 
 
-def _numbered_tensors(
-    file: h5py.File, graph: keras_graph.Graph | None, path: Path
-) -> dict[str, np.ndarray]:
-    """Reads the tensors of a `.weights.h5` file by LAYER/VARIABLE, except the optimiser's.
+def _numbered_tensors(file: h5py.File, graph: keras_graph.Graph | None) -> dict[str, np.ndarray]:
+    """Reads the tensors of a `.weights.h5` file by LAYER/VARIABLE; none from another kind of file.
 
     The file names them .../layers/CLASS_N/vars/I, with N counting a model's layers of one class.
-    Returns an empty dict for another kind of file.
     """
     folders: dict[str, dict[int, h5py.Dataset]] = defaultdict(dict)
     for name, dataset in _datasets(file):
@@ -206,9 +192,6 @@ def _numbered_tensors(
             # An unexpected variable keeps its number, which `check_tensors` then rejects.
             variable = variables[index] if index < len(variables) else f"vars/{index}"
             _add(found, layer, variable, dataset)
-    top = found.get("predictions/kernel")
-    if not graph and top is not None and top.shape[-1] in IMAGENET_CLASSES:
-        note(f"{path} does not name its layers: assumed that its classes are those of ImageNet")
     return found
 
 
@@ -220,36 +203,27 @@ def _kind(folder: str) -> str:
 def _layers_without_model(folders: Collection[str]) -> dict[str, str]:
     """Returns the names of the layers that folders of a `.weights.h5` file belong to.
 
-    The number of depthwise convolutions tells the network, and its order the layers.
+    The number of depthwise convolutions tells the network, and its order the layers. An unexpected
+    layer keeps its number, which `check_tensors` then rejects.
     """
+    layers = {x: x.rpartition("/")[2] for x in folders if _kind(x) in NUMBERED_VARIABLES}
     depthwise = [folder for folder in folders if _kind(folder) == "depthwise_conv2d"]
     network = {count: name for name, count in NUM_BLOCKS.items()}.get(len(depthwise))
-    known = {}
-    if network:
-        model = depthwise[0].rpartition("/")[0]
-        known = {f"{model}/{x}": layer for x, layer in _numbered_layers(network).items()}
-    return {
-        # An unexpected layer keeps its number, which `check_tensors` then rejects.
-        folder: known.get(folder, folder.rpartition("/")[2])
-        for folder in folders
-        if _kind(folder) in NUMBERED_VARIABLES
-    }
-
-
-def _numbered_layers(network: str) -> dict[str, str]:
-    """Returns Keras' names of the layers by class and number: Conv1 for conv2d, ..."""
+    if network is None:
+        return layers
     kinds = {
         "/bn/scale": "batch_normalization",
         "/depthwise/kernel": "depthwise_conv2d",
         "/classifier/kernel": "conv2d" if network == "mobilenet_v1" else "dense",
         "/kernel": "conv2d",
     }
-    layers = {}
     used = Counter[str]()
     templates = TEMPLATES[network] | {"classifier": TOPS[network]}
     for path, name in tensor_names(network, templates, SUFFIXES).items():
         if kind := next((kinds[suffix] for suffix in kinds if path.endswith(suffix)), None):
-            layers[keras_graph.numbered(kind, used)] = name.partition("/")[0]
+            folder = f"{depthwise[0].rpartition('/')[0]}/{keras_graph.numbered(kind, used)}"
+            if folder in layers:
+                layers[folder] = name.partition("/")[0]
     return layers
 
 
@@ -269,10 +243,7 @@ def _pop_head(
         return head
     layers = ", ".join(layer.name for layer in head)
     if need_head:
-        raise UserError(
-            f"it holds the dense layers {layers} but not the layers between "
-            "them: save the whole model, as .keras or .h5"
-        )
+        raise UserError(f"it holds the dense layers {layers} but no model: save the whole model")
     note(f"{path}: its dense layers {layers} are left out")
     return []
 
@@ -307,6 +278,4 @@ def _read_tfjs(path: Path) -> tuple[keras_graph.Graph, dict[str, np.ndarray]]:
                 array = array * scale + low
             layer, variable = weight["name"].split("/")[-2:]
             _add(tensors, layer, variable, array)
-        if start != len(content):
-            raise UserError("its weights are followed by other bytes")
     return keras_graph.read(json.dumps(topology)), tensors

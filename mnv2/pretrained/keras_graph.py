@@ -1,7 +1,6 @@
 """Reads the JSON in which Keras 2 and 3 describe a saved model, as one graph of layers.
 
-Nested models are dissolved: their layers are connected to those around them. Nothing in the JSON
-is run.
+Nested models are dissolved. Nothing in the JSON is run.
 """
 
 import collections
@@ -21,8 +20,6 @@ class Layer:
     """One layer of a saved model, or one operation on tensors.
 
     kind       its class; for an operation of Keras 2 (TFOpLambda), the name of the function
-    name       its name within its model
-    config     its own settings
     inputs     the layers whose outputs it takes
     operands   its arguments in order, with TENSOR for each output of another layer
     calls      how often the model uses it
@@ -40,18 +37,6 @@ class Layer:
     def __str__(self) -> str:
         return f"layer {self.name!r} ({self.kind})"
 
-    def only_input(self) -> "Layer | None":
-        """Returns the layer before this one; None if this is an input of the model.
-
-        Raises UserError if several lead here, or if the model uses this layer several times.
-        """
-        if len(self.inputs) > 1 or self.calls > 1:
-            raise UserError(
-                f"{self} is not supported: it has several inputs; the layers around the "
-                "network must form one chain"
-            )
-        return self.inputs[0] if self.inputs else None
-
 
 class Graph(NamedTuple):
     """All layers of a model, each after those whose outputs it takes, and the last one."""
@@ -61,22 +46,19 @@ class Graph(NamedTuple):
 
 
 def read(text: str | bytes) -> Graph:
-    """Reads the JSON of a model. Raises UserError if it does not list the layers of the model."""
-    try:
-        model = json.loads(text)
-        config = _with_layers(model["config"])
-        if "layers" not in config:
-            raise UserError(
-                f"its model is of the class {model['class_name']}, whose layers the file "
-                "does not list: save the network in it as a functional or sequential model"
-            )
-        layers: list[Layer] = []
-        output = _read_model(config, [], "", layers)
-    except (AttributeError, IndexError, KeyError, TypeError, json.JSONDecodeError) as error:
+    """Reads the JSON of a model.
+
+    Raises UserError if it does not list the layers of the model, others if it is damaged.
+    """
+    model = json.loads(text)
+    config = _with_layers(model["config"])
+    if "layers" not in config:
         raise UserError(
-            f"the description of its model is not as Keras writes it "
-            f"({type(error).__name__}: {error})"
-        ) from error
+            f"the file does not list the layers of its model of the class {model['class_name']}: "
+            "save the network in it as a functional or sequential model"
+        )
+    layers: list[Layer] = []
+    output = _read_model(config, [], "", layers)
     return Graph(layers, output)
 
 
@@ -85,7 +67,6 @@ def _read_model(
 ) -> Layer:
     """Appends the layers of a model with the given `inputs` to `layers`; returns the last one."""
     outputs: dict[str, Layer] = {}
-    operands: list[Any]
     used = collections.Counter[str]()
     previous = list(inputs)
     is_sequential = "output_layers" not in config
@@ -94,13 +75,12 @@ def _read_model(
         name = entry.get("name") or inner.get("name") or f"{kind} {len(outputs) + 1}"
         path = f"{folder}layers/{numbered(_snake_case(kind), used)}"
         nodes = entry.get("inbound_nodes") or []
+        names, operands = _arguments(nodes[0]) if nodes else ([], [])
+        before = [outputs[other] for other in names]
         if is_sequential:
             before, operands = previous, [TENSOR]
-        else:
-            names, operands = _arguments(nodes[0]) if nodes else ([], [])
-            before = [outputs[other] for other in names]
-            if kind == "InputLayer" and inputs:
-                before = [inputs[_layer_names(config["input_layers"]).index(name)]]
+        elif kind == "InputLayer" and inputs:
+            before = [inputs[_layer_names(config["input_layers"]).index(name)]]
         if "layers" in inner:
             last = _read_model(inner, before, path + "/", layers)
         else:
@@ -113,10 +93,7 @@ def _read_model(
         return previous[0]
     ends = _layer_names(config["output_layers"])
     if len(ends) != 1:
-        raise UserError(
-            f"a model with {len(ends)} outputs ({', '.join(ends)}) is not supported: "
-            "save it with one"
-        )
+        raise UserError(f"a model with {len(ends)} outputs is not supported: save it with one")
     return outputs[ends[0]]
 
 

@@ -1,8 +1,6 @@
 """Finds the network in a saved Keras model, and reads what is before and after it.
 
-Before it: the size and scaling of pixels. After it: global average pooling and dense layers. The
-layers form a chain, each of which is understood, known to do nothing in evaluation, or named in an
-error.
+The layers form a chain, each of which is understood, does nothing in evaluation, or is refused.
 """
 
 import math
@@ -30,9 +28,6 @@ BACKBONE_LAYERS = (
 )
 # The names that the first and the last layer with variables have in keras.applications.
 ENDS = {"mobilenet_v1": ("conv1", "conv_pw_13_bn"), "mobilenet_v2": ("Conv1", "Conv_1_bn")}
-# The ReLU6 of the stem, of two layers in each block, and of V2's last convolution instead of the
-# expansion that its first block lacks.
-RELUS = {network: 1 + 2 * count for network, count in NUM_BLOCKS.items()}
 # The strides of the depthwise convolutions.
 STRIDES = {
     "mobilenet_v1": V1_STRIDES[1:],
@@ -43,25 +38,15 @@ OUTPUTS = {"softmax": "softmax", "sigmoid": "sigmoid", "linear": "softmax"}
 # How pictures are cropped and resized for a user's own model.
 KERAS_VIEW: dict[str, Any] = {"view": named_view("keras")}
 EPSILON = 1e-3  # of the batch norm of keras.applications
-# The classes of layers that do nothing in evaluation.
-IDENTITY_LAYERS = frozenset(
-    (
-        *("InputLayer", "Identity", "Dropout", "SpatialDropout2D", "ActivityRegularization"),
-        *("GaussianDropout", "GaussianNoise", "AlphaDropout", "AugMix", "RandAugment"),
-        *("RandomBrightness", "RandomColorDegeneration", "RandomColorJitter", "RandomContrast"),
-        *("RandomElasticTransform", "RandomErasing", "RandomFlip", "RandomGaussianBlur"),
-        *("RandomGrayscale", "RandomHeight", "RandomHue", "RandomInvert", "RandomPerspective"),
-        *("RandomPosterization", "RandomRotation", "RandomSaturation", "RandomSharpness"),
-        *("RandomShear", "RandomTranslation", "RandomWidth", "RandomZoom"),
-    )
+# The classes of layers that do nothing in evaluation, as do Random... except for RandomCrop.
+IDENTITY_LAYERS = (
+    *("InputLayer", "Identity", "Dropout", "SpatialDropout2D", "ActivityRegularization"),
+    *("GaussianDropout", "GaussianNoise", "AlphaDropout", "AugMix", "RandAugment"),
 )
 # The interpolations of Resizing and UpSampling2D -> the method of Preprocessing.
 METHODS = {"bilinear": "tensorflow", "nearest": "nearest"}
-# The modules of keras.applications whose preprocess_input maps [0, 255] to [-1, 1], as MobileNet's.
-MINUS_ONE_TO_ONE = (
-    *("mobilenet", "mobilenet_v2", "inception_v3", "inception_resnet_v2", "nasnet", "resnet_v2"),
-    "xception",
-)
+# The modules of keras.applications whose preprocess_input maps [0, 255] to [-1, 1].
+MINUS_ONE_TO_ONE = ("mobilenet", "mobilenet_v2", "inception_v3", "resnet_v2", "xception")
 # The names that versions of Keras and TensorFlow give to operations on tensors.
 OPERATIONS = {
     **dict.fromkeys(("add", "addv2"), np.add),
@@ -106,17 +91,14 @@ def read(
     tensors: Tensors,
     names: Collection[str],
     path: Path,
-    need_head: bool = True,
+    need_head: bool,
 ) -> Model:
-    """Reads what the model in a file does around its MobileNet.
+    """Reads what the model in a file, with `tensors` by LAYER/VARIABLE, does around its MobileNet.
 
-    `tensors` are those of the file by LAYER/VARIABLE, and `names` those of the network.
-
-    Raises UserError if the model contains no MobileNet, or if anything around it is not understood.
-    Unless `need_head`, a head that is not understood is left out, after a note.
+    Raises UserError if it contains no MobileNet, or if anything around it is not understood. Unless
+    `need_head`, a head that is not understood is left out, after a note.
     """
-    before = _layers_before(graph, network)
-    stem = before.pop()
+    *before, stem = _layers_before(graph, network)
     own = dict(tensors)
     changes, size = read_pixels(before, own)
     if changes.get("assumed"):
@@ -126,14 +108,7 @@ def read(
     try:
         after = walk_back(graph.output, ENDS[network][1])[2:]  # a ReLU6 follows
         around = {id(layer) for layer in (*before, *after)}
-        backbone = [layer for layer in graph.layers if id(layer) not in around]
-        _check_backbone(backbone, network)
-        relus = sum(_activation_of(layer) == "relu6" for layer in backbone)
-        if relus != RELUS[network]:
-            raise UserError(
-                f"it is not the {network} of keras.applications: it has {relus} ReLU6, not "
-                f"{RELUS[network]}"
-            )
+        _check_backbone([layer for layer in graph.layers if id(layer) not in around], network)
         return Model(rest, changes, size, *_read_head(after, rest, size))
     except UserError as error:
         if need_head:
@@ -151,9 +126,8 @@ def _layers_before(graph: Graph, network: str) -> list[Layer]:
     layers = {layer.name: layer for layer in graph.layers}
     if num_depthwise != NUM_BLOCKS[network] or not layers.keys() >= set(ENDS[network]):
         raise UserError(
-            f"it holds no MobileNet or MobileNetV2 of keras.applications: it has "
-            f"{num_depthwise} depthwise convolutions, not 13 from the layer conv1 to conv_pw_13_bn "
-            "or 17 from Conv1 to Conv_1_bn"
+            f"it holds no MobileNet or MobileNetV2 of keras.applications: {num_depthwise} "
+            "depthwise convolutions, not 13 from conv1 to conv_pw_13_bn, 17 from Conv1 to Conv_1_bn"
         )
     return walk_back(layers[ENDS[network][0]], None)
 
@@ -161,8 +135,12 @@ def _layers_before(graph: Graph, network: str) -> list[Layer]:
 def walk_back(layer: Layer, name: str | None) -> list[Layer]:
     """Returns the chain from the layer called `name`, or the input of the model, to `layer`."""
     chain = [layer]
-    while chain[-1].name != name and (before := chain[-1].only_input()):
-        chain.append(before)
+    while chain[-1].name != name and chain[-1].inputs:
+        if len(chain[-1].inputs) > 1 or chain[-1].calls > 1:
+            raise UserError(
+                f"{chain[-1]} is not supported: it has several inputs, or is used twice"
+            )
+        chain += chain[-1].inputs
     if name is not None and chain[-1].name != name:
         raise UserError(f"its output does not come from the layer {name}")
     return chain[::-1]
@@ -173,7 +151,7 @@ def _check_backbone(layers: Sequence[Layer], network: str) -> None:
     strides = iter(STRIDES[network])
     for layer in layers:
         config, problem = layer.config, ""
-        if layer.kind not in BACKBONE_LAYERS and layer.kind not in IDENTITY_LAYERS:
+        if layer.kind not in BACKBONE_LAYERS and not _is_identity(layer):
             problem = "does not belong to it"
         elif layer.kind == "BatchNormalization" and not math.isclose(config["epsilon"], EPSILON):
             problem = f"has the epsilon {config['epsilon']}, not {EPSILON}"
@@ -190,19 +168,17 @@ def _check_backbone(layers: Sequence[Layer], network: str) -> None:
 
 
 def read_pixels(layers: Sequence[Layer], tensors: Tensors) -> tuple[dict[str, Any], Size | None]:
-    """Combines the layers from the input of a model to its network.
+    """Combines the layers from the input of a model to its network, and takes their `tensors`.
 
     Returns the fields of Preprocessing that they change, and the (height, width) at the network, if
-    they tell it. The variables of these layers are removed from `tensors`.
-
-    Raises UserError if one is not understood.
+    they tell it. Raises UserError if one is not understood.
     """
     ends = np.array([[0.0], [255.0]])  # the darkest and the brightest pixel: all layers are linear
     changes: dict[str, Any] = {}
     size = None
     for layer in layers:
         size = _fixed_size(layer) or size
-        if layer.kind in IDENTITY_LAYERS or _does_nothing(layer):
+        if _is_identity(layer) or _does_nothing(layer):
             continue
         if layer.kind in ("Resizing", "UpSampling2D") and "view" not in changes:
             first = size
@@ -215,8 +191,7 @@ def read_pixels(layers: Sequence[Layer], tensors: Tensors) -> tuple[dict[str, An
     low, high = ends
     if not np.isfinite(ends).all() or (low == high).any():
         raise UserError(
-            f"the layers before the network make {low.tolist()} of the pixel 0 and "
-            f"{high.tolist()} of 255: no picture would be left"
+            f"layers make {ends.tolist()} of the pixel 0 and of 255: no picture is left"
         )
     if "assumed" in changes:
         std = 1 / (high - low)
@@ -288,10 +263,9 @@ def _constant(value: Any) -> np.ndarray:
 
 def _normalized(pixels: np.ndarray, layer: Layer, tensors: Tensors) -> np.ndarray:
     """Returns what a Normalization makes of pixels; removes its variables from `tensors`."""
-    stored = {x: tensors.pop(f"{layer.name}/{x}", None) for x in ("mean", "variance", "count")}
-    given = (layer.config.get("mean"), layer.config.get("variance"))
-    mean, variance = (stored["mean"], stored["variance"]) if None in given else given
-    mean, variance = _constant(mean), _constant(variance)
+    stored = [tensors.pop(f"{layer.name}/{x}", None) for x in ("mean", "variance", "count")]
+    given = [layer.config.get("mean"), layer.config.get("variance")]
+    mean, variance = map(_constant, stored[:2] if None in given else given)
     deviation = np.maximum(np.sqrt(variance), 1e-7)  # Keras' smallest deviation
     if layer.config.get("invert"):
         return pixels * deviation + mean
@@ -312,13 +286,19 @@ def _application(config: Mapping[str, Any]) -> str | None:
     return name if parent.endswith("applications") else ""
 
 
+def _is_identity(layer: Layer) -> bool:
+    """Returns whether a layer does nothing in evaluation, whatever its settings are."""
+    is_random = layer.kind.startswith("Random") and layer.kind != "RandomCrop"
+    return is_random or layer.kind in IDENTITY_LAYERS
+
+
 def _does_nothing(layer: Layer) -> bool:
     """Returns whether a layer with these settings does nothing, or what the network does itself."""
     config = layer.config
     if layer.kind.lower() == "cast":
         return "float" in str(config.get("dtype", "float32"))
     if layer.kind == "Activation":
-        return config["activation"] in (None, "linear")
+        return _activation_of(layer) == "linear"
     # Older versions pad before the stem, as the padding `same` does.
     return layer.kind == "ZeroPadding2D" and layer.name in ("Conv1_pad", "conv1_pad")
 
@@ -360,7 +340,7 @@ def _read_head(
     for layer in layers:
         kind, config = layer.kind, layer.config
         is_linear = bool(head) and head[-1].activation == "linear"
-        if kind in IDENTITY_LAYERS or (pooled and _keeps_features(layer, tensors, head)):
+        if _is_identity(layer) or (pooled and _keeps_features(layer)):
             continue
         if kind == "GlobalAveragePooling2D" or (
             kind == "AveragePooling2D" and whole and tuple(config["pool_size"]) == whole
@@ -375,35 +355,33 @@ def _read_head(
         elif is_linear and (name := _activation_of(layer)):
             head[-1] = head[-1]._replace(activation=name)
         else:
-            raise _unsupported(layer, whole, pooled)
+            unpooled = "" if pooled else " on the map, which is not averaged as a whole"
+            raise UserError(
+                f"{layer} is not supported{unpooled}: a head may have GlobalAveragePooling2D, "
+                "Dropout, BatchNormalization and Dense; save the backbone alone"
+            )
     if not head:
         return [], "softmax"
     if not any(layer.kind in ("Dense", "Conv2D") for layer in layers):
         raise UserError("a head without a dense layer is not supported")
     for dense in head[:-1]:
         if dense.activation not in ACTIVATIONS:
-            raise UserError(
-                f"activation {dense.activation!r} of layer {dense.name!r} is not supported"
-            )
+            raise UserError(f"activation {dense.activation!r} of {dense.name!r} is not supported")
     if (last := head[-1].activation) not in OUTPUTS:
         raise UserError(f"the last activation must give probabilities, not {last}")
     head[-1] = head[-1]._replace(activation="linear")
-    float32 = [
+    return [
         x._replace(kernel=x.kernel.astype(np.float32), bias=x.bias.astype(np.float32)) for x in head
-    ]
-    return float32, OUTPUTS[last]
+    ], OUTPUTS[last]
 
 
-def _keeps_features(layer: Layer, tensors: Tensors, dense: Sequence[Dense]) -> bool:
+def _keeps_features(layer: Layer) -> bool:
     """Returns whether a layer changes only the shape of pooled features, or nothing at all."""
-    if layer.kind in ("Flatten", "GlobalAveragePooling2D", "GlobalMaxPooling2D"):
-        return True
     if layer.kind == "Reshape":
-        last_maps = (tensors.get(f"{name}/beta") for _, name in ENDS.values())
-        biases = [layer.bias for layer in dense] or [x for x in last_maps if x is not None]
         *others, last = layer.config["target_shape"]
-        return all(side in (1, -1) for side in others) and last in (biases[-1].size, -1)
-    return layer.kind == "Activation" and _activation(layer.config["activation"]) == "linear"
+        return all(side == 1 for side in others) and last != 1
+    pools = ("Flatten", "GlobalAveragePooling2D", "GlobalMaxPooling2D")
+    return layer.kind in pools or _activation_of(layer) == "linear"
 
 
 def _dense(layer: Layer, tensors: Tensors) -> Dense | None:
@@ -451,16 +429,4 @@ def _relu(config: Mapping[str, Any]) -> str:
     slope = config.get("negative_slope") or config.get("alpha") or 0
     if np.any(slope) or config.get("threshold"):
         return "leaky or shifted relu"
-    limit = config.get("max_value")
-    return {None: "relu", 6: "relu6"}.get(limit, f"relu up to {limit}")
-
-
-def _unsupported(layer: Layer, whole: Size | None, pooled: bool) -> UserError:
-    reason = ""
-    if not pooled and layer.kind not in ("GlobalMaxPooling2D", "MaxPooling2D"):
-        size = f" of {whole[0]} x {whole[1]}" if whole else ""
-        reason = f" on the map{size}, which is not averaged as a whole"
-    return UserError(
-        f"{layer} is not supported{reason}: a head may have GlobalAveragePooling2D, "
-        "Dropout, BatchNormalization and Dense; save the backbone alone"
-    )
+    return {None: "relu", 6: "relu6"}.get(config.get("max_value"), "relu with another limit")

@@ -12,7 +12,6 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from mnv2.models import for_inference
-from mnv2.models.blocks import Conventions
 from mnv2.ops.precision import accumulator
 from mnv2.pretrained import imagenet
 from mnv2.pretrained.preprocessing import Preprocessing
@@ -35,15 +34,13 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 class DenseHead(nn.Module):
     """A backbone with several dense layers, (units, activation) each, over its pooled features."""
 
-    backbone: nn.Module
+    backbone: Any
     layers: tuple[tuple[int, str], ...]
 
     @property
-    def conventions(self) -> Conventions:
+    def conventions(self) -> Any:
         """Those of the backbone, to which all batch norm belongs."""
-        backbone: Any = self.backbone
-        conventions: Conventions = backbone.conventions
-        return conventions
+        return self.backbone.conventions
 
     @nn.compact
     def __call__(
@@ -90,10 +87,7 @@ class Pretrained:
 
     @property
     def display_names(self) -> tuple[str, ...]:
-        """The names of the classes; class 0, class 1, ... if they are not known.
-
-        Synsets of ImageNet, which its data sets have as names, are replaced by words.
-        """
+        """The names of the classes, in words for synsets of ImageNet; class 0, ... if not known."""
         if self.class_names is not None:
             return tuple(map(imagenet.readable, self.class_names))
         return tuple(f"class {i}" for i in range(2 if self.num_classes == 1 else self.num_classes))
@@ -107,10 +101,7 @@ class Pretrained:
         return self.of_each_class(logits)
 
     def logits_for_inference(self) -> Callable[[ArrayLike], Float[Array, "n classes"]]:
-        """Returns a compiled function from images in [0, 255] to the logits of `logits`.
-
-        It is faster, and compiles once for each size of a batch.
-        """
+        """Returns a fast compiled function from images in [0, 255] to the logits of `logits`."""
         apply = for_inference(self.model, self.variables)
         return jax.jit(lambda images: self.of_each_class(apply(self.preprocess(images))))
 
@@ -143,15 +134,9 @@ class Pretrained:
         return dataclasses.replace(self, model=model, variables=variables, class_names=None)
 
     def with_class_names(self, names: Sequence[str], source: str) -> "Pretrained":
-        """Returns the same network with other names of its classes.
-
-        Raises UserError if there are too few or too many. `source` names where they are from.
-        """
-        if len(names) != len(self.display_names):
-            raise UserError(
-                f"{source} names {len(names)} classes but the weights know "
-                f"{len(self.display_names)}"
-            )
+        """Gives the classes other names. Raises UserError if `source` has too many or too few."""
+        if len(names) != (count := len(self.display_names)):
+            raise UserError(f"{source} names {len(names)} classes but the weights know {count}")
         return dataclasses.replace(self, class_names=tuple(names))
 
     def without_background(self) -> "Pretrained":

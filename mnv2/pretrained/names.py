@@ -1,7 +1,6 @@
-"""The names of tensors: the paths of this package, and the names that other formats use.
+"""The names of tensors: `params/block_3/expand/kernel` here, and those that other formats use.
 
-A path of this package is `params/block_3/expand/kernel`; its module is `block_3/expand`. A format
-is described by templates of the names of its layers, and by one suffix per variable.
+A format is described by templates of the names of its layers, and by one suffix per variable.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -55,10 +54,7 @@ def tensor_names(
 
 
 def _modules(network: str, stages: Sequence[int]) -> Iterator[tuple[str, dict[str, int]]]:
-    """Yields the modules of a network's convolutions, in order, and the fields of their templates.
-
-    The fields are the numbers that formats give to a block.
-    """
+    """Yields a network's convolutions, in order, with the numbers that formats give to a block."""
     is_v1 = network == "mobilenet_v1"
     yield "stem", {}
     places = [(stage, i) for stage, count in enumerate(stages) for i in range(count)]
@@ -81,8 +77,7 @@ def translate(
 ) -> dict[str, np.ndarray]:
     """Renames the tensors of a format to the paths of this package and converts their layouts.
 
-    `names` is what `tensor_names` returns. `to_our_layout` takes a path and the format's array.
-    Tensors that are not in `names` keep their name and layout.
+    Tensors that are not in `names`, of `tensor_names`, keep their name and layout.
     """
     paths = {name: path for path, name in names.items()}
     return {

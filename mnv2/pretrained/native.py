@@ -1,7 +1,6 @@
 """Reads and writes weights of this package: the folder of a run, or one `.safetensors` file.
 
-Both contain a description in JSON: the network, the preprocessing that it expects, and the names
-of its classes.
+Both contain a description in JSON: the network, its preprocessing, and the names of its classes.
 """
 
 import dataclasses
@@ -17,10 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from mnv2.models import create_model, name_and_fields
-from mnv2.pretrained.infer import Usage, restore, shapes_of
+from mnv2.pretrained.infer import Usage, restore
 from mnv2.pretrained.loaded import DenseHead, Pretrained
 from mnv2.pretrained.preprocessing import Preprocessing
-from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import AnyPath, write_json
 from mnv2.runtime.layout import CHECKPOINTS, NETWORK
 
@@ -35,10 +33,7 @@ def description_of(
     class_names: Sequence[str] | None,
     output: str = "softmax",
 ) -> dict[str, Any]:
-    """Returns the description of a network, ready for JSON: everything except its arrays.
-
-    The arguments are as in `Pretrained`; `channels` is the number of channels of its images.
-    """
+    """Returns the description of a network, ready for JSON; arguments are as in `Pretrained`."""
     head = model.layers if isinstance(model, DenseHead) else ()
     backbone = model.backbone if head else model
     network, fields = name_and_fields(backbone)
@@ -65,10 +60,7 @@ def is_run(path: AnyPath) -> bool:
 
 
 def read_run(folder: AnyPath) -> Pretrained:
-    """Reads the newest checkpoint of a run, with averaged parameters if the run keeps them.
-
-    Raises UserError if a tensor is missing, unexpected or misshapen, others if it is damaged.
-    """
+    """Reads the newest checkpoint of a run, with averaged parameters if the run keeps them."""
     from mnv2.runtime import packed_arrays  # imports Orbax, which files do not wait for
 
     description = json.loads((folder / NETWORK).read_text(encoding="utf-8"))
@@ -93,10 +85,7 @@ def is_export(path: Path) -> bool:
 
 
 def read(path: Path) -> Pretrained:
-    """Reads a file that `write` wrote.
-
-    Raises UserError if a tensor is missing, unexpected or misshapen, others if it is damaged.
-    """
+    """Reads a file that `write` wrote. Raises UserError if the tensors are not those described."""
     with safe_open(path, "numpy") as file:
         description = json.loads(file.metadata()[METADATA_KEY])
         arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -123,18 +112,13 @@ def write(path: Path, pretrained: Pretrained) -> None:
 
 def _build(description: Any, arrays: dict[str, Any]) -> Pretrained:
     """Builds the described network with weights by path."""
-    try:
-        model: nn.Module = create_model(description["network"], **description["fields"])
-        if description["head"]:
-            model = DenseHead(model, tuple((units, name) for units, name in description["head"]))
-        preprocess = Preprocessing.of(description["preprocess"])
-        height, width = description["image_size"]
-        names = description["class_names"]
-        names = None if names is None else tuple(names)
-        usage = Usage(preprocess, (height, width), names, description["output"])
-        shapes_of(model, description["channels"])
-    except UserError as error:
-        raise UserError(f"it describes a network that cannot be built: {error}") from None
-    except Exception as error:  # a damaged description raises several types
-        raise UserError(f"the description of its network is damaged: {error!r}") from None
-    return restore(model, arrays, usage, {})
+    model: nn.Module = create_model(description["network"], **description["fields"])
+    if description["head"]:
+        model = DenseHead(model, tuple((units, name) for units, name in description["head"]))
+    height, width = description["image_size"]
+    names = description["class_names"]
+    names = None if names is None else tuple(names)
+    preprocess = Preprocessing.of(description["preprocess"])
+    return restore(
+        model, arrays, Usage(preprocess, (height, width), names, description["output"]), {}
+    )

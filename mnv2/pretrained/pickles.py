@@ -1,8 +1,7 @@
 """Reads the tensors of files that PyTorch saved, without PyTorch and without running anything.
 
-A pickle is a program for a stack machine. The machine is that of the standard library, but it
-imports nothing: whatever a file names becomes a `Foreign`, which only remembers the name. Called,
-it gives tensors and plain containers; a pickle that calls any other function is refused.
+A pickle is a program for a stack machine. The machine is that of the standard library, but whatever
+a file names becomes a `Foreign`, which, called, gives tensors and plain containers only.
 
 PyTorch 1.6 and later write a zip file: the pickle `data.pkl`, and one member per storage. Earlier
 versions wrote pickles one after another, and then the storages.
@@ -154,8 +153,7 @@ class _Refused(Exception):
 def read(path: Path) -> Any:
     """Returns what a file holds: containers, numbers, strings, and `Tensor` and `Foreign` objects.
 
-    Raises UserError if the file would call a function, and an error of almost any type if it is
-    damaged.
+    Raises UserError if it would call a function, and almost any other error if it is damaged.
     """
     data = path.read_bytes()
     try:
@@ -163,7 +161,7 @@ def read(path: Path) -> Any:
     except _Refused as refusal:
         raise UserError(
             f"it holds more than tensors and is not read: it would {as_line(refusal)[:200]}; "
-            "save the model's state_dict() with torch.save"
+            "save the model's state_dict()"
         ) from None
 
 

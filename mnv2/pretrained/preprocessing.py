@@ -13,7 +13,6 @@ from jax.typing import ArrayLike
 
 from mnv2.preprocess.host import CROPS, VIEWS, View, named_view, parse_view
 from mnv2.preprocess.text import OPERATIONS
-from mnv2.runtime.errors import check_choice
 from mnv2.runtime.terminal import note, note_once
 
 # Mean and standard deviation of pixels in [0, 1], which training subtracts and divides by.
@@ -48,10 +47,7 @@ class Preprocessing:
 
     @staticmethod
     def of(values: Mapping[str, Any]) -> "Preprocessing":
-        """Returns what a file of this package describes, in this version or an earlier one.
-
-        Raises UserError if its view is none.
-        """
+        """Returns what a file of this package or an earlier version says. Raises UserError."""
         values = {name: tuple(x) if isinstance(x, list) else x for name, x in values.items()}
         if "method" in values:  # until 0.2.0
             names = ("method", "crop", "first")
@@ -63,17 +59,17 @@ class Preprocessing:
     def crop(self) -> float | None:
         """The part of each side that the view keeps; None if it keeps the whole picture."""
         arguments = parse_view(self.view, "the view").flat()
-        named = (arguments.get(name) for name in CROPS)
-        return next((part for part in named if part is not None), None)
+        return next((arguments[name] for name in CROPS if name in arguments), None)
 
     def with_view(self, text: str) -> "Preprocessing":
         """Returns the same with another view: a text, or a name of VIEWS, which keeps the crop.
 
         Raises UserError for anything else.
         """
-        check_view(text, "--resize")
-        view = named_view(text, self.crop) if text in VIEWS else text
-        return dataclasses.replace(self, view=view)
+        if text in VIEWS or (re.fullmatch(r"\w+", text) and text not in OPERATIONS):
+            text = named_view(text, self.crop)
+        parse_view(text, "resize")
+        return dataclasses.replace(self, view=text)
 
     def view_of(self, size: tuple[int, int], channels: int) -> View:
         """Returns the view for a network of a size, (height, width), and number of channels."""
@@ -89,28 +85,16 @@ class Preprocessing:
             ", ".join(f"{value:.4g}" for value in (values[:1] if len(set(values)) == 1 else values))
             for values in (self.mean, self.std)
         )
-        if origin is None:
-            origin = (
-                "assumed, since the file does not tell; --mean and --std change it"
-                if self.assumed
-                else "as the weights say"
-            )
+        if origin is None and self.assumed:
+            origin = "assumed, since the file does not tell; --mean and --std change it"
+        origin = origin or "as the weights say"
         return f"pixels: (x - mean) / std of x in [0, 1], mean {mean}, std {std} ({origin})"
-
-
-def check_view(text: str, what: str) -> None:
-    """Raises UserError unless a text is a name of VIEWS, or operations that crop and resize."""
-    if text not in VIEWS:
-        if re.fullmatch(r"\w+", text) and text not in OPERATIONS:
-            check_choice(text, VIEWS, what)
-        parse_view(text, what)
 
 
 def size_in_name(name: str) -> tuple[int, int] | None:
     """Returns the (height, width) that the name of a published file of weights tells.
 
-    For example, 96 x 96 for mobilenet_v2_..._0.35_96_no_top.h5, mobilenet_v1_0.25_96.ckpt and
-    mobilenetv2_96x96-ff0e83d8.pth.
+    For example, 96 x 96 for mobilenet_v1_0.25_96.ckpt and mobilenetv2_96x96-ff0e83d8.pth.
     """
     match = re.search(
         r"mobilenet.*_(96|128|160|192|224)(?=[_.]|$)|(?<!\d)(\d{2,4})x\2(?!\d)", name, re.IGNORECASE

@@ -1,8 +1,7 @@
 """Reads MobileNet and MobileNetV2 of TensorFlow's slim: checkpoints and frozen graphs.
 
-If a checkpoint has moving averages of its trained variables, they are read instead of the
-variables, since the authors evaluated with them. There are 1001 classes; the first is background.
-A frozen graph, `.pb`, may have a retrained classifier instead.
+Moving averages, with which the authors evaluated, are preferred. There are 1001 classes, of which
+the first is the background. A frozen graph, `.pb`, may have a retrained classifier instead.
 """
 
 import dataclasses
@@ -51,10 +50,9 @@ VARIABLE = re.compile(  # of slim, in any scope, or of such a head
 
 
 def find_prefix(path: Path) -> Path | None:
-    """Finds the common prefix of a checkpoint's files, or the file of a frozen graph.
+    """Finds the common prefix of a checkpoint's files, or the file of a frozen graph; None if none.
 
-    `path` is the prefix itself, one of the files, or their folder. In a folder of several
-    checkpoints the newest one is found, after a note. Returns None if there is no checkpoint.
+    `path` is the prefix, one of the files, or their folder, whose newest checkpoint is taken.
     """
     if path.suffix == ".pb" and path.is_file():
         return path
@@ -70,10 +68,7 @@ def find_prefix(path: Path) -> Path | None:
 
 
 def read(prefix: Path) -> FileContents:
-    """Reads a checkpoint or a frozen graph.
-
-    Raises UserError if it holds another network, others if it is damaged.
-    """
+    """Reads a checkpoint or a frozen graph. Raises UserError if it holds another network."""
     tensors, size = _load_graph(prefix) if prefix.suffix == ".pb" else (_load(prefix), None)
     found = [x for x in SCOPES if f"{TEMPLATES[SCOPES[x]]['stem']}/weights" in tensors]
     if len(found) != 1:
@@ -152,8 +147,7 @@ def _load_graph(path: Path) -> tuple[dict[str, np.ndarray], tuple[int, int] | No
             tensors[name.replace("depthwise_weights", "weights")] = array
         elif array.ndim > 1 and array.size > 1:
             raise UserError(
-                f"the constant {node.name} of the shape {array.shape} belongs to no "
-                "MobileNet of slim, and not to TensorFlow's retraining"
+                f"the constant {node.name} of shape {array.shape} belongs to no MobileNet of slim"
             )
     if any(node.op.startswith("FakeQuant") for node in graph.node):
         note(f"{path} simulates numbers of 8 bits: that is left out")

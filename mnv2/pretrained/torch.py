@@ -1,12 +1,8 @@
 """Reads and writes MobileNet and MobileNetV2 with the names of torchvision, timm and others.
 
-torchvision, timm, transformers, d-li14 and tonylins each give other names to the same tensors. All
-of them use PyTorch's layout, O I H W. Their classifier may have been replaced by a layer of any
-name.
-
-People save a state dict as it is, or in a dict with an optimiser's state, arguments and counters.
-Its names may have prefixes, such as `module.` and `_orig_mod.`. One tensor that every network of a
-naming scheme has shows both the scheme and the prefix.
+All of them use PyTorch's layout, O I H W. People save a state dict as it is, or in a dict with an
+optimiser's state, arguments and counters, and with prefixes such as `module.` and `_orig_mod.`. One
+tensor that every network of a naming scheme has shows both the scheme and the prefix.
 """
 
 import re
@@ -93,7 +89,6 @@ TORCHVISION_2 = Preprocessing(named_view("bilinear", 224 / 232), *IMAGENET, assu
 HASH_1, HASH_2 = "b0353104", "7ebf99e0"
 TIMM_V2 = Preprocessing(named_view("bicubic", 0.875), *IMAGENET)
 TIMM_V1 = Preprocessing(named_view("bicubic", 0.875), *NORMALIZATIONS["half"])
-CLASSIFIERS = re.compile(r"classifier|fc|head|linear|logits|predictions|(^|\.)\d+$")
 
 # A convolution's kernel that every network of the scheme has. What precedes it is the prefix.
 ANCHORS = {
@@ -160,8 +155,8 @@ def read(path: Path, need_head: bool = True) -> FileContents:
     ]
     if len(linear) > 1 and need_head:
         raise UserError(
-            f"it has the linear layers {', '.join(linear[:6])}, and a state dict does not say "
-            "what is between them, such as ReLU: give a file with one, or use load_backbone"
+            f"it has the linear layers {', '.join(linear[:6])}, and a state dict does not say what "
+            "is between them: give a file with one, or use load_backbone"
         )
     classifier = linear[0] if len(linear) == 1 else ""
     kernel, bias = f"{classifier}.weight", f"{classifier}.bias"
@@ -169,18 +164,13 @@ def read(path: Path, need_head: bool = True) -> FileContents:
         note(f"{path}: left out its head, {first_few(head)}")
         arrays = {name: array for name, array in arrays.items() if name not in head}
     elif classifier:
-        if not CLASSIFIERS.search(classifier):
-            note(f"{path}: took {classifier}, its only linear layer, as the classifier")
         arrays.setdefault(bias, np.zeros(len(arrays[kernel]), np.float32))
         names |= {"params/classifier/kernel": kernel, "params/classifier/bias": bias}
     return contents._replace(arrays=translate(arrays, names, _to_hwio), names=names)
 
 
 def write(path: Path, arrays: Mapping[str, ArrayLike], suffix: str) -> None:
-    """Writes the arrays of a MobileNetV2 by path as torchvision's state dict.
-
-    The suffix of the file is .safetensors, .pth or .pt; the last two need PyTorch.
-    """
+    """Writes a MobileNetV2 as torchvision's state dict: .safetensors, or .pth or .pt by PyTorch."""
     templates = TORCHVISION | {"classifier": "classifier.1"}
     names = tensor_names("mobilenet_v2", templates, SUFFIXES)
     state = {
@@ -196,7 +186,7 @@ def write(path: Path, arrays: Mapping[str, ArrayLike], suffix: str) -> None:
         import torch
     except ImportError:
         raise UserError(
-            f"writing {suffix} files needs PyTorch: pip install torch, or use .safetensors"
+            f"{suffix} files need PyTorch: pip install torch, or use .safetensors"
         ) from None
     with path.open("wb") as file:  # by a path, torch.save would write its name into the file
         torch.save({name: torch.from_numpy(array) for name, array in state.items()}, file)
@@ -213,8 +203,7 @@ def is_safetensors(path: Path) -> bool:
 def _load(path: Path) -> tuple[_Found, dict[str, np.ndarray]]:
     """Finds the network in a file, and reads its tensors by the names of the file, no counters.
 
-    A note says what was left out. Averaged weights (EMA) are preferred, as timm prefers them.
-    Raises UserError if it holds no network or several ones.
+    A note says what was left out. Raises UserError if it holds no network or several ones.
     """
     tree = load_file(path) if is_safetensors(path) else pickles.read(path)
     dicts = dict(_state_dicts(tree, (), set()))
@@ -294,16 +283,15 @@ def _explain_absence(tree: Any, dicts: Mapping[tuple[str, ...], Tensors]) -> str
     for tensors in dicts.values():
         name = next(name for name, x in tensors.items() if _is_tensor(x) and len(x.shape) >= 2)
         return f"{holds}: its tensors have names such as {name}"
-    objects = {"it": tree} | (tree if isinstance(tree, dict) else {})
+    objects = tree if isinstance(tree, dict) else {"it": tree}
     for name, value in objects.items():
         if isinstance(value, pickles.Foreign) and not pickles.HARMLESS.fullmatch(value.name):
             return (
                 f"holds more than tensors: {name} is an object of the class {value.name}; "
                 "save the model's state_dict()"
             )
-    is_dict = isinstance(tree, dict)
-    keys = ", ".join(x for x in tree if isinstance(x, str)) if is_dict else type(tree).__name__
-    return f"{holds}, and no tensors, only: {keys[:80] or 'nothing'}"
+    what = first_few(tree, 6) if isinstance(tree, dict) else type(tree).__name__
+    return f"{holds}, and no tensors, only: {what[:80] or 'nothing'}"
 
 
 def _contents(path: Path, found: _Found, arrays: Mapping[str, np.ndarray]) -> FileContents:
@@ -348,9 +336,8 @@ def _timm_stages(in_file: Sequence[str]) -> tuple[int, ...]:
 
 def _torchvision_usage(path: Path) -> Usage:
     """Says how torchvision, d-li14 and tonylins prepare pictures, which is not in the file."""
-    is_second = HASH_2 in path.name
-    name, preprocess = (2, TORCHVISION_2) if is_second else (1, TORCHVISION_1)
-    why = ", from its name" if is_second or HASH_1 in path.name else ""
+    name, preprocess = (2, TORCHVISION_2) if HASH_2 in path.name else (1, TORCHVISION_1)
+    why = ", from its name" if HASH_1 in path.name or name == 2 else ""
     height, width = size_in_name(path.name) or (224, 224)
     note(
         f"{path} does not tell how to prepare pictures: as for torchvision's IMAGENET1K_V{name}"

@@ -115,7 +115,7 @@ def test_a_file_takes_pixels_and_gives_probabilities(to, output, tmp_path):
 @pytest.mark.parametrize("to", EXPORTED)
 def test_a_head_of_dense_layers_is_exported(to, tmp_path):
     backbone = network(repeats=SHORT, width=0.35, classes=0)
-    model = DenseHead(backbone.model, ((8, "relu"), (3, "linear")))
+    model = DenseHead(backbone.model, ((8, "gelu"), (3, "linear")))
     random = np.random.default_rng(2)
     heads = {
         f"dense_{i}": {
@@ -173,8 +173,7 @@ def test_without_the_background_a_file_that_saw_nothing_else_has_no_favourite(sm
     certain = np.zeros((1, 1001), np.float32)
     certain[0, 0] = 1
     rounded = small("litert-int8")
-    about = dataclasses.replace(rounded.description, classes=1001)
-    imagenet = dataclasses.replace(rounded, description=about, run=lambda _: certain)
+    imagenet = dataclasses.replace(rounded, classes=1001, run=lambda _: certain)
     logits = imagenet.without_background().logits(pixels(SMALL))
     np.testing.assert_allclose(logits, np.full((1, 1000), np.log(1 / 512)), rtol=1e-6)
 

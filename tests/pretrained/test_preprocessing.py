@@ -16,8 +16,8 @@ def test_another_way_to_resize_brings_its_own_crop():
     assert ours.with_view("pillow").with_view("slim").crop == 0.875
     assert ours.with_view("resize_shorter(64)|center_crop").view == "resize_shorter(64)|center_crop"
     for text, said in (
-        ("pilow", r"unknown --resize 'pilow': did you mean 'pillow'\?"),
-        ("flip|fit", "--resize cannot have flip"),
+        ("pilow", r"unknown view 'pilow': did you mean 'pillow'\?"),
+        ("flip|fit", "resize cannot have flip"),
     ):
         with pytest.raises(UserError, match=said):
             ours.with_view(text)

@@ -169,7 +169,7 @@ def test_a_graph_that_computes_something_else_is_refused_in_one_line(checkpoints
     variables = dict(checkpoints["MobileNetV2"][3])
     path = tmp_path / "graph.pb"
     write_graph(path, variables | {"mine/kernel": np.ones((3, 4))})
-    with pytest.raises(UserError, match=r"constant mine/kernel of the shape \(3, 4\)"):
+    with pytest.raises(UserError, match=r"constant mine/kernel of shape \(3, 4\)"):
         pretrained.load(path)
     write_graph(path, variables, epsilon=0.01)
     with pytest.raises(UserError, match=r"has the epsilon 0.01, not 0.001"):
