@@ -107,6 +107,8 @@ def find_pictures(paths: Sequence[Path]) -> list[Path]:
     """
     from mnv2.data.folder_tree import files_below
 
+    if not paths:
+        raise UserError("no pictures are given")
     found: list[Path] = []
     for path in paths:
         if not path.is_dir():
