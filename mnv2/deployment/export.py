@@ -13,7 +13,7 @@ from mnv2.deployment.formats import FORMATS, check_formats, content
 from mnv2.deployment.program import program_of
 from mnv2.deployment.usage import describe_input, open_weights
 from mnv2.pretrained import Pretrained
-from mnv2.runtime.errors import UserError
+from mnv2.runtime.errors import UserError, reason
 from mnv2.runtime.files import check_can_be_written, replacing
 from mnv2.runtime.terminal import StatusLine
 
@@ -72,9 +72,7 @@ def export(
     line = StatusLine("exporting")
     for name, path in paths.items():
         line.say(name)
-        written = content(program, name, ranges, dynamic=batch is None)
-        with replacing(path) as unfinished:
-            unfinished.write_bytes(written)
+        _write(path, content(program, name, ranges, dynamic=batch is None))
     line.clear()
     table = comparison.compare([*paths.values()], program, images, batch, threads)
     if checked:
@@ -91,6 +89,14 @@ def _check_free(paths: Sequence[Path], force: bool) -> None:
         if path.exists() and not force:
             raise UserError(f"{path} exists: --force replaces it, --output gives another place")
         check_can_be_written(path.parent, "the folder of --output")
+
+
+def _write(path: Path, written: bytes) -> None:
+    try:
+        with replacing(path) as unfinished:
+            unfinished.write_bytes(written)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {reason(error)}") from error
 
 
 def _output_paths(weights: str, formats: Sequence[str], output: Path) -> dict[str, Path]:

@@ -1,6 +1,7 @@
 """What timm and transformers tell in the JSON files next to weights on the Hugging Face hub.
 
-A file or a value that is missing changes nothing; what is not understood is said in one line.
+A file that is missing or damaged, or a value that is null, changes nothing; what is not understood
+is said in one line.
 """
 
 import math
@@ -28,7 +29,7 @@ REQUIRED = {
 
 
 def _list_of(check: Check, *counts: int) -> Check:
-    """Returns the check for a list of any length, or of some lengths, whose items pass a check."""
+    """Returns the check for a list whose items pass a check, of one of some lengths, or of any."""
 
     def checked(field: str, value: Any) -> tuple[Any, ...]:
         if not isinstance(value, list) or (counts and len(value) not in counts):
@@ -39,20 +40,26 @@ def _list_of(check: Check, *counts: int) -> Check:
     return checked
 
 
+def _edge(value: Any, *, square: bool) -> Any:
+    """Returns the side that an object describes, such as {'shortest_edge': 256}; others stay."""
+    if not isinstance(value, dict):
+        return value
+    height = value.get("height")
+    is_square = square and height is not None and height == value.get("width")
+    return height if is_square else value.get("shortest_edge")
+
+
 _share = number(0, 1, low_open=True, high_open=False)
 _side = whole(1, LARGEST_SIDE)
 _color = _list_of(number(0), 1, 3)
 _deviation = _list_of(number(0, low_open=True), 1, 3)
 
 
-def _edge(field: str, value: Any) -> int:
-    """Checks a side, also as {'shortest_edge': 256} or {'height': 224, 'width': 224}."""
-    sides = list(value.values()) if isinstance(value, dict) else [value]
-    return _side(field, sides[0] if len(set(sides)) == 1 else value)
-
-
 def of_timm(path: Path, default: Preprocessing) -> Usage:
-    """Returns how a network is used, from config.json next to its weights, else as in `default`."""
+    """Returns how a network is used, from timm's config.json next to its weights, if there is one.
+
+    What it does not say is as in `default`.
+    """
     config = _Config(path.with_name("config.json"))
     inner = config.values.get("pretrained_cfg")
     if isinstance(inner, dict):
@@ -80,7 +87,8 @@ def of_timm(path: Path, default: Preprocessing) -> Usage:
 def of_transformers(path: Path, network: str) -> tuple[dict[str, Any], Usage]:
     """Returns the fields of the network, and how it is used, from the files next to the weights.
 
-    What they do not say is as in Google's. Raises UserError if they describe another network.
+    The networks are ports of slim's. What the files do not say is as in the models that Google
+    published. Raises UserError if they describe another network or another kind of preprocessing.
     """
     config = _Config(path.with_name("config.json"))
     if config.values.get("model_type", network) != network:
@@ -111,8 +119,9 @@ def _preprocessing(file: Path, side: int) -> tuple[Preprocessing, int]:
     told = config.has("image_mean", "image_std")
     if not told:
         note(f"{file} does not tell how to prepare pictures: as for the models of Google")
-    crop = config.take("crop_size", _edge, side)
-    size = max(crop, config.take("size", _edge, crop + BORDER))
+    crop = config.take("crop_size", lambda field, x: _side(field, _edge(x, square=True)), side)
+    long = whole(crop, LARGEST_SIDE)
+    size = config.take("size", lambda field, x: long(field, _edge(x, square=False)), crop + BORDER)
     fraction = crop / size
     while int(crop / fraction) < size:  # how `Preprocessing` computes the shorter side
         fraction = math.nextafter(fraction, 0)
@@ -156,8 +165,8 @@ class _Config:
                 raise UserError(
                     f"{self.file.name} has {name} = {value!r}, but only {wanted!r} can be read"
                 )
-        scale = self.take("rescale_factor", number(0), 1 / 255)
-        if abs(255 * scale - 1) > 1e-4:
+        scale = self.values.get("rescale_factor")
+        if scale is not None and abs(255 * number(0)("rescale_factor", scale) - 1) > 1e-4:
             raise UserError(
                 f"{self.file.name} has rescale_factor = {scale!r}, but only 1/255 can be read"
             )
@@ -165,7 +174,10 @@ class _Config:
 
 def _labels(labels: Any) -> tuple[str, ...] | None:
     """Returns the labels of a config; None if they are LABEL_0, LABEL_1, ... or incomplete."""
-    if not labels or not isinstance(labels, Mapping):
+    if not isinstance(labels, Mapping) or not labels:
         return None
-    names = [str(labels.get(str(i), "LABEL_0")) for i in range(len(labels))]
-    return None if any(re.fullmatch(r"LABEL_\d+", name) for name in names) else tuple(names)
+    names: list[Any] = [labels.get(str(i)) for i in range(len(labels))]
+    if not all(isinstance(name, str) for name in names):
+        return None
+    generic = all(re.fullmatch(r"LABEL_\d+", name) for name in names)
+    return None if generic else tuple(names)

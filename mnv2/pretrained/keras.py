@@ -145,7 +145,7 @@ def _read_h5(path: Path) -> tuple[keras_graph.Graph | None, dict[str, np.ndarray
     with h5py.File(source) as file:
         text = text or file.attrs.get("model_config")
         graph = keras_graph.read(text) if text else None
-        return graph, _numbered_tensors(file, graph) or _named_tensors(file)
+        return graph, _numbered_tensors(file, graph, path) or _named_tensors(file)
 
 
 def _named_tensors(file: h5py.File) -> dict[str, np.ndarray]:
@@ -166,7 +166,9 @@ def _add(tensors: dict[str, np.ndarray], layer: str, variable: str, dataset: Any
     tensors[name] = np.asarray(dataset[()])
 
 
-def _numbered_tensors(file: h5py.File, graph: keras_graph.Graph | None) -> dict[str, np.ndarray]:
+def _numbered_tensors(
+    file: h5py.File, graph: keras_graph.Graph | None, path: Path
+) -> dict[str, np.ndarray]:
     """Reads the tensors of a `.weights.h5` file by LAYER/VARIABLE; none from another kind of file.
 
     The file names them .../layers/CLASS_N/vars/I, with N counting a model's layers of one class.
@@ -192,6 +194,9 @@ def _numbered_tensors(file: h5py.File, graph: keras_graph.Graph | None) -> dict[
             # An unexpected variable keeps its number, which `check_tensors` then rejects.
             variable = variables[index] if index < len(variables) else f"vars/{index}"
             _add(found, layer, variable, dataset)
+    top = found.get("predictions/kernel")
+    if not graph and top is not None and top.shape[-1] in IMAGENET_CLASSES:
+        note(f"{path} does not name its layers: assumed that its classes are those of ImageNet")
     return found
 
 

@@ -28,6 +28,9 @@ BACKBONE_LAYERS = (
 )
 # The names that the first and the last layer with variables have in keras.applications.
 ENDS = {"mobilenet_v1": ("conv1", "conv_pw_13_bn"), "mobilenet_v2": ("Conv1", "Conv_1_bn")}
+# The ReLU6 of the stem, of two layers in each block, and of V2's last convolution instead of the
+# expansion that its first block lacks.
+RELUS = {network: 1 + 2 * count for network, count in NUM_BLOCKS.items()}
 # The strides of the depthwise convolutions.
 STRIDES = {
     "mobilenet_v1": V1_STRIDES[1:],
@@ -108,7 +111,13 @@ def read(
     try:
         after = walk_back(graph.output, ENDS[network][1])[2:]  # a ReLU6 follows
         around = {id(layer) for layer in (*before, *after)}
-        _check_backbone([layer for layer in graph.layers if id(layer) not in around], network)
+        backbone = [layer for layer in graph.layers if id(layer) not in around]
+        _check_backbone(backbone, network)
+        relus = sum(_activation_of(layer) == "relu6" for layer in backbone)
+        if relus != RELUS[network]:
+            raise UserError(
+                f"{network} of keras.applications has {RELUS[network]} ReLU6, not {relus}"
+            )
         return Model(rest, changes, size, *_read_head(after, rest, size))
     except UserError as error:
         if need_head:

@@ -23,6 +23,9 @@ from mnv2.pretrained.preprocessing import NORMALIZATIONS, Preprocessing, size_in
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.terminal import first_few, note
 
+# Usual names of a classifier.
+CLASSIFIERS = re.compile(r"classifier|fc|head|linear|logits|predictions|(^|\.)\d+$")
+
 # PyTorch's batch norm has epsilon 1e-5 and momentum 0.1, which this package writes as 1 - 0.1.
 FIELDS = {"padding": "symmetric", "bn_epsilon": 1e-5, "bn_momentum": 0.9}
 
@@ -164,6 +167,8 @@ def read(path: Path, need_head: bool = True) -> FileContents:
         note(f"{path}: left out its head, {first_few(head)}")
         arrays = {name: array for name, array in arrays.items() if name not in head}
     elif classifier:
+        if not CLASSIFIERS.search(classifier):
+            note(f"{path}: took {classifier}, its only linear layer, as the classifier")
         arrays.setdefault(bias, np.zeros(len(arrays[kernel]), np.float32))
         names |= {"params/classifier/kernel": kernel, "params/classifier/bias": bias}
     return contents._replace(arrays=translate(arrays, names, _to_hwio), names=names)

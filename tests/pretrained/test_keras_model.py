@@ -299,6 +299,7 @@ def test_a_head_that_would_compute_something_else_is_refused_by_name(tmp_path, b
         ("block_3_depthwise", "strides", [1, 1], r"block_3_depthwise.*strides \[1, 1\], not 2"),
         ("block_3_depthwise_BN", "epsilon", 1e-5, "block_3_dep.* epsilon 1e-05, not 0.001"),
         ("block_3_depthwise_relu", "max_value", None, "block_3_depthwise_relu.* is not ReLU6"),
+        ("out_relu", "kind", "Dropout", "has 35 ReLU6, not 34"),
         ("Conv_1_bn", "name", "mine", "holds no .* 17 from Conv1 to Conv_1_bn"),
     ],
 )
