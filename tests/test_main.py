@@ -60,7 +60,7 @@ BAD_INPUT = {
     "no weights": (["--config=configs/finetune.py"], "no weights given: set config.weights"),
     "wrong weights": (
         ["--config=configs/finetune.py", "--config.weights=README.md"],
-        "unknown format '.md' of README.md: known are .h5",
+        "README.md holds no known format: Keras, PyTorch",
     ),
     "a trace in a bucket": ([CONFIG, "--profile=s3://bucket/t"], "--profile s3://bucket/t is an"),
     "processes without an address": (
