@@ -32,9 +32,8 @@ def is_repository_name(text: str) -> bool:
 def download(name: str) -> Path:
     """Downloads the weights of a repository, unless they are in the local cache of the hub.
 
-    Returns the path of the file of weights; its configs are next to it if the repository has them.
-    Raises UserError, with the hub's own reason, if the weights cannot be had, or if the repository
-    holds none in a known format.
+    Returns the file of weights, with its configs next to it. Raises UserError, with the hub's own
+    reason, if there are none.
     """
     import huggingface_hub
 

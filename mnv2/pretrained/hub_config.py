@@ -1,7 +1,6 @@
 """What timm and transformers tell in the JSON files next to weights on the Hugging Face hub.
 
-A file that is missing or damaged, or a value that is null, changes nothing; what is not understood
-is said in one line.
+A file or a value that is missing changes nothing; what is not understood is said in one line.
 """
 
 import math
@@ -56,10 +55,7 @@ _deviation = _list_of(number(0, low_open=True), 1, 3)
 
 
 def of_timm(path: Path, default: Preprocessing) -> Usage:
-    """Returns how a network is used, from timm's config.json next to its weights, if there is one.
-
-    What it does not say is as in `default`.
-    """
+    """Returns how a network is used, from config.json next to its weights, else as in `default`."""
     config = _Config(path.with_name("config.json"))
     inner = config.values.get("pretrained_cfg")
     if isinstance(inner, dict):
@@ -177,7 +173,6 @@ def _labels(labels: Any) -> tuple[str, ...] | None:
     if not isinstance(labels, Mapping) or not labels:
         return None
     names: list[Any] = [labels.get(str(i)) for i in range(len(labels))]
-    if not all(isinstance(name, str) for name in names):
-        return None
-    generic = all(re.fullmatch(r"LABEL_\d+", name) for name in names)
-    return None if generic else tuple(names)
+    are_texts = all(isinstance(name, str) for name in names)
+    generic = are_texts and all(re.fullmatch(r"LABEL_\d+", name) for name in names)
+    return tuple(names) if are_texts and not generic else None

@@ -169,10 +169,8 @@ def _add(tensors: dict[str, np.ndarray], layer: str, variable: str, dataset: Any
 def _numbered_tensors(
     file: h5py.File, graph: keras_graph.Graph | None, path: Path
 ) -> dict[str, np.ndarray]:
-    """Reads the tensors of a `.weights.h5` file by LAYER/VARIABLE; none from another kind of file.
-
-    The file names them .../layers/CLASS_N/vars/I, with N counting a model's layers of one class.
-    """
+    """Reads tensors of a `.weights.h5` file by LAYER/VARIABLE; none from another kind of file."""
+    # Their names are .../layers/CLASS_N/vars/I, with N counting a model's layers of one class.
     folders: dict[str, dict[int, h5py.Dataset]] = defaultdict(dict)
     for name, dataset in _datasets(file):
         match = re.fullmatch(r"(.*?layers/[^/]+)/vars/(\d+)", name)

@@ -53,11 +53,8 @@ class Display:
 
     def status(self) -> str:
         """Says in a line how many runs are done, and how far those are that go on."""
-        phases = (
-            f"{now['run']} " + (f"{now['step']}/{now['steps']}" if "step" in now else now["phase"])
-            for now in self._copies.values()
-            if now.get("run")
-        )
+        active = [now for now in self._copies.values() if now.get("run")]
+        phases = [f"{now['run']} {_progress(now, alone=len(active) == 1)}" for now in active]
         done = f"{len(self._ended)} of {len(self._runs)} runs done{self._left()}"
         return "  ".join((done, *phases))
 
@@ -97,6 +94,17 @@ class Display:
     def _left(self) -> str:
         left = self.seconds_left()
         return f"  {format_seconds(left)} left" if left else ""
+
+
+def _progress(now: Mapping[str, Any], *, alone: bool) -> str:
+    """Says what a copy does; of several, only the step."""
+    if "step" not in now:
+        return str(now["phase"])
+    step = f"{now['step']}/{now['steps']}"
+    if not alone:
+        return step
+    loss = "skipped" if now.get("loss") is None else f"loss {now['loss']:.3f}"
+    return f"{step}, {loss}, {now['images_per_second']:,.0f} images/s"
 
 
 def _describe(result: Mapping[str, Any], seconds: float) -> str:

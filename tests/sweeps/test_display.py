@@ -66,3 +66,7 @@ def test_in_a_terminal_a_line_says_what_goes_on(runs):
     assert shown.status() == (
         f"1 of 3 runs done  32 s left  {ARMS[1]}/0 compiling  {ARMS[2]}/0 350/500"
     )
+    progress |= {"loss": 0.5, "images_per_second": 1234.5}
+    shown.now(0, {})
+    shown.now(1, {"run": f"{ARMS[2]}/0", "phase": "training", **progress})
+    assert shown.status().endswith("/0 350/500, loss 0.500, 1,234 images/s")
