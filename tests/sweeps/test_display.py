@@ -9,6 +9,7 @@ from mnv2.sweeps.plan import Run
 from mnv2.training.config import Settings
 
 RESULT = {"test": {"accuracy": 0.8123}, "images_per_second": 3456.7, "waiting_for_input": 0.2}
+SPEED = {"loss": 0.5, "images_per_second": 1234.5}
 ARMS = ("a", "[red]b[red]", "a_rather_long_name_of_an_arm")
 
 
@@ -46,7 +47,7 @@ def test_the_time_left_is_that_of_all_steps_that_are_left(runs):
     shown = Display()
     shown.show(runs)
     assert shown.seconds_left() == 0  # nothing is known
-    now = {"run": f"{ARMS[1]}/0", "phase": "training", "step": 100, "steps": 500}
+    now = {"run": f"{ARMS[1]}/0", "phase": "training", "step": 100, "steps": 500, **SPEED}
     shown.now(0, {**now, "seconds_per_step": 0.5})
     # 400 steps of the one, and 500 of the other, which has as many multiply-adds.
     assert shown.seconds_left() == pytest.approx(450)
@@ -60,13 +61,12 @@ def test_in_a_terminal_a_line_says_what_goes_on(runs):
     shown = Display()
     shown.show(runs)
     shown.now(0, {"run": f"{ARMS[1]}/0", "phase": "compiling"})
-    progress = {"step": 350, "steps": 500, "seconds_per_step": 0.1}
+    progress = {"step": 350, "steps": 500, "seconds_per_step": 0.1, **SPEED}
     shown.now(1, {"run": f"{ARMS[2]}/0", "phase": "training", **progress})
     shown.now(2, {})
     assert shown.status() == (
         f"1 of 3 runs done  32 s left  {ARMS[1]}/0 compiling  {ARMS[2]}/0 350/500"
     )
-    progress |= {"loss": 0.5, "images_per_second": 1234.5}
     shown.now(0, {})
     shown.now(1, {"run": f"{ARMS[2]}/0", "phase": "training", **progress})
     assert shown.status().endswith("/0 350/500, loss 0.500, 1,234 images/s")

@@ -62,12 +62,6 @@ class Killed(Exception):
     pass
 
 
-def test_a_resumed_run_ends_exactly_as_an_uninterrupted_one(
-    one_program, tmp_path, monkeypatch, few_test_pictures
-):
-    check_resumed(one_program, tmp_path, monkeypatch)
-
-
 def check_resumed(config, tmp_path, monkeypatch):
     """Kills a run at step 5 of 7, resumes it, and compares all with a run that was not killed."""
     config.duration = "7 steps"
