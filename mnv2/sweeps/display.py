@@ -19,6 +19,7 @@ class Display:
         self._copies: dict[int, Mapping[str, Any]] = {}
         self._runs: dict[str, Run] = {}
         self._done: dict[str, int] = {}  # the steps that each run had when the command began
+        self._steps: dict[str, int] = {}  # those that each run has now
         self._ended: set[str] = set()
         self._seconds_per_step: dict[str, float] = {}  # by arm
 
@@ -46,6 +47,8 @@ class Display:
     def now(self, copy: int, now: Mapping[str, Any]) -> None:
         """Shows what a copy does: its run, phase, and how far it is; {} if it has ended."""
         self._copies[copy] = now
+        if "step" in now:
+            self._steps[now["run"]] = now["step"]
         if seconds := now.get("seconds_per_step"):
             self._seconds_per_step[now["run"].rpartition("/")[0]] = seconds
         with self._lock:
@@ -83,8 +86,7 @@ class Display:
         if not rates:
             return 0.0
         rate = sum(rates) / len(rates)
-        now_done = {x["run"]: x.get("step", 0) for x in self._copies.values() if x.get("run")}
-        done, left = {**self._done, **now_done}, 0.0
+        done, left = self._done | self._steps, 0.0
         for name, one in self._runs.items():
             if name not in self._ended:
                 each = known.get(one.arm, rate * one.multiply_adds)
