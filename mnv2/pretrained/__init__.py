@@ -88,9 +88,8 @@ def reading(path: AnyPath) -> Iterator[None]:
         raise UserError(f"{path}: {error}") from error
     except Exception as error:
         said = error.args[0] if isinstance(error, KeyError) and error.args else error
-        raise UserError(
-            f"cannot read {path}: {' '.join(str(said).split())[:200] or type(error).__name__}"
-        ) from error
+        text = " ".join(str(said).split())[:200] or type(error).__name__
+        raise UserError(f"cannot read {path}: {text}") from error
 
 
 def _read(path: str | Path, need_head: bool) -> Pretrained:

@@ -48,8 +48,7 @@ def download(name: str) -> Path:
     except Exception as error:  # of many types: of the hub, of HTTP and of the file system
         said = " ".join(str(error).split())[:500] or type(error).__name__
         raise UserError(f"no file {name}, and from the hub: {said}") from error
-    known = ", ".join((*PATTERNS, *TORCH_PATTERNS))
-    raise UserError(f"{name} on the hub holds no weights in {known}")
+    raise UserError(f"{name} on the hub has none of {', '.join(PATTERNS + TORCH_PATTERNS)}")
 
 
 def find_weights(folder: Path) -> Path | None:

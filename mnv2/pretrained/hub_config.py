@@ -83,8 +83,7 @@ def of_timm(path: Path, default: Preprocessing) -> Usage:
 def of_transformers(path: Path, network: str) -> tuple[dict[str, Any], Usage]:
     """Returns the fields of the network, and how it is used, from the files next to the weights.
 
-    The networks are ports of slim's. What the files do not say is as in the models that Google
-    published. Raises UserError if they describe another network or another kind of preprocessing.
+    What they do not say is as in Google's. Raises UserError if they describe another network.
     """
     config = _Config(path.with_name("config.json"))
     if config.values.get("model_type", network) != network:

@@ -28,8 +28,7 @@ BACKBONE_LAYERS = (
 )
 # The names that the first and the last layer with variables have in keras.applications.
 ENDS = {"mobilenet_v1": ("conv1", "conv_pw_13_bn"), "mobilenet_v2": ("Conv1", "Conv_1_bn")}
-# The ReLU6 of the stem, of two layers in each block, and of V2's last convolution instead of the
-# expansion that its first block lacks.
+# The ReLU6 of the stem, two of each block, and V2's last one instead of its first expansion's.
 RELUS = {network: 1 + 2 * count for network, count in NUM_BLOCKS.items()}
 # The strides of the depthwise convolutions.
 STRIDES = {
@@ -49,7 +48,10 @@ IDENTITY_LAYERS = (
 # The interpolations of Resizing and UpSampling2D -> the method of Preprocessing.
 METHODS = {"bilinear": "tensorflow", "nearest": "nearest"}
 # The modules of keras.applications whose preprocess_input maps [0, 255] to [-1, 1].
-MINUS_ONE_TO_ONE = ("mobilenet", "mobilenet_v2", "inception_v3", "resnet_v2", "xception")
+MINUS_ONE_TO_ONE = (
+    *("mobilenet", "mobilenet_v2", "inception_v3", "inception_resnet_v2", "nasnet"),
+    *("resnet_v2", "xception"),
+)
 # The names that versions of Keras and TensorFlow give to operations on tensors.
 OPERATIONS = {
     **dict.fromkeys(("add", "addv2"), np.add),
@@ -349,7 +351,7 @@ def _read_head(
     for layer in layers:
         kind, config = layer.kind, layer.config
         is_linear = bool(head) and head[-1].activation == "linear"
-        if _is_identity(layer) or (pooled and _keeps_features(layer)):
+        if _is_identity(layer) or (pooled and _keeps_features(layer, tensors, head)):
             continue
         if kind == "GlobalAveragePooling2D" or (
             kind == "AveragePooling2D" and whole and tuple(config["pool_size"]) == whole
@@ -384,11 +386,13 @@ def _read_head(
     ], OUTPUTS[last]
 
 
-def _keeps_features(layer: Layer) -> bool:
+def _keeps_features(layer: Layer, tensors: Tensors, dense: Sequence[Dense]) -> bool:
     """Returns whether a layer changes only the shape of pooled features, or nothing at all."""
     if layer.kind == "Reshape":
+        last_maps = (tensors.get(f"{name}/beta") for _, name in ENDS.values())
+        biases = [x.bias for x in dense] or [x for x in last_maps if x is not None]
         *others, last = layer.config["target_shape"]
-        return all(side == 1 for side in others) and last != 1
+        return all(side in (1, -1) for side in others) and last in (biases[-1].size, -1)
     pools = ("Flatten", "GlobalAveragePooling2D", "GlobalMaxPooling2D")
     return layer.kind in pools or _activation_of(layer) == "linear"
 

@@ -217,6 +217,9 @@ HEADS = {
     "a pool that keeps its sides": lambda x: LAYERS.Dense(3)(
         LAYERS.Flatten()(LAYERS.GlobalAveragePooling2D(keepdims=True)(x))
     ),
+    "a row": lambda x: LAYERS.Flatten()(
+        LAYERS.Dense(3)(LAYERS.Reshape((-1, x.shape[-1]))(pooled(x)))
+    ),
     "shapes and a convolution": lambda x: LAYERS.Reshape((3,))(
         LAYERS.Conv2D(3, 1)(LAYERS.Reshape((1, 1, x.shape[-1]))(pooled(x)))
     ),
