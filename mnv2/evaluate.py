@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mnv2.data.folder_tree import ON_BROKEN
 from mnv2.deployment.options import add_weights_options, weights_options
 from mnv2.runtime.cli import command_parser, run, whole_number
 from mnv2.runtime.errors import check_choice
@@ -49,7 +50,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     check_choice(arguments.split, SPLITS, "--split")
-    check_choice(arguments.on_broken, ("stop", "skip"), "--on_broken")
+    check_choice(arguments.on_broken, ON_BROKEN, "--on_broken")
     from mnv2 import data
     from mnv2.deployment.evaluation import evaluate_any
     from mnv2.deployment.usage import describe_input, open_weights

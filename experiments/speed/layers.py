@@ -54,13 +54,12 @@ def traced(compiled: Any, arguments: Any, steps: int) -> dict[str, float]:
     """Returns the milliseconds per step of each operation of a compiled training step."""
     state, batch = arguments[:3], arguments[3:]
     with tempfile.TemporaryDirectory() as folder:
-        for first in (True, False):  # the first call warms up
-            if not first:
-                jax.profiler.start_trace(folder)
-            for _ in range(1 if first else steps):
+        *state, _ = compiled(*state, *batch)  # warms up
+        jax.block_until_ready(state)
+        with jax.profiler.trace(folder):
+            for _ in range(steps):
                 *state, _ = compiled(*state, *batch)
             jax.block_until_ready(state)
-        jax.profiler.stop_trace()
         (path,) = Path(folder).rglob("*.xplane.pb")
         planes = list(jax.profiler.ProfileData.from_file(str(path)).planes)
         devices = [plane for plane in planes if plane.name.startswith("/device:")] or planes

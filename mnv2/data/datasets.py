@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 from mnv2.data import fashion_mnist
 from mnv2.data.base import Dataset
 from mnv2.data.connection import reachable
-from mnv2.data.folder_tree import FOLDER_PREFIX
+from mnv2.data.folder_tree import FOLDER_PREFIX, ON_BROKEN
 from mnv2.data.image_folder import open_image_folder
 from mnv2.data.tfds_dataset import TfdsDataset
 from mnv2.runtime.errors import UserError, check_choice, first_line
@@ -38,7 +38,7 @@ def open_dataset(
     Raises UserError for an unknown name, for a data set without images and labels, for one that
     cannot be downloaded here, and for a `validation` that leaves no training examples.
     """
-    check_choice(on_broken, ("stop", "skip"), "data.on_broken")
+    check_choice(on_broken, ON_BROKEN, "data.on_broken")
     _leave_the_machine_to_jax()
     return _open(name, data_dir, validation, on_broken)
 

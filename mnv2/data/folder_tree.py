@@ -12,6 +12,7 @@ from mnv2.runtime.files import did_you_mean
 from mnv2.runtime.terminal import first_few, note
 
 FOLDER_PREFIX = "folder:"  # of the name of a data set
+ON_BROKEN = ("stop", "skip")  # what to do about pictures that cannot be read
 
 Pictures = dict[str, dict[str, list[Path]]]  # split -> class -> files
 
