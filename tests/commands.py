@@ -12,7 +12,7 @@ from mnv2.sweeps import launch
 
 SERVER = multiprocessing.get_context("forkserver")
 # With JAX and TensorFlow, which take 5 s.
-SERVER.set_forkserver_preload(["mnv2.sweeps.run", "tests.decoded"])
+SERVER.set_forkserver_preload(["mnv2.sweeps.run"])
 
 
 def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:

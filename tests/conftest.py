@@ -1,6 +1,6 @@
 """Eight simulated devices for every test, and Fashion-MNIST for those that train.
 
-Compiled programs and decoded pictures are kept in .pytest_cache, so that a second run of the suite
+Compiled programs are kept in .pytest_cache, so that a second run of the suite
 is faster.
 """
 
@@ -33,7 +33,6 @@ from mnv2 import data
 from mnv2.data.datasets import TfdsDataset
 from mnv2.runtime import files
 from mnv2.sweeps.plan import with_arms
-from tests import decoded as decoded  # from here on, Fashion-MNIST is decoded once
 from tests import emulator
 
 # A million objects of libraries stay until the end: the search for garbage need not visit them.

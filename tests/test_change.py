@@ -18,7 +18,7 @@ CHANGES = [
     change for _, _, part in PARTS for change in re.findall(r"```diff\n(.*?)```", part, re.S)
 ]
 # The arms as the page has them, of a network that compiles in seconds. Only the process that trains
-# calls `arms`; it then gets the pictures that were decoded for other tests.
+# calls `arms`.
 TINY = """
 from configs import v2_ablation
 
@@ -38,7 +38,6 @@ def get_config(preset):
     of_preset = config.arms
 
     def arms(config):
-        import tests.decoded
         check_operations(config.data.train)
         of_preset(config)
         with config.model.unlocked():

@@ -65,7 +65,7 @@ def outputs(
     program = program_of(loaded, batch=BATCH)
     shown = program.description.input_of(pictures.draw(loaded, dataset, "train", PICTURES))
     ranges = list(pictures.batches(program, shown))
-    images, found = np.asarray(dataset.arrays("test")[0]), {}
+    images, found = dataset.arrays("test")[0], {}
     for form in forms:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "network.onnx" if form.startswith("ONNX") else "network.tflite")
@@ -76,7 +76,7 @@ def outputs(
 
 def top1(probabilities: np.ndarray, dataset: data.Dataset) -> float:
     """Returns the test accuracy in per cent. Of equal probabilities the first counts."""
-    labels = np.asarray(dataset.arrays("test")[1])
+    labels = dataset.arrays("test")[1]
     return 100 * float(np.mean(probabilities.argmax(-1) == labels))
 
 

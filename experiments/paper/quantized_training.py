@@ -74,7 +74,7 @@ def trained(loaded: Pretrained, weights: Path, seed: int, steps: int) -> Iterato
 
 def evaluate(weights: Path, dataset: data.Dataset, steps: int) -> dict[str, float]:
     """Returns what comes out of one run in per cent: accuracies, by WAYS, and agreements."""
-    images = np.asarray(dataset.arrays("test")[0])
+    images = dataset.arrays("test")[0]
     parts = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
     loaded = pretrained.load(weights)
     (_, variables), *rounding = trained(loaded, weights, int(weights.name), steps)

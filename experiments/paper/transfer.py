@@ -60,7 +60,7 @@ def write_pictures(folder: Path, classes: tuple[str, ...], pictures: int | None)
         return
     dataset = data.open_dataset("fashion_mnist")
     for split, limit in (("train", pictures), ("test", None)):
-        images, labels = (np.asarray(array) for array in dataset.arrays(split))
+        images, labels = dataset.arrays(split)
         for name in classes:
             of_class = folder / split / name.replace("/", " or ")
             of_class.mkdir(parents=True, exist_ok=True)

@@ -45,7 +45,7 @@ class Dataset(Protocol):
     def fits_in_memory(self) -> bool:
         return False
 
-    def arrays(self, split: str) -> tuple[tf.Tensor, tf.Tensor]:
+    def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Returns all images (n h w c, uint8) and labels (n, int64) of a small data set.
 
         The images are decoded once. Raises UserError if the data set does not fit in memory.

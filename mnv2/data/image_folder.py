@@ -22,7 +22,7 @@ from mnv2.data.folder_tree import Pictures, find_pictures
 from mnv2.data.splits import TEST_SHARE, Part, bounds_of, check_split, divide
 from mnv2.preprocess.host import View
 from mnv2.runtime.errors import UserError
-from mnv2.runtime.files import read_cache, write_cache
+from mnv2.runtime.files import read_cache, to_json, write_cache
 from mnv2.runtime.terminal import StatusLine, first_few, note, printable, warn
 
 DECODER = 4  # a new number discards the cached results of an older decoder
@@ -257,7 +257,8 @@ def _errors(root: Path, files: Sequence[Path], cache: str, pool: Executor) -> li
     if changed:
         found = zip(changed, pool.map(check_file, changed.values()), strict=True)
         cached |= {path: [*stamps[path], error] for path, error in found}
-        write_cache(cache, {path: cached[path] for path in stamps})
+        kept = to_json({path: cached[path] for path in stamps})
+        write_cache(cache, lambda path: path.write_text(kept, encoding="utf-8"))
     return [cached[path][2] for path in stamps]
 
 

@@ -186,7 +186,7 @@ def eval_batches(
     padding = -(-most // rows) * rows - (stop - start)
     mask = np.concatenate([np.ones(stop - start, np.float32), np.zeros(padding, np.float32)])
     if dataset.fits_in_memory():
-        images, labels = (array.numpy() for array in dataset.arrays(split))
+        images, labels = dataset.arrays(split)
         for begin in range(0, len(mask), rows):
             of_batch = mask[begin : begin + rows]
             taken = np.where(of_batch > 0, start + begin + np.arange(rows), 0)

@@ -199,7 +199,7 @@ def check_writable(folder: AnyPath) -> None:
 
 
 def read_cache(name: str) -> dict[str, Any]:
-    """Reads what `write_cache` kept under a name such as `pictures/abc.json`; {} if nothing."""
+    """Reads the JSON that `write_cache` kept, as `pictures/abc.json`; {} if there is none."""
     folder = caches()
     try:
         return {} if folder is None else read_json(folder / name, "it is written again")
@@ -207,11 +207,12 @@ def read_cache(name: str) -> dict[str, Any]:
         return {}
 
 
-def write_cache(name: str, value: dict[str, Any]) -> None:
-    """Keeps a value for the next command, if there is a folder for it."""
+def write_cache(name: str, write: Callable[[Path], Any]) -> None:
+    """Lets `write` write a file that is kept for later commands, if there is a folder for it."""
     if folder := caches():
         try:
-            write_json(folder / name, value)
+            with replacing(folder / name) as unfinished:
+                write(unfinished)
         except OSError as error:
             warn_once(f"cannot write to {folder}: {error.strerror}; nothing more is cached")
 

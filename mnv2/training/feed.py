@@ -119,9 +119,9 @@ class DeviceFeed:
         self._augment = setup.steps.augment
         self._teacher = replicate(setup.teacher_variables)
         images, labels = setup.dataset.arrays("train")
-        data.check_labels(setup.dataset, "train", labels.numpy())
-        self._images = replicate(images.numpy())
-        self._labels = replicate(labels.numpy().astype(np.int32))
+        data.check_labels(setup.dataset, "train", labels)
+        self._images = replicate(images)
+        self._labels = replicate(labels.astype(np.int32))
         self._before, self._asked = 0, time.perf_counter()  # of the last call
         examples, repeats = setup.dataset.num_examples("train"), settings.data.repeats
         order = data.Order(examples, settings.batch_size, settings.seed, repeats, process_shard())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from mnv2.data import datasets, open_dataset
+from mnv2.data import datasets, open_dataset, tfds_dataset
 from mnv2.data import fashion_mnist as fashion_mnist_module
 from mnv2.runtime.errors import UserError
 
@@ -19,20 +19,39 @@ def test_fashion_mnist_is_complete(fashion_mnist):
     counts = [fashion_mnist.num_examples(split) for split in ("train", "validation", "test")]
     assert counts == [55_000, 5_000, 10_000]
     images, labels = fashion_mnist.arrays("test")
-    assert np.bincount(labels.numpy()).tolist() == [1000] * 10
+    assert np.bincount(labels).tolist() == [1000] * 10
     assert images.shape == (10_000, 28, 28, 1)
 
 
 def test_training_does_not_see_the_validation_examples(fashion_mnist):
     def pictures(split):
         images, _ = fashion_mnist.arrays(split)
-        return {image.tobytes() for image in images.numpy()}
+        return {image.tobytes() for image in images}
 
     train, validation = pictures("train"), pictures("validation")
     # Fashion-MNIST contains a few pictures twice, although the splits are disjoint ranges.
     assert len(train & validation) < 20
     assert fashion_mnist.tfds_range("train") == ("train", 0, 55_000)
     assert fashion_mnist.tfds_range("validation") == ("train", 55_000, 60_000)
+
+
+def test_pictures_are_decoded_once_and_again_if_what_was_kept_is_damaged(
+    fashion_mnist, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    decode = tfds_dataset._decoded_arrays.__wrapped__
+    decoded = decode(fashion_mnist.builder, "test")
+    (kept,) = (tmp_path / "mnv2/decoded").iterdir()
+
+    def is_same():
+        again = decode(fashion_mnist.builder, "test")
+        return all(map(np.array_equal, decoded, again))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(fashion_mnist.builder), "as_dataset", None)  # fails if called
+        assert is_same()
+    kept.write_bytes(kept.read_bytes()[:1000])
+    assert is_same()
 
 
 def test_fashion_mnist_comes_from_debians_package_if_its_server_cannot_be_reached(
@@ -50,7 +69,7 @@ def test_fashion_mnist_comes_from_debians_package_if_its_server_cannot_be_reache
     dataset = open_dataset("fashion_mnist", str(tmp_path), 0)
 
     def pictures(of, split):
-        images, labels = map(np.asarray, of.arrays(split))
+        images, labels = of.arrays(split)
         return {image.tobytes(): label for image, label in zip(images, labels, strict=True)}
 
     whole = pictures(fashion_mnist, "train") | pictures(fashion_mnist, "validation")

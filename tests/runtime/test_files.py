@@ -218,7 +218,7 @@ def no_programs_kept():
 def test_without_a_home_nothing_is_cached_and_one_warning_says_so(
     no_home, no_programs_kept, capsys
 ):
-    files.write_cache("pictures/a.json", {"a": 1})
+    files.write_cache("pictures/a.json", lambda path: path.write_text('{"a": 1}'))
     assert files.read_cache("pictures/a.json") == {}
     machine.keep_compiled_programs()
     assert jax.config.jax_compilation_cache_dir is None
@@ -234,7 +234,7 @@ def test_where_nothing_can_be_written_nothing_is_cached_and_one_warning_says_so(
 ):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    files.write_cache("pictures/a.json", {"a": 1})
+    files.write_cache("pictures/a.json", lambda path: path.write_text('{"a": 1}'))
     assert files.read_cache("pictures/a.json") == {}
     machine.keep_compiled_programs()
     said = capsys.readouterr().err
@@ -256,7 +256,7 @@ def test_a_chosen_folder_for_programs_that_cannot_be_written_is_left(
 
 def test_a_damaged_cache_is_made_again(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    files.write_cache("pictures/a.json", {"a": 1})
+    files.write_cache("pictures/a.json", lambda path: path.write_text('{"a": 1}'))
     assert files.read_cache("pictures/a.json") == {"a": 1}
     (tmp_path / "mnv2/pictures/a.json").write_text('{"a": ')
     assert files.read_cache("pictures/a.json") == {}
