@@ -33,21 +33,21 @@ def compare(
     """
     inputs, size = program.description.input_of(images.images), program.image.shape[0]
     expected = in_batches(jax.jit(program.output), size)(inputs)
-    width = max(4, *(len(str(path)) for path in paths))
-    lines = [f"{'file':{width}}  {'size':>8}  operators  difference  same class  ms per image"]
+    width = max(len(path.name) for path in paths)
+    lines = [f"{'file':{width}}  {'size':>8}  operators  difference  same class  ms/image"]
     for path in paths:
         run, operators = _opened(path, batch, threads)
         outputs = run(inputs)
         same = np.mean(outputs.argmax(-1) == expected.argmax(-1))
         agreement = f"{100 * same:.1f} %" if images.real else ""
         lines.append(
-            f"{path!s:{width}}  {path.stat().st_size / 1e6:5.2f} MB  {operators:>9}  "
+            f"{path.name:{width}}  {path.stat().st_size / 1e6:5.2f} MB  {operators:>9}  "
             f"{np.abs(outputs - expected).max():10.1e}  {agreement:>10}  "
-            f"{_milliseconds(run, inputs[:size]):12.2f}"
+            f"{_milliseconds(run, inputs[:size]):8.2f}"
         )
     return "\n".join(lines) + (
-        f"\ndifference: the largest of {program.description.output_name}, to JAX, on "
-        f"{images.source}\n"
+        f"\nin {paths[0].parent}\ndifference: the largest of {program.description.output_name}, to "
+        f"JAX, on {images.source}\n"
         f"times: median of {TIMED} calls with {size} image{'s' * (size > 1)}, "
         f"{threads} thread{'s' * (threads > 1)} (StableHLO: as many as JAX takes)"
     )

@@ -145,7 +145,7 @@ def _evaluations(loaded: Pretrained, files: Sequence[Path], dataset: "data.Datas
     from mnv2.deployment.evaluation import evaluate_any  # imports TensorFlow
 
     networks: dict[str, Pretrained | Exported] = {"JAX": loaded}
-    networks |= {str(path): open_exported(path) for path in files}
+    networks |= {path.name: open_exported(path) for path in files}
     width = max(map(len, networks))
     lines = [f"{'test split of ' + dataset.name:{width}}   top-1     loss"]
     for name, network in networks.items():

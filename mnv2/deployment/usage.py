@@ -31,6 +31,8 @@ def open_weights(
     What is None is as the file tells. Raises UserError if the file cannot be read or has no
     classifier, and for a value that is wrong or does not suit the file.
     """
+    if resize is not None:
+        Preprocessing().with_view(resize)  # raises before a large file is read
     if is_exported(weights):
         network: Pretrained | Exported = open_exported(weights)
         for name, value in (("image_size", image_size), ("mean", mean), ("std", std)):

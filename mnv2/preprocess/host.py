@@ -110,7 +110,10 @@ class View:
     def __post_init__(self) -> None:
         for call in self.pipeline.of(HOST):
             if call.name in RANDOM and call["smallest"] > call["largest"]:
-                raise UserError(f"smallest of {call.name} must not exceed largest")
+                raise UserError(
+                    f"smallest of {call.name} must not exceed largest, got {call['smallest']:g} "
+                    f"and {call['largest']:g}"
+                )
 
     @property
     def size(self) -> Size:

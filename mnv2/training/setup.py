@@ -218,6 +218,11 @@ def preprocessing(
     mean, std = NORMALIZATIONS[settings.data.normalization]
     if weights is not None:
         mean, std = weights.preprocess.mean, weights.preprocess.std
+        if (view := weights.preprocess.view) != settings.data.evaluation:
+            note_once(
+                f"evaluation sees pictures by data.evaluation, {settings.data.evaluation}; the "
+                f"weights were evaluated by {view}"
+            )
     if len(mean) > 1 and channels == 1:
         raise UserError(
             f"data.normalization {settings.data.normalization} is for colour pictures: "
