@@ -45,9 +45,9 @@ def predict(
     paths = find_pictures([Path(picture) for picture in pictures])
     every = predictions(network, read_pictures(paths, []), len(paths))
     return [
-        (one.path, dict(most_probable(one.probabilities, network.display_names, top)))
+        (prediction.path, dict(most_probable(prediction.probabilities, network.display_names, top)))
         for batch in every
-        for one in batch
+        for prediction in batch
     ]
 
 

@@ -78,12 +78,12 @@ def _last_training_line(path: AnyPath) -> dict[str, Any]:
 def show(workdir: AnyPath) -> None:
     """Prints the status of every run, and the number of runs in each state."""
     found = statuses(workdir)
-    width = max(len(one.name) for one in found)
-    for one in found:
-        print(f"{one.name:{width}}  {one.state:8} {one.detail}")
-    counts = {state: sum(one.state == state for one in found) for state in STATES}
+    width = max(len(status.name) for status in found)
+    for status in found:
+        print(f"{status.name:{width}}  {status.state:8} {status.detail}")
+    counts = {state: sum(status.state == state for status in found) for state in STATES}
     print(", ".join(f"{count} {state}" for state, count in counts.items() if count))
-    if failed := [one.name for one in found if one.state == "failed"]:
+    if failed := [status.name for status in found if status.state == "failed"]:
         print(f"why, with any traceback: {workdir / failed[0] / FAILURE}")
 
 

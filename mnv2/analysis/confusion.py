@@ -22,8 +22,8 @@ def commonest_mistakes(confusion: Confusion, count: int = 5) -> list[tuple[int, 
     """Returns (true class, predicted class, per cent of the true class), most frequent first."""
     shares = _percent(confusion)
     np.fill_diagonal(shares, 0)
-    places = np.argsort(-shares, axis=None)[:count]
-    pairs = [divmod(int(place), len(confusion)) for place in places]
+    indices = np.argsort(-shares, axis=None)[:count]
+    pairs = [divmod(int(index), len(confusion)) for index in indices]
     return [
         (true, predicted, float(shares[true, predicted]))
         for true, predicted in pairs

@@ -109,12 +109,12 @@ def _create_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder
     # Without those of the community, whose names TFDS reads from the network.
     known = tfds.list_builders(with_community_datasets=False)
     base = name.split(":")[0].split("/")[0]
-    place = as_path(data_dir) if data_dir else None
+    root = as_path(data_dir) if data_dir else None
     try:
         if base in known:
-            return tfds.builder(name, data_dir=place)
+            return tfds.builder(name, data_dir=root)
         with contextlib.suppress(tfds.core.DatasetNotFoundError, ValueError):
-            return tfds.builder(name, data_dir=place)
+            return tfds.builder(name, data_dir=root)
         if (folder := as_path(name).expanduser()).is_dir():
             return tfds.builder_from_directory(_prepared_in(folder))
     except UserError:
@@ -125,7 +125,7 @@ def _create_builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder
         raise UserError(
             f"no data set in {name}: there is no such folder{did_you_mean(Path(name).expanduser())}"
         )
-    here = (place or as_path(tfds.core.constants.DATA_DIR)).expanduser()
+    here = (root or as_path(tfds.core.constants.DATA_DIR)).expanduser()
     prepared = {path.parents[1].name for path in matches(here, "*/*/dataset_info.json")}
     check_choice(base, {*known, *prepared}, "data set")
     raise UserError(

@@ -77,10 +77,10 @@ def find_pictures(root: Path) -> Pictures:
                 raise UserError(f"{root} has no splits, but {path} has: give folder:{path}")
         pictures = {"train": _classes(root, others)}
     for split in [split for split, classes in pictures.items() if not classes]:
-        place = of_split.get(split, root)
+        folder = of_split.get(split, root)
         if split == "train" or len(pictures) == 1:
-            raise UserError(f"no pictures in {place}: {expected}")
-        note(f"{place} has no folders of classes with pictures, and is not used")
+            raise UserError(f"no pictures in {folder}: {expected}")
+        note(f"{folder} has no folders of classes with pictures, and is not used")
         del pictures[split]
     _left_out(root, "no pictures", others)
     return pictures
@@ -126,8 +126,8 @@ def files_below(folder: Path) -> tuple[list[Path], list[Path]]:
     """
     pictures: list[Path] = []
     others: list[Path] = []
-    for place in folders_below(folder):
-        for file in (Path(entry.path) for entry in _entries(place) if not entry.is_dir()):
+    for inner in folders_below(folder):
+        for file in (Path(entry.path) for entry in _entries(inner) if not entry.is_dir()):
             (pictures if _is_picture(file) else others).append(file)
     return sorted(pictures), sorted(others)
 
@@ -135,13 +135,13 @@ def files_below(folder: Path) -> tuple[list[Path], list[Path]]:
 def folders_below(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
     """Yields a folder and all folders in it, at any depth and behind links; no loops.
 
-    `above` has the places of the folders that it is in.
+    `above` has the folders that it is in.
     """
-    if (place := folder.resolve()) not in above:
+    if (resolved := folder.resolve()) not in above:
         yield folder
         for entry in _entries(folder):
             if entry.is_dir():
-                yield from folders_below(Path(entry.path), (*above, place))
+                yield from folders_below(Path(entry.path), (*above, resolved))
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:

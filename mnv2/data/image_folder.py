@@ -204,23 +204,23 @@ def _hold_out(name: str, root: Path, train: Mapping[str, list[Path]]) -> Picture
     A hash of its path chooses a picture, so that a new picture hardly changes the choice.
     """
     kept: dict[str, list[Path]] = {}
-    held: dict[str, list[Path]] = {}
+    held_out: dict[str, list[Path]] = {}
     for label, files in train.items():
         by_hash = sorted(
             files,
             key=lambda file: hashlib.sha256(os.fsencode(file.relative_to(root))).digest(),
         )
         count = min(max(1, len(files) // TEST_SHARE), len(files) - 1)  # one remains for training
-        held[label] = sorted(by_hash[:count])
+        held_out[label] = sorted(by_hash[:count])
         kept[label] = sorted(by_hash[count:])
-    total, count = (sum(map(len, classes.values())) for classes in (train, held))
+    total, count = (sum(map(len, classes.values())) for classes in (train, held_out))
     if count == 0:
         raise UserError(f"{root} has one picture per class: nothing remains to test with")
     note(
         f"{name} has no split test: a tenth of each class, {count:,} of its {total:,} pictures, is "
         "held out as test"
     )
-    return {"train": kept, "test": held}
+    return {"train": kept, "test": held_out}
 
 
 def _find_broken(root: Path, found: Pictures, count: int) -> dict[Path, str]:

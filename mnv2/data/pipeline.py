@@ -193,7 +193,7 @@ def eval_batches(
             check_labels(dataset, split, labels[taken])
             image = images[taken]
             if not view.keeps(images.shape[1:]):
-                image = np.stack([view(one) for one in image])
+                image = np.stack([view(picture) for picture in image])
             yield {"image": image, "label": labels[taken].astype(np.int32), "mask": of_batch}
         return
     unused = dataset.encoded(split).take(1).cache().repeat(padding)
@@ -261,8 +261,8 @@ def _epoch_from_disk(
         step, row = number // rows, number % rows
         position = tf.cast(step * order.batch_size + order.shard[0] * rows + row, tf.int32)
         image = dataset.decode(encoded, view, order.seed, epoch, position)
-        place = {"index": encoded["index"], "epoch": tf.constant(epoch), "position": position}
-        return _to_batch(image, encoded["label"], place)
+        fields = {"index": encoded["index"], "epoch": tf.constant(epoch), "position": position}
+        return _to_batch(image, encoded["label"], fields)
 
     shown = tf.data.Dataset.zip(numbers, examples).map(show, tf.data.AUTOTUNE)
     return shown.batch(rows, drop_remainder=True)
@@ -275,7 +275,7 @@ def _part_of_epoch(dataset: Dataset, order: Order, number: int, epoch: int) -> t
     examples = functools.reduce(tf.data.Dataset.concatenate, read)
     if order.repeats == 1:
         return examples
-    return examples.flat_map(lambda one: tf.data.Dataset.from_tensors(one).repeat(order.repeats))
+    return examples.flat_map(lambda x: tf.data.Dataset.from_tensors(x).repeat(order.repeats))
 
 
 def number_of_parts(batch_size: int, processes: int) -> int:

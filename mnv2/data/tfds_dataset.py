@@ -60,11 +60,11 @@ class TfdsDataset(Dataset):
         unlabelled = [x for x in ("test", "validation") if x in counts and not self._is_labelled(x)]
         labelled = {split: count for split, count in counts.items() if split not in unlabelled}
         parts = divide(self.name, labelled, self.validation, unlabelled)
-        held = [split for split, part in parts.items() if part.split == "train" != split]
-        if held and self.builder.info.disable_shuffling:
+        held_out = [split for split, part in parts.items() if part.split == "train" != split]
+        if held_out and self.builder.info.disable_shuffling:
             note(
                 f"{self.name} keeps its examples in their original order: "
-                f"{' and '.join(held)}, held out from its end, may lack classes"
+                f"{' and '.join(held_out)}, held out from its end, may lack classes"
             )
         return parts
 
@@ -115,8 +115,8 @@ class TfdsDataset(Dataset):
             try_autocache=False,
             add_tfds_id=True,
         )
-        place = f"{tfds_split}[{start}:{stop}]"
-        examples = _stored(self.builder, place, config, shuffle=shuffle_seed is not None)
+        tfds_slice = f"{tfds_split}[{start}:{stop}]"
+        examples = _stored(self.builder, tfds_slice, config, shuffle=shuffle_seed is not None)
         examples = examples.map(_with_index)
         if shuffle_seed is None:
             return examples

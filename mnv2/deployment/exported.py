@@ -145,7 +145,7 @@ def _open_litert(path: Path, threads: int | None) -> Exported:
     except Exception as error:  # of many types, for damaged files
         raise UserError(f"LiteRT cannot read {path}: {first_line(error)}") from error
     buffers = [x.buffer for x in model.metadata or () if x.name == METADATA.encode()]
-    about = bytes(model.buffers[buffers[0]].data).decode() if buffers else None
+    description = bytes(model.buffers[buffers[0]].data).decode() if buffers else None
     given, result = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
 
     def compute(batch: np.ndarray) -> np.ndarray:
@@ -158,7 +158,7 @@ def _open_litert(path: Path, threads: int | None) -> Exported:
     codes = [model.operatorCodes[x.opcodeIndex] for x in model.subgraphs[0].operators]
     operators = tuple(names[max(x.builtinCode, x.deprecatedBuiltinCode)] for x in codes)
     step, _ = result["quantization"]
-    return _described(path, about, run=run, operators=operators, step=step)
+    return _described(path, description, run=run, operators=operators, step=step)
 
 
 def quantized(images: np.ndarray, details: Any) -> np.ndarray:
@@ -189,7 +189,7 @@ def _open_onnx(path: Path, threads: int | None) -> Exported:
         )
     except Exception as error:  # of many types, for damaged files
         raise UserError(f"ONNX Runtime cannot read {path}: {first_line(error)}") from error
-    about = session.get_modelmeta().custom_metadata_map.get(METADATA)
+    description = session.get_modelmeta().custom_metadata_map.get(METADATA)
     (given,) = session.get_inputs()
 
     def compute(batch: np.ndarray) -> np.ndarray:
@@ -198,7 +198,7 @@ def _open_onnx(path: Path, threads: int | None) -> Exported:
 
     fixed = given.shape[0] if isinstance(given.shape[0], int) else None
     operators = tuple(node.op_type for node in onnx.load(path).graph.node)
-    return _described(path, about, run=in_batches(compute, fixed), operators=operators)
+    return _described(path, description, run=in_batches(compute, fixed), operators=operators)
 
 
 READERS = {".tflite": _open_litert, ".onnx": _open_onnx}

@@ -44,7 +44,7 @@ class _Builder(flatbuffers.Builder):
         return int(super().StartVector(size, count, 16 if size == 1 else alignment))
 
 
-def with_description(content: bytes, about: Description) -> bytes:
+def with_description(content: bytes, description: Description) -> bytes:
     """Returns a file with the description added to its metadata.
 
     It is there twice: as this package reads it, and as TensorFlow Lite's tools do. Those look for
@@ -58,9 +58,9 @@ def with_description(content: bytes, about: Description) -> bytes:
             end = constant.offset + constant.size
             constant.data = np.frombuffer(content[constant.offset : end], np.uint8)
             constant.offset = constant.size = 0
-    labels = None if about.class_names is None else LABELS
-    theirs = task_metadata.task_metadata(about, labels)
-    for name, text in ((METADATA, about.to_json().encode()), (task_metadata.NAME, theirs)):
+    labels = None if description.class_names is None else LABELS
+    of_task = task_metadata.task_metadata(description, labels)
+    for name, text in ((METADATA, description.to_json().encode()), (task_metadata.NAME, of_task)):
         buffer, entry = schema.BufferT(), schema.MetadataT()
         buffer.data = np.frombuffer(text, np.uint8)
         entry.name, entry.buffer = name, len(model.buffers)
@@ -68,10 +68,11 @@ def with_description(content: bytes, about: Description) -> bytes:
         model.metadata = [*(model.metadata or []), entry]
     builder = _Builder(len(content))
     builder.Finish(model.Pack(builder), b"TFL3")
-    if about.class_names is None:
+    if description.class_names is None:
         return bytes(builder.Output())
     file = io.BytesIO(bytes(builder.Output()))
     with zipfile.ZipFile(file, "a") as archive:
         # The oldest time that there can be, so that the same weights give the same file.
-        archive.writestr(zipfile.ZipInfo(LABELS), "\n".join(map(as_line, about.class_names)) + "\n")
+        names = "".join(f"{as_line(name)}\n" for name in description.class_names)
+        archive.writestr(zipfile.ZipInfo(LABELS), names)
     return file.getvalue()

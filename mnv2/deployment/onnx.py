@@ -71,26 +71,26 @@ def to_onnx(program: Program, *, dynamic: bool) -> onnx.ModelProto:
 
     Raises UserError for an operation that is not known.
     """
-    about, image = program.description, program.image
+    description, image = program.description, program.image
     closed = jax.make_jaxpr(program.logits)(image)
     graph = Graph()
     # TensorRT transposes numbers and no bytes.
-    numbers = graph.add("Cast", IMAGE, to=TensorProto.FLOAT) if about.pixels else IMAGE
+    numbers = graph.add("Cast", IMAGE, to=TensorProto.FLOAT) if description.pixels else IMAGE
     start = Tensor(graph.add("Transpose", numbers, perm=NCHW), image.shape, np.dtype(np.float32))
     (logits,) = _run(graph, closed.jaxpr, closed.consts, [start])
     last = _named(graph, logits)
-    if about.pixels:
-        last = graph.add(about.activation.title(), last)  # over the last axis
+    if description.pixels:
+        last = graph.add(description.activation.title(), last)  # over the last axis
     nodes = graph.needed(last)
-    nodes.append(helper.make_node("Identity", [last], [about.output_name], name="output"))
+    nodes.append(helper.make_node("Identity", [last], [description.output_name], name="output"))
     used = {name for node in nodes for name in node.input}
-    constants = [one for one in graph.constants if one.name in used]
+    constants = [constant for constant in graph.constants if constant.name in used]
     rows = "batch" if dynamic else image.shape[0]
     given = helper.make_tensor_value_info(
         IMAGE, helper.np_dtype_to_tensor_dtype(np.dtype(image.dtype)), (rows, *image.shape[1:])
     )
     result = helper.make_tensor_value_info(
-        about.output_name, TensorProto.FLOAT, (rows, about.classes)
+        description.output_name, TensorProto.FLOAT, (rows, description.classes)
     )
     model = helper.make_model(
         helper.make_graph(nodes, "mnv2", [given], [result], constants),
@@ -98,10 +98,10 @@ def to_onnx(program: Program, *, dynamic: bool) -> onnx.ModelProto:
         ir_version=IR_VERSION,
         producer_name="mnv2",
     )
-    named = (
-        {} if about.class_names is None else {"classes": "\n".join(map(as_line, about.class_names))}
-    )
-    helper.set_model_props(model, {METADATA: about.to_json(), **named})
+    properties = {METADATA: description.to_json()}
+    if description.class_names is not None:
+        properties["classes"] = "\n".join(map(as_line, description.class_names))
+    helper.set_model_props(model, properties)
     onnx.checker.check_model(model, full_check=True)
     return model
 

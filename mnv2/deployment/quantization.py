@@ -65,7 +65,7 @@ def quantize_litert(
     try:
         Interpreter(model_content=quantized).allocate_tensors()
     except RuntimeError as error:
-        flat = [name for name, one in ranges.items() if np.ptp([one["min"], one["max"]]) == 0]
+        flat = [name for name, found in ranges.items() if np.ptp([found["min"], found["max"]]) == 0]
         layers = first_few(dict.fromkeys(map(_layer, flat)))
         what = f"these layers are 0 for all calibration pictures: {layers}" if flat else error
         raise UserError(

@@ -18,15 +18,15 @@ _NORMALIZATION = b"\1"  # kind of process unit
 _AXIS_LABELS = b"\2"  # kind of associated file
 
 
-def task_metadata(about: Description, labels: str | None) -> bytes:
+def task_metadata(description: Description, labels: str | None) -> bytes:
     """Returns the metadata of a classifier; `labels` names the file with the classes' names."""
-    mean, std, low, high = _normalisation(about)
-    size = {0: about.image_size[1], 1: about.image_size[0]}
-    picture = {0: _RGB if about.channels == 3 else _GRAY, 1: size}
+    mean, std, low, high = _normalisation(description)
+    size = {0: description.image_size[1], 1: description.image_size[0]}
+    picture = {0: _RGB if description.channels == 3 else _GRAY, 1: size}
     unit = {0: _NORMALIZATION, 1: {0: mean, 1: std}}
     shown = {0: IMAGE, 3: {0: _PICTURE, 1: picture}, 4: [unit], 5: {0: high, 1: low}}
-    found: dict[int, Any] = {0: about.output_name, 3: {0: _FEATURE, 1: {}}}
-    if about.pixels:  # logits have no limits
+    found: dict[int, Any] = {0: description.output_name, 3: {0: _FEATURE, 1: {}}}
+    if description.pixels:  # logits have no limits
         found[5] = {0: [1.0], 1: [0.0]}
     if labels is not None:
         found[6] = [{0: labels, 2: _AXIS_LABELS}]
@@ -36,11 +36,12 @@ def task_metadata(about: Description, labels: str | None) -> bytes:
     return bytes(builder.Output())
 
 
-def _normalisation(about: Description) -> tuple[list[float], ...]:
+def _normalisation(description: Description) -> tuple[list[float], ...]:
     """Returns mean and deviation of values from 0 to 255, and the limits of the input."""
-    if about.pixels:  # the network normalises them itself
+    if description.pixels:  # the network normalises them itself
         return [0.0], [1.0], [0.0], [255.0]
-    mean, std = (np.asarray(values) for values in (about.preprocess.mean, about.preprocess.std))
+    preprocess = description.preprocess
+    mean, std = np.asarray(preprocess.mean), np.asarray(preprocess.std)
     limits = ((0 - mean) / std, (1 - mean) / std)
     return tuple(np.atleast_1d(values).tolist() for values in (255 * mean, 255 * std, *limits))
 
@@ -55,7 +56,7 @@ def _add(builder: flatbuffers.Builder, value: str | list[Any] | dict[int, Any]) 
     if isinstance(value, list) and isinstance(value[0], float):
         return int(builder.CreateNumpyVector(np.asarray(value, np.float32)))
     if isinstance(value, list):
-        tables = [_add(builder, one) for one in value]
+        tables = [_add(builder, table) for table in value]
         builder.StartVector(4, len(tables), 4)
         for table in reversed(tables):
             builder.PrependUOffsetTRelative(table)

@@ -46,7 +46,7 @@ def _whole_numbers(value: Any, low: int) -> tuple[int, ...] | None:
         numbers = None if isinstance(value, str) else tuple(map(plain, value))
     except TypeError:  # a single number, or None
         return None
-    return numbers if numbers is not None and all(is_whole(one, low) for one in numbers) else None
+    return numbers if numbers is not None and all(is_whole(x, low) for x in numbers) else None
 
 
 def convention(field: str, value: Any) -> str:

@@ -94,7 +94,7 @@ def forward(
 
     `sums` are those of x, if the operation that computed x has them.
     """
-    total, squares = (sum_over_devices(one, axis_name) for one in sums or sums_of(x))
+    total, squares = (sum_over_devices(value, axis_name) for value in sums or sums_of(x))
     pixels = count_pixels(x, axis_name)
     mean = total / pixels
     var = jnp.maximum(squares / pixels - mean * mean, 0)

@@ -311,7 +311,7 @@ def _inception_part(
         if fits and high * wide / (height * width) >= COVERED:
             # The last position is never drawn, neither by TensorFlow.
             free = (max(height - high, 1), max(width - wide, 1))
-            top, left = (int(random.integers(places)) for places in free)
+            top, left = (int(random.integers(choices)) for choices in free)
             return slice(top, top + high), slice(left, left + wide)
     return slice(None), slice(None)
 

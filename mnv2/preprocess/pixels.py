@@ -47,12 +47,12 @@ def each(
     """
 
     def one_by_one(*batch: Array) -> Array:
-        return lax.map(lambda one: change(*one), batch)
+        return lax.map(lambda entry: change(*entry), batch)
 
-    together = jax.vmap(change)
+    vmapped = jax.vmap(change)
     large = math.prod(arrays[0].shape[1:3]) >= _LARGE
-    on_tpu = one_by_one if selects and large else together
-    return platform_dependent(*arrays, cpu=one_by_one, tpu=on_tpu, default=together)
+    on_tpu = one_by_one if selects and large else vmapped
+    return platform_dependent(*arrays, cpu=one_by_one, tpu=on_tpu, default=vmapped)
 
 
 def blend(low: Any, high: Any, factor: Number) -> UInt8[Array, "..."]:
@@ -95,8 +95,8 @@ def look_up(image: Picture, table: UInt8[Array, "c 256"]) -> Picture:
     """Returns for each value of a channel what the channel's table has for it."""
 
     def plain(image: Array, table: Array) -> Array:
-        places = image.astype(jnp.int32) + 256 * jnp.arange(image.shape[-1])
-        return table.reshape(-1).at[places].get(mode="promise_in_bounds")
+        indices = image.astype(jnp.int32) + 256 * jnp.arange(image.shape[-1])
+        return table.reshape(-1).at[indices].get(mode="promise_in_bounds")
 
     def product(image: Array, table: Array) -> Array:
         """Chooses by the lower four bits with a product, and then by the upper four."""
@@ -139,8 +139,8 @@ def _stretched(image: Picture) -> Int32[Array, "c 256"]:
     """Returns the tables of Pillow's ImageOps.autocontrast."""
     low, high = (f(image, axis=(0, 1)).astype(jnp.int32)[:, None] for f in (jnp.min, jnp.max))
     stretched = 255 * (VALUES - low) // jnp.maximum(high - low, 1)
-    places, values = map(jnp.asarray, _stretched_lower())
-    lower = (values[places[low, high]] == VALUES[:, None]).any(-1)
+    row_of, values = map(jnp.asarray, _stretched_lower())
+    lower = (values[row_of[low, high]] == VALUES[:, None]).any(-1)
     return jnp.where(high > low, jnp.clip(stretched - lower, 0, 255), VALUES)
 
 
@@ -152,14 +152,14 @@ def _stretched_lower() -> tuple[Int16[np.ndarray, "256 256"], Int16[np.ndarray, 
     whole, and Pillow's double precision is below it before it cuts the fraction off. They are
     12,094 of 2.8 million, at most 17 for the same low and high.
     """
-    places, rows = np.zeros((256, 256), np.int16), [np.full(17, -1)]
+    row_of, rows = np.zeros((256, 256), np.int16), [np.full(17, -1)]
     for low, high in itertools.combinations(range(256), 2):
         value, scale = np.arange(low + 1, high + 1), 255.0 / (high - low)
         found = value[np.trunc(value * scale + -low * scale) < 255 * (value - low) // (high - low)]
         if len(found):
-            places[low, high] = len(rows)
+            row_of[low, high] = len(rows)
             rows.append(np.pad(found, (0, 17 - len(found)), constant_values=-1))
-    return places, np.stack(rows).astype(np.int16)
+    return row_of, np.stack(rows).astype(np.int16)
 
 
 def _equalized(counts: Int32[Array, "c 256"]) -> Int32[Array, "c 256"]:
@@ -183,10 +183,10 @@ def counts_of(image: Picture, chosen: Bool[Array, ""] | bool = True) -> Int32[Ar
     channels = image.shape[-1]
 
     def scatter(image: Array, chosen: Array) -> Array:
-        places = image.astype(jnp.int32) + 256 * jnp.arange(channels)
+        indices = image.astype(jnp.int32) + 256 * jnp.arange(channels)
         counts = jnp.zeros(256 * channels, jnp.int32)
-        places = jnp.where(chosen, places, 256 * channels)  # which is nowhere
-        return counts.at[places.reshape(-1)].add(1, mode="drop").reshape(channels, 256)
+        indices = jnp.where(chosen, indices, 256 * channels)  # which is nowhere
+        return counts.at[indices.reshape(-1)].add(1, mode="drop").reshape(channels, 256)
 
     def product(image: Array, chosen: Array) -> Array:
         values = image.reshape(-1, channels).T[:, None]
@@ -251,9 +251,9 @@ def warp(
     else:
         x, y = 2 * x + 1, 2 * y + 1
         high, low = ([a * x + b * y + c for a, b, c in part] for part in numbers)
-        places = [more + (less >> 16) for more, less in zip(high, low, strict=True)]
-        column, row = (place >> 18 for place in places)  # they have 18 binary digits
-        found = _bilinear(image, places, [(less & 0xFFFF)[..., None] for less in low])
+        coordinates = [more + (less >> 16) for more, less in zip(high, low, strict=True)]
+        column, row = (coordinate >> 18 for coordinate in coordinates)  # they have 18 binary digits
+        found = _bilinear(image, coordinates, [(less & 0xFFFF)[..., None] for less in low])
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
     return jnp.where(inside[..., None], found, jnp.uint8(fill))
 
@@ -269,8 +269,8 @@ def _pixels(image: Picture, row: Places, column: Places, count: int) -> tuple[Pi
         rows = [jnp.clip(row + i, 0, height - 1) * width for i in (0, 1)]
         columns = [jnp.clip(column + i, 0, width - 1) for i in (0, 1)]
         flat = image.reshape(-1, channels)
-        places = [y + x for y in rows for x in columns][:count]
-        return tuple(flat.at[place].get(mode="promise_in_bounds") for place in places)
+        indices = [y + x for y in rows for x in columns][:count]
+        return tuple(flat.at[index].get(mode="promise_in_bounds") for index in indices)
 
     return platform_dependent(image, row, column, tpu=lambda *x: _tiled(*x)[:count], default=plain)
 
@@ -291,10 +291,10 @@ def _tiled(image: Picture, row: Places, column: Places) -> tuple[Picture, ...]:
     box = np.minimum(tile.sum() + 2, size + 2)
     bordered = jnp.pad(image.astype(jnp.float32), ((1, 1), (1, 1), (0, 0)), mode="edge")
 
-    def tiles(places: Array, axis: int) -> tuple[Array, Array]:
-        places = jnp.clip(places, -1, size[axis] - 1) + 1  # in the bordered picture
-        places = jnp.pad(places, [(0, n) for n in counts * tile - size], mode="edge")
-        parts = places.reshape(counts[0], tile[0], counts[1], tile[1]).swapaxes(1, 2)
+    def tiles(coordinates: Array, axis: int) -> tuple[Array, Array]:
+        coordinates = jnp.clip(coordinates, -1, size[axis] - 1) + 1  # in the bordered picture
+        coordinates = jnp.pad(coordinates, [(0, n) for n in counts * tile - size], mode="edge")
+        parts = coordinates.reshape(counts[0], tile[0], counts[1], tile[1]).swapaxes(1, 2)
         parts = parts.reshape(-1, tile[0] * tile[1])
         starts = jnp.minimum(parts.min(1), size[axis] + 2 - box[axis])
         return parts - starts[:, None], starts
@@ -315,13 +315,13 @@ def _tiled(image: Picture, row: Places, column: Places) -> tuple[Picture, ...]:
     return tuple(map(whole, jax.vmap(of_tile)(*tiles(row, 0), *tiles(column, 1))))
 
 
-def _bilinear(image: Picture, places: Sequence[Array], more: Sequence[Array]) -> Picture:
+def _bilinear(image: Picture, coordinates: Sequence[Array], more: Sequence[Array]) -> Picture:
     """Mixes four pixels; exactly between two, that is where a coordinate is a pixel's centre.
 
-    The places are across and down, with 18 binary digits; `more` has the 16 digits after them.
+    The coordinates are across and down, with 18 binary digits; `more` has the 16 digits after them.
     """
-    column, row = ((place - (1 << 17)) >> 18 for place in places)
-    right, lower = (((place - (1 << 17)) & 0x3FFFF)[..., None] for place in places)
+    column, row = ((coordinate - (1 << 17)) >> 18 for coordinate in coordinates)
+    right, lower = (((coordinate - (1 << 17)) & 0x3FFFF)[..., None] for coordinate in coordinates)
     here, beside, below, beyond = (x.astype(jnp.int32) for x in _pixels(image, row, column, 4))
     rest = more[1] * (below - here) + more[0] * (beside - here)
     mixed = (here << 18) + lower * (below - here) + right * (beside - here) + (rest >> 16)

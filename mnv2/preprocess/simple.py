@@ -42,7 +42,7 @@ type Colour = int | tuple[int, ...]  # one value, or one for each channel
 def _colour(field: str, value: Any) -> Colour:
     """Checks values of 0 to 255."""
     several, check = isinstance(value, tuple | list), whole(0, 255)
-    return tuple(check(field, one) for one in value) if several else check(field, value)
+    return tuple(check(field, channel) for channel in value) if several else check(field, value)
 
 
 @operation(PICTURES, probability=_PROBABILITY)
@@ -59,12 +59,12 @@ def pad_crop(images: Pictures, keys: Keys, pad: int = 4) -> Pictures:
     Section 4.2 of the ResNet paper (arXiv 1512.03385); torchvision's RandomCrop with padding.
     """
     sides = ((0, 0), (pad, pad), (pad, pad), (0, 0))
-    places = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, 2 * pad + 1))(keys)
+    corners = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, 2 * pad + 1))(keys)
 
-    def crop(padded: Array, place: Array) -> Array:
-        return lax.dynamic_slice(padded, (*place, 0), images.shape[1:])
+    def crop(padded: Array, corner: Array) -> Array:
+        return lax.dynamic_slice(padded, (*corner, 0), images.shape[1:])
 
-    return pixels.each(crop, jnp.pad(images, sides), places)
+    return pixels.each(crop, jnp.pad(images, sides), corners)
 
 
 @operation(PICTURES, probability=_PROBABILITY, fill=_colour)
@@ -84,7 +84,7 @@ def erase(
 def _hole(key: Key[Array, ""], height: int, width: int, probability: float) -> Bool[Array, "h w"]:
     """Returns where a picture is erased. torchvision's RandomErasing.get_params."""
     for_place, for_size = jax.random.split(key)
-    erases, *places = jax.random.uniform(for_place, (3,))
+    erases, *positions = jax.random.uniform(for_place, (3,))
     for_area, for_aspect = jax.random.uniform(for_size, (2, _TRIES))
     area = height * width * (AREA[0] + (AREA[1] - AREA[0]) * for_area)
     low, high = np.log(ASPECT)
@@ -93,12 +93,12 @@ def _hole(key: Key[Array, ""], height: int, width: int, probability: float) -> B
     possible = (rows < height) & (columns < width)
     first = jnp.argmax(possible)
 
-    def inside(length: int, erased: Array, place: Array) -> Array:
+    def inside(length: int, erased: Array, position: Array) -> Array:
         free = length - erased
-        start = jnp.minimum(jnp.floor(place * (free + 1)), free)
+        start = jnp.minimum(jnp.floor(position * (free + 1)), free)
         return (jnp.arange(length) >= start) & (jnp.arange(length) < start + erased)
 
-    in_rows, in_columns = map(inside, (height, width), (rows[first], columns[first]), places)
+    in_rows, in_columns = map(inside, (height, width), (rows[first], columns[first]), positions)
     return (erases < probability) & possible[first] & in_rows[:, None] & in_columns
 
 
@@ -166,9 +166,9 @@ def _turned(image: Float[Array, "h w 3"], turn: Array) -> Float[Array, "h w 3"]:
     length = jnp.where(high > low, high - low, 1)
     sixths = jnp.where(green >= blue, 2 + (blue - red) / length, 4 + (red - green) / length)
     sixths = jnp.where((red >= green) & (red >= blue), (green - blue) / length, sixths)
-    place = (sixths + 6 * turn)[..., None] + jnp.array((5, 3, 1))
-    place -= 6 * jnp.floor(place / 6)
-    less = jnp.clip(jnp.minimum(place, 4 - place), 0, 1)
+    sector = (sixths + 6 * turn)[..., None] + jnp.array((5, 3, 1))
+    sector -= 6 * jnp.floor(sector / 6)
+    less = jnp.clip(jnp.minimum(sector, 4 - sector), 0, 1)
     return high[..., None] - less * (high - low)[..., None]
 
 

@@ -57,8 +57,8 @@ def _modules(network: str, stages: Sequence[int]) -> Iterator[tuple[str, dict[st
     """Yields a network's convolutions, in order, with the numbers that formats give to a block."""
     is_v1 = network == "mobilenet_v1"
     yield "stem", {}
-    places = [(stage, i) for stage, count in enumerate(stages) for i in range(count)]
-    for block, (stage, in_stage) in enumerate(places):
+    numbered = [(stage, i) for stage, count in enumerate(stages) for i in range(count)]
+    for block, (stage, in_stage) in enumerate(numbered):
         fields = {
             "block": block, "previous": block - 1, "next": block + 1, "twice": 2 * block,
             "twice_next": 2 * block + 1, "stage": stage, "in_stage": in_stage,

@@ -137,8 +137,8 @@ def _make_importable(config_file: Path) -> None:
     sys.path.append(str(folder.parent))
     if folder.name.isidentifier() and folder.name not in sys.modules:
         spec = importlib.util.find_spec(folder.name)
-        places = list(spec.submodule_search_locations or ()) if spec else []
-        if str(folder) not in map(os.path.realpath, places[:1]):
+        locations = list(spec.submodule_search_locations or ()) if spec else []
+        if str(folder) not in map(os.path.realpath, locations[:1]):
             sys.path.insert(0, str(folder.parent))
 
 

@@ -62,8 +62,9 @@ def is_store_error(error: BaseException) -> bool:
     arrays, raises a ValueError that names the status.
     """
     return "gcsfs" in sys.modules and any(
-        type(one).__module__.partition(".")[0] in STORE_PACKAGES or STORE_FAILED.search(str(one))
-        for one in causes(error)
+        type(cause).__module__.partition(".")[0] in STORE_PACKAGES
+        or STORE_FAILED.search(str(cause))
+        for cause in causes(error)
     )
 
 
@@ -117,12 +118,12 @@ def number(
 
 def ordered(low: float, high: float = math.inf) -> Check:
     """Returns the check for two numbers above `low` and up to `high`, the smaller one first."""
-    one = number(low, high, low_open=True, high_open=False)
+    limited = number(low, high, low_open=True, high_open=False)
 
     def check(field: str, value: Any) -> tuple[float, float]:
         if not isinstance(value, tuple | list) or len(value) != 2:
             raise UserError(f"{field} must be two numbers, the smaller one first, got {value!r}")
-        first, second = (one(field, limit) for limit in value)
+        first, second = (limited(field, limit) for limit in value)
         if first > second:
             raise UserError(f"{field} must have the smaller number first, got {value!r}")
         return first, second
@@ -172,8 +173,8 @@ def call(field: str, value: Any) -> tuple[str, dict[str, Any]]:
         if isinstance(tree, ast.Name):
             return tree.id, {}
         if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and not tree.args:
-            return tree.func.id, {one.arg or "**": ast.literal_eval(one.value)
-                                  for one in tree.keywords}  # fmt: skip
+            return tree.func.id, {keyword.arg or "**": ast.literal_eval(keyword.value)
+                                  for keyword in tree.keywords}  # fmt: skip
     except (SyntaxError, ValueError, TypeError, AttributeError):
         pass
     raise UserError(f"{field} must be like adamw(b2=0.95), got {value!r}")

@@ -134,9 +134,9 @@ def did_you_mean(path: AnyPath) -> str:
     """Returns `: did you mean PATH?` with the nearest path that exists; '' if none is near."""
     if in_bucket(path):
         return ""
-    wrong = next(one for one in (path, *path.parents) if one.parent.is_dir())
+    wrong = next(folder for folder in (path, *path.parents) if folder.parent.is_dir())
     with contextlib.suppress(OSError):  # a folder that cannot be read
-        names = [one.name for one in wrong.parent.iterdir()]
+        names = [folder.name for folder in wrong.parent.iterdir()]
         for name in difflib.get_close_matches(wrong.name, names, n=1):
             if (found := wrong.parent / name / path.relative_to(wrong)).exists():
                 return f": did you mean {found}?"
@@ -156,7 +156,7 @@ def check_can_be_written(folder: AnyPath, what: str) -> None:
             probe.write_bytes(b"")
             probe.unlink()
             return
-        existing = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+        existing = next(above for above in (folder, *folder.absolute().parents) if above.exists())
         if not existing.is_dir():
             raise NotADirectoryError(0, f"{existing} is a file")
         check_writable(existing)
@@ -375,14 +375,14 @@ def locked(path: AnyPath) -> Iterator[None]:
 
     Without a lock, after a warning, where the file system has none.
     """
-    place = _place_of_lock(path)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with place.open("a", encoding="utf-8") as file:
+    lock_file = _lock_file(path)
+    lock_file.parent.mkdir(parents=True, exist_ok=True)
+    with lock_file.open("a", encoding="utf-8") as file:
         _lock(file, wait=True)
         yield
 
 
-def _place_of_lock(path: AnyPath) -> Path:
+def _lock_file(path: AnyPath) -> Path:
     """Returns where the lock file `path` is: one in a bucket, on this machine."""
     if not in_bucket(path):
         return Path(path)
@@ -399,9 +399,9 @@ def sole_writer(folder: AnyPath) -> Iterator[None]:
     lock, after a warning, where the file system has none. In a bucket, processes of other machines
     are not kept out.
     """
-    place = _place_of_lock(folder / LOCK)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with place.open("a+", encoding="utf-8") as file:
+    lock_file = _lock_file(folder / LOCK)
+    lock_file.parent.mkdir(parents=True, exist_ok=True)
+    with lock_file.open("a+", encoding="utf-8") as file:
         if not _lock(file):
             time.sleep(GLANCE)  # it may only be `holder`, which looks for an instant
             if not _lock(file):
@@ -410,7 +410,7 @@ def sole_writer(folder: AnyPath) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}\n")
         file.flush()
-        for left in place.parent.glob(f"*{UNFINISHED}"):  # by a writer that was killed
+        for left in lock_file.parent.glob(f"*{UNFINISHED}"):  # by a writer that was killed
             left.unlink(missing_ok=True)
         yield
 
@@ -418,7 +418,7 @@ def sole_writer(folder: AnyPath) -> Iterator[None]:
 def holder(folder: AnyPath) -> str | None:
     """Returns which process is writing to a folder; None if none is."""
     try:
-        with _place_of_lock(folder / LOCK).open(encoding="utf-8") as file:
+        with _lock_file(folder / LOCK).open(encoding="utf-8") as file:
             if _lock(file, shared=True):
                 return None
             return file.read().strip() or "another process"

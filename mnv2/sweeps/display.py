@@ -31,9 +31,9 @@ class Display:
 
     def show(self, runs: Sequence[Run]) -> None:
         """Begins to show runs, some of which may be finished already."""
-        self._runs = {one.name: one for one in runs}
-        self._done = {one.name: one.trained or 0 for one in runs}
-        self._ended = {one.name for one in runs if one.finished}
+        self._runs = {run.name: run for run in runs}
+        self._done = {run.name: run.trained or 0 for run in runs}
+        self._ended = {run.name for run in runs if run.finished}
 
     def say(self, text: str, *, once: bool = False, is_error: bool = False) -> None:
         """Prints a line that stays; with `once`, unless it was printed before."""
@@ -81,16 +81,16 @@ class Display:
         nothing is known.
         """
         known = self._seconds_per_step
-        rates = [known[one.arm] / one.multiply_adds for one in self._runs.values()
-                 if one.arm in known and one.multiply_adds]  # fmt: skip
+        rates = [known[run.arm] / run.multiply_adds for run in self._runs.values()
+                 if run.arm in known and run.multiply_adds]  # fmt: skip
         if not rates:
             return 0.0
         rate = sum(rates) / len(rates)
         done, left = self._done | self._steps, 0.0
-        for name, one in self._runs.items():
+        for name, run in self._runs.items():
             if name not in self._ended:
-                each = known.get(one.arm, rate * one.multiply_adds)
-                left += (one.steps - done[name]) * each
+                each = known.get(run.arm, rate * run.multiply_adds)
+                left += (run.steps - done[name]) * each
         return left / max(1, sum(1 for now in self._copies.values() if now))
 
     def _left(self) -> str:

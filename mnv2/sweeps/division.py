@@ -54,7 +54,7 @@ class Division(NamedTuple):
                 "TPU_CHIPS_PER_PROCESS_BOUNDS": bounds,
                 "TPU_PROCESS_BOUNDS": "1,1,1",
             }
-        sharing = max(self.devices.count(one) for one in self.devices)
+        sharing = max(self.devices.count(names) for names in self.devices)
         if sharing > 1 and FRACTION not in os.environ:
             variables[FRACTION] = f"{GPU_MEMORY / sharing:.3f}"
         return {**variables, "CUDA_VISIBLE_DEVICES": names}
@@ -97,7 +97,7 @@ def divide(runs: int, parallel: int | None = None, threads: int | None = None) -
         devices = _shares(names, copies, platform) if copies > 1 else ()
         what = "GPU" if platform == "cuda" else "chip"
         reason = f"{len(names)} {what}{'s' * (len(names) != 1)}"
-        used = len({name for one in devices for name in one})
+        used = len({name for of_copy in devices for name in of_copy})
         if devices and used < len(names):
             reason += f", {len(names) - used} of which stay idle: each run has as many"
         return Division(copies, platform, threads, devices, is_fixed, reason)

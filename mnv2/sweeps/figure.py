@@ -32,7 +32,7 @@ def draw(sweep: Sweep, rows: Sequence[Row], path: AnyPath) -> None:
     Of the panels, those with two rows or more; if there is none, one with all rows.
     """
     by_arm = {row.arm: row for row in rows}
-    panels = [one for one in sweep.config["panels"] if len(set(one[2]) & by_arm.keys()) > 1]
+    panels = [panel for panel in sweep.config["panels"] if len(set(panel[2]) & by_arm.keys()) > 1]
     panels = panels or [("arms", "arm", tuple(by_arm))]
     curves = _costs(sweep, by_arm)
     shown = len(panels) + bool(curves)

@@ -161,7 +161,7 @@ class _Launch:
         if self._plan.writes:
             from mnv2.sweeps.report import finish  # Matplotlib and SciPy take a second
 
-            asked, failed = [one.name for one in self._plan.runs], failures(self._folder)
+            asked, failed = [run.name for run in self._plan.runs], failures(self._folder)
             request = self._request
             finish(request.workdir, list(failed), asked, reports=request.reports)
 

@@ -214,8 +214,8 @@ def named(runs: Sequence[Run], only: Sequence[str]) -> list[Run]:
     """
     for name in only:
         if "/" in name:  # arms are checked when runs are planned
-            check_choice(name, [one.name for one in runs], "run")
-    return [one for one in runs if not only or one.arm in only or one.name in only]
+            check_choice(name, [run.name for run in runs], "run")
+    return [run for run in runs if not only or run.arm in only or run.name in only]
 
 
 def resolve(config: ml_collections.ConfigDict, arm: str) -> ml_collections.ConfigDict:
@@ -261,24 +261,24 @@ def claim(config: ml_collections.ConfigDict, workdir: AnyPath, only: Sequence[st
     before = (old or {}).get("steps", {})
     may_change = list(MAY_CHANGE)
     # What a recalibrated run would be trained on with is not what it was trained with.
-    recalibrated = any(one.settings.recalibrate for one in everything)
-    if not recalibrated and all(one.steps >= before.get(one.arm, 0) for one in everything):
+    recalibrated = any(run.settings.recalibrate for run in everything)
+    if not recalibrated and all(run.steps >= before.get(run.arm, 0) for run in everything):
         may_change.append("duration")
     remedy = "choose another --workdir"
     if recalibrated and lasts_longer:
         remedy += ", because a run that was recalibrated cannot be trained longer"
     _check_same(workdir, old, config, may_change, remedy)
-    if not all(one.finished for one in runs):
-        for one in everything:
-            check_classes_of_run(one.folder, open_data(one.settings))
+    if not all(run.finished for run in runs):
+        for run in everything:
+            check_classes_of_run(run.folder, open_data(run.settings))
     work = dict((old or {}).get("multiply_adds", {}))  # a copy: `old` is compared below
-    for one in runs:
-        if one.arm not in work and not one.finished:
-            work[one.arm] = _multiply_adds(one)  # traces the network, which takes a second
+    for run in runs:
+        if run.arm not in work and not run.finished:
+            work[run.arm] = _multiply_adds(run)  # traces the network, which takes a second
     if is_writer():
         description = {
             "config": config.to_dict(),
-            "steps": {**before, **{one.arm: one.steps for one in everything}},
+            "steps": {**before, **{run.arm: run.steps for run in everything}},
             "multiply_adds": work,
         }
         try:
@@ -286,15 +286,15 @@ def claim(config: ml_collections.ConfigDict, workdir: AnyPath, only: Sequence[st
                 write_json(workdir / SWEEP, description)
         except OSError as error:
             raise UserError(f"cannot write to --workdir {workdir}: {reason(error)}") from error
-    return [dataclasses.replace(one, multiply_adds=work.get(one.arm, 0)) for one in runs]
+    return [dataclasses.replace(run, multiply_adds=work.get(run.arm, 0)) for run in runs]
 
 
-def _multiply_adds(one: Run) -> int:
+def _multiply_adds(run: Run) -> int:
     """Counts the multiply-adds of an image in training, forward only."""
     from mnv2.analysis import complexity  # these import JAX
     from mnv2.training.setup import set_up
 
-    setup = set_up(one.settings)
+    setup = set_up(run.settings)
     return complexity.multiply_adds(setup.model, setup.views[-1].shape)
 
 
@@ -324,7 +324,7 @@ def _difference(old: dict[str, Any], new: dict[str, Any], ignored: Sequence[str]
     """Names the first field in which two configs differ, and both values; '' if none differs."""
     old = {name: value for name, value in old.items() if name != OPERATIONS}
     # From JSON, in which tuples are lists; with the defaults of fields that it lacks.
-    old_flat, new_flat = (json.loads(to_json(with_defaults(flat(one)))) for one in (old, new))
+    old_flat, new_flat = (json.loads(to_json(with_defaults(flat(config)))) for config in (old, new))
     for field in sorted(old_flat.keys() | new_flat.keys()):
         before, now = old_flat.get(field), new_flat.get(field)
         if before != now and field not in ignored:
@@ -332,19 +332,19 @@ def _difference(old: dict[str, Any], new: dict[str, Any], ignored: Sequence[str]
     return ""
 
 
-def record(one: Run) -> None:
+def record(run: Run) -> None:
     """Writes the config and the environment of a run that starts, and forgets its last failure.
 
     Beside the fields there is each argument of the operations in data.train, for other programs.
     If it is resumed in another environment, those before stay recorded, as `earlier`.
     """
-    (one.folder / FAILURE).unlink(missing_ok=True)
-    operations = one.settings.data.pipeline.flat()
-    write_json(one.folder / CONFIG, {**one.config, OPERATIONS: operations})
-    now, before = environment(), _environments_before(one.folder)
+    (run.folder / FAILURE).unlink(missing_ok=True)
+    operations = run.settings.data.pipeline.flat()
+    write_json(run.folder / CONFIG, {**run.config, OPERATIONS: operations})
+    now, before = environment(), _environments_before(run.folder)
     if before and before[-1] == now:
         before.pop()
-    write_json(one.folder / ENVIRONMENT, {**now, **({"earlier": before} if before else {})})
+    write_json(run.folder / ENVIRONMENT, {**now, **({"earlier": before} if before else {})})
 
 
 def _environments_before(folder: AnyPath) -> list[dict[str, Any]]:
@@ -385,8 +385,8 @@ def read_plan(folder: Path) -> Plan | None:
 
 def failures(folder: Path) -> dict[str, str]:
     """Returns the names of the runs that failed in any copy, and why. No copy takes them again."""
-    ended = (one for path in folder.glob(ENDED.format("*")) for one in read_lines(path))
-    return {one["run"]: one["failure"] for one in ended if "failure" in one}
+    ended = (outcome for path in folder.glob(ENDED.format("*")) for outcome in read_lines(path))
+    return {outcome["run"]: outcome["failure"] for outcome in ended if "failure" in outcome}
 
 
 def left_over(runs: Sequence[Run], failed: Mapping[str, str]) -> dict[str, str | None]:
@@ -394,5 +394,5 @@ def left_over(runs: Sequence[Run], failed: Mapping[str, str]) -> dict[str, str |
 
     Each with the process that executes it, if there is one.
     """
-    left = (one for one in runs if one.name not in failed and not one.finished)
-    return {one.name: holder(one.folder) for one in left}
+    left = (run for run in runs if run.name not in failed and not run.finished)
+    return {run.name: holder(run.folder) for run in left}

@@ -92,7 +92,7 @@ def train_here(
         if process:
             say(f"{name} is being done by {process}")
     if is_writer():
-        finish(workdir, list(failed), [one.name for one in runs], reports=reports)
+        finish(workdir, list(failed), [run.name for run in runs], reports=reports)
 
 
 def execute(
@@ -106,20 +106,20 @@ def execute(
     """
     stopper = Stopper(any_of if jax.process_count() > 1 else None)
     with stopper.listening():
-        for one, lock in _free_runs(runs, reporter):
-            with lock, _attempt(one) as outcome:
-                reporter.begins(one)
+        for run, lock in _free_runs(runs, reporter):
+            with lock, _attempt(run) as outcome:
+                reporter.begins(run)
                 outcome["result"] = train(
-                    one.settings,
-                    one.folder,
-                    label=one.name,
+                    run.settings,
+                    run.folder,
+                    label=run.name,
                     show=None if reporter.show else reporter.now,
                     stopper=stopper,
                     profile=profile,
-                    hyperparameters=one.hyperparameters(),
+                    hyperparameters=run.hyperparameters(),
                 )
             profile = None  # the first run is enough
-            reporter.ended(one, outcome)
+            reporter.ended(run, outcome)
             drop_programs_if_large()
     return reporter.failed()
 
@@ -149,14 +149,14 @@ def _plan(request: Request, folder: Path) -> list[Run]:
     say(f"device: {devices.replace('cpu', 'CPU')}, {said}")
     runs = claim(config, request.workdir, request.only)
     waiting = _not_finished(runs, request.workdir)
-    largest = max((one.multiply_adds * one.settings.batch_size for one in waiting), default=0)
+    largest = max((run.multiply_adds * run.settings.batch_size for run in waiting), default=0)
     within = division.within_memory(largest)
     copies = max(1, min(within.copies, len(waiting)))
     if within.copies < division.copies:
         say(within.reason)
     if copies > 1:
         # Copies compile different arms at first, and none is left with a long run at the end.
-        runs = sorted(runs, key=lambda one: (one.seed, -one.work))
+        runs = sorted(runs, key=lambda run: (run.seed, -run.work))
     # The other copies need not warn again of an accelerator that JAX cannot use.
     platform = {"JAX_PLATFORMS": "cpu"} if jax.default_backend() == "cpu" else {}
     environments = [{**within.environment(i), **platform} for i in range(within.copies)]
@@ -173,7 +173,7 @@ def _start_jax() -> str:
 
 def _not_finished(runs: Sequence[Run], workdir: AnyPath) -> list[Run]:
     """Returns the runs that are left to do; says how many are not."""
-    waiting = [one for one in runs if not broadcast_from_primary(one.finished)]
+    waiting = [run for run in runs if not broadcast_from_primary(run.finished)]
     if done := len(runs) - len(waiting):
         say(f"{done} of {len(runs)} runs in {workdir} are finished already")
     return waiting
@@ -190,7 +190,7 @@ def _free_runs(
 
     def are_done() -> bool:
         failed = reporter.failed()
-        return all(one.finished or one.name in failed for one in runs)
+        return all(run.finished or run.name in failed for run in runs)
 
     tried_again = False
     while True:
@@ -213,36 +213,36 @@ def _free_runs(
 def _take(runs: Sequence[Run], reporter: "_Reporter") -> tuple[Run, contextlib.ExitStack] | None:
     """Locks the first run that is free; None if there is none."""
     failed = reporter.failed()
-    for one in runs:
-        if one.name in failed or one.finished:
+    for run in runs:
+        if run.name in failed or run.finished:
             continue
         until = contextlib.ExitStack()
         try:
-            process = _lock(one, until)
+            process = _lock(run, until)
         except UserError as error:  # a folder that cannot be written to
-            reporter.ended(one, {"failure": str(error), "seconds": 0.0})
+            reporter.ended(run, {"failure": str(error), "seconds": 0.0})
             continue
-        if process is None and not one.finished:  # by another process, in the meantime
-            return one, until
+        if process is None and not run.finished:  # by another process, in the meantime
+            return run, until
         until.close()
     return None
 
 
-def _lock(one: Run, until: contextlib.ExitStack) -> str | None:
+def _lock(run: Run, until: contextlib.ExitStack) -> str | None:
     """Locks a run's folder; returns which process holds the lock if another one does."""
     if not is_writer():
         return None
     try:
-        until.enter_context(sole_writer(one.folder))
+        until.enter_context(sole_writer(run.folder))
     except Held as error:
         return str(error)
     except OSError as error:
-        raise UserError(f"cannot write to {one.folder}: {reason(error)}") from error
+        raise UserError(f"cannot write to {run.folder}: {reason(error)}") from error
     return None
 
 
 @contextlib.contextmanager
-def _attempt(one: Run) -> Iterator[dict[str, Any]]:
+def _attempt(run: Run) -> Iterator[dict[str, Any]]:
     """Records a run that starts, whose folder is locked, and what fails within the context.
 
     Yields the outcome, a dictionary for the `result`. Afterwards it has `seconds`, and `failure` if
@@ -251,17 +251,17 @@ def _attempt(one: Run) -> Iterator[dict[str, Any]]:
     began = time.perf_counter()
     outcome: dict[str, Any] = {}
     try:
-        if before := broadcast_from_primary(one.trained or 0):
+        if before := broadcast_from_primary(run.trained or 0):
             say(
-                f"{one.name} was finished after {before} steps, and is trained to step "
-                f"{one.steps} with the learning rates of a run of that length"
+                f"{run.name} was finished after {before} steps, and is trained to step "
+                f"{run.steps} with the learning rates of a run of that length"
             )
         if is_writer():
-            record(one)
+            record(run)
         yield outcome
     except Exception as error:
         if is_writer():
-            record_failure(one.folder, error)
+            record_failure(run.folder, error)
         if jax.process_count() > 1:
             raise  # the other processes would wait for this one
         outcome["failure"] = explanation(error)
@@ -278,32 +278,32 @@ class _Reporter:
         self._folder, self._number, self.show = folder, number, show
         self._run: Run | None = None
 
-    def begins(self, one: Run) -> None:
+    def begins(self, run: Run) -> None:
         """Says that a run starts."""
-        self._run = one
+        self._run = run
         self.now("starting")
 
     def now(self, now: Progress | str) -> None:
         """Says what the run does now: its progress, or a phase such as compiling."""
-        one = self._run
-        assert one is not None
-        values: dict[str, Any] = {"run": one.name, "phase": now}
+        run = self._run
+        assert run is not None
+        values: dict[str, Any] = {"run": run.name, "phase": now}
         if isinstance(now, Progress):
             values |= {"phase": "training", **now._asdict()}
             if now.images_per_second:
-                values["seconds_per_step"] = one.settings.batch_size / now.images_per_second
+                values["seconds_per_step"] = run.settings.batch_size / now.images_per_second
         with contextlib.suppress(OSError):  # the parent may have ended
             path = self._folder / f"copy-{self._number}.json"
             unfinished = path.with_suffix(".unfinished")
             unfinished.write_text(json.dumps(values), encoding="utf-8")
             unfinished.replace(path)
 
-    def ended(self, one: Run, outcome: dict[str, Any]) -> None:
+    def ended(self, run: Run, outcome: dict[str, Any]) -> None:
         """Says how a run ended. A run that failed is taken by no copy of this command again."""
-        line = to_json({"run": one.name, **outcome})
+        line = to_json({"run": run.name, **outcome})
         append_line(self._folder / ENDED.format(self._number), line)
         if self.show:
-            self.show(f"{one.name}  {_described(outcome)}")
+            self.show(f"{run.name}  {_described(outcome)}")
 
     def failed(self) -> dict[str, str]:
         """Returns the names of the runs that failed in any copy of this command, and why."""

@@ -72,12 +72,12 @@ def submit(
 
     number(0, low_open=True)("--hours", resources.hours)
     runs = claim(config, workdir, only)
-    waiting = [one for one in runs if not one.finished]
+    waiting = [run for run in runs if not run.finished]
     if not waiting:
         print(f"all {len(runs)} runs in {workdir} are finished already")
         return
     groups = share_out(waiting, resources.runs_per_job)
-    names = [[one.name for one in group] for group in groups]
+    names = [[run.name for run in group] for group in groups]
     try:
         executor = submitit.SlurmExecutor(folder=workdir / SLURM)
         executor.update_parameters(**_parameters(resources, len(groups)))
@@ -109,12 +109,12 @@ def share_out(runs: Sequence[Run], runs_per_job: int | None) -> list[list[Run]]:
         )
     groups: list[list[Run]] = []
     left = 0.0  # how much more the last job takes: multiply-adds, or runs
-    for one in sorted(runs, key=lambda one: -one.work):
+    for run in sorted(runs, key=lambda run: -run.work):
         if not groups or (left <= 0 and len(groups[-1]) >= fewest):
             groups.append([])
             left = WORK if runs_per_job is None else runs_per_job
-        groups[-1].append(one)
-        left -= one.work if runs_per_job is None else 1
+        groups[-1].append(run)
+        left -= run.work if runs_per_job is None else 1
     return groups
 
 
@@ -159,8 +159,8 @@ class _Job:
             timed_out.append(True)
             process.send_signal(signal.SIGTERM)
 
-        for one in (signal.SIGALRM, signal.SIGUSR2):
-            signal.signal(one, near_the_limit)
+        signal.signal(signal.SIGALRM, near_the_limit)
+        signal.signal(signal.SIGUSR2, near_the_limit)
         signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGTERM))
         signal.alarm(max(SAVING_SECONDS // 3, 60 * self.resources.minutes - SAVING_SECONDS))
         code = process.wait()
@@ -173,7 +173,7 @@ class _Job:
         if code:
             sys.exit(code)
         runs = named(plan(self.config, self.workdir), self.only)
-        if self.reports and all(one.finished for one in runs):
+        if self.reports and all(run.finished for run in runs):
             from mnv2.sweeps.report import write_report
 
             write_report(self.workdir)

@@ -61,7 +61,7 @@ def tuned_field(config: Mapping[str, Any] | ml_collections.ConfigDict) -> tuple[
         numbers = sorted(set(values))
     except (TypeError, ValueError):
         field, numbers = None, []
-    real = all(isinstance(one, int | float) and not isinstance(one, bool) for one in numbers)
+    real = all(isinstance(x, int | float) and not isinstance(x, bool) for x in numbers)
     if not isinstance(field, str) or len(numbers) < 2 or not real:
         raise UserError(
             "tuned must be a field and two numbers or more, such as "
@@ -145,7 +145,7 @@ def choose(sweep: Sweep) -> dict[str, Choice]:
             accuracies = sweep.accuracies(at(arm, value))
             complete = all(seed in accuracies for seed in seeds)
             found[value] = Estimate.of([accuracies[seed] for seed in seeds]) if complete else None
-        finite = {value: one.mean for value, one in found.items() if one is not None}
+        finite = {value: estimate.mean for value, estimate in found.items() if estimate is not None}
         if not finite:
             raise UserError(
                 f"{arm} stayed finite with no value of {field}: tune it from "
@@ -157,7 +157,8 @@ def choose(sweep: Sweep) -> dict[str, Choice]:
 
 def sentences(field: str, choices: Mapping[str, Choice]) -> str:
     """Says what was chosen, and for which arms a better value may lie beyond those tried."""
-    seeds = max(one.count for choice in choices.values() for one in choice.found.values() if one)
+    estimates = (estimate for choice in choices.values() for estimate in choice.found.values())
+    seeds = max(estimate.count for estimate in estimates if estimate)
     said = [
         f"For each arm, {field} was chosen on validation, by the mean of {seeds} "
         f"seed{'s' * (seeds > 1)} which the comparison does not use: "

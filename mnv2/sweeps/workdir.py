@@ -124,8 +124,8 @@ def _workdir_near(folder: AnyPath) -> str:
     """Says which workdir is meant by a folder that is none: of a run, around workdirs, mistyped."""
     if not folder.exists():
         return did_you_mean(folder) or ": there is no such folder"
-    above = [one for one in folder.parents[:2] if (one / SWEEP).exists()]
-    near = above or [one.parent for one in matches(folder, f"*/{SWEEP}")]
+    above = [path for path in folder.parents[:2] if (path / SWEEP).exists()]
+    near = above or [path.parent for path in matches(folder, f"*/{SWEEP}")]
     return f": did you mean {near[0]}?" if near else f": it has no {SWEEP}"
 
 

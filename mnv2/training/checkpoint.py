@@ -193,6 +193,6 @@ class Checkpoints:
 def passing(error: BaseException) -> bool:
     """Tells whether an error, or its cause, is a failure of the file system and no damage."""
     return is_store_error(error) or any(
-        isinstance(one, MemoryError) or (isinstance(one, OSError) and one.errno in PASSING)
-        for one in causes(error)
+        isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno in PASSING)
+        for cause in causes(error)
     )

@@ -107,8 +107,8 @@ def sizes(field: str, value: Any) -> None:
     """Checks the sizes of pictures, one per part of a run: none, or two or more."""
     if not isinstance(value, tuple | list) or len(value) == 1:
         raise UserError(f"{field} must be () or two sizes or more, as (128, 176), got {value!r}")
-    for one in value:
-        whole(1, LARGEST_SIDE)(field, one)
+    for size in value:
+        whole(1, LARGEST_SIDE)(field, size)
 
 
 def train_pipeline(field: str, value: Any) -> str:
@@ -318,7 +318,7 @@ def _placeholder(name: str) -> Any:
     """Returns the default of a field that may be None, which keeps the type of its other values."""
     group, _, last = name.rpartition(".")
     hints = typing.get_type_hints(GROUPS[f"{group}." if group else ""])
-    (of,) = (one for one in typing.get_args(hints[last]) if one is not types.NoneType)
+    (of,) = (kind for kind in typing.get_args(hints[last]) if kind is not types.NoneType)
     return config_dict.placeholder(of)
 
 
@@ -359,7 +359,7 @@ def _values_of(group: type, config: ml_collections.ConfigDict, prefix: str = "")
     known = [field.name for field in dataclasses.fields(group)]
     for name in config:
         if name not in known and (prefix or name not in OF_SWEEP):
-            raise UserError(unknown(prefix + name, [prefix + one for one in known]))
+            raise UserError(unknown(prefix + name, [prefix + field for field in known]))
     return {name: config[name] for name in known if name in config}
 
 

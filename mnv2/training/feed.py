@@ -163,6 +163,6 @@ class DeviceFeed:
 
 def stack(rows: list[data.Rows]) -> data.Rows:
     """Stacks the rows of several steps to (devices, MOST_STEPS, rows of a device)."""
-    sharded = [shard(one) for one in rows]
+    sharded = [shard(of_step) for of_step in rows]
     sharded += [sharded[0]] * (MOST_STEPS - len(rows))  # never looked at
     return jax.tree.map(lambda *every: np.stack(every, axis=1), *sharded)

@@ -343,7 +343,7 @@ class _Run(NamedTuple):
     def _check_finite(self, done: Sequence[StepMetrics], step: int) -> None:
         """Raises NotFinite if a metric is not finite, or if too many steps were skipped."""
         bad = first_not_finite(done)
-        skipped = max((int(one.skipped_in_a_row or 0) for one in done), default=0)
+        skipped = max((int(metrics.skipped_in_a_row or 0) for metrics in done), default=0)
         if bad is None and skipped < MOST_SKIPPED:
             return
         if bad is not None:

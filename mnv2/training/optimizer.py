@@ -90,12 +90,12 @@ def create_optimizer(
 def _named(text: str, schedule: optax.Schedule) -> Callable[..., optax.GradientTransformation]:
     """Returns the function that makes an optimiser; it takes what the text does not give."""
     name, arguments = call(FIELD, text)
-    factories = {one: f for one in dir(optax) if (f := getattr(optax, one)) and _is_factory(f)}
+    factories = {name: f for name in dir(optax) if (f := getattr(optax, name)) and _is_factory(f)}
     factories["rmsprop_tf"] = rmsprop_tf
     check_choice(name, factories, FIELD)
     known = inspect.signature(factories[name]).parameters
     for argument in arguments:
-        check_choice(argument, [one for one in known if one != "learning_rate"],
+        check_choice(argument, known.keys() - {"learning_rate"},
                      f"argument of {name} in {FIELD}")  # fmt: skip
         if argument in ("weight_decay", "mask"):
             raise UserError(f"{FIELD} {text}: set optimization.weight_decay instead of {argument}")

@@ -83,7 +83,7 @@ def _pictures(
     dataset = data.open_dataset(of.name, of.dir, on_broken=of.on_broken)
     examples = itertools.islice(dataset.encoded("train", shuffle_seed=0), PICTURES)
     names = list(map(imagenet.readable, dataset.class_names))
-    named = [(names[int(one["label"])], dataset.decode(one).numpy()) for one in examples]
+    named = [(names[int(x["label"])], dataset.decode(x).numpy()) for x in examples]
     return named, dataset.image_shape
 
 
