@@ -21,19 +21,20 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from mnv2.ops.arrays import Images, Vector
 from mnv2.ops.platforms import platform_dependent
 from mnv2.ops.precision import accumulator
 from mnv2.ops.relu6 import before_relu6, relu6
 
 # Vectors over channels: the gradient for x is factor * g + slope * x + offset.
-Coefficients = tuple[Float[Array, " c"], Float[Array, " c"], Float[Array, " c"]]
+Coefficients = tuple[Vector, Vector, Vector]
 
 # The sums over the pixels of an image, and of its squares, of this device, per channel.
-Sums = tuple[Float[Array, " c"], Float[Array, " c"]]
+Sums = tuple[Vector, Vector]
 
 # An image with two vectors over its channels: either (y, mean, variance), or the gradients for
 # (x, scale, bias).
-ImageAndTwoVectors = tuple[Float[Array, "n h w c"], Float[Array, " c"], Float[Array, " c"]]
+ImageAndTwoVectors = tuple[Images, Vector, Vector]
 
 
 class DeviceGroup(NamedTuple):
@@ -56,18 +57,18 @@ class Saved(NamedTuple):
     `mean` is the mean of `x` per channel, and `inverse_std` is 1 / sqrt(variance + epsilon).
     """
 
-    x: Float[Array, "n h w c"]
-    scale: Float[Array, " c"]
-    bias: Float[Array, " c"]
-    mean: Float[Array, " c"]
-    inverse_std: Float[Array, " c"]
+    x: Images
+    scale: Vector
+    bias: Vector
+    mean: Vector
+    inverse_std: Vector
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def normalize_batch(
-    x: Float[Array, "n h w c"],
-    scale: Float[Array, " c"],
-    bias: Float[Array, " c"],
+    x: Images,
+    scale: Vector,
+    bias: Vector,
     epsilon: float,
     axis_name: Axis,
     then_relu6: bool = False,
@@ -82,9 +83,9 @@ def normalize_batch(
 
 
 def forward(
-    x: Float[Array, "n h w c"],
-    scale: Float[Array, " c"],
-    bias: Float[Array, " c"],
+    x: Images,
+    scale: Vector,
+    bias: Vector,
     epsilon: float,
     axis_name: Axis,
     then_relu6: bool = False,
@@ -105,23 +106,23 @@ def forward(
     return (y.astype(x.dtype), mean, var), saved
 
 
-def sums_of(x: Float[Array, "n h w c"]) -> Sums:
+def sums_of(x: Images) -> Sums:
     """Returns the sums of x that `forward` needs."""
     return jnp.sum(x, (0, 1, 2), dtype=accumulator(x.dtype)), _sum_of_products(x, x)
 
 
-def _normalized(saved: Saved, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+def _normalized(saved: Saved, x: Images) -> Images:
     factor = saved.inverse_std * saved.scale
     return x * factor + shift_of(saved)
 
 
-def shift_of(saved: Saved) -> Float[Array, " c"]:
+def shift_of(saved: Saved) -> Vector:
     """Returns what is added to x * scale / std to normalise it."""
     return saved.bias - saved.mean * (saved.inverse_std * saved.scale)
 
 
 def gradients(
-    saved: Saved, g: Float[Array, "n h w c"], axis_name: Axis, then_relu6: bool = False
+    saved: Saved, g: Images, axis_name: Axis, then_relu6: bool = False
 ) -> ImageAndTwoVectors:
     """Returns the gradients for x, scale and bias, given the gradient for y."""
     (factor, slope, offset), g_scale, g_bias = coefficients(saved, g, axis_name, then_relu6)
@@ -135,8 +136,8 @@ def gradients(
 
 
 def coefficients(
-    saved: Saved, g: Float[Array, "n h w c"], axis_name: Axis, then_relu6: bool
-) -> tuple[Coefficients, Float[Array, " c"], Float[Array, " c"]]:
+    saved: Saved, g: Images, axis_name: Axis, then_relu6: bool
+) -> tuple[Coefficients, Vector, Vector]:
     """Returns (factor, slope, offset), and the gradients for scale and bias.
 
     The gradient for x is factor * g + slope * x + offset, with g behind the mask of ReLU6. It is
@@ -175,17 +176,12 @@ def _backward(
 normalize_batch.defvjp(forward, _backward)
 
 
-def slope_of(
-    factor: Float[Array, " c"],
-    inverse_std: Float[Array, " c"],
-    sum_gx: Float[Array, " c"],
-    pixels: int,
-) -> Float[Array, " c"]:
+def slope_of(factor: Vector, inverse_std: Vector, sum_gx: Vector, pixels: int) -> Vector:
     """Returns the slope of `coefficients`, given the sum of g (x - mean) over all pixels."""
     return -factor * inverse_std * inverse_std * sum_gx / pixels
 
 
-def _sum_of_products(a: Float[Array, "n h w c"], b: Float[Array, "n h w c"]) -> Float[Array, " c"]:
+def _sum_of_products(a: Images, b: Images) -> Vector:
     dtype = accumulator(a.dtype)
 
     def dot(a: Array, b: Array) -> Array:
@@ -211,7 +207,7 @@ def sum_over_devices(value: Float[Array, "*shape"], axis_name: Axis) -> Float[Ar
     return lax.psum(value, axis, axis_index_groups=groups)
 
 
-def count_pixels(images: Float[Array, "n h w c"], axis_name: Axis) -> int:
+def count_pixels(images: Images, axis_name: Axis) -> int:
     """Counts the pixels of the images of all devices of `axis_name` together."""
     if isinstance(axis_name, DeviceGroup):
         devices = axis_name.size

@@ -39,9 +39,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
 
 from mnv2.ops import shifted_products
+from mnv2.ops.arrays import Convolved, Images, ImagesAndKernel, Kernel
 from mnv2.ops.conv import conv
 from mnv2.ops.padding import Padding
 from mnv2.ops.platforms import platform_dependent, platform_of
@@ -52,18 +52,11 @@ from mnv2.runtime.terminal import warn
 # On TPU, layers with at most this many channels and stride 1 are standard convolutions.
 DIAGONAL_CHANNELS = 32
 
-# The images and the kernel, or the gradients for both.
-ImagesAndKernel = tuple[Float[Array, "n h w c"], Float[Array, "k k 1 c"]]
-
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def depthwise_conv(
-    images: Float[Array, "n h w c"],
-    kernel: Float[Array, "k k 1 c"],
-    stride: int,
-    padding: Padding,
-    of_relu6: bool = False,
-) -> Float[Array, "n h2 w2 c"]:
+    images: Images, kernel: Kernel, stride: int, padding: Padding, of_relu6: bool = False
+) -> Convolved:
     """Convolves every channel with its own filter (MobileNetV1, equation 3).
 
     With `of_relu6`, it convolves relu6(images) instead. ReLU6 then shares one pass over memory with
@@ -82,21 +75,13 @@ def depthwise_conv(
 
 
 def _forward(
-    images: Float[Array, "n h w c"],
-    kernel: Float[Array, "k k 1 c"],
-    stride: int,
-    padding: Padding,
-    of_relu6: bool,
-) -> tuple[Float[Array, "n h2 w2 c"], ImagesAndKernel]:
+    images: Images, kernel: Kernel, stride: int, padding: Padding, of_relu6: bool
+) -> tuple[Convolved, ImagesAndKernel]:
     return depthwise_conv(images, kernel, stride, padding, of_relu6), (images, kernel)
 
 
 def _backward(
-    stride: int,
-    padding: Padding,
-    of_relu6: bool,
-    saved: ImagesAndKernel,
-    gradient: Float[Array, "n h2 w2 c"],
+    stride: int, padding: Padding, of_relu6: bool, saved: ImagesAndKernel, gradient: Convolved
 ) -> ImagesAndKernel:
     return gradients(*saved, gradient, DepthwiseOptions(stride, padding, of_relu6))
 
@@ -105,10 +90,7 @@ depthwise_conv.defvjp(_forward, _backward)
 
 
 def gradients(
-    images: Float[Array, "n h w c"],
-    kernel: Float[Array, "k k 1 c"],
-    gradient: Float[Array, "n h2 w2 c"],
-    options: DepthwiseOptions,
+    images: Images, kernel: Kernel, gradient: Convolved, options: DepthwiseOptions
 ) -> ImagesAndKernel:
     """Returns the gradients for images and kernel, given that for the result."""
     return platform_dependent(
@@ -122,28 +104,20 @@ def gradients(
     )
 
 
-def _grouped_conv(
-    images: Float[Array, "n h w c"], kernel: Float[Array, "k k 1 c"], options: DepthwiseOptions
-) -> Float[Array, "n h2 w2 c"]:
+def _grouped_conv(images: Images, kernel: Kernel, options: DepthwiseOptions) -> Convolved:
     images = relu6(images) if options.of_relu6 else images
     return conv(images, kernel, options.stride, options.padding, groups=images.shape[-1])
 
 
 def _gradients_of_grouped_conv(
-    images: Float[Array, "n h w c"],
-    kernel: Float[Array, "k k 1 c"],
-    gradient: Float[Array, "n h2 w2 c"],
-    options: DepthwiseOptions,
+    images: Images, kernel: Kernel, gradient: Convolved, options: DepthwiseOptions
 ) -> ImagesAndKernel:
     convolve = functools.partial(_grouped_conv, options=options)
     return jax.vjp(convolve, images, kernel)[1](gradient)
 
 
 def _gradients_on_cpu(
-    images: Float[Array, "n h w c"],
-    kernel: Float[Array, "k k 1 c"],
-    gradient: Float[Array, "n h2 w2 c"],
-    options: DepthwiseOptions,
+    images: Images, kernel: Kernel, gradient: Convolved, options: DepthwiseOptions
 ) -> ImagesAndKernel:
     dilated = shifted_products.dilate(gradient, images, len(kernel), options)
     if options.stride == 1:
@@ -181,19 +155,14 @@ def kernels_for_cuda() -> Any:
 # tensors to memory as float32. The barriers keep them small: without them a step moves 52.5 GB.
 
 
-def _convolve_on_cuda(
-    images: Float[Array, "n h w c"], kernel: Float[Array, "k k 1 c"], options: DepthwiseOptions
-) -> Float[Array, "n h2 w2 c"]:
+def _convolve_on_cuda(images: Images, kernel: Kernel, options: DepthwiseOptions) -> Convolved:
     if kernels := kernels_for_cuda():
         return kernels.convolve(images, kernel, options)[0]
     return lax.optimization_barrier(shifted_products.convolve(images, kernel, options))
 
 
 def _gradients_on_cuda(
-    images: Float[Array, "n h w c"],
-    kernel: Float[Array, "k k 1 c"],
-    gradient: Float[Array, "n h2 w2 c"],
-    options: DepthwiseOptions,
+    images: Images, kernel: Kernel, gradient: Convolved, options: DepthwiseOptions
 ) -> ImagesAndKernel:
     if kernels := kernels_for_cuda():
         return kernels.gradients(images, kernel, gradient, options)
@@ -204,9 +173,7 @@ def _gradients_on_cuda(
     return lax.optimization_barrier(image_gradient), kernel_gradient
 
 
-def _convolve_on_tpu(
-    images: Float[Array, "n h w c"], kernel: Float[Array, "k k 1 c"], options: DepthwiseOptions
-) -> Float[Array, "n h2 w2 c"]:
+def _convolve_on_tpu(images: Images, kernel: Kernel, options: DepthwiseOptions) -> Convolved:
     if options.stride > 1 or images.shape[-1] > DIAGONAL_CHANNELS:
         return _grouped_conv(images, kernel, options)
     images = relu6(images) if options.of_relu6 else images
@@ -215,10 +182,7 @@ def _convolve_on_tpu(
 
 
 def _gradients_on_tpu(
-    images: Float[Array, "n h w c"],
-    kernel: Float[Array, "k k 1 c"],
-    gradient: Float[Array, "n h2 w2 c"],
-    options: DepthwiseOptions,
+    images: Images, kernel: Kernel, gradient: Convolved, options: DepthwiseOptions
 ) -> ImagesAndKernel:
     convolve = functools.partial(_convolve_on_tpu, kernel=kernel, options=options)
     (image_gradient,) = jax.vjp(convolve, images)[1](gradient)

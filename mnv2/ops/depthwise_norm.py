@@ -15,35 +15,33 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from mnv2.ops import batch_norm, depthwise
+from mnv2.ops.arrays import Convolved, Images, Kernel, Vector
 from mnv2.ops.platforms import platform_dependent
 from mnv2.ops.shifted_products import DepthwiseOptions
 
 # The result, and its mean and variance before it is normalised.
-Normalized = tuple[Float[Array, "n h2 w2 c"], Float[Array, " c"], Float[Array, " c"]]
+Normalized = tuple[Convolved, Vector, Vector]
 
 # The gradients for (images, kernel, scale, bias).
-Gradients = tuple[
-    Float[Array, "n h w c"], Float[Array, "k k 1 c"], Float[Array, " c"], Float[Array, " c"]
-]
+Gradients = tuple[Images, Kernel, Vector, Vector]
 
 
 class Saved(NamedTuple):
     """The tensors that the backward pass needs from the forward pass."""
 
-    images: Float[Array, "n h w c"]
-    kernel: Float[Array, "k k 1 c"]
+    images: Images
+    kernel: Kernel
     of_batch_norm: batch_norm.Saved
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6, 7))
 def depthwise_and_normalize(
-    images: Float[Array, "n h w c"],
-    kernel: Float[Array, "k k 1 c"],
-    scale: Float[Array, " c"],
-    bias: Float[Array, " c"],
+    images: Images,
+    kernel: Kernel,
+    scale: Vector,
+    bias: Vector,
     epsilon: float,
     axis_name: batch_norm.Axis,
     options: DepthwiseOptions,
@@ -57,10 +55,10 @@ def depthwise_and_normalize(
 
 
 def _forward(
-    images: Float[Array, "n h w c"],
-    kernel: Float[Array, "k k 1 c"],
-    scale: Float[Array, " c"],
-    bias: Float[Array, " c"],
+    images: Images,
+    kernel: Kernel,
+    scale: Vector,
+    bias: Vector,
     epsilon: float,
     axis_name: batch_norm.Axis,
     options: DepthwiseOptions,
@@ -99,15 +97,15 @@ depthwise_and_normalize.defvjp(_forward, _backward)
 
 
 def _convolve(
-    images: Float[Array, "n h w c"], kernel: Float[Array, "k k 1 c"], options: DepthwiseOptions
-) -> tuple[Float[Array, "n h2 w2 c"], batch_norm.Sums]:
+    images: Images, kernel: Kernel, options: DepthwiseOptions
+) -> tuple[Convolved, batch_norm.Sums]:
     convolved = depthwise.depthwise_conv(images, kernel, *options)
     return convolved, batch_norm.sums_of(convolved)
 
 
 def _convolve_on_cuda(
-    images: Float[Array, "n h w c"], kernel: Float[Array, "k k 1 c"], options: DepthwiseOptions
-) -> tuple[Float[Array, "n h2 w2 c"], batch_norm.Sums]:
+    images: Images, kernel: Kernel, options: DepthwiseOptions
+) -> tuple[Convolved, batch_norm.Sums]:
     if kernels := depthwise.kernels_for_cuda():
         return kernels.convolve(images, kernel, options, sums=True)
     return _convolve(images, kernel, options)
@@ -118,7 +116,7 @@ def _gradients(
     options: DepthwiseOptions,
     then_relu6: bool,
     saved: Saved,
-    gradient: Float[Array, "n h2 w2 c"],
+    gradient: Convolved,
 ) -> Gradients:
     images, kernel, of_norm = saved
     g, g_scale, g_bias = batch_norm.gradients(of_norm, gradient, axis_name, then_relu6)
@@ -130,7 +128,7 @@ def _gradients_on_cuda(
     options: DepthwiseOptions,
     then_relu6: bool,
     saved: Saved,
-    gradient: Float[Array, "n h2 w2 c"],
+    gradient: Convolved,
 ) -> Gradients:
     kernels = depthwise.kernels_for_cuda()
     if not kernels:

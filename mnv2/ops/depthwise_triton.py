@@ -27,6 +27,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 from jaxtyping import Array, Float
 
+from mnv2.ops.arrays import Convolved, Images, ImagesAndKernel, Kernel
 from mnv2.ops.batch_norm import Sums
 from mnv2.ops.precision import accumulator
 from mnv2.ops.shifted_products import DepthwiseOptions
@@ -38,18 +39,16 @@ PER_WARP = 128  # values: four for each thread
 
 # What batch norm's gradient needs: the input of batch norm, the vectors by which it is x * factor +
 # shift, and its gradient factor * g + slope * x + offset, and whether ReLU6 follows.
-Norm = tuple[Float[Array, "n h2 w2 c"], Float[Array, "4 c"], bool]
-
-ImagesAndKernel = tuple[Float[Array, "n h w c"], Float[Array, "k k 1 c"]]
+Norm = tuple[Convolved, Float[Array, "4 c"], bool]
 
 
 def convolve(
-    images: Float[Array, "n h w c"],
-    kernel: Float[Array, "k k 1 c"],
+    images: Images,
+    kernel: Kernel,
     options: DepthwiseOptions,
     sums: bool = False,
     interpret: bool = False,
-) -> tuple[Float[Array, "n h2 w2 c"], Sums | None]:
+) -> tuple[Convolved, Sums | None]:
     """Returns the depthwise convolution of the images; on a CPU only with `interpret`.
 
     Also the sums of the result that batch norm needs, if `sums`.
@@ -71,9 +70,9 @@ def convolve(
 
 
 def gradients(
-    images: Float[Array, "n h w c"],
-    kernel: Float[Array, "k k 1 c"],
-    gradient: Float[Array, "n h2 w2 c"],
+    images: Images,
+    kernel: Kernel,
+    gradient: Convolved,
     options: DepthwiseOptions,
     norm: Norm | None = None,
     interpret: bool = False,
@@ -121,7 +120,7 @@ def _tile(columns: int, channels: int) -> tuple[int, int]:
     return min(TILES, key=computed)
 
 
-def _taps(kernel: Float[Array, "k k 1 c"]) -> Float[Array, "k k c"]:
+def _taps(kernel: Kernel) -> Float[Array, "k k c"]:
     return kernel[:, :, 0].astype(accumulator(kernel.dtype))
 
 
@@ -148,7 +147,7 @@ def _call(
 
 def _convolve(
     x_ref: Any, k_ref: Any, y_ref: Any, sums_ref: Any = None,
-    *, options: DepthwiseOptions, tile: tuple[int, int], blocks: int, interpret: bool,
+    *, options: DepthwiseOptions, tile: tuple[int, int], blocks: int, interpret: bool
 ) -> None:  # fmt: skip
     """Walks down the rows of the result; the filter covers rows s r - top and the next ones."""
     size, stride, ((top, _), (left, _)) = k_ref.shape[0], options.stride, options.padding
@@ -183,7 +182,7 @@ def _convolve(
 def _gradients(
     x_ref: Any, g_ref: Any, k_ref: Any, *refs: Any,
     options: DepthwiseOptions, tile: tuple[int, int], then_relu6: bool,
-    blocks: int, interpret: bool,
+    blocks: int, interpret: bool
 ) -> None:  # fmt: skip
     """Walks down the rows of the image, `stride` at a time: see the module."""
     *norm, gx_ref, gk_ref = refs

@@ -40,6 +40,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from mnv2.ops import batch_norm
+from mnv2.ops.arrays import Images, Vector, Weights, Wide, WideVector
 from mnv2.ops.platforms import platform_dependent
 from mnv2.ops.pointwise import gradients_of_conv, pointwise_conv
 from mnv2.ops.precision import accumulator
@@ -52,12 +53,10 @@ LARGEST_RATIO = 48
 CUDA_COLUMNS = 8
 
 # The gradients for (images, kernel, scale, bias).
-Gradients = tuple[
-    Float[Array, "n h w c"], Float[Array, "1 1 c d"], Float[Array, " d"], Float[Array, " d"]
-]
+Gradients = tuple[Images, Weights, WideVector, WideVector]
 
 # The output, its mean and its variance before normalisation.
-Normalized = tuple[Float[Array, "n h w d"], Float[Array, " d"], Float[Array, " d"]]
+Normalized = tuple[Wide, WideVector, WideVector]
 
 
 class Intermediates(NamedTuple):
@@ -72,29 +71,29 @@ class Intermediates(NamedTuple):
                  device. Where nothing reads it and `centre`, they are zeros
     """
 
-    convolved: Float[Array, "n h w d"]
-    mean: Float[Array, " d"]
-    inverse_std: Float[Array, " d"]
-    centre: Float[Array, " c"]
+    convolved: Wide
+    mean: WideVector
+    inverse_std: WideVector
+    centre: Vector
     moments: Float[Array, "c c"]
 
 
 class Saved(NamedTuple):
     """The tensors that the backward pass needs from the forward pass."""
 
-    images: Float[Array, "n h w c"]
-    kernel: Float[Array, "1 1 c d"]
-    scale: Float[Array, " d"]
-    bias: Float[Array, " d"]
+    images: Images
+    kernel: Weights
+    scale: WideVector
+    bias: WideVector
     intermediates: Intermediates
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def expand_and_normalize(
-    images: Float[Array, "n h w c"],
-    kernel: Float[Array, "1 1 c d"],
-    scale: Float[Array, " d"],
-    bias: Float[Array, " d"],
+    images: Images,
+    kernel: Weights,
+    scale: WideVector,
+    bias: WideVector,
     epsilon: float,
     axis_name: batch_norm.Axis,
 ) -> Normalized:
@@ -114,10 +113,10 @@ def is_faster_fused(inputs: int, features: int) -> bool:
 
 
 def _forward(
-    images: Float[Array, "n h w c"],
-    kernel: Float[Array, "1 1 c d"],
-    scale: Float[Array, " d"],
-    bias: Float[Array, " d"],
+    images: Images,
+    kernel: Weights,
+    scale: WideVector,
+    bias: WideVector,
     epsilon: float,
     axis_name: batch_norm.Axis,
 ) -> tuple[Normalized, Saved]:
@@ -152,10 +151,10 @@ expand_and_normalize.defvjp(_forward, _backward)
 
 
 def _one_by_one(
-    images: Float[Array, "n h w c"],
-    kernel: Float[Array, "1 1 c d"],
-    scale: Float[Array, " d"],
-    bias: Float[Array, " d"],
+    images: Images,
+    kernel: Weights,
+    scale: WideVector,
+    bias: WideVector,
     *,
     epsilon: float,
     axis_name: batch_norm.Axis,
@@ -167,9 +166,7 @@ def _one_by_one(
     return normalized, Intermediates(convolved, saved.mean, saved.inverse_std, *unused)
 
 
-def _gradients_one_by_one(
-    saved: Saved, gradient: Float[Array, "n h w d"], *, axis_name: batch_norm.Axis
-) -> Gradients:
+def _gradients_one_by_one(saved: Saved, gradient: Wide, *, axis_name: batch_norm.Axis) -> Gradients:
     convolved, mean, inverse_std, _, _ = saved.intermediates
     of_batch_norm = batch_norm.Saved(convolved, saved.scale, saved.bias, mean, inverse_std)
     g, g_scale, g_bias = batch_norm.gradients(of_batch_norm, gradient, axis_name)
@@ -177,10 +174,10 @@ def _gradients_one_by_one(
 
 
 def _by_moments(
-    images: Float[Array, "n h w c"],
-    kernel: Float[Array, "1 1 c d"],
-    scale: Float[Array, " d"],
-    bias: Float[Array, " d"],
+    images: Images,
+    kernel: Weights,
+    scale: WideVector,
+    bias: WideVector,
     *,
     epsilon: float,
     axis_name: batch_norm.Axis,
@@ -203,11 +200,7 @@ def _by_moments(
 
 
 def _gradients_by_moments(
-    saved: Saved,
-    gradient: Float[Array, "n h w d"],
-    *,
-    axis_name: batch_norm.Axis,
-    multiple: int = 1,
+    saved: Saved, gradient: Wide, *, axis_name: batch_norm.Axis, multiple: int = 1
 ) -> Gradients:
     images, kernel, scale, _, (_, mean, inverse_std, centre, moments) = saved
     inputs, weights = images.shape[-1], kernel[0, 0].astype(mean.dtype)
@@ -234,7 +227,7 @@ def _gradients_by_moments(
 
 
 def _centred_and_ones(
-    images: Float[Array, "n h w c"], centre: Float[Array, " c"], multiple: int
+    images: Images, centre: Vector, multiple: int
 ) -> Float[Array, "n*h*w c_and_1"]:
     """Returns the centred pixels as rows, and a column of ones: products with it are sums.
 
@@ -249,7 +242,7 @@ def _centred_and_ones(
 
 
 def _rows(
-    pixels: Float[Array, "r c_and_1"], of_pixels: Float[Array, "c d"], of_ones: Float[Array, " d"]
+    pixels: Float[Array, "r c_and_1"], of_pixels: Float[Array, "c d"], of_ones: WideVector
 ) -> Float[Array, "c_and_1 d"]:
     """Returns a matrix for the right of `pixels`: what its columns are multiplied with."""
     rows = jnp.vstack([of_pixels, of_ones])

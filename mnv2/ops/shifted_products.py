@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from mnv2.ops.arrays import Convolved, Images, Kernel
 from mnv2.ops.padding import Padding
 from mnv2.ops.precision import accumulator
 from mnv2.ops.relu6 import before_relu6, relu6
@@ -36,9 +37,7 @@ class DepthwiseOptions(NamedTuple):
     of_relu6: bool
 
 
-def convolve(
-    images: Float[Array, "n h w c"], kernel: Float[Array, "k k 1 c"], options: DepthwiseOptions
-) -> Float[Array, "n h2 w2 c"]:
+def convolve(images: Images, kernel: Kernel, options: DepthwiseOptions) -> Convolved:
     """Returns the depthwise convolution of the images."""
     taps = kernel[:, :, 0].astype(accumulator(images.dtype))
     padded = _pad(relu6(images) if options.of_relu6 else images, options.padding)
@@ -48,11 +47,8 @@ def convolve(
 
 
 def image_gradient(
-    images: Float[Array, "n h w c"],
-    kernel: Float[Array, "k k 1 c"],
-    dilated: Float[Array, "n h3 w3 c"],
-    options: DepthwiseOptions,
-) -> Float[Array, "n h w c"]:
+    images: Images, kernel: Kernel, dilated: Float[Array, "n h3 w3 c"], options: DepthwiseOptions
+) -> Images:
     """Returns the gradient for the images, given the dilated gradient for the result."""
     turned = kernel[::-1, ::-1, 0].astype(accumulator(images.dtype))
     windows = _windows(dilated, len(kernel), 1)
@@ -63,10 +59,7 @@ def image_gradient(
 
 
 def dilate(
-    gradient: Float[Array, "n h2 w2 c"],
-    images: Float[Array, "n h w c"],
-    kernel_size: int,
-    options: DepthwiseOptions,
+    gradient: Convolved, images: Images, kernel_size: int, options: DepthwiseOptions
 ) -> Float[Array, "n h3 w3 c"]:
     """Returns the gradient with zeros between and around its pixels: h3 = h+k-1, w3 = w+k-1.
 
@@ -87,12 +80,12 @@ def dilate(
 
 
 def kernel_gradient(
-    images: Float[Array, "n h w c"],
-    kernel: Float[Array, "k k 1 c"],
-    gradient: Float[Array, "n h2 w2 c"],
+    images: Images,
+    kernel: Kernel,
+    gradient: Convolved,
     dilated: Float[Array, "n h3 w3 c"],
     options: DepthwiseOptions,
-) -> Float[Array, "k k 1 c"]:
+) -> Kernel:
     """Returns the gradient for the kernel, by a scan over chunks of images: see `depthwise`."""
     size, dtype = len(kernel), accumulator(images.dtype)
 
@@ -120,7 +113,7 @@ def kernel_gradient(
     return total.reshape(kernel.shape).astype(kernel.dtype)
 
 
-def _add_rows(products: Float[Array, "n h w c"]) -> Float[Array, "n h_over_m w c"]:
+def _add_rows(products: Images) -> Float[Array, "n h_over_m w c"]:
     """Adds groups of m rows, with m the largest divisor of h that is at most ROWS_PER_SUM."""
     height = products.shape[1]
     m = max(m for m in range(1, ROWS_PER_SUM + 1) if height % m == 0)
@@ -128,24 +121,24 @@ def _add_rows(products: Float[Array, "n h w c"]) -> Float[Array, "n h_over_m w c
     return functools.reduce(jnp.add, (products[:, i * rows : (i + 1) * rows] for i in range(m)))
 
 
-def _images_per_chunk(images: Float[Array, "n h w c"]) -> int:
+def _images_per_chunk(images: Images) -> int:
     """Returns the largest divisor of the batch whose images fill at most CACHED_BYTES, or 1."""
     batch = images.shape[0]
     fitting = CACHED_BYTES * batch // images.nbytes
     return max((n for n in range(1, batch + 1) if batch % n == 0 and n <= fitting), default=1)
 
 
-def _chunks(images: Float[Array, "n h w c"], count: int) -> Float[Array, "chunks count h w c"]:
+def _chunks(images: Images, count: int) -> Float[Array, "chunks count h w c"]:
     return images.reshape(-1, count, *images.shape[1:])
 
 
-def _pad(images: Float[Array, "n h w c"], padding: Padding) -> Float[Array, "n h3 w3 c"]:
+def _pad(images: Images, padding: Padding) -> Float[Array, "n h3 w3 c"]:
     return jnp.pad(images, ((0, 0), *padding, (0, 0)))
 
 
 def _windows(
     padded: Float[Array, "n h3 w3 c"], size: int, stride: int
-) -> Iterator[tuple[int, int, Float[Array, "n h2 w2 c"]]]:
+) -> Iterator[tuple[int, int, Convolved]]:
     """Yields (i, j, the pixels that tap (i, j) of a size x size filter reads) for every tap."""
     height, width = padded.shape[1:3]
     for i in range(size):
