@@ -38,7 +38,6 @@ ARMS: dict[str, dict[str, Any]] = {
     "cutmix": {"data.train": "mix(cutmix=1.0)"},
     "smoothing": {"label_smoothing": 0.1},
     "ema": {"ema_decay": 0.99},
-    "recalibrated": {"recalibrate": 20},
     "accumulated": {"accumulate": 4},
 }
 

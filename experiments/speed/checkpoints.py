@@ -40,7 +40,7 @@ def pairs(config: Any, count: int, folder: Path) -> Iterator[dict[str, float]]:
     settings = from_config(config)
     setup = set_up(settings)
     state = initial_state(setup, settings)
-    batches = data.train_batches(setup.dataset, config.batch_size, seed=0, view=setup.views[0])
+    batches = data.train_batches(setup.dataset, config.batch_size, seed=0, view=setup.train_view)
     key = jax.random.key(0)
     checkpoints = Checkpoints(folder)
     for pair in range(count + 1):

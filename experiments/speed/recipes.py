@@ -38,7 +38,7 @@ from mnv2.runtime.terminal import StatusLine
 from mnv2.sweeps.plan import resolve
 from mnv2.sweeps.workdir import read_result
 from mnv2.training.config import from_config
-from mnv2.training.setup import train_views
+from mnv2.training.setup import train_view
 
 STEPS, BATCH = 10, 32
 HOST_BATCHES = 6  # that are timed, after one that is not
@@ -138,7 +138,7 @@ def time_host(preset: str, dataset: data.Dataset, batch: int = 64) -> float:
     """Measures how many pictures per second a core reads, decodes, crops and resizes."""
     settings = from_config(resolve(imagenet.get_config(preset), preset))
     side = settings.data.image_size or 0
-    (view,) = train_views(settings, (side, side, 3))
+    view = train_view(settings, (side, side, 3))
     batches = data.train_batches(dataset, batch, seed=0, view=view, repeats=settings.data.repeats)
     next(batches)
     began = time.perf_counter()

@@ -259,15 +259,8 @@ def claim(config: ml_collections.ConfigDict, workdir: AnyPath, only: Sequence[st
     everything = plan(config, workdir, () if lasts_longer else only)
     runs = named(everything, only)
     before = (old or {}).get("steps", {})
-    may_change = list(MAY_CHANGE)
-    # What a recalibrated run would be trained on with is not what it was trained with.
-    recalibrated = any(run.settings.recalibrate for run in everything)
-    if not recalibrated and all(run.steps >= before.get(run.arm, 0) for run in everything):
-        may_change.append("duration")
-    remedy = "choose another --workdir"
-    if recalibrated and lasts_longer:
-        remedy += ", because a run that was recalibrated cannot be trained longer"
-    _check_same(workdir, old, config, may_change, remedy)
+    longer = all(run.steps >= before.get(run.arm, 0) for run in everything)
+    _check_same(workdir, old, config, (*MAY_CHANGE, "duration") if longer else MAY_CHANGE)
     if not all(run.finished for run in runs):
         for run in everything:
             check_classes_of_run(run.folder, open_data(run.settings))
@@ -295,7 +288,7 @@ def _multiply_adds(run: Run) -> int:
     from mnv2.training.setup import set_up
 
     setup = set_up(run.settings)
-    return complexity.multiply_adds(setup.model, setup.views[-1].shape)
+    return complexity.multiply_adds(setup.model, setup.train_view.shape)
 
 
 def _check_same(
@@ -303,10 +296,9 @@ def _check_same(
     old: dict[str, Any] | None,
     config: ml_collections.ConfigDict,
     may_change: Sequence[str],
-    remedy: str,
 ) -> None:
-    """Raises UserError, with a remedy, if `workdir` belongs to another config."""
-    ignored = ("seeds", *BETWEEN_ARMS, *may_change)
+    """Raises UserError if `workdir` belongs to another config."""
+    ignored, remedy = ("seeds", *BETWEEN_ARMS, *may_change), "choose another --workdir"
     if old is not None:
         if difference := _difference(old["config"], config.to_dict(), ignored):
             raise UserError(f"{workdir} holds runs with {difference}; {remedy}")

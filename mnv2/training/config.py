@@ -17,7 +17,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from mnv2.preprocess.host import LARGEST_SIDE, parse_view
-from mnv2.preprocess.text import HOST, Pipeline, parse
+from mnv2.preprocess.text import Pipeline, parse
 from mnv2.runtime.errors import (
     Check,
     UserError,
@@ -103,14 +103,6 @@ def positive_duration(field: str, value: Any) -> None:
         raise UserError(f"{field} must be greater than 0, got {value!r}")
 
 
-def sizes(field: str, value: Any) -> None:
-    """Checks the sizes of pictures, one per part of a run: none, or two or more."""
-    if not isinstance(value, tuple | list) or len(value) == 1:
-        raise UserError(f"{field} must be () or two sizes or more, as (128, 176), got {value!r}")
-    for size in value:
-        whole(1, LARGEST_SIDE)(field, size)
-
-
 def train_pipeline(field: str, value: Any) -> str:
     """Checks the text of what training makes of pictures: see `preprocess.text`."""
     parse(value, field)
@@ -142,10 +134,6 @@ _AUGMENTED = ActsWith(
     lambda s: bool(s.data.pipeline.calls),
     "some operation in data.train: all versions of a picture are equal",
 )
-_NO_SIZE = ActsWith(
-    lambda s: all(call["size"] is None for call in s.data.pipeline.of(HOST)[-1:]),
-    "a data.train whose crop has no size of its own",
-)
 _WARMUP = ActsWith(lambda s: not is_never(s.optimization.warmup), "optimization.warmup")
 _EXPONENTIAL = ActsWith(
     lambda s: s.optimization.schedule == "exponential", "optimization.schedule exponential"
@@ -172,10 +160,6 @@ class Data:
         "What a picture goes through in evaluation, as \"resize_shorter(256)|center_crop(224)\".")
     repeats: int = _field(1, whole(1),
         "How often an epoch has each of its pictures: repeated augmentation.", _AUGMENTED)
-    progressive: tuple[int, ...] = _field((), sizes,
-        "Sizes of the pictures in training, each for an equal part of the run, such as "
-        "(128, 160, 192); (): image_size all the time (arXiv 2104.00298, section 4.2).",
-        _NO_SIZE)
     normalization: str = _field("half", choice(("half", "cifar10", "imagenet")),
         "Of pixels: half (-1 to 1), or mean and deviation of imagenet or cifar10.")
     # fmt: on
@@ -251,8 +235,6 @@ class Settings:
         "Of the softmax that is compared with the teacher's.")
     label_weight: float = _field(0.5, number(0, 1, high_open=False),
         "Of the labels' loss; the teacher's has the rest.")
-    recalibrate: int = _field(0, whole(0),
-        "Batches from which batch norm's statistics are computed anew before the test; 0: none.")
     final_split: str = _field("test", choice(FINAL_SPLITS),
         "Where a finished run is evaluated. With validation it never sees the test split: for "
         "choosing values.")

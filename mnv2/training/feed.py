@@ -6,7 +6,7 @@ small network, calling the devices for each step takes longer than the step.
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -39,7 +39,7 @@ class Call(NamedTuple):
 def create_feed(setup: Setup, settings: Settings, first_step: int) -> "HostFeed | DeviceFeed":
     """Returns the feed of a run from `first_step` on. Raises UserError as `train_batches` does."""
     data.check_batch_size(settings.batch_size, setup.dataset)
-    on_device = len(setup.views) == 1 and data.fits_on_device(setup.dataset, setup.views[0])
+    on_device = data.fits_on_device(setup.dataset, setup.train_view)
     return (DeviceFeed if on_device else HostFeed)(setup, settings, first_step)
 
 
@@ -50,15 +50,18 @@ class HostFeed:
         self._train, self._key = setup.steps.train, jax.random.key(settings.seed)
         self._augment = setup.steps.augment
         self._teacher = replicate(setup.teacher_variables)
-        self._batches = _batches(setup, settings, first_step)
+        batches = data.train_batches(
+            setup.dataset,
+            settings.batch_size,
+            seed=settings.seed,
+            first_step=first_step,
+            view=setup.train_view,
+            repeats=settings.data.repeats,
+            shard=process_shard(),
+        )
+        self._batches = itertools.islice(batches, setup.durations.total - first_step)
         self._batch: Any = None
         self._on_devices: Any = None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the images of the next step, for which it is compiled."""
-        self.prepare()
-        return self._batch["image"].shape
 
     def images(self) -> np.ndarray:
         """Returns the first images of the next step, augmented."""
@@ -91,26 +94,6 @@ def _put(batch: Any) -> Any:
     return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(AXIS)))
 
 
-def _batches(setup: Setup, settings: Settings, first_step: int) -> Iterator[data.Batch]:
-    """Yields the batches of a run from `first_step` on; each part of the run has its size."""
-    parts = setup.views
-    for number, view in enumerate(parts, start=1):
-        stop = setup.durations.total * number // len(parts)
-        if first_step >= stop:
-            continue
-        batches = data.train_batches(
-            setup.dataset,
-            settings.batch_size,
-            seed=settings.seed,
-            first_step=first_step,
-            view=view,
-            repeats=settings.data.repeats,
-            shard=process_shard(),
-        )
-        yield from itertools.islice(batches, stop - first_step)
-        first_step = stop
-
-
 class DeviceFeed:
     """The images lie on the devices. A call has the numbers of the rows of several batches."""
 
@@ -127,11 +110,6 @@ class DeviceFeed:
         order = data.Order(examples, settings.batch_size, settings.seed, repeats, process_shard())
         self._first = order.rows_at(first_step)
         self._rows = map(order.rows_at, itertools.count(first_step))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the images of the next step, for which it is compiled."""
-        return (len(self._first["index"]), *self._images.shape[1:])
 
     def images(self) -> np.ndarray:
         """Returns the first images of the first step, augmented."""

@@ -2,24 +2,21 @@
 
 import contextlib
 import functools
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from clu import parameter_overview
 
-from mnv2 import data
 from mnv2.analysis import complexity
 from mnv2.pretrained import native
 from mnv2.runtime.errors import NotFinite, UserError, is_store_error, reason
 from mnv2.runtime.files import AnyPath, write_json, write_text
 from mnv2.runtime.interruption import Stopped, Stopper
 from mnv2.runtime.layout import CHECKPOINTS, PARAMETERS, RESULT
-from mnv2.runtime.processes import broadcast_from_primary, is_writer, process_shard, say
+from mnv2.runtime.processes import broadcast_from_primary, is_writer, say
 from mnv2.runtime.terminal import StatusLine
 from mnv2.training.checkpoint import Checkpoints, Timing
 from mnv2.training.classes import EXAMPLES, check_classes_of_run
@@ -35,7 +32,6 @@ from mnv2.training.step import (
     first_not_finite,
     joined,
     parameter_norms,
-    replicate,
     shard,
     summarize,
     unstack,
@@ -152,7 +148,7 @@ def train(
     with _opened(settings, setup, folder, profile, stopper or Stopper(), show or line.say) as run:
         state = run.restored(state, hyperparameters or {})
         step = int(state.step)  # the number of steps done; the last may still run on the devices
-        due, shape = Due.at(step, setup, settings), None
+        first, due = step, Due.at(step, setup, settings)
         try:
             with run.stopper.deferred():
                 run.repeat_validation(state, step)
@@ -160,10 +156,10 @@ def train(
                 while step < setup.durations.total:
                     if due.steps_left == 1:  # a report follows: its step is measured
                         before = joined(state.params)
-                    compiles, shape = feed.shape != shape, feed.shape  # also when pictures grow
+                    compiles = step == first
                     most = 1 if compiles or run.trace.waits else max(1, due.steps_left - 1)
                     rate = run.stopwatch.images_per_second / settings.batch_size
-                    with run.compiling(state, step, feed) if compiles else nullcontext():
+                    with run.compiling(step, feed) if compiles else nullcontext():
                         call = feed.next(most, rate)
                         state, metrics = call.program(state, *call.arguments)
                         if compiles:
@@ -172,7 +168,7 @@ def train(
                     run.prepare_next(feed, metrics, call.steps)
                     run.trace.after_step(state)
                     if due.reports:
-                        state = run.report(state, step, due, before)
+                        run.report(state, step, due, before)
                     run.stopper.check()
                 summary = run.evaluate_once(state, step, settings.final_split)
         except Stopped as stopped:
@@ -225,20 +221,13 @@ class _Run(NamedTuple):
         return state
 
     @contextlib.contextmanager
-    def compiling(
-        self, state: TrainState, step: int, feed: HostFeed | DeviceFeed
-    ) -> Iterator[None]:
-        """Surrounds a step for which JAX compiles; shows the images, and times only later steps.
+    def compiling(self, step: int, feed: HostFeed | DeviceFeed) -> Iterator[None]:
+        """Surrounds the first step, for which JAX compiles; times only later ones.
 
-        A signal ends the process while it compiles, so that it needs not wait for minutes. So what
-        was trained is saved before.
+        A signal ends the process while it compiles, so that it needs not wait for minutes: there is
+        nothing to save.
         """
-        jax.block_until_ready(state)
-        self.stopwatch.stop(step)
         self.log.write_images(step + 1, "train/input", feed.images())
-        if step:
-            self.save(state, step)
-            self.checkpoints.wait()
         self.show("compiling")
         with self.stopper.may_die():
             yield
@@ -256,11 +245,10 @@ class _Run(NamedTuple):
         if len(self.window) > 1:
             jax.block_until_ready(self.window[-2][0])
 
-    def report(self, state: TrainState, step: int, due: Due, before: Any) -> TrainState:
+    def report(self, state: TrainState, step: int, due: Due, before: Any) -> None:
         """Writes what was measured since the last report, and saves and evaluates what is due.
 
-        `before` are the parameters before the last step, joined. Returns the state, of which the
-        last report may replace batch norm's statistics.
+        `before` are the parameters before the last step, joined.
         """
         done = unstack(self.window)
         self.window.clear()
@@ -273,9 +261,6 @@ class _Run(NamedTuple):
         for name, norm in zip(("parameter", "update"), norms, strict=True):
             if math.isfinite(norm):  # else the next step or checkpoint says why
                 values[f"train/{name}_norm"] = norm
-        if step == self.setup.durations.total and self.settings.recalibrate:
-            self.show("recalibrating")
-            state = recalibrated(state, self.setup, self.settings)
         values["train/images_per_second"] = self.stopwatch.latest_images_per_second
         values["train/waiting_for_input"] = self.stopwatch.waiting
         self.log.write(step, values)
@@ -285,7 +270,6 @@ class _Run(NamedTuple):
         if due.validates:
             self.evaluate(state, step, "validation")
         self.stopwatch.start(step)
-        return state
 
     def save(self, state: TrainState, step: int) -> None:
         """Saves a state, after all lines of the log until then."""
@@ -364,31 +348,6 @@ class _Run(NamedTuple):
 def _ready(metrics: StepMetrics) -> bool:
     """Tells whether the devices have computed the metrics of a step."""
     return all(array.is_ready() for array in jax.tree.leaves(metrics))
-
-
-def recalibrated(state: TrainState, setup: Setup, settings: Settings) -> TrainState:
-    """Returns a state whose statistics are means over `settings.recalibrate` training batches.
-
-    Batch norm's running statistics lag behind the parameters, do not belong to averaged ones, and
-    are of another size of pictures if the test has a larger one (Touvron et al., arXiv 1906.06423).
-    The pictures are seen as in evaluation. The parameters are those that evaluation uses.
-    """
-    batches = data.train_batches(
-        setup.dataset,
-        settings.batch_size,
-        seed=settings.seed,
-        view=setup.eval_view,
-        shard=process_shard(),
-    )
-    total = None
-    for number, batch in enumerate(itertools.islice(batches, settings.recalibrate)):
-        found = setup.steps.statistics(state, shard(batch), jax.random.key(number))
-        total = found if total is None else jax.tree.map(np.add, total, found)
-    mean = jax.tree.map(lambda x: np.asarray(x / settings.recalibrate, x.dtype), total)
-    batch_stats = replicate(mean)
-    if state.ema is None:
-        return state.replace(batch_stats=batch_stats)  # type: ignore[attr-defined]
-    return state.replace(ema={**state.ema, "batch_stats": batch_stats})  # type: ignore[attr-defined]
 
 
 def _describe(folder: AnyPath, setup: Setup, state: TrainState) -> None:

@@ -26,7 +26,7 @@ from mnv2.training.setup import (
     image_shape,
     load_shared,
     preprocessing,
-    train_views,
+    train_view,
 )
 
 VERSIONS = 8  # of each picture in training
@@ -39,9 +39,8 @@ type Picture = Shaped[np.ndarray, "_h _w _c"]  # of any size, each its own
 def draw_seen(settings: Settings, path: AnyPath) -> None:
     """Draws what a run sees: pictures as they are stored, in evaluation, and in training.
 
-    The data set need not be on this machine, nor suit the batches of a run. Of a run whose pictures
-    grow (data.progressive), the columns have its sizes in their order. If training sees no picture
-    in two ways, there is one column of it.
+    The data set need not be on this machine, nor suit the batches of a run. If training sees no
+    picture in two ways, there is one column of it.
 
     Raises UserError if the settings say nothing that pictures can go through.
     """
@@ -49,15 +48,12 @@ def draw_seen(settings: Settings, path: AnyPath) -> None:
     weights = None if settings.weights is None else load_shared(settings.weights, need_head=False)
     shape = image_shape(settings, stored, weights)
     preprocess = preprocessing(settings, shape[2], weights)
-    views, eval_view = train_views(settings, shape), preprocess.view_of(shape[:2], shape[2])
-    check_views(settings, views, eval_view, stored)
+    view, eval_view = train_view(settings, shape), preprocess.view_of(shape[:2], shape[2])
+    check_views(settings, view, eval_view, stored)
     # A run of one step: pictures are mixed in every version, though a run may end that earlier.
     pipeline = device_pipeline(settings, preprocess.mean, 1, settings.batch_size)
     images = [image for _, image in named]
-    columns = [
-        trained(images, views[version * len(views) // VERSIONS], version, pipeline)
-        for version in range(VERSIONS)
-    ]
+    columns = [trained(images, view, version, pipeline) for version in range(VERSIONS)]
     if all(np.array_equal(column, columns[0]) for column in columns):
         columns = columns[:1]
     rows = {}

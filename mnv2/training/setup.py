@@ -51,7 +51,7 @@ class Setup(NamedTuple):
     """Everything that a run needs. Nothing is compiled yet.
 
     image_shape  (height, width, channels) of the images that the network takes in evaluation
-    views        what training makes of a picture on the host, in each part of the run
+    train_view   what training makes of a picture on the host
     eval_view    what evaluation makes of a picture
     preprocess   the same as text, and how the steps normalise pixels
     weights      the network of the weights file, with its classifier if the classes are the data
@@ -62,7 +62,7 @@ class Setup(NamedTuple):
     dataset: data.Dataset
     model: nn.Module
     image_shape: tuple[int, int, int]
-    views: tuple[View, ...]
+    train_view: View
     eval_view: View
     preprocess: pretrained.Preprocessing
     durations: Durations
@@ -83,9 +83,9 @@ def set_up(settings: Settings) -> Setup:
     data.check_batch_size(settings.batch_size, dataset)
     durations = _durations(settings, dataset.num_examples("train"))
     preprocess = preprocessing(settings, shape[2], weights)
-    views, eval_view = train_views(settings, shape), preprocess.view_of(shape[:2], shape[2])
+    view, eval_view = train_view(settings, shape), preprocess.view_of(shape[:2], shape[2])
     _check_data(settings, dataset)
-    check_views(settings, views, eval_view, dataset.image_shape)
+    check_views(settings, view, eval_view, dataset.image_shape)
     _check_network(model, settings, shape)
     note_what_does_nothing(settings)
     loaded, teacher = None, None
@@ -106,7 +106,7 @@ def set_up(settings: Settings) -> Setup:
         dataset,
         model,
         eval_view.shape,
-        views,
+        view,
         eval_view,
         preprocess,
         durations,
@@ -204,11 +204,9 @@ def initial_state(setup: Setup, settings: Settings) -> TrainState:
     return replicate(state)  # as the steps return it: otherwise the second one would compile again
 
 
-def train_views(settings: Settings, shape: tuple[int, int, int]) -> tuple[View, ...]:
-    """Returns what training makes of a picture on the host, in each part of the run."""
-    pipeline = settings.data.pipeline
-    sizes = [(size, size) for size in settings.data.progressive] or [shape[:2]]
-    return tuple(View(pipeline, size, shape[2], rounds=True) for size in sizes)
+def train_view(settings: Settings, shape: tuple[int, int, int]) -> View:
+    """Returns what training makes of a picture on the host."""
+    return View(settings.data.pipeline, shape[:2], shape[2], rounds=True)
 
 
 def preprocessing(
@@ -310,11 +308,9 @@ def _check_network(model: Any, settings: Settings, shape: tuple[int, int, int]) 
     pictures = settings.batch_size // devices // settings.accumulate
     if pictures * (settings.bn_group or devices) > 1 or settings.optimization.classifier_only:
         return
-    sides = min(settings.data.progressive, default=None)
-    size = (sides, sides) if sides else shape[:2]
     smallest = min(
         (math.prod(layer.output[:2]), layer.name)
-        for layer in complexity.layers(model, (*size, shape[2]))
+        for layer in complexity.layers(model, shape)
         if len(layer.output) == 3
     )
     if smallest[0] == 1:
@@ -422,14 +418,12 @@ def _check_data(settings: Settings, dataset: data.Dataset) -> None:
             "final_split validation needs examples that are not those of the test: set "
             f"data.validation, say to {max(1, dataset.num_examples('train') // 10)}"
         )
-    if settings.recalibrate and settings.optimization.classifier_only:
-        raise UserError("recalibrate must be 0 with a frozen backbone, whose batch norm is frozen")
     if settings.data.repeats > (examples := dataset.num_examples("train")):
         raise UserError(f"data.repeats must be at most the {examples} training examples")
 
 
 def check_views(
-    settings: Settings, views: tuple[View, ...], eval_view: View, stored: Sequence[int | None]
+    settings: Settings, view: View, eval_view: View, stored: Sequence[int | None]
 ) -> None:
     """Raises UserError if pictures of the shape `stored` cannot be seen as the settings say."""
     pipeline = settings.data.pipeline
@@ -438,8 +432,8 @@ def check_views(
             "data.train: distort_color is for colour pictures, and those of "
             f"{settings.data.name} are gray: leave it out"
         )
-    _check_crops(pipeline, views, stored)
-    _note_lost_pictures(pipeline, min(view.size[1] for view in views))
+    _check_crops(view, stored)
+    _note_lost_pictures(pipeline, view.size[1])
     _check_view(eval_view, "data.evaluation", stored)
 
 
@@ -463,10 +457,10 @@ def _check_view(view: View, field: str, shape: Sequence[int | None]) -> None:
     raise UserError(f"{field}: {error}")
 
 
-def _check_crops(pipeline: Pipeline, views: tuple[View, ...], stored: Sequence[int | None]) -> None:
+def _check_crops(view: View, stored: Sequence[int | None]) -> None:
     """Raises UserError if no crop of the pictures can be as the settings say."""
     height, width, _ = stored
-    for call in pipeline.of(HOST):
+    for call in view.pipeline.of(HOST):
         if height and width and call.name in ("inception_crop", "resized_crop"):
             low, high = (aspect * height / width for aspect in call["aspect"])
             largest = 1.0 if low <= 1 <= high else min(high, 1 / low)  # of the picture's area
@@ -475,19 +469,17 @@ def _check_crops(pipeline: Pipeline, views: tuple[View, ...], stored: Sequence[i
                     f"data.train: no crop of a picture of {height} x {width} pixels can be as "
                     f"{call.name} says"
                 )
-    for view in views:
-        _check_view(view, "data.train", stored)
-    side, channels = min(min(view.size) for view in views), views[0].channels
-    for call in pipeline.of(PICTURES):
-        if call.name == "pad_crop" and call["pad"] > side:
+    _check_view(view, "data.train", stored)
+    for call in view.pipeline.of(PICTURES):
+        if call.name == "pad_crop" and call["pad"] > (side := min(view.size)):
             raise UserError(
                 f"data.train: pad of pad_crop must be at most the {side} pixels of a side"
             )
         fill = call["fill"] if call.name == "erase" else None
-        if isinstance(fill, tuple) and len(fill) != channels:
+        if isinstance(fill, tuple) and len(fill) != view.channels:
             raise UserError(
-                f"data.train: fill of erase must have a value for each channel, {channels}, got "
-                f"{fill!r}"
+                f"data.train: fill of erase must have a value for each channel, {view.channels}, "
+                f"got {fill!r}"
             )
 
 
@@ -548,11 +540,6 @@ def check_durations(settings: Settings, *, total: int, warmup: int, rate_every: 
         raise UserError(
             f"optimization.rate_every {schedule.rate_every!r} keeps the rate of the "
             "warm-up at 0 for its first interval: set optimization.warmup_from, say to 0.01"
-        )
-    if len(settings.data.progressive) > total:
-        raise UserError(
-            f"data.progressive has {len(settings.data.progressive)} sizes and the run only "
-            f"{total} steps"
         )
     if rate_every >= total > 1 and schedule.schedule != "constant":
         note_once(

@@ -21,7 +21,6 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Real, UInt8
 
-from mnv2.models import with_conventions
 from mnv2.ops import DeviceGroup, platform_of, traced_for
 from mnv2.ops.precision import accumulator
 from mnv2.preprocess import Pipeline
@@ -493,21 +492,6 @@ def eval_state(
     return eval_step(logits, batch)
 
 
-def statistics_of(
-    state: TrainState, batch: Batch, key: Array, *, model: nn.Module, preprocess: Preprocessing
-) -> Any:
-    """Returns batch norm's statistics of one batch, for the parameters that evaluation uses."""
-    of_one_batch = with_conventions(model, bn_momentum=0.0)
-    _, changed = of_one_batch.apply(
-        state.variables(),
-        preprocess(batch["image"]),
-        train=True,
-        mutable=["batch_stats"],
-        rngs={"dropout": key},
-    )
-    return jax.lax.pmean(changed["batch_stats"], AXIS)  # groups of devices have different ones
-
-
 # The devices: the one place that calls jax.pmap.
 
 
@@ -548,7 +532,6 @@ class Steps(NamedTuple):
     train       state, batch (devices b/devices ...), key, teacher_variables -> state, StepMetrics
     train_many  as `train_steps`; rows are (devices MOST_STEPS b/devices)
     evaluate    state, batch (devices b/devices ...) -> StepMetrics, classes (devices b/devices)
-    statistics  state, batch, key -> batch norm's statistics
     augment     batch (b ...), key -> images (b h w c), labels, as `train` has them, but not mixed
     optimizer   the optax optimiser inside them, and its
     schedule    learning rate at a step
@@ -559,7 +542,6 @@ class Steps(NamedTuple):
     train: Callable[..., tuple[TrainState, StepMetrics]]
     train_many: Callable[..., tuple[TrainState, StepMetrics]]
     evaluate: Callable[..., tuple[StepMetrics, Array]]
-    statistics: Callable[..., Any]
     augment: Callable[..., tuple[Array, Array]]
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
@@ -600,7 +582,6 @@ def create_steps(
     many = functools.partial(train_steps, step=step, metrics=no_metrics(model, skip_nan))
     augments = functools.partial(augmented, model=model, pipeline=objective.pipeline)
     evaluate = functools.partial(eval_state, model=model, preprocess=preprocess)
-    statistics = functools.partial(statistics_of, model=model, preprocess=preprocess)
     # The state, the key and the metrics have no device axis (None). The first axis of a batch and
     # of the predictions is that of devices (0).
     each = functools.partial(parallel, devices=devices)
@@ -613,7 +594,6 @@ def create_steps(
             donate_argnums=(0,),
         ),
         evaluate=each(evaluate, in_axes=(None, 0), out_axes=(None, 0)),
-        statistics=each(statistics, in_axes=(None, 0, None), out_axes=None),
         augment=jax.jit(on_platform(augments, devices)),
         optimizer=optimizer,
         schedule=jax.jit(schedule),  # one program, where each of its operations would be one

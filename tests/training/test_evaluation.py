@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib
-import types
 
 import numpy as np
 import pytest
@@ -12,9 +11,7 @@ from mnv2.deployment import pictures
 from mnv2.pretrained import Pretrained
 from mnv2.training import evaluation, seen
 from mnv2.training.config import from_config
-from mnv2.training.loop import recalibrated
 from mnv2.training.setup import set_up
-from mnv2.training.state import TrainState
 from mnv2.training.step import StepMetrics
 
 # Its own size, smaller, larger, portrait, and very long ones.
@@ -91,12 +88,6 @@ def all_ways(config, folder, monkeypatch):
     list(predict.predictions(network, predict.read_pictures(paths, []), count))
     yield "predict", taken()
     yield "calibration and comparison", rows(pictures.draw(network, dataset, "test", count))
-    steps = types.SimpleNamespace(
-        statistics=lambda _, batch, key: batches.append(batch["image"]) or np.zeros(1)
-    )
-    state = TrainState(0, {}, {}, (), None, 0, 0)
-    recalibrated(state, setup._replace(steps=steps), from_config(config))
-    yield "recalibration", taken()
     grids = []
     monkeypatch.setattr(seen, "PICTURES", count)
     monkeypatch.setattr(seen, "draw_grid", lambda drawn, columns, path: grids.append(drawn))
@@ -113,9 +104,7 @@ def test_every_way_to_look_at_files_gives_the_same_pixels(text, files, tiny_conf
     tiny_config.data.train = "flip"
     tiny_config.batch_size = len(SIZES)
     tiny_config.bn_group = None
-    tiny_config.recalibrate = 1
     monkeypatch.setattr("mnv2.training.setup.number_of", lambda: 1)
-    monkeypatch.setattr("mnv2.training.loop.shard", lambda batch: batch)
     found = dict(all_ways(tiny_config, files, monkeypatch))
     expected = found.pop("predict")
     for way, images in found.items():

@@ -77,24 +77,6 @@ def test_batches_are_the_same_from_host_and_device_and_for_any_number_of_devices
     assert 0 < np.sum(expected[1] != on_one["label"]) < 12
 
 
-def test_pictures_grow_from_part_to_part_of_a_run(tiny_config, fashion_mnist):
-    tiny_config.data.progressive = (8, 12)
-    of_run = from_config(tiny_config)
-    setup = set_up(of_run)
-    assert setup.durations.total == 4
-    feed = create_feed(setup, of_run, 0)
-    whole = []
-    for _ in range(4):
-        assert feed.shape == (16, *feed.images().shape[1:])
-        whole.append(feed.images())
-        feed.next(1, 0.0)
-    assert [images.shape[1:] for images in whole] == [(8, 8, 1)] * 2 + [(12, 12, 1)] * 2
-    for step in (1, 2, 3):  # resumed
-        np.testing.assert_array_equal(
-            create_feed(setup, of_run, step).images(), whole[step], strict=True
-        )
-
-
 def test_a_call_has_no_more_steps_than_take_a_second(run):
     setup = set_up(run)
     feed = create_feed(setup, run, 0)

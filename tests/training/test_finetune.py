@@ -59,7 +59,7 @@ def start(config):
 
 
 def first_batch(setup):
-    return next(data.train_batches(setup.dataset, 16, seed=0, view=setup.views[0]))
+    return next(data.train_batches(setup.dataset, 16, seed=0, view=setup.train_view))
 
 
 def after_a_step(config):

@@ -56,7 +56,7 @@ def test_a_resumed_run_has_each_step_once_in_tensorboard_at_its_own_time(tmp_pat
 
 def test_tensorboard_has_the_hyperparameters_and_the_pictures_of_a_run(tmp_path):
     curves = log.MetricsLog(tmp_path)
-    curves.resume(0, {"arm": "relu6", "model.width": 0.5, "data.progressive": (28, 32)})
+    curves.resume(0, {"arm": "relu6", "model.width": 0.5, "data.train": "flip"})
     curves.write_images(1, "train/input", np.full((2, 3, 4, 1), 200.0, np.float32))
     curves.close()
     events = EventAccumulator(str(tmp_path)).Reload()
@@ -67,5 +67,5 @@ def test_tensorboard_has_the_hyperparameters_and_the_pictures_of_a_run(tmp_path)
     content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     found = HParamsPluginData.FromString(content).session_start_info.hparams
     assert {name: value.WhichOneof("kind") for name, value in found.items()} == {
-        "arm": "string_value", "model.width": "number_value", "data.progressive": "string_value"
+        "arm": "string_value", "model.width": "number_value", "data.train": "string_value"
     }  # fmt: skip

@@ -2,16 +2,12 @@
 
 import dataclasses
 
-import jax
-import numpy as np
 import pytest
 
-from mnv2 import data
 from mnv2.pretrained import Preprocessing, native
 from mnv2.runtime.errors import UserError
 from mnv2.training.config import from_config
-from mnv2.training.loop import recalibrated
-from mnv2.training.setup import initial_state, set_up
+from mnv2.training.setup import set_up
 from tests.deployment.networks import SHORT, network
 from tests.training.test_loop import check_resumed
 
@@ -39,7 +35,6 @@ def everything(tiny_config, tmp_path, fashion_mnist):
             "accumulate": 2,
             "label_smoothing": 0.1,
             "ema_decay": 0.9,
-            "recalibrate": 2,
         }
     )
     tiny_config.optimization.clip = 1.0
@@ -51,27 +46,6 @@ def test_a_killed_run_with_everything_on_ends_exactly_as_an_uninterrupted_one(
     everything, tmp_path, monkeypatch, few_test_pictures
 ):
     check_resumed(everything, tmp_path, monkeypatch)
-
-
-def test_recalibrated_statistics_are_those_of_training_pictures_as_the_test_sees_them(tiny_config):
-    tiny_config.recalibrate = 3
-    of_run = from_config(tiny_config)
-    setup = set_up(of_run)
-    state = initial_state(setup, of_run)
-    found = recalibrated(state, setup, of_run)
-    jax.tree.map(np.testing.assert_array_equal, found.params, state.params)
-    batches = data.train_batches(setup.dataset, 16, seed=0, view=setup.views[0])
-    pictures = np.concatenate([next(batches)["image"] for _ in range(3)])
-    kernel = jax.device_get(state.params)["stem"]["kernel"]
-    outputs = jax.lax.conv_general_dilated(
-        setup.preprocess(pictures),
-        kernel,
-        (2, 2),
-        "SAME",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    statistics = jax.device_get(found.batch_stats)["stem"]["bn"]
-    np.testing.assert_allclose(statistics["mean"], outputs.mean((0, 1, 2)), rtol=1e-3, atol=1e-5)
 
 
 def test_what_cannot_be_trained_or_would_do_nothing_is_refused(

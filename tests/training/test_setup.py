@@ -4,7 +4,7 @@ from mnv2.preprocess.host import View
 from mnv2.preprocess.text import parse
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.terminal import note_once
-from mnv2.training.config import from_config, note_what_does_nothing
+from mnv2.training.config import from_config
 from mnv2.training.setup import _check_view, check_durations, initial_state, set_up
 
 
@@ -35,7 +35,7 @@ def changed(config, **fields):
             "until of mix must be like '2 epochs', .*got '3': did you mean '3 steps'?",
         ),
         (
-            {"data__train": "center_crop", "data__progressive": (28, 56), "duration": "2 steps"},
+            {"data__train": "center_crop(56)"},
             "^data.train: center_crop cannot cut 56 x 56 out of a picture of 28 x 28",
         ),
         (
@@ -54,10 +54,6 @@ def changed(config, **fields):
         (
             {"accumulate": 2, "bn_group": 1, "data__image_size": 4},
             "batch norm of .* would get one value per channel",
-        ),
-        (
-            {"data__progressive": (16, 20, 28), "duration": "2 steps"},
-            "data.progressive has 3 sizes and the run only 2 steps",
         ),
         (
             {"final_split": "validation", "data__validation": 0},
@@ -80,12 +76,6 @@ def test_a_crop_is_refused_if_no_picture_can_be_as_large():
         _check_view(view, "data.train", (None, None, 3))
     with pytest.raises(UserError, match="center_crop cannot cut 24 x 24"):
         _check_view(views[2], "data.train", (None, None, 3))
-
-
-def test_sizes_of_training_are_noted_if_the_crop_has_its_own(tiny_config, capsys):
-    of_run = changed(tiny_config, data__progressive=(14, 28), data__train="resized_crop(size=20)")
-    note_what_does_nothing(of_run)
-    assert "data.progressive acts only with a data.train whose crop" in capsys.readouterr().err
 
 
 def test_weight_decay_on_nothing_is_refused(tiny_config, fashion_mnist):
