@@ -200,7 +200,6 @@ class Optimization:
         "A regular expression for the paths of the parameters that decay.")
     norm_weight_decay: float | None = _field(None, number(0),
         "That of batch norm, whatever weight_decay_on matches, as in torchvision.", _NOT_FROZEN)
-    bias_weight_decay: float | None = _field(None, number(0), "That of all biases, likewise.")
     # fmt: on
 
     @property

@@ -135,25 +135,31 @@ def _check_usable(make: Callable[..., optax.GradientTransformation], text: str) 
 def _with_weight_decay(
     config: Optimization, make: Callable[..., optax.GradientTransformation]
 ) -> optax.GradientTransformation:
-    # The general one even if it is 0: checkpoints have its place in the optimiser's state.
-    special = filter(None, (config.norm_weight_decay, config.bias_weight_decay))
-    values = list(dict.fromkeys((config.weight_decay, *special)))
     if not make.decays:  # type: ignore[attr-defined]
-        return optax.chain(*(_l2(config, value) for value in values), make())
-    if len(values) == 1:
-        return make(weight_decay=values[0], mask=_decaying(config, values[0]))
-    of_values = {value: make(weight_decay=value, mask=None) for value in (*values, 0.0)}
+        return optax.chain(_l2(config), make())
+    general = config.weight_decay
+
+    def decays_so(params: Any) -> Any:
+        return jax.tree.map(lambda decay: decay == general, weight_decays(params, config))
+
+    if config.norm_weight_decay is None:
+        return make(weight_decay=general, mask=decays_so)
+    of_values = {
+        x: make(weight_decay=x, mask=None) for x in (general, config.norm_weight_decay, 0.0)
+    }
     return optax.multi_transform(of_values, lambda params: weight_decays(params, config))
 
 
-def _l2(config: Optimization, value: float) -> optax.GradientTransformation:
-    """Adds the gradient of an L2 term for the parameters whose weight decay is `value`."""
-    return optax.add_decayed_weights(value, _decaying(config, value))
+def _l2(config: Optimization) -> optax.GradientTransformation:
+    """Adds the gradient of an L2 term of the loss."""
 
+    def add(gradients: Any, params: Any) -> Any:
+        decays = weight_decays(params, config)
+        return jax.tree.map(
+            lambda g, x, decay: g + decay * x if decay else g, gradients, params, decays
+        )
 
-def _decaying(config: Optimization, value: float) -> Callable[[Any], Any]:
-    """Returns the function that tells which parameters have the weight decay `value`."""
-    return lambda params: jax.tree.map(lambda decay: decay == value, weight_decays(params, config))
+    return optax.stateless(add)
 
 
 def _with_backbone_rate(
@@ -174,27 +180,24 @@ def weight_decays(params: Any, config: Optimization) -> Any:
     """Returns the weight decay of each parameter, in a tree like `params`.
 
     It is `config.weight_decay` for those whose path (such as `block_3/expand/kernel`) matches
-    `config.weight_decay_on`, and 0 for others. `norm_weight_decay` and `bias_weight_decay`, if they
-    are not None, are those of batch norm and of all biases, as in torchvision's training script.
+    `config.weight_decay_on`, and 0 for others. `norm_weight_decay`, if it is not None, is that of
+    batch norm, as in torchvision's training script.
     """
 
     def of(path: tuple[Any, ...], _: Any) -> float:
         name = "/".join(key.key for key in path)
         if decays_generally(name, config):
             return config.weight_decay
-        return _special_decay(name, config) or 0.0
+        return (_is_norm(name) and config.norm_weight_decay) or 0.0
 
     return jax.tree.map_with_path(of, params)
 
 
 def decays_generally(name: str, config: Optimization) -> bool:
     """Tells whether `config.weight_decay` is that of the parameter with a path."""
-    matches = re.search(config.weight_decay_on, name)
-    return matches is not None and _special_decay(name, config) is None
+    is_special = _is_norm(name) and config.norm_weight_decay is not None
+    return not is_special and re.search(config.weight_decay_on, name) is not None
 
 
-def _special_decay(name: str, config: Optimization) -> float | None:
-    *layers, array = name.split("/")
-    if array == "bias" and config.bias_weight_decay is not None:
-        return config.bias_weight_decay
-    return config.norm_weight_decay if BATCH_NORM in layers else None
+def _is_norm(name: str) -> bool:
+    return BATCH_NORM in name.split("/")

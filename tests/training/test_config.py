@@ -55,7 +55,6 @@ def refused(field, value):
         "optimization.weight_decay": (-1e-4, float("nan")),
         "optimization.weight_decay_on": ("(", "*kernel", ""),
         "optimization.norm_weight_decay": (-1e-4, float("inf")),
-        "optimization.bias_weight_decay": (-1e-4, float("nan")),
         "optimization.decay_rate": (0.0, -0.98),
         "optimization.decay_every": ("0 steps", "never"),
     }.items(),
