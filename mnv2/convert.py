@@ -1,10 +1,10 @@
-"""Converts weights from one file to another: python -m mnv2.convert FILE OUT [--names keras]
+"""Converts weights from one file to another.
 
 FILE is anything that mnv2.pretrained.load reads, such as the folder of a run.
 
-    python -m mnv2.convert runs/v2_ablation/linear/0 linear.safetensors      for this package
-    python -m mnv2.convert timm/mobilenetv2_100.ra_in1k v2.safetensors --names torchvision
-    python -m mnv2.convert model.ckpt-1450000 v2.h5 --names keras --drop_background
+    python -m mnv2.convert runs/v2_ablation/linear/0 linear.safetensors
+    python -m mnv2.convert timm/NAME v2.safetensors --names torchvision
+    python -m mnv2.convert model.ckpt-1 v2.h5 --names keras --drop_background
 """
 
 from mnv2.runtime.cli import command_parser, run

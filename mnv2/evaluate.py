@@ -1,16 +1,17 @@
-"""Evaluates weights on a data set: python -m mnv2.evaluate --weights FILE --dataset NAME
+"""Evaluates weights on a data set.
 
-FILE is anything that mnv2.pretrained.load reads, or a .tflite or .onnx file of mnv2.export. NAME is
-a TFDS classification set, or folder:PATH for pictures in PATH/train/CLASS/ and PATH/test/CLASS/.
-Every example of the split counts once. Pictures are cropped and resized as the weights' family
-evaluates: slim and Keras crop the central 87.5 %; torchvision and timm resize the shorter side and
+FILE is anything that mnv2.pretrained.load reads, or a .tflite or .onnx file of
+mnv2.export. NAME is a TFDS classification set, or folder:PATH for pictures in
+PATH/train/CLASS/ and PATH/test/CLASS/. Every example of the split counts once.
+Pictures are cropped and resized as the weights' family evaluates: slim and
+Keras crop the central 87.5 %; torchvision and timm resize the shorter side and
 crop the centre.
 
-    python -m mnv2.evaluate --weights runs/v2_ablation/linear/0 --dataset fashion_mnist
-    python -m mnv2.evaluate --weights timm/mobilenetv2_100.ra_in1k --dataset imagenet2012
+    python -m mnv2.evaluate --weights runs/NAME/ARM/0 --dataset fashion_mnist
+    python -m mnv2.evaluate --weights model.keras --dataset folder:~/pictures
 
-Prints top-1, top-5 and the commonest mistakes; writes result.json, confusion.csv and
-confusion.png to --output.
+Prints top-1, top-5 and the commonest mistakes; writes result.json,
+confusion.csv and confusion.png to --output.
 """
 
 from collections.abc import Sequence

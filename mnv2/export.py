@@ -1,22 +1,23 @@
-"""Exports weights for phones, browsers and servers: python -m mnv2.export WEIGHTS --to FORMAT
+"""Exports weights for phones, browsers and servers.
 
-WEIGHTS is anything that mnv2.pretrained.load reads, such as the folder of a run. FORMAT is one or
-more of these, with commas between them:
+WEIGHTS is anything that mnv2.pretrained.load reads, such as the folder of a
+run. FORMAT is one or more of these, with commas between them:
 
-    litert       LiteRT (TensorFlow Lite), float32     Android, iOS, Python
+    litert       LiteRT (TensorFlow Lite), float32    Android, iOS, Python
     litert-int8  the same with weights and activations of 8 bits
-    onnx         ONNX, float32                         ONNX Runtime, browsers, OpenVINO, TensorRT
-    onnx-int8    the same with weights and activations of 8 bits, but not for TensorRT
-    stablehlo    jax.export                            JAX without this package
+    onnx         ONNX, float32    ONNX Runtime, browsers, OpenVINO, TensorRT
+    onnx-int8    the same with weights and activations of 8 bits, no TensorRT
+    stablehlo    jax.export    JAX without this package
 
     python -m mnv2.export runs/v2_ablation/linear/0 --to litert,onnx
-    python -m mnv2.export runs/v2_ablation/linear/0 --to litert-int8 --calibrate fashion_mnist
-    python -m mnv2.export timm/mobilenetv2_100.ra_in1k --to onnx --batch any --output v2.onnx
+    python -m mnv2.export WEIGHTS --to litert-int8 --calibrate fashion_mnist
+    python -m mnv2.export timm/mobilenetv2_100.ra_in1k --to onnx --batch any
 
-A file takes pixels from 0 to 255, uint8 (batch, height, width, channels), and gives probabilities.
-With --preprocessing outside it takes normalised images, float32, and gives logits. The names of the
-classes and the preprocessing are in the file, except for stablehlo. Each file is compared with the
-network in JAX. mnv2.predict and mnv2.evaluate take .tflite and .onnx files as --weights.
+A file takes pixels from 0 to 255, uint8 (batch, height, width, channels), and
+gives probabilities. With --preprocessing outside it takes normalised images,
+float32, and gives logits. The names of the classes and the preprocessing are
+in the file, except for stablehlo. Each file is compared with the network in
+JAX. mnv2.predict and mnv2.evaluate take .tflite and .onnx files as --weights.
 """
 
 from pathlib import Path

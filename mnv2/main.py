@@ -1,24 +1,27 @@
 """Trains the arms of a config and reports on them.
 
-    python -m mnv2.main --config configs/v2_ablation.py       the ablations, on a laptop
-    python -m mnv2.main --config configs/v2_ablation.py:full  as one would publish them
-    python -m mnv2.main --config configs/v2_ablation.py:tuned each arm at its best learning rate
+    python -m mnv2.main --config configs/v2_ablation.py       on a laptop
+    python -m mnv2.main --config configs/v2_ablation.py:full  for publishing
+    python -m mnv2.main --config configs/v2_ablation.py:tuned at the best rates
     python -m mnv2.main --config configs/v2_ablation.py --only linear,relu6
-    python -m mnv2.main --config configs/v2_ablation.py --config.model.width 0.5 --workdir runs/w50
-    python -m mnv2.main --config configs/imagenet.py:timm --show seen.png      look, before training
+    python -m mnv2.main --config ... --config.model.width 0.5 --workdir runs/w50
+    python -m mnv2.main --config configs/imagenet.py:timm --show seen.png  look
 
-Several runs are executed at the same time, one per core, GPU or TPU chip; --parallel says how many.
-For the jobs of a SLURM cluster: python -m mnv2.submit.
+Several runs are executed at the same time, one per core, GPU or TPU chip;
+--parallel says how many. For the jobs of a SLURM cluster: python -m
+mnv2.submit.
 
-One run over several machines: start the same command on each. JAX finds the other machines by
-itself with --distributed if it knows the cluster (SLURM, MPI, Kubernetes, TPU pods). Otherwise:
+One run over several machines: start the same command on each. JAX finds the
+other machines by itself with --distributed if it knows the cluster (SLURM,
+MPI, Kubernetes, TPU pods). Otherwise:
 
-    --coordinator_address HOST:PORT --num_processes 2 --process_id 0      (on the second one: 1)
+    --coordinator_address HOST:PORT --num_processes 2 --process_id 0 (then 1)
 
-Every field of the config can be set on the command line: docs/fields.md. A text with | stands in
-quotes there: --config.data.train "pad_crop(2)|flip|rand_augment(2, 9)". The same command resumes
-runs that were stopped and skips runs that are finished. Results: python -m mnv2.report WORKDIR, and
-tensorboard --logdir WORKDIR.
+Every field of the config can be set on the command line: docs/fields.md. A
+text with | stands in quotes there: --config.data.train
+"pad_crop(2)|flip|rand_augment(2, 9)". The same command resumes runs that were
+stopped and skips runs that are finished. Results: python -m mnv2.report
+WORKDIR, and tensorboard --logdir WORKDIR.
 """
 
 from collections.abc import Callable, Sequence

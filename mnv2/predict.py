@@ -1,13 +1,13 @@
 """Classifies pictures: python -m mnv2.predict PICTURE... --weights FILE
 
-PICTURE is a picture, or a folder with pictures at any depth. FILE is anything that
-mnv2.pretrained.load reads: weights of Keras, torchvision, timm or slim, the folder of a run, a
-.safetensors file of this package, or a name on the Hugging Face hub. It may also be a .tflite or
-.onnx file of mnv2.export.
+PICTURE is a picture, or a folder with pictures at any depth. FILE is anything
+that mnv2.pretrained.load reads: weights of Keras, torchvision, timm or slim,
+the folder of a run, a .safetensors file of this package, or a name on the
+Hugging Face hub. It may also be a .tflite or .onnx file of mnv2.export.
 
-    python -m mnv2.predict cat.jpg dog.png --weights mobilenet_v2-7ebf99e0.safetensors
-    python -m mnv2.predict photos/*.jpg --weights runs/finetune/finetune/0 --plot seen.png
-    python -m mnv2.predict photos --weights model.keras --classes labels.txt --output photos.csv
+    python -m mnv2.predict cat.jpg dog.png --weights mobilenet_v2-7ebf99e0.pth
+    python -m mnv2.predict photos --weights runs/NAME/ARM/0 --plot seen.png
+    python -m mnv2.predict photos --weights model.keras --classes labels.txt
 
 A picture that cannot be read is named and left out; the exit code is then 2.
 """

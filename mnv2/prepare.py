@@ -1,14 +1,16 @@
 """Downloads and prepares a data set: python -m mnv2.prepare NAME [--data_dir DIR]
 
-NAME is fashion_mnist, cifar10, cifar100, imagenet2012 or any other classification set of TensorFlow
-Datasets, or the path of one that is prepared. folder:PATH checks a folder of pictures,
-PATH/train/CLASS/PICTURE and PATH/test/..., or PATH/CLASS/PICTURE.
+NAME is fashion_mnist, cifar10, cifar100, imagenet2012 or any other
+classification set of TensorFlow Datasets, or the path of one that is prepared.
+folder:PATH checks a folder of pictures, PATH/train/CLASS/PICTURE and
+PATH/test/..., or PATH/CLASS/PICTURE.
 
     python -m mnv2.prepare NAME --resize 256 --out PATH
 
-writes the set once more, as PATH/SPLIT/CLASS/N.jpg, for data.name folder:PATH. The shorter sides
-have 256 pixels then, and pictures are read faster (docs/recipes.md); random crops come from these
-pictures and not from the full size. An interrupted command goes on.
+writes the set once more, as PATH/SPLIT/CLASS/N.jpg, for data.name folder:PATH.
+The shorter sides have 256 pixels then, and pictures are read faster
+(docs/recipes.md); random crops come from these pictures and not from the full
+size. An interrupted command goes on.
 """
 
 import os

@@ -1,8 +1,9 @@
 """Writes the report of the finished runs: python -m mnv2.report WORKDIR
 
-The report is a table with confidence intervals and, of two arms or more, a figure. It is printed,
-and written to WORKDIR as report.md, report.csv and report.png, and for TensorBoard. It can be made
-at any time: runs that are not finished are named and left out.
+The report is a table with confidence intervals and, of two arms or more, a
+figure. It is printed, and written to WORKDIR as report.md, report.csv and
+report.png, and for TensorBoard. It can be made at any time: runs that are not
+finished are named and left out.
 """
 
 from mnv2.runtime.cli import command_parser, run

@@ -2,12 +2,12 @@
 
 done      finished, with its test accuracy
 running   a process is executing it: its step, images/s and the time left
-stopped   begun, and not executed by any process: the command that began it resumes it
-failed    with the last line of its error: the command that began it tries again
+stopped   begun, executed by no process: the command that began it resumes it
+failed    with the last line of its error: the same command tries it again
 damaged   a file of it cannot be read: which one, and what to do
 waiting   not begun
 
-python -m mnv2.status runs/v2_ablation --every 10     shows it every ten seconds, until Ctrl-C
+python -m mnv2.status runs/v2_ablation --every 10    until Ctrl-C
 """
 
 import time

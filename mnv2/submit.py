@@ -1,11 +1,12 @@
 """Submits the runs of a config as jobs of a SLURM cluster.
 
-    python -m mnv2.submit --config configs/v2_ablation.py:full --partition gpu --gpus 1
-    python -m mnv2.submit --config configs/imagenet.py:timm --gpus 8 --cores 64 --memory 200G
+    python -m mnv2.submit --config configs/v2_ablation.py:full --gpus 1
+    python -m mnv2.submit --config configs/imagenet.py:timm --gpus 8 --cores 64
 
-Does not wait for the jobs. Short runs share a job. A job that is preempted or reaches its time
-limit saves its runs, is queued again and resumes. The last job writes the report. The same command
-submits what is not finished. How far the runs are: python -m mnv2.status WORKDIR
+Does not wait for the jobs. Short runs share a job. A job that is preempted or
+reaches its time limit saves its runs, is queued again and resumes. The last
+job writes the report. The same command submits what is not finished. How far
+the runs are: python -m mnv2.status WORKDIR
 """
 
 import functools
