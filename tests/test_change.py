@@ -45,7 +45,8 @@ def get_config(preset):
 
     config.arms = arms
     config.duration, config.optimization.warmup, config.log_every = "2 steps", "1 steps", 1
-    config.batch_size, config.data.validation, config.final_split = 16, 500, "validation"
+    config.batch_size, config.data.validation, config.final_split = 16, 64, "validation"
+    config.eval_batch_size = 64
     return config
 """
 

@@ -103,7 +103,7 @@ def test_the_verbs_do_in_python_what_the_commands_do(tmp_path, few_test_pictures
     exec(verbs.replace("runs/network.onnx", str(tmp_path / "network.onnx")), names)
     assert [path.exists() for path in names["files"].values()] == [True]
     assert names["results"]["accuracy"] > 0.8  # of all pictures: test_kept_weights.py
-    assert names["results"]["examples"] == 1000
+    assert names["results"]["examples"] == 96
     assert len(names["found"]) == 4
     for path, shares in names["found"]:
         assert len(shares) == 3, path

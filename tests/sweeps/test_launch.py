@@ -17,9 +17,8 @@ def command(workdir, then="", name="all", copies=2):
 
 
 def execute(*arguments, **options):
-    return subprocess.run(
-        command(*arguments, **options), cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    words = command(*arguments, **options)
+    return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
 
 
 def attempts(workdir, arm):
@@ -29,7 +28,7 @@ def attempts(workdir, arm):
 
 
 def test_copies_of_the_command_execute_runs_with_environments_of_their_own(tmp_path):
-    done = execute(tmp_path, "takes long")
+    done = execute(tmp_path, "takes long", "c/0")
     assert done.returncode == 0, done.stderr
     assert "c/0                     test 50.00 %" in done.stdout
     assert "[3/3] " in done.stdout

@@ -28,7 +28,7 @@ def workdir(tmp_path):
 @pytest.fixture
 def config(tiny_config):
     """What made the workdir, in the fields of today."""
-    tiny_config.model.repeats = (1, 1, 1, 1, 0, 0, 0)
+    tiny_config.model.repeats, tiny_config.data.validation = (1, 1, 1, 1, 0, 0, 0), 500
     tiny_config.duration, tiny_config.checkpoint_every = "6 steps", "2 steps"
     tiny_config.eval_every = "3 steps"
     tiny_config.arms = (("a", {}), ("b", {"model.bottleneck": "relu6"}))

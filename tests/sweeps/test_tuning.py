@@ -18,7 +18,6 @@ def config(tiny_config):
     """Two arms, of which one has a fixed number of seeds, and three values."""
     tiny_config.arms = (("a", {}), ("b", {"model.bottleneck": "relu6", "seeds": 2}))
     tiny_config.baseline, tiny_config.seeds = "a", 1
-    tiny_config.model.repeats = (1, 0, 0, 0, 0, 0, 0)
     tiny_config.panels = (("bottleneck", "model.bottleneck", ("a", "b")),)
     with tiny_config.unlocked():
         tiny_config.tuned, tiny_config.tuning_seeds = (RATE, (0.2, 0.05, 0.1)), 1
@@ -187,7 +186,7 @@ def test_an_arm_that_changes_the_tuned_field_is_refused(config):
 def test_tuning_never_sees_the_test_split(config, fashion_mnist, tmp_path):
     train_here(tuning_config(config), tmp_path, ["a@0.05/1000"])
     result = json.loads((tmp_path / "a@0.05/1000/result.json").read_text())
-    assert result["validation"]["examples"] == 500
+    assert result["validation"]["examples"] == 100
     assert "test" not in result
     lines = (tmp_path / "a@0.05/1000/metrics.jsonl").read_text()
     assert "test/" not in lines

@@ -38,7 +38,6 @@ def everything(tiny_config, tmp_path, fashion_mnist):
         }
     )
     tiny_config.optimization.clip = 1.0
-    tiny_config.model.repeats = (1, 0, 0, 0, 0, 0, 0)
     return tiny_config
 
 

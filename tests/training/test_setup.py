@@ -52,7 +52,10 @@ def changed(config, **fields):
         ),
         ({"model__dtype": "float16"}, "float16 loses small gradients .*: use bfloat16"),
         (
-            {"accumulate": 2, "bn_group": 1, "data__image_size": 4},
+            {
+                **{"accumulate": 2, "bn_group": 1, "data__image_size": 4},
+                "model__repeats": (1, 1, 0, 0, 0, 0, 0),
+            },
             "batch norm of .* would get one value per channel",
         ),
         (

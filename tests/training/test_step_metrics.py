@@ -6,6 +6,9 @@ import pytest
 
 from mnv2.training import step
 
+measure = jax.jit(step.measure)
+cross_entropy = jax.jit(step.cross_entropy, static_argnums=2)
+
 
 @pytest.fixture
 def batch():
@@ -16,7 +19,7 @@ def batch():
 
 def test_losses_and_accuracies_are_those_of_numpy(batch):
     logits, labels = batch
-    summary = step.summarize([step.measure(logits, labels, step.cross_entropy(logits, labels))])
+    summary = step.summarize([measure(logits, labels, cross_entropy(logits, labels))])
     wide = np.asarray(logits, np.float64)
     right = wide[np.arange(40), labels]
     assert summary["loss"] == pytest.approx(np.mean(np.log(np.exp(wide).sum(1)) - right), rel=1e-6)
@@ -29,21 +32,19 @@ def test_losses_and_accuracies_are_those_of_numpy(batch):
 
 def test_uneven_batches_add_up_to_the_whole(batch):
     logits, labels = batch
-    losses = step.cross_entropy(logits, labels)
-    whole = step.summarize([step.measure(logits, labels, losses)])
+    losses = cross_entropy(logits, labels)
+    whole = step.summarize([measure(logits, labels, losses)])
     parts = [slice(0, 3), slice(3, 30), slice(30, 40)]
-    summed = step.summarize(
-        step.measure(logits[part], labels[part], losses[part]) for part in parts
-    )
+    summed = step.summarize(measure(logits[part], labels[part], losses[part]) for part in parts)
     assert summed == pytest.approx(whole)
 
 
 def test_masked_examples_do_not_count(batch):
     logits, labels = batch
-    losses = step.cross_entropy(logits, labels)
+    losses = cross_entropy(logits, labels)
     mask = jnp.asarray([1.0] * 25 + [0.0] * 15)
-    masked = step.summarize([step.measure(logits, labels, losses, mask)])
-    kept = step.summarize([step.measure(logits[:25], labels[:25], losses[:25])])
+    masked = step.summarize([measure(logits, labels, losses, mask)])
+    kept = step.summarize([measure(logits[:25], labels[:25], losses[:25])])
     assert masked == pytest.approx(kept)
     assert masked["examples"] == 25
 
@@ -54,7 +55,7 @@ def test_of_equal_logits_the_first_is_predicted_as_by_argmax():
         [*range(10), 2],
     )
     labels = jnp.asarray(labels)
-    sums = step.measure(logits, labels, jnp.zeros(11))
+    sums = measure(logits, labels, jnp.zeros(11))
     assert sums.accuracy == jnp.sum(jnp.argmax(logits, -1) == labels) == 1
     _, best = jax.lax.top_k(logits, 5)
     assert sums.top5_accuracy == jnp.sum(jnp.any(best == labels[:, None], -1)) == 6
@@ -62,11 +63,9 @@ def test_of_equal_logits_the_first_is_predicted_as_by_argmax():
 
 def test_label_smoothing_mixes_in_the_uniform_distribution(batch):
     logits, labels = batch
-    smoothed = step.cross_entropy(logits, labels, 0.1)
-    uniform = jnp.mean(
-        jnp.stack([step.cross_entropy(logits, labels * 0 + c) for c in range(10)]), 0
-    )
-    expected = 0.9 * step.cross_entropy(logits, labels) + 0.1 * uniform
+    smoothed = cross_entropy(logits, labels, 0.1)
+    uniform = jnp.mean(jnp.stack([cross_entropy(logits, labels * 0 + c) for c in range(10)]), 0)
+    expected = 0.9 * cross_entropy(logits, labels) + 0.1 * uniform
     np.testing.assert_allclose(smoothed, expected, rtol=1e-5)
 
 
@@ -74,7 +73,7 @@ def test_label_smoothing_mixes_in_the_uniform_distribution(batch):
 def test_what_is_not_finite_is_no_hit_and_is_found(value):
     logits = jnp.array([[value, value, value], [0.0, value, 1.0], [value, 0.0, 0.0]])
     labels = jnp.array([0, 0, 0])
-    sums = step.measure(logits, labels, step.cross_entropy(logits, labels))
+    sums = measure(logits, labels, cross_entropy(logits, labels))
     assert sums.accuracy == sums.top5_accuracy == 0
     assert step.first_not_finite([sums]) == 0
 

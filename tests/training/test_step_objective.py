@@ -36,6 +36,7 @@ class Small(nn.Module):
         return nn.Dense(5, name="classifier")(jnp.mean(nn.relu(x), axis=(1, 2)))
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def variables_of(model, seed=0):
     variables = model.init(jax.random.key(seed), jnp.zeros((1, 6, 6, 3)), train=False)
     return {"batch_stats": {}, **variables}
