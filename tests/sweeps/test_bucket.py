@@ -3,10 +3,12 @@
 import json
 import os
 import signal
+import time
 
 import ml_collections
 import numpy as np
 import pytest
+from orbax.checkpoint.utils import checkpoint_steps
 
 from mnv2.data.datasets import TfdsDataset
 from mnv2.runtime.files import as_path, check_can_be_written, given_folder, read_lines
@@ -54,6 +56,9 @@ def train(values: dict, environment: dict[str, str], workdirs: list[str]) -> Non
         if json.loads(line)["step"] == 5:
             fifth.append(line)
         if len(workdirs) == 1 and len(fifth) == 2:
+            saved = as_path(workdirs[0]) / "a/1" / CHECKPOINTS
+            while 3 not in checkpoint_steps(saved):  # it is written in the background
+                time.sleep(0.05)
             os.kill(os.getpid(), signal.SIGKILL)
 
     TfdsDataset.tfds_range, log.append_line = capped, killing
@@ -80,6 +85,7 @@ def test_a_sweep_in_a_bucket_that_is_killed_ends_as_one_in_a_local_folder(
     assert [one.state for one in statuses(stored)] == ["done", "stopped"]
     lines = [line["step"] for line in read_lines(stored / "a/1" / METRICS)]
     assert max(lines) >= 3  # as the checkpoint
+    assert checkpoint_steps(stored / "a/1" / CHECKPOINTS) == [3]
     assert len(list((stored / "a/1").glob("events.out.tfevents.*"))) == 1
     assert not (stored / "a/1" / RESULT).exists()
     second.start()
