@@ -68,7 +68,6 @@ AT_THE_ENDS = {
 }
 
 
-@pytest.mark.parametrize("to", EXPORTED)
 @pytest.mark.parametrize(
     ("fields", "operators"),
     [
@@ -84,7 +83,7 @@ AT_THE_ENDS = {
     ids=str,
 )
 def test_a_file_gives_the_logits_of_jax_by_the_operators_of_the_paper(
-    fields, operators, to, tmp_path, monkeypatch
+    fields, operators, tmp_path, monkeypatch
 ):
     stages = tuple((channels, 1) for channels, _ in resnet.STAGES)  # not 16 blocks
     monkeypatch.setattr(resnet, "STAGES", stages)
@@ -93,11 +92,12 @@ def test_a_file_gives_the_logits_of_jax_by_the_operators_of_the_paper(
     )
     model = with_conventions(loaded.model, dtype=np.float32)  # whatever it was trained with
     expected = of_jax(dataclasses.replace(loaded, model=model))
-    one = exported(loaded, to, tmp_path, pixels=False)
-    logits = one.logits(pixels(loaded).astype(np.float32))
-    np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
-    if operators:
-        assert collections.Counter(one.operators) == {**operators[to], **AT_THE_ENDS[to]}
+    for to in EXPORTED:
+        one = exported(loaded, to, tmp_path, pixels=False)
+        logits = one.logits(pixels(loaded).astype(np.float32))
+        np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max(), err_msg=to)
+        if operators:
+            assert collections.Counter(one.operators) == {**operators[to], **AT_THE_ENDS[to]}
 
 
 @pytest.mark.parametrize(("to", "output"), [("litert", "softmax"), ("onnx", "sigmoid")])
@@ -112,8 +112,7 @@ def test_a_file_takes_pixels_and_gives_probabilities(to, output, tmp_path):
     assert (one.class_names, one.output) == (loaded.class_names, output)
 
 
-@pytest.mark.parametrize("to", EXPORTED)
-def test_a_head_of_dense_layers_is_exported(to, tmp_path):
+def test_a_head_of_dense_layers_is_exported(tmp_path):
     backbone = network(repeats=SHORT, width=0.35, classes=0)
     model = DenseHead(backbone.model, ((8, "gelu"), (3, "linear")))
     random = np.random.default_rng(2)
@@ -130,11 +129,12 @@ def test_a_head_of_dense_layers_is_exported(to, tmp_path):
     }
     loaded = Pretrained(model, variables, backbone.preprocess, (32, 32))
     expected = of_jax(loaded)
-    one = exported(loaded, to, tmp_path, pixels=False)
-    logits = one.logits(pixels(loaded).astype(np.float32))
-    np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
-    assert one.class_names is None
-    assert one.display_names == ("class 0", "class 1", "class 2")
+    for to in EXPORTED:
+        one = exported(loaded, to, tmp_path, pixels=False)
+        logits = one.logits(pixels(loaded).astype(np.float32))
+        np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max(), err_msg=to)
+        assert one.class_names is None
+        assert one.display_names == ("class 0", "class 1", "class 2")
 
 
 def test_in_onnx_pixels_are_cast_before_they_are_transposed(small):

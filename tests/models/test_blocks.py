@@ -141,7 +141,7 @@ def test_the_hourglass_narrows_to_a_quarter_and_adds(x):
 
 def test_depthwise_initial_values_do_not_depend_on_the_number_of_channels():
     kernels = {
-        channels: ConvBN(channels, depthwise=True).init(
+        channels: jax.jit(ConvBN(channels, depthwise=True).init)(
             jax.random.key(0), jnp.zeros((1, 4, 4, channels))
         )["params"]["kernel"]
         for channels in (512, 2048)

@@ -5,6 +5,7 @@ import pytest
 
 from mnv2 import models
 from mnv2.models import inference
+from tests import outputs
 from tests.deployment.networks import SHORT
 from tests.variables import random_variables
 
@@ -16,7 +17,7 @@ def test_logits_equal_those_of_the_network_even_if_the_last_chunk_is_smaller(nam
     shape = (2 * inference.IMAGES_PER_CHUNK + 1, 37, 32, 3)
     images = jax.random.normal(jax.random.key(1), shape)
     variables = random_variables(model)
-    expected = jax.jit(lambda x: model.apply(variables, x, train=False))(images)
+    expected = outputs.of(model, variables, images)
     scale = float(jnp.abs(expected).max())
     logits = models.for_inference(model, variables)(images)
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5 * scale)

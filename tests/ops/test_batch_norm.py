@@ -108,8 +108,8 @@ def test_a_group_of_devices_has_the_statistics_of_its_own_images(inputs, size):
     np.testing.assert_allclose(var, np.repeat(np.var(groups, 1), size, 0), rtol=1e-4)
 
 
-@pytest.mark.parametrize("devices", [2, 4, 8])
-def test_several_devices_compute_the_same_as_one_device_with_the_whole_batch(inputs, devices):
+def test_several_devices_compute_the_same_as_one_device_with_the_whole_batch(inputs):
+    devices = 4
     x, scale, bias = (jnp.asarray(a, jnp.float32) for a in inputs)
     weights = jnp.cos(jnp.arange(x.size)).reshape(x.shape)
 

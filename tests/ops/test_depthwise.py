@@ -1,13 +1,13 @@
-import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.test_util import check_grads
 
 from mnv2.ops import (
     PLAIN,
+    conv,
     depthwise,
     depthwise_conv,
     explicit_padding,
@@ -15,7 +15,25 @@ from mnv2.ops import (
     traced_for,
 )
 
-SIZES = [(6, 6), (7, 5), (1, 4)]
+# Every geometry, half of them with ReLU6: each size, stride and convention has both.
+GEOMETRIES = list(itertools.product(((6, 6), (7, 5), (1, 4)), (1, 2), ("same", "symmetric")))
+WIDE = depthwise.DIAGONAL_CHANNELS + 1
+CASES = [
+    *(("cpu", *geometry, 3, 4, i.bit_count() % 2 == 0) for i, geometry in enumerate(GEOMETRIES)),
+    # Several chunks of one image and of two.
+    ("cpu", (12, 12), 1, "same", 7, 32, True),
+    ("cpu", (12, 12), 1, "same", 64, 32, False),
+    ("cpu", (12, 12), 2, "same", 64, 32, True),
+    ("cuda", (7, 6), 1, "same", 3, 4, False),
+    ("cuda", (7, 6), 1, "symmetric", 3, 4, True),
+    ("cuda", (7, 6), 2, "same", 3, 4, True),
+    ("cuda", (7, 6), 2, "symmetric", 3, 4, False),
+    ("tpu", (7, 6), 1, "same", 3, 4, False),
+    ("tpu", (7, 6), 1, "symmetric", 3, 4, True),
+    ("tpu", (7, 6), 2, "same", 3, 4, True),
+    ("tpu", (7, 6), 1, "symmetric", 3, WIDE, False),
+    (PLAIN, (7, 6), 2, "same", 3, 4, True),
+]
 
 
 def random_inputs(size, stride, convention, batch=3, channels=4):
@@ -31,58 +49,30 @@ def random_inputs(size, stride, convention, batch=3, channels=4):
 
 
 def grouped(images, kernel, stride, padding, of_relu6=False):
-    return depthwise._grouped_conv(
-        images, kernel, depthwise.DepthwiseOptions(stride, padding, of_relu6)
-    )
+    """XLA's own operation, whose gradients are JAX's."""
+    images = jnp.clip(images, 0, 6) if of_relu6 else images
+    return conv(images, kernel, stride, padding, groups=images.shape[-1])
 
 
-@pytest.mark.parametrize("of_relu6", [False, True])
-@pytest.mark.parametrize("convention", ["same", "symmetric"])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("size", SIZES)
-def test_the_result_equals_the_grouped_convolution_in_float64(
-    float64, size, stride, convention, of_relu6
+@pytest.mark.parametrize(
+    ("platform", "size", "stride", "convention", "batch", "channels", "of_relu6"), CASES
+)
+def test_results_and_gradients_equal_those_of_the_grouped_convolution_in_float64(
+    float64, platform, size, stride, convention, batch, channels, of_relu6
 ):
-    images, kernel, stride, padding = random_inputs(size, stride, convention)
-    expected = grouped(jnp.clip(images, 0, 6) if of_relu6 else images, kernel, stride, padding)
-    for run in (depthwise_conv, jax.jit(depthwise_conv, static_argnums=(2, 3, 4))):
-        result = run(images, kernel, stride, padding, of_relu6)
-        assert result.dtype == jnp.float64
-        np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-12)
+    images, kernel, *options = random_inputs(size, stride, convention, batch, channels)
+    count = shifted_products._images_per_chunk(images)
+    assert (count < batch) == (batch in (7, 64))
 
+    def all_of(convolve):
+        result, back = jax.vjp(lambda x, w: convolve(x, w, *options, of_relu6), images, kernel)
+        return result, *back(jnp.cos(jnp.arange(1.0 * result.size)).reshape(result.shape))
 
-@pytest.mark.parametrize("of_relu6", [False, True])
-@pytest.mark.parametrize("convention", ["same", "symmetric"])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("size", SIZES)
-def test_gradients_equal_finite_differences_in_float64(float64, size, stride, convention, of_relu6):
-    images, kernel, stride, padding = random_inputs(size, stride, convention)
-    check_grads(
-        jax.jit(lambda x, w: depthwise_conv(x, w, stride, padding, of_relu6)),
-        (images, kernel),
-        order=1,
-        modes=["rev"],
-        rtol=1e-6,
-    )
-
-
-@pytest.mark.parametrize("of_relu6", [False, True])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("batch", [1, 7, 64])
-def test_gradients_do_not_depend_on_the_number_of_images_per_chunk(
-    float64, batch, stride, of_relu6
-):
-    images, kernel, stride, padding = random_inputs((12, 12), stride, "same", batch, channels=32)
-    assert shifted_products._images_per_chunk(images) < batch or batch in (1, 7)
-    convs = (
-        functools.partial(conv, stride=stride, padding=padding, of_relu6=of_relu6)
-        for conv in (depthwise_conv, grouped)
-    )
-    (ours, back), (expected, expected_back) = (jax.vjp(conv, images, kernel) for conv in convs)
-    gradient = jnp.cos(jnp.arange(ours.size, dtype=ours.dtype)).reshape(ours.shape)
-    for result, reference in zip(back(gradient), expected_back(gradient), strict=True):
-        np.testing.assert_allclose(result, reference, rtol=1e-11, atol=1e-11)
-    np.testing.assert_allclose(ours, expected, rtol=1e-12, atol=1e-12)
+    with traced_for(platform):
+        ours, expected = jax.jit(lambda: tuple(map(all_of, (depthwise_conv, grouped))))()
+    for a, b in zip(ours, expected, strict=True):
+        assert a.dtype == jnp.float64
+        np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11)
 
 
 def test_float32_results_are_close_to_float64_results():
@@ -101,25 +91,6 @@ def test_sums_of_half_precision_images_are_computed_in_float32():
     assert result.dtype == jnp.bfloat16
     exact = depthwise_conv(*(x.astype(jnp.float32) for x in half), stride, padding)
     np.testing.assert_array_equal(result, exact.astype(jnp.bfloat16))
-
-
-@pytest.mark.parametrize("of_relu6", [False, True])
-@pytest.mark.parametrize("convention", ["same", "symmetric"])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("channels", [4, depthwise.DIAGONAL_CHANNELS + 1])
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_the_forms_for_accelerators_compute_the_same_in_float64(
-    float64, platform, channels, stride, convention, of_relu6
-):
-    inputs = random_inputs((7, 6), stride, convention, channels=channels)
-
-    def all_of(conv, platform):
-        with traced_for(platform):
-            result, back = jax.vjp(lambda *x: conv(*x, *inputs[2:], of_relu6), *inputs[:2])
-            return result, *back(jnp.cos(jnp.arange(1.0 * result.size)).reshape(result.shape))
-
-    for a, b in zip(all_of(depthwise_conv, platform), all_of(grouped, PLAIN), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.test_util import check_grads
 
 from mnv2.ops import expand_and_normalize, expansion, normalize_batch, pointwise_conv
 
@@ -35,13 +34,6 @@ def test_results_and_gradients_equal_those_of_the_two_steps_in_float64(float64):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11), ours, theirs)
 
 
-def test_gradients_equal_finite_differences_in_float64(float64):
-    def y(*inputs):
-        return jnp.tanh(expand_and_normalize(*inputs, *CONSTANTS)[0])
-
-    check_grads(jax.jit(y), random_inputs(), order=1, modes=["rev"], rtol=1e-5)
-
-
 def test_float32_results_are_close_to_those_of_the_two_steps():
     inputs = random_inputs(np.float32)
     ours, theirs = (loss_of(f)(*inputs) for f in (expand_and_normalize, one_by_one))
@@ -70,8 +62,8 @@ def test_the_variance_is_as_exact_as_that_of_the_two_steps(ratio):
     assert ours < 1e-5
 
 
-@pytest.mark.parametrize("devices", [2, 4])
-def test_several_devices_compute_the_same_as_one_device_with_the_whole_batch(devices):
+def test_several_devices_compute_the_same_as_one_device_with_the_whole_batch():
+    devices = 4
     images, *others = random_inputs(np.float32)
     weights = jnp.cos(jnp.arange(images.size // 6 * 20)).reshape(*images.shape[:3], 20)
 

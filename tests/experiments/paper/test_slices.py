@@ -29,15 +29,15 @@ class Block(nn.Module):
 
 
 BLOCKS = [
-    (16, 1, 1, "same"),  # no expansion, as in the first block
-    (8, 2, 6, "same"),
-    (16, 1, 6, "symmetric"),  # with a shortcut
-    (16, 2, 6, "symmetric"),
+    (16, 1, 1, "same", (7, 5)),  # no expansion, as in the first block
+    (8, 2, 6, "same", (8, 8)),
+    (8, 2, 6, "same", (7, 5)),
+    (16, 1, 6, "symmetric", (8, 8)),  # with a shortcut
+    (16, 2, 6, "symmetric", (7, 5)),
 ]
 
 
-@pytest.mark.parametrize("size", [(8, 8), (7, 5)])
-@pytest.mark.parametrize(("features", "stride", "expansion", "padding"), BLOCKS)
+@pytest.mark.parametrize(("features", "stride", "expansion", "padding", "size"), BLOCKS)
 def test_any_number_of_slices_gives_the_same_result(features, stride, expansion, padding, size):
     x = jnp.asarray(np.random.default_rng(1).normal(size=(2, *size, 16)), jnp.float32)
     whole = Block(features, stride, expansion, Conventions(padding))

@@ -10,7 +10,6 @@ from experiments.common import photographs
 from experiments.speed import throughput
 from experiments.speed.frameworks import steps
 from experiments.speed.frameworks.tasks import Task
-from experiments.speed.frameworks.turns import Contender
 from mnv2.runtime.errors import UserError
 
 
@@ -44,14 +43,10 @@ def test_frameworks_take_turns_and_results_are_written(quick_task, monkeypatch, 
 
 
 def test_a_framework_that_dies_is_left_out(quick_task, monkeypatch, tmp_path, capsys):
-    answer = Contender.answer
-
-    def answers_and_dies(contender, *seconds):
-        found = answer(contender, *seconds)
-        contender.process.kill()
-        return found
-
-    monkeypatch.setattr(Contender, "answer", answers_and_dies)
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho true\nread turn\n")  # it is ready, and ends in its turn
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
     with pytest.raises(UserError, match="no framework could be measured"):
         run(monkeypatch, *FEW, "--out", tmp_path)
     assert "mnv2 is left out: it died" in capsys.readouterr().err
