@@ -21,12 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.common.command import experiment_parser
-from experiments.common.table import Table
+from experiments.common.experiment import Table, experiment_parser, run
 from experiments.common.timing import times
 from experiments.speed.compilers import cost
 from experiments.speed.compilers.steps import TASKS, lower
-from mnv2.runtime.cli import run, whole_number
+from mnv2.runtime.cli import whole_number
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.machine import find_devices
 

@@ -43,11 +43,10 @@ def flax(task: Task) -> Step:
     import jax
     import jax.numpy as jnp
 
-    from experiments.common.initialisation import random_statistics, unoptimised
-    from experiments.common.sgd import sgd_step
-    from experiments.speed.frameworks import stock_flax
+    from experiments.common.networks import random_statistics, unoptimised
+    from experiments.speed.frameworks.stock_flax import StockNetwork, sgd_step
 
-    model = stock_flax.StockNetwork(task.network, task.width, dtype=jnp.dtype(task.dtype))
+    model = StockNetwork(task.network, task.width, dtype=jnp.dtype(task.dtype))
     init = unoptimised(lambda image: model.init(jax.random.key(0), image, train=False))
     variables = init(task.images()[:1])
     images = jax.device_put(task.images())
@@ -201,7 +200,7 @@ def _of_keras(task: Task) -> tuple[bytes, np.ndarray]:
 
 def _of_mnv2(task: Task, to: str) -> tuple[bytes, np.ndarray]:
     """Returns this project's network as a file for normalised images and logits, and its input."""
-    from experiments.common.initialisation import random_network
+    from experiments.common.networks import random_network
     from mnv2.deployment.formats import content
     from mnv2.deployment.program import program_of
     from mnv2.pretrained import Preprocessing, Pretrained
