@@ -13,7 +13,6 @@ range, to --out. With the default rounds it takes less than ten minutes on a GPU
 """
 
 import contextlib
-from collections.abc import Iterator
 from unittest import mock
 
 import jax
@@ -38,19 +37,12 @@ VARIANTS = {
 }
 
 
-@contextlib.contextmanager
-def changed(variant: str) -> Iterator[None]:
-    """Leaves a form out of the steps that are compiled within the context."""
+def compiled(variant: str, task: Task) -> Step:
+    """Returns a training step without the forms of a variant, after its first call."""
     with contextlib.ExitStack() as until:
         for module, name, value in VARIANTS[variant]:
             until.enter_context(mock.patch.object(module, name, value))
         jax.clear_caches()  # of the forms that were traced before
-        yield
-
-
-def compiled(variant: str, task: Task) -> Step:
-    """Returns a training step of a variant, after its first call."""
-    with changed(variant):
         step = our_steps.training(task, None)
         step()
     return step
