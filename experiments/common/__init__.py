@@ -1,1 +1,1 @@
-"""What several experiments share: initialisation, timing, memory, published numbers, tables."""
+"""What several experiments share."""

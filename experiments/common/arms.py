@@ -4,11 +4,10 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from configs import v2_ablation
 from mnv2.sweeps.launch import run_sweep
-from mnv2.sweeps.plan import with_arms
 from mnv2.sweeps.statistics import Estimate
 from mnv2.sweeps.workdir import Sweep, load
+from mnv2.training.config import defaults
 
 
 def train(
@@ -22,11 +21,9 @@ def train(
     `arguments` are workdir, steps and seeds. Each arm makes changes to the ablation's config, and
     is compared with `baseline` in the report.
     """
-    config = with_arms(v2_ablation.get_config())
-    config.arms, config.panels = tuple(arms.items()), tuple(panels)
-    config.baseline = baseline
-    config.seeds = arguments.seeds
-    config.duration = f"{arguments.steps} steps"
+    config = defaults()
+    config.update(arms=tuple(arms.items()), panels=tuple(panels), baseline=baseline)
+    config.update(seeds=arguments.seeds, duration=f"{arguments.steps} steps")
     config.eval_every = config.checkpoint_every = "0 steps"
     run_sweep(config, arguments.workdir)
     return load(arguments.workdir)

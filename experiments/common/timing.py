@@ -1,11 +1,15 @@
 """Measures steps: their time in turns, round after round, and the peak of resident memory."""
 
 import contextlib
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from mnv2.runtime.terminal import StatusLine
 
 Step = Callable[[], Any]  # does its work and returns when the work is done
 
@@ -23,21 +27,31 @@ def times(step: Step, seconds: float) -> Iterator[float]:
 
 
 def in_turns[Name: Hashable](
-    steps: Mapping[Name, Step], rounds: int, seconds: float, say: Callable[[str], None]
+    steps: Mapping[Name, Step], rounds: int, seconds: float, label: str
 ) -> dict[Name, list[float]]:
     """Times each step in each round, and returns the median seconds per round.
 
     The steps take turns, so that a change in the machine's speed affects all of them alike. Each
-    step runs once before the first round; that call is not counted.
+    step runs once before the first round; that call is not counted. `label` says what is timed.
     """
-    for step in steps.values():
+    line = StatusLine(label)
+    for name, step in steps.items():
+        line.say(f"first call  {name}")
         step()
     medians: dict[Name, list[float]] = {name: [] for name in steps}
     for i in range(rounds):
         for name, step in steps.items():
-            say(f"round {i + 1}/{rounds}  {name}")
+            line.say(f"round {i + 1}/{rounds}  {name}")
             medians[name].append(statistics.median(times(step, seconds)))
+    line.clear()
     return medians
+
+
+def in_process[Result](function: Callable[..., Result], *arguments: Any) -> Result:
+    """Calls a function in a new process, in which JAX has not begun and no memory is in use."""
+    spawning = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawning) as process:
+        return process.submit(function, *arguments).result()
 
 
 def reset_peak_memory() -> None:

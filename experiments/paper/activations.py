@@ -21,17 +21,13 @@ from jaxtyping import Array, Float
 from matplotlib.axes import Axes
 from scipy import stats
 
-from experiments.common.command import experiment_parser
-from experiments.common.initialisation import unoptimised
-from experiments.common.table import Table
+from experiments.common.experiment import Table, experiment_parser, run
+from experiments.common.networks import unoptimised
 from experiments.paper import shortcuts
 from mnv2 import data, pretrained
 from mnv2.models import blocks
 from mnv2.ops import relu6
-from mnv2.preprocess import Pipeline
-from mnv2.preprocess.host import View
 from mnv2.pretrained import Preprocessing
-from mnv2.runtime.cli import run
 from mnv2.runtime.machine import keep_freed_memory
 from mnv2.sweeps.report import with_half_width
 from mnv2.sweeps.statistics import Estimate
@@ -115,7 +111,7 @@ def batch_norm_outputs(folder: Path, images: np.ndarray, trained: bool = True) -
 
     With the weights that the run began with, unless they shall be `trained`.
     """
-    loaded = pretrained.load(str(folder))
+    loaded = pretrained.load(folder)
     model, variables = loaded.model, loaded.variables
     if not trained:
         variables = unoptimised(model.init)(jax.random.key(int(folder.name)), images[:1])
@@ -184,13 +180,11 @@ def draw_ranks(axis: Axes, spread: Mapping[str, Sequence[Any]], channels: Sequen
 
 
 def main() -> None:
-    parser = experiment_parser(__file__, __doc__, **shortcuts.SIZES)
-    parser.add_argument("--workdir", type=Path, default=Path("runs/shortcuts"))
+    parser = experiment_parser(__file__, __doc__, workdir="runs/shortcuts", **shortcuts.SIZES)
     arguments = parser.parse_args()
     shortcuts.train(arguments)
     dataset = data.open_dataset("fashion_mnist")
-    batches = data.eval_batches(dataset, "test", PICTURES, view=View(Pipeline(), (28, 28), 1))
-    images = np.asarray(Preprocessing()(next(batches)["image"]))
+    images = np.asarray(Preprocessing()(dataset.arrays("test")[0][:PICTURES]))
     linear, with_relu6 = (
         [
             batch_norm_outputs(arguments.workdir / arm / str(seed), images)

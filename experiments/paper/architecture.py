@@ -10,12 +10,10 @@ import math
 
 import flax.linen as nn
 
-from experiments.common.command import experiment_parser
-from experiments.common.table import Table
+from experiments.common.experiment import Table, experiment_parser, run
 from mnv2.analysis import complexity
 from mnv2.models import create_model
 from mnv2.models.mobilenet_v2 import REPEATS
-from mnv2.runtime.cli import run
 
 IMAGE = (224, 224, 3)
 PUBLISHED = (300.0, 3.4)  # multiply-adds and parameters in millions, rounded down

@@ -8,12 +8,11 @@ augmentations.jpg to --out.
 import numpy as np
 from PIL import Image
 
-from experiments.common.command import experiment_parser
+from experiments.common.experiment import experiment_parser, run
 from experiments.common.photographs import PHOTOGRAPH
 from mnv2.preprocess import MIX, PICTURES, Pipeline, parse
 from mnv2.preprocess.host import View
 from mnv2.preprocess.simple import with_fill
-from mnv2.runtime.cli import run
 from mnv2.training.seen import VERSIONS, draw_grid, trained
 
 SIZE = (160, 160)

@@ -5,7 +5,6 @@ are height and width, its thickness is the number of channels. A linear tensor i
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib.colors
@@ -13,7 +12,7 @@ import matplotlib.figure
 from matplotlib.axes import Axes
 from matplotlib.patches import Circle, Polygon
 
-from mnv2.runtime.cli import command_parser, run
+from experiments.common.experiment import experiment_parser, run
 
 HEIGHT, DEPTH = 1.0, 0.38  # of a slab, as drawn
 GAP = 1.75  # between slabs: room for an arrow and the names of a layer
@@ -120,9 +119,7 @@ def draw_block(
 
 
 def main() -> None:
-    parser = command_parser("experiments.paper.block", __doc__)
-    parser.add_argument("--out", type=Path, default=Path("docs/block.png"), metavar="PNG")
-    path = parser.parse_args().out
+    path = experiment_parser(__file__, __doc__, "out", "docs/block.png").parse_args().out
     figure = matplotlib.figure.Figure(figsize=(10, 6), layout="constrained")
     axis = figure.subplots()
     for i, block in enumerate(BLOCKS):

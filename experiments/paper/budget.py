@@ -19,9 +19,8 @@ import numpy as np
 
 from configs import v2_ablation
 from experiments.common.arms import difference
-from experiments.common.command import experiment_parser
-from experiments.common.table import Table
-from mnv2.runtime.cli import run, whole_number
+from experiments.common.experiment import Table, experiment_parser, run
+from mnv2.runtime.cli import whole_number
 from mnv2.runtime.errors import UserError
 from mnv2.sweeps.launch import run_sweep
 from mnv2.sweeps.plan import with_arms

@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 
 import matplotlib.figure
 
-from experiments.common.table import Table, write_csv
+from experiments.common.experiment import Table, experiment_parser, run, write_csv
 from mnv2.analysis import complexity
 from mnv2.models import create_model
-from mnv2.runtime.cli import command_parser, run
 
 # The papers' tables: network, width, resolution, and millions of multiply-adds and parameters.
 PAPERS = (
@@ -138,9 +137,7 @@ def draw(counted: Sequence[Row], path: Path) -> None:
 
 
 def main() -> None:
-    parser = command_parser("experiments.paper.complexity", __doc__)
-    parser.add_argument("--out", type=Path, default=Path("docs"), help="(default: docs)")
-    out = parser.parse_args().out
+    out = experiment_parser(__file__, __doc__, "out", "docs").parse_args().out
     counted = rows()
     differing = [row for row in counted if not row.agrees()]
     print(f"{len(counted) - len(differing)} of {len(counted)} rows agree. The others:\n")

@@ -10,9 +10,7 @@ Writes the runs, report.md and report.png to --workdir. The same command resumes
 from pathlib import Path
 
 from experiments.common.arms import difference, train
-from experiments.common.command import experiment_parser
-from experiments.common.table import Table
-from mnv2.runtime.cli import run
+from experiments.common.experiment import Table, experiment_parser, run
 from mnv2.sweeps.report import plus_minus
 from mnv2.sweeps.statistics import rows
 from mnv2.sweeps.workdir import Sweep

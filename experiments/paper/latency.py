@@ -7,11 +7,9 @@ V2's time to V1's on machines where both have been measured to the model's predi
 """
 
 import itertools
-import multiprocessing
 import os
 import statistics
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,26 +20,15 @@ import matplotlib.figure
 import numpy as np
 from matplotlib.axes import Axes
 
-from experiments.common.command import experiment_parser
-from experiments.common.initialisation import random_network
-from experiments.common.submodules import Submodule, submodules
-from experiments.common.table import Table
-from experiments.common.timing import Step, in_turns
-from experiments.paper.roofline import (
-    SIZE,
-    Machine,
-    Ratio,
-    intensity,
-    layer_seconds,
-    ratios,
-    table_of_ratios,
-)
+from experiments.common.experiment import Table, experiment_parser, run
+from experiments.common.networks import Submodule, normal, random_network, submodules
+from experiments.common.timing import Step, in_process, in_turns
+from experiments.paper import roofline
+from experiments.paper.roofline import SIZE, Machine, Ratio
 from mnv2.analysis import complexity
 from mnv2.models import fold_batch_norm, for_inference
 from mnv2.models.blocks import ConvBN
-from mnv2.runtime.cli import run
 from mnv2.runtime.machine import keep_freed_memory
-from mnv2.runtime.terminal import StatusLine
 
 TITLES = {"mobilenet_v1": "V1", "mobilenet_v2": "V2", "resnet50": "ResNet-50"}
 NETWORKS = (
@@ -72,8 +59,7 @@ class LayerTime(NamedTuple):
 def whole_network(name: str, width: float, batch: int, folded: bool) -> Step:
     """Compiles the inference of a network on `batch` images, with batch norm folded or not."""
     model, variables = random_network(name, width=width)
-    shape = (batch, SIZE, SIZE, 3)
-    x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+    x = normal((batch, SIZE, SIZE, 3))
     if folded:
         apply = for_inference(model, variables)
     else:
@@ -89,19 +75,18 @@ def time_networks(threads: int, rounds: int, seconds: float) -> list[tuple[objec
     """
     all_cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, all_cores[:threads])  # XLA takes its number of threads from this
-    line = StatusLine(f"{threads} threads")
     foldings = (True, False) if threads == len(all_cores) else (True,)
-    steps: dict[tuple[str, float, int, bool], Step] = {}
-    for (name, width), batch, folded in itertools.product(NETWORKS, BATCHES, foldings):
-        line.say(f"compiling {name} {width:g}, batch {batch}")
-        steps[name, width, batch, folded] = whole_network(name, width, batch, folded)
+    steps = {
+        (name, width, batch, folded): whole_network(name, width, batch, folded)
+        for (name, width), batch, folded in itertools.product(NETWORKS, BATCHES, foldings)
+    }
+    measured = in_turns(steps, rounds, seconds, f"{threads} threads")
     lines: list[tuple[object, ...]] = []
-    for (name, width, batch, folded), times in in_turns(steps, rounds, seconds, line.say).items():
+    for (name, width, batch, folded), times in measured.items():
         each = [1000 * time / batch for time in times]
         cell = f"{statistics.median(each):.2f} ({min(each):.2f}-{max(each):.2f})"
         norm = "folded" if folded else "not folded"
         lines.append((f"{TITLES[name]} {width:g}", batch, threads, norm, cell))
-    line.clear()
     return lines
 
 
@@ -116,14 +101,13 @@ def measure_ceilings(rounds: int, seconds: float) -> Machine:
         "matrix product": lambda: jax.block_until_ready(product(square)),
         "copy": lambda: jax.block_until_ready(copy(long)),
     }
-    best = [min(times) for times in in_turns(steps, rounds, seconds, lambda _: None).values()]
+    best = [min(times) for times in in_turns(steps, rounds, seconds, "ceilings").values()]
     return Machine(2 * n**3 / best[0], 2 * long.nbytes / best[1])
 
 
 def _layer_step(layer: Submodule) -> Step:
     # Some values are below 0 and above 6, as between the layers of a network.
-    values = np.random.default_rng(0).normal(scale=3, size=layer.input_shape)
-    x = jnp.asarray(values, jnp.float32)
+    x = normal(layer.input_shape, scale=3)
     apply = jax.jit(lambda x: layer.module.apply({"params": layer.params}, x))
     return lambda: jax.block_until_ready(apply(x))
 
@@ -141,8 +125,6 @@ def time_layers(
 
     Returns the times of the layers, and the milliseconds of the whole network.
     """
-    line = StatusLine(f"layers of {name}")
-    line.say("compiling")
     model, variables = random_network(name, width=1.0)
     folded, shape = fold_batch_norm(model, variables), (LAYER_BATCH, SIZE, SIZE, 3)
     found = submodules(model, folded, shape, (ConvBN, nn.Dense))
@@ -152,17 +134,16 @@ def time_layers(
     steps["nothing"] = lambda: jax.block_until_ready(identity(small))
     times = {
         path: 1000 * statistics.median(of_layer)
-        for path, of_layer in in_turns(steps, rounds, seconds, line.say).items()
+        for path, of_layer in in_turns(steps, rounds, seconds, f"layers of {name}").items()
     }
-    line.clear()
     rows = []
     for layer in complexity.layers(model, (SIZE, SIZE, 3)):
         # The cost of calling a program is taken off: the network pays it only once.
         measured = max(times[layer.name] - times["nothing"], 1e-6)
         kind, madds = _kind_of(layer.name, found[layer.name]), layer.multiply_adds
         gflops = 2 * LAYER_BATCH * madds / measured / 1e6
-        roofline = 1000 * layer_seconds(layer, machine, LAYER_BATCH)
-        of_layer = (intensity(layer, LAYER_BATCH), gflops, measured, roofline)
+        least = 1000 * roofline.layer_seconds(layer, machine, LAYER_BATCH)
+        of_layer = (roofline.intensity(layer, LAYER_BATCH), gflops, measured, least)
         rows.append(LayerTime(name, layer.name, kind, madds, *of_layer))
     return rows, times["network"]
 
@@ -182,12 +163,12 @@ def table_of_kinds(layers: Mapping[str, Sequence[LayerTime]]) -> Table:
     lines = []
     for (name, rows), kind in itertools.product(layers.items(), KINDS):
         if of_kind := [row for row in rows if row.kind == kind]:
-            _, _, _, madds, _, _, measured, roofline = zip(*of_kind, strict=True)
+            _, _, _, madds, _, _, measured, least = zip(*of_kind, strict=True)
             shares = (
                 100 * sum(madds) / sum(row.multiply_adds for row in rows),
                 100 * sum(measured) / sum(row.measured for row in rows),
             )
-            speed = f"{100 * sum(roofline) / sum(measured):.0f}"
+            speed = f"{100 * sum(least) / sum(measured):.0f}"
             lines.append((f"{TITLES[name]}: {kind}", *(f"{x:.1f}" for x in shares), speed))
     header = ("layers", "share of MAdds, %", "share of time, %", "speed, % of the ceiling")
     return Table("latency_layers", header, lines)
@@ -243,9 +224,7 @@ def main() -> None:
     rounds, seconds = arguments.rounds, arguments.seconds
     timed = []
     for threads in sorted({1, len(os.sched_getaffinity(0))}):
-        spawning = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, mp_context=spawning) as process:
-            timed += process.submit(time_networks, threads, rounds, seconds).result()
+        timed += in_process(time_networks, threads, rounds, seconds)
     header = ("network", "batch", "threads", "batch norm", "ms per image")
     Table("latency_networks", header, timed).write(out)
     machine = measure_ceilings(rounds, seconds)
@@ -259,8 +238,8 @@ def main() -> None:
         layers[name], whole[name] = time_layers(name, machine, 2 * rounds, 0.02)
     table_of_sums(layers, whole).write(out)
     table_of_kinds(layers).write(out, [row for rows in layers.values() for row in rows])
-    found = ratios()
-    table_of_ratios(found).write(out, found)
+    found = roofline.ratios()
+    roofline.table_of_ratios(found).write(out, found)
     right, known = sum(row.agrees for row in found), sum(bool(row.published) for row in found)
     print(f"V2 faster or slower: predicted correctly for {right} of {known} machines")
     figure = matplotlib.figure.Figure(figsize=(12, 5), layout="constrained")

@@ -19,9 +19,7 @@ import matplotlib.figure
 import numpy as np
 from jaxtyping import Float
 
-from experiments.common.command import experiment_parser
-from experiments.common.table import Table
-from mnv2.runtime.cli import run
+from experiments.common.experiment import Table, experiment_parser, run
 
 PLANE = 2  # dimensions of the space that is embedded
 DIMENSIONS = (2, 3, 5, 15, 30)

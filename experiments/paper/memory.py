@@ -11,30 +11,24 @@ the result is the same, and measures in float32, with batch norm folded:
 """
 
 import functools
-import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import matplotlib.figure
-import numpy as np
 
-from experiments.common.command import experiment_parser
-from experiments.common.initialisation import random_network
-from experiments.common.submodules import Submodule, submodules
-from experiments.common.table import Table, write_csv
-from experiments.common.timing import peak_memory, reset_peak_memory, times
+from experiments.common.experiment import Table, experiment_parser, run, write_csv
+from experiments.common.networks import Submodule, normal, random_network, submodules
+from experiments.common.timing import in_process, peak_memory, reset_peak_memory, times
 from experiments.paper.slices import in_slices, inverted_residual_by_slices
 from mnv2.models import fold_batch_norm
 from mnv2.models.blocks import InvertedResidual
 from mnv2.ops import explicit_padding
-from mnv2.runtime.cli import run
 from mnv2.runtime.machine import TUNABLES
 from mnv2.runtime.terminal import StatusLine
 
@@ -92,10 +86,6 @@ def equation_2(block: Submodule, splits: int) -> int:
     return BYTES * (height * width * inputs + outputs + slice_channels * (before + after))
 
 
-def random_input(block: Submodule) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(0).normal(size=block.input_shape), jnp.float32)
-
-
 def largest_error(width: float, line: StatusLine) -> float:
     """Returns the largest error of a block in slices, relative to the block's largest value.
 
@@ -105,7 +95,7 @@ def largest_error(width: float, line: StatusLine) -> float:
     largest = 0.0
     blocks = submodules(*folded_network(width), (1, *ODD_IMAGE, 3), InvertedResidual)
     for name, block in blocks.items():
-        x, params = random_input(block), {"params": block.params}
+        x, params = normal(block.input_shape), {"params": block.params}
         expected, _ = jax.jit(block.module.apply)(params, x)
         for splits in (*SPLITS, block.params["depthwise"]["kernel"].shape[-1]):
             line.say(f"checking width {width:g}, {name}, t = {splits}")
@@ -124,7 +114,7 @@ def measured(compiled: Any, x: jax.Array, seconds: float) -> tuple[int, float]:
 
 
 def measure_block(name: str, block: Submodule, splits: int, seconds: float) -> Measured:
-    x, stride = random_input(block), block.module.stride
+    x, stride = normal(block.input_shape), block.module.stride
     padding = explicit_padding((x.shape[1], x.shape[2]), 3, stride, "same")
     # The weights are constants, as in inference, so they are sliced during compilation.
     program = jax.jit(
@@ -144,9 +134,7 @@ def measure_network(splits: int, largest: int, seconds: float) -> Measured:
     found = []
     for tunables in (*[""] * PROCESSES, UNMAP):
         os.environ[next(iter(TUNABLES))] = tunables  # glibc reads this when the process starts
-        spawning = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(1, mp_context=spawning) as process:
-            found.append(process.submit(_infer, splits, seconds).result())
+        found.append(in_process(_infer, splits, seconds))
     *as_usual, (_, _, resident) = found
     median = statistics.median(milliseconds for _, milliseconds, _ in as_usual)
     return Measured("network", splits, largest, found[0][0], median, resident)

@@ -8,15 +8,14 @@ seed. The same command goes on where it stopped.
 """
 
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib.figure
 import numpy as np
 
-from experiments.common.command import experiment_parser
-from experiments.common.table import Table
+from experiments.common.experiment import Table, experiment_parser, run
 from mnv2 import data, pretrained
 from mnv2.deployment import pictures
 from mnv2.deployment.exported import open_exported
@@ -24,7 +23,6 @@ from mnv2.deployment.formats import content
 from mnv2.deployment.litert import to_litert, with_description
 from mnv2.deployment.program import Program, program_of
 from mnv2.deployment.quantization import quantize_litert
-from mnv2.runtime.cli import run
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import read_json, write_json
 from mnv2.sweeps.report import plus_minus
@@ -37,8 +35,8 @@ FLOAT = "LiteRT, float"
 TICKS = (-64, -16, -4, -1, 0, 1)  # points, of a symmetric logarithmic axis
 POINTS = "test top-1, 8 bits - float32, points"
 
-# In per cent, such as the test accuracy of each form, by arm and seed.
-type Runs = dict[tuple[str, int], dict[str, float]]
+# The arm and seed of each run; in per cent, such as the test accuracy of each form.
+type Runs = Sequence[Mapping[str, Any]]
 
 FORMATS = {
     FLOAT: "litert",
@@ -101,31 +99,35 @@ def measure(
     ]
     if sweep.config["data"]["name"] != DATA or not finished:
         raise UserError(f"{workdir} has no finished run on {DATA}: see configs/v2_ablation.py")
-    dataset, runs = data.open_dataset(DATA), {}
+    dataset, runs = data.open_dataset(DATA), []
     for number, (arm, seed) in enumerate(finished, start=1):
         print(f"{arm}/{seed}, {number} of {len(finished)}", flush=True)
         stored = out / "runs" / f"{arm}_{seed}.json"
         if not stored.exists():
             write_json(stored, evaluate(workdir / arm / str(seed), dataset))
-        runs[arm, seed] = read_json(stored, "remove it")
+        runs.append({"arm": arm, "seed": seed, **read_json(stored, "remove it")})
     return runs
 
 
 def costs(runs: Runs, base: str = FLOAT) -> dict[str, dict[str, Any]]:
     """Estimates what each form costs against `base`, in points, by arm and form."""
     found = {}
-    for arm in dict.fromkeys(arm for arm, _ in runs):
-        of_arm = [forms for (name, _), forms in runs.items() if name == arm]
+    for arm in arms_of(runs):
+        of_arm = [run for run in runs if run["arm"] == arm]
         found[arm] = {
-            form: Estimate.of([forms[form] - (form != base) * forms[base] for forms in of_arm])
-            for form in of_arm[0]
+            form: Estimate.of([run[form] - (form != base) * run[base] for run in of_arm])
+            for form in of_arm[0].keys() - {"arm", "seed"}
         }
     return found
 
 
+def arms_of(runs: Runs) -> list[str]:
+    return list(dict.fromkeys(run["arm"] for run in runs))
+
+
 def draw(runs: Runs, path: Path) -> None:
     """Draws what 8 bits cost: a row per arm, a dot per seed, scales per channel and per tensor."""
-    arms = list(dict.fromkeys(arm for arm, _ in runs))
+    arms = arms_of(runs)
     figure = matplotlib.figure.Figure(figsize=(9, 0.36 * len(arms) + 1.5), layout="constrained")
     channel, tensor = figure.subplots(1, 2, sharey=True)
     for axes, form, marker, shade, shift in (
@@ -133,8 +135,8 @@ def draw(runs: Runs, path: Path) -> None:
         (channel, "ONNX, channel", "^", "0.55", 0.15),
         (tensor, "LiteRT, tensor", "o", "black", 0.0),
     ):
-        points = [forms[form] - forms[FLOAT] for forms in runs.values()]
-        places = [arms.index(arm) + shift for arm, _ in runs]
+        points = [run[form] - run[FLOAT] for run in runs]
+        places = [arms.index(run["arm"]) + shift for run in runs]
         how = {"color": shade, "markersize": 5, "fillstyle": "none", "label": form.split(",")[0]}
         axes.plot(points, places, marker, **how)
     for axes, title in ((channel, "a scale per channel"), (tensor, "a scale per kernel")):
@@ -154,24 +156,19 @@ def draw(runs: Runs, path: Path) -> None:
 
 
 def main() -> None:
-    parser = experiment_parser(__file__, __doc__)
-    parser.add_argument("--workdir", type=Path, default=Path("runs/eight_bits"))
-    arguments = parser.parse_args()
+    arguments = experiment_parser(__file__, __doc__, workdir="runs/eight_bits").parse_args()
     out = arguments.out
     runs = measure(arguments.workdir, out, evaluate)
     lines = [
         (
-            arm,
-            sum(name == arm for name, _ in runs),
+            *(arm, by_form[FLOAT].count),
             *(plus_minus(by_form[form], "" if form == FLOAT else "+") for form in FORMATS),
         )
         for arm, by_form in costs(runs).items()
     ]
     in_8_bits = (f"{form}, points" for form in FORMATS if form != FLOAT)
     header = ("arm", "seeds", "float32, top-1 %", *in_8_bits)
-    Table("quantization", header, lines).write(
-        out, [{"arm": arm, "seed": seed, **forms} for (arm, seed), forms in runs.items()]
-    )
+    Table("quantization", header, lines).write(out, runs)
     draw(runs, out / "quantization.png")
     print(f"\nin {out}: quantization.csv, quantization.md, quantization.png")
 

@@ -20,14 +20,12 @@ import matplotlib.figure
 import numpy as np
 
 from configs import finetune
-from experiments.common.command import experiment_parser
-from experiments.common.table import Table
+from experiments.common.experiment import Table, experiment_parser, run
 from experiments.paper import quantization
 from experiments.paper.fake_quant import FakeQuant, without_ranges
 from experiments.paper.quantization import DATA, FLOAT, POINTS, TICKS, Runs, costs, outputs, top1
 from mnv2 import data, pretrained
 from mnv2.pretrained import Pretrained
-from mnv2.runtime.cli import run
 from mnv2.runtime.machine import keep_compiled_programs
 from mnv2.sweeps.plan import resolve
 from mnv2.sweeps.report import plus_minus
@@ -98,15 +96,12 @@ def evaluate(weights: Path, dataset: data.Dataset, steps: int) -> dict[str, floa
 def table_of(runs: Runs) -> Table:
     lines = []
     for arm, found in costs(runs, "float32").items():
-        of_arm = [forms for (name, _), forms in runs.items() if name == arm]
-        agreements = [[forms[f"agreement_{one}"] for one in GRANULARITIES] for forms in of_arm]
-        lines.append(
-            [
-                *(arm, str(len(of_arm)), plus_minus(found["float32"])),
-                *(plus_minus(found[way], "+") for way in WAYS),
-                " / ".join(f"{mean:.1f}" for mean in np.mean(agreements, axis=0)),
-            ]
-        )
+        of_arm = [run for run in runs if run["arm"] == arm]
+        agreements = [[run[f"agreement_{one}"] for one in GRANULARITIES] for run in of_arm]
+        agreement = " / ".join(f"{mean:.1f}" for mean in np.mean(agreements, axis=0))
+        costs_of_ways = (plus_minus(found[way], "+") for way in WAYS)
+        base = found["float32"]
+        lines.append([arm, str(base.count), plus_minus(base), *costs_of_ways, agreement])
     header = (
         *("arm", "seeds", "float32, top-1 %"),
         *("channel, after", "channel, in training", "kernel, after", "kernel, in training"),
@@ -117,17 +112,17 @@ def table_of(runs: Runs) -> Table:
 
 def draw(runs: Runs, path: Path) -> None:
     """Draws what 8 bits cost after training and in it: a line per seed, a panel per arm."""
-    arms = list(dict.fromkeys(arm for arm, _ in runs))
+    arms = quantization.arms_of(runs)
     figure = matplotlib.figure.Figure(figsize=(2 + 2.4 * len(arms), 3.6), layout="constrained")
     panels = figure.subplots(1, len(arms), sharey=True, squeeze=False)[0]
     lowest = -1.0
-    for (arm, _), forms in runs.items():
-        axes = panels[arms.index(arm)]
-        points = [forms[way] - forms["float32"] for way in WAYS]
+    for of_run in runs:
+        axes = panels[arms.index(of_run["arm"])]
+        points = [of_run[way] - of_run["float32"] for way in WAYS]
         lowest = min(lowest, *points)
         for start, of_granularity in ((0, points[:2]), (3, points[2:])):
             axes.plot([start, start + 1], of_granularity, "o-", color="black", fillstyle="none")
-        axes.set_title(arm, fontsize=10)
+        axes.set_title(of_run["arm"], fontsize=10)
     where = "rounded after or in training\n(left: a scale per channel, right: per kernel)"
     for axes in panels:
         axes.axhline(0, color="0.8", zorder=0)
@@ -143,15 +138,13 @@ def draw(runs: Runs, path: Path) -> None:
 
 
 def main() -> None:
-    parser = experiment_parser(__file__, __doc__, steps=200)
-    parser.add_argument("--workdir", type=Path, default=Path("runs/v2_ablation"))
+    parser = experiment_parser(__file__, __doc__, steps=200, workdir="runs/v2_ablation")
     arguments = parser.parse_args()
     keep_compiled_programs()
     out = arguments.out
     evaluated = functools.partial(evaluate, steps=arguments.steps)
     runs = quantization.measure(arguments.workdir, out, evaluated, ARMS)
-    records = [{"arm": arm, "seed": seed, **forms} for (arm, seed), forms in runs.items()]
-    table_of(runs).write(out, records)
+    table_of(runs).write(out, runs)
     draw(runs, out / "quantized_training.png")
     print(f"\nin {out}: quantized_training.csv, quantized_training.md, quantized_training.png")
 

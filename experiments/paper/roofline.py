@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from experiments.common.table import Table
+from experiments.common.experiment import Table
 from mnv2.analysis import complexity
 from mnv2.analysis.complexity import Layer
 from mnv2.models import create_model

@@ -13,9 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from experiments.common import arms
-from experiments.common.command import experiment_parser
-from experiments.common.table import Table
-from mnv2.runtime.cli import run
+from experiments.common.experiment import Table, experiment_parser, run
 from mnv2.sweeps.report import plus_minus
 from mnv2.sweeps.statistics import Estimate
 from mnv2.sweeps.workdir import Sweep

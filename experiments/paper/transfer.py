@@ -13,12 +13,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from configs import finetune, v2_ablation
-from experiments.common.command import experiment_parser
+from configs import finetune
+from experiments.common.experiment import experiment_parser, run
 from mnv2 import data
-from mnv2.runtime.cli import run
 from mnv2.sweeps.launch import run_sweep
-from mnv2.sweeps.plan import with_arms
+from mnv2.training.config import defaults
 
 # Both halves have tops, shoes and other things.
 SOURCE = ("T-shirt/top", "Trouser", "Coat", "Sandal", "Bag")
@@ -33,10 +32,10 @@ def main() -> None:
         write_pictures(workdir / "pictures" / name, classes, pictures)
 
     print(f"weights from {', '.join(SOURCE)}", flush=True)
-    source = with_arms(v2_ablation.get_config())
+    source = defaults()
     source.data.name = f"folder:{workdir / 'pictures/source'}"
     source.data.update(image_size=28, validation=1000)
-    source.update(duration="500 steps", arms=(("linear", {}),), panels=(), seeds=1)
+    source.update(duration="500 steps", arms=(("linear", {}),), baseline="linear", panels=())
     run_sweep(source, workdir / "source")
 
     print(f"\n{PICTURES} pictures of each of {', '.join(TARGET)}", flush=True)

@@ -18,18 +18,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import jax
 
-from experiments.common.command import experiment_parser
-from experiments.common.table import Table
+from experiments.common.experiment import Table, experiment_parser, run, tried
 from experiments.speed.frameworks.tasks import NETWORKS
-from mnv2.runtime.cli import run, whole_number
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.machine import keep_compiled_programs
-from mnv2.runtime.terminal import StatusLine, note
 
 CHOICES = "xla_gpu_per_fusion_autotune_cache_dir"  # where JAX keeps them, in its cache's folder
 # Those of XLA that may help a network of depthwise convolutions.
@@ -45,20 +43,11 @@ FLAGS = (
 )
 
 
-class Speed(NamedTuple):
-    """The images/s of a draw, or with a flag; median and range of the steps."""
-
-    device: str
-    setting: str
-    images_per_second: float
-    lowest: float
-    highest: float
-
-
-def measure(setting: str, flag: str, options: Sequence[str], folder: Path) -> Speed:
+def measure(setting: str, flag: str, options: Sequence[str], folder: Path) -> dict[str, Any]:
     """Compiles and times the step in a process of its own, with a folder for what JAX keeps.
 
-    Raises UserError if that fails.
+    Returns the images/s of a draw, or with a flag: median and range of the steps. Raises UserError
+    if the process fails.
     """
     changed = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
     if flag:
@@ -73,7 +62,8 @@ def measure(setting: str, flag: str, options: Sequence[str], folder: Path) -> Sp
         raise UserError(f"{setting} cannot be measured: {said[-1][:200]}")
     with (folder / "device.csv").open(encoding="utf-8", newline="") as file:
         (row,) = csv.DictReader(file)
-    return Speed(row["device"], setting, *(float(row[name]) for name in Speed._fields[2:]))
+    speeds = {name: float(row[name]) for name in ("images_per_second", "lowest", "highest")}
+    return {"device": row["device"], "setting": setting, **speeds}
 
 
 def keep(folder: Path) -> None:
@@ -87,12 +77,9 @@ def keep(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = experiment_parser(__file__, __doc__, seconds=5.0)
-    parser.add_argument("--draws", type=whole_number(), default=3, help="(default: 3)")
+    parser = experiment_parser(__file__, __doc__, seconds=5.0, draws=3, size=224, batch=256)
     parser.add_argument("--network", choices=NETWORKS, default="mobilenet_v2")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
-    parser.add_argument("--size", type=whole_number(), default=224, help="pixels (default: 224)")
-    parser.add_argument("--batch", type=whole_number(), default=256, help="(default: 256)")
     parser.add_argument("--flags", nargs="*", default=FLAGS, help="of XLA (default: those above)")
     parser.add_argument("--keep", action="store_true", help="the choices of the fastest draw")
     arguments = parser.parse_args()
@@ -101,30 +88,23 @@ def main() -> None:
         options += [f"--{name}", str(getattr(arguments, name))]
     settings = [(f"draw {i + 1}", "") for i in range(arguments.draws)]
     settings += [(flag, flag) for flag in arguments.flags]
-    line, measured = StatusLine("measuring"), []
     with tempfile.TemporaryDirectory() as scratch:
-        for number, (setting, flag) in enumerate(settings, start=1):
-            line.say(f"{number} of {len(settings)}: {setting}")
-            try:
-                measured.append(measure(setting, flag, options, Path(scratch, str(number))))
-            except UserError as error:
-                line.clear()
-                note(str(error))
-        line.clear()
+        attempts = {
+            setting: partial(measure, setting, flag, options, Path(scratch, str(number)))
+            for number, (setting, flag) in enumerate(settings, start=1)
+        }
+        measured = list(tried("measuring", attempts))
         if not measured:
             raise UserError("nothing could be measured")
-        rows = [
-            (one.setting, f"{one.images_per_second:,.0f}", f"{one.lowest:,.0f}-{one.highest:,.0f}")
-            for one in measured
-        ]
-        device = measured[0].device
-        Table("autotuning", (f"images/s, {device}", "median", "range"), rows).write(
-            arguments.out, measured
-        )
+        lines = []
+        for _, setting, median, low, high in (one.values() for one in measured):
+            lines.append((setting, f"{median:,.0f}", f"{low:,.0f}-{high:,.0f}"))
+        header = (f"images/s, {measured[0]['device']}", "median", "range")
+        Table("autotuning", header, lines).write(arguments.out, measured)
         if arguments.keep:
-            draws = [one for one in measured if one.setting.startswith("draw")]
-            best = max(draws, key=lambda one: one.images_per_second)
-            keep(Path(scratch, best.setting.removeprefix("draw ")))
+            draws = [one for one in measured if one["setting"].startswith("draw")]
+            best = max(draws, key=lambda one: one["images_per_second"])
+            keep(Path(scratch, best["setting"].removeprefix("draw ")))
 
 
 if __name__ == "__main__":

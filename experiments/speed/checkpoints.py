@@ -15,16 +15,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from configs import v2_ablation
-from experiments.common.command import experiment_parser
-from experiments.common.table import Table
+from experiments.common.experiment import Table, experiment_parser, run
 from mnv2 import data
-from mnv2.runtime.cli import run
 from mnv2.runtime.machine import keep_compiled_programs, keep_freed_memory
 from mnv2.runtime.terminal import StatusLine
-from mnv2.sweeps.plan import with_arms
 from mnv2.training.checkpoint import Checkpoints, Timing
-from mnv2.training.config import from_config
+from mnv2.training.config import defaults, from_config
 from mnv2.training.setup import initial_state, set_up
 from mnv2.training.step import shard
 
@@ -84,7 +80,7 @@ def table(measured: Sequence[dict[str, float]], batch_size: int) -> Table:
 def main() -> None:
     arguments = experiment_parser(__file__, __doc__, pairs=80).parse_args()
     keep_compiled_programs()
-    config = with_arms(v2_ablation.get_config())
+    config = defaults()
     config.ema_decay = 0.999  # a third copy of the parameters in each checkpoint
     measured, line = [], StatusLine("checkpoints")
     with tempfile.TemporaryDirectory() as folder:

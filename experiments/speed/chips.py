@@ -20,17 +20,15 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
-from experiments.common.command import experiment_parser
-from experiments.common.table import Table, write_csv
+from experiments.common.experiment import Table, experiment_parser, run, tried, write_csv
 from experiments.speed.compilers.chips import CHIPS, check_installed, environment
 from experiments.speed.compilers.cost import KINDS, SMALL, Cost, Kernel
 from experiments.speed.compilers.steps import FRAMEWORKS, TASKS, Task
-from mnv2.runtime.cli import run
 from mnv2.runtime.errors import UserError, check_choice
-from mnv2.runtime.terminal import StatusLine, warn
 
 TPU = ("network", "cycles, M", "plain Flax", "ratio", "memory, GB", "images/s (estimate)")
 GPU = ("network", "traffic, GB", "plain Flax", "ratio", "kernels", "plain Flax", "memory, GB",
@@ -68,9 +66,15 @@ def cost_of(task: str, framework: str, chip: str) -> Cost:
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise UserError(f"{framework} does not compile for {chip}: {said[:200]}")
+        raise UserError(
+            f"{TASKS[task]} is left out: {framework} does not compile for {chip}: {said[:200]}"
+        )
     read = json.loads(lines[-1])
     return Cost(**{**read, "kernels": [Kernel(*each) for each in read["kernels"]]})
+
+
+def row_of(task: str, framework: str, chip: str) -> Row:
+    return Row(chip, TASKS[task], framework, cost_of(task, framework, chip))
 
 
 def table_of(rows: Sequence[Row]) -> Table:
@@ -120,7 +124,16 @@ def main() -> None:
         check_choice(network, TASKS, "network")
     compiled = 0
     for chip in arguments.chips:
-        if rows := list(_rows(chip, arguments.networks)):
+        programs = {
+            f"{TASKS[task]} of {framework}": partial(row_of, task, framework, chip)
+            for task, framework in itertools.product(arguments.networks, FRAMEWORKS)
+        }
+        rows = []
+        for row in tried(f"compiling for {chip}", programs):
+            what = f"{row.task} of {row.framework}"
+            print(f"{chip:5} {what:42} {_amount(row.cost)}", flush=True)
+            rows.append(row)
+        if rows:
             table_of(rows).write(arguments.out)
             if rows[0].cost.kernels:
                 kinds_of(rows[0]).write(arguments.out)
@@ -132,24 +145,6 @@ def main() -> None:
     if not compiled:
         raise UserError("no step could be compiled")
     print(f"\nin {arguments.out}: a table per chip")
-
-
-def _rows(chip: str, networks: Sequence[str]) -> Iterator[Row]:
-    """Yields and prints the cost of each program; one that does not compile is left out."""
-    line = StatusLine("compiling")
-    programs = list(itertools.product(networks, FRAMEWORKS))
-    for number, (task, framework) in enumerate(programs, start=1):
-        what = f"{TASKS[task]} of {framework}"
-        line.say(f"{chip} {number}/{len(programs)}  {what}")
-        try:
-            cost = cost_of(task, framework, chip)
-        except UserError as error:
-            line.clear()
-            warn(f"{TASKS[task]} is left out: {error}")
-            continue
-        line.clear()
-        print(f"{chip:5} {what:42} {_amount(cost)}", flush=True)
-        yield Row(chip, TASKS[task], framework, cost)
 
 
 def _amount(cost: Cost) -> str:

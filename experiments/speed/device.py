@@ -18,7 +18,8 @@ import importlib
 import itertools
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -26,17 +27,16 @@ import jax
 import jaxlib
 import numpy as np
 
-from experiments.common.command import experiment_parser
-from experiments.common.table import Table, write_csv
+from experiments.common.experiment import Table, experiment_parser, run, tried, write_csv
 from experiments.common.timing import times
-from experiments.speed.frameworks.results import rounded
 from experiments.speed.frameworks.steps import CONTENDERS, installed
 from experiments.speed.frameworks.tasks import NETWORKS, Task
+from experiments.speed.frameworks.turns import rounded
 from mnv2.runtime import machine
-from mnv2.runtime.cli import run, whole_number
+from mnv2.runtime.cli import whole_number
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.machine import describe_devices, find_devices
-from mnv2.runtime.terminal import StatusLine, warn
+from mnv2.runtime.terminal import warn
 from mnv2.sweeps.workdir import commit
 
 MODES = ("train", "infer")
@@ -84,28 +84,20 @@ def measure(framework: str, task: Task, seconds: float) -> Row:
     return Row(task, framework, median, low, high)
 
 
-def rows(tasks: Sequence[Task], frameworks: Sequence[str], seconds: float) -> Iterator[Row]:
-    """Yields the rows as they are measured; says which do not fit the device's memory."""
-    line = StatusLine("measuring")
-    for number, (task, framework) in enumerate(itertools.product(tasks, frameworks), start=1):
-        what = f"{task}, {task.dtype}, {framework}"
-        line.say(f"{number} of {len(tasks) * len(frameworks)}: {what}")
-        try:
-            row = measure(framework, task, seconds)
-        except RuntimeError as error:
-            if not any(sign in str(error) for sign in OUT_OF_MEMORY):
-                raise
-            line.clear()
-            warn(f"{what} does not fit the memory")
-            continue
-        finally:  # the next network would not get the memory otherwise
-            jax.clear_caches()
-            gc.collect()
-            torch = sys.modules.get("torch")  # if a row of PyTorch was measured
-            if torch is not None and torch.cuda.is_available():
-                torch.cuda.empty_cache()
-        line.clear()
-        yield row
+def measure_or_free(name: str, framework: str, task: Task, seconds: float) -> Row:
+    """Measures, and frees all memory. Raises UserError if `name` does not fit the device's."""
+    try:
+        return measure(framework, task, seconds)
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in OUT_OF_MEMORY):
+            raise
+        raise UserError(f"{name} does not fit the memory") from None
+    finally:  # the next network would not get the memory otherwise
+        jax.clear_caches()
+        gc.collect()
+        torch = sys.modules.get("torch")  # if a row of PyTorch was measured
+        if torch is not None and torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def table_of(measured: Sequence[Row]) -> Table:
@@ -125,11 +117,10 @@ def table_of(measured: Sequence[Row]) -> Table:
 def main() -> None:
     # PyTorch could not have what JAX reserves. Nothing here allocates in its measured steps.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    parser = experiment_parser(__file__, __doc__, seconds=5.0)
+    parser = experiment_parser(__file__, __doc__, seconds=5.0, size=224)
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
-    parser.add_argument("--size", type=whole_number(), default=224, help="pixels (default: 224)")
     parser.add_argument("--only", nargs="+", choices=FRAMEWORKS, default=FRAMEWORKS)
     parser.add_argument("--batch", type=whole_number(), help="default: 256, on a CPU 32")
     arguments = parser.parse_args()
@@ -144,8 +135,12 @@ def main() -> None:
             arguments.modes, arguments.networks, arguments.dtypes
         )
     ]
+    attempts = {}
+    for task, framework in itertools.product(tasks, frameworks):
+        name = f"{task}, {task.dtype}, {framework}"
+        attempts[name] = partial(measure_or_free, name, framework, task, arguments.seconds)
     measured: list[Row] = []
-    for row in rows(tasks, frameworks, arguments.seconds):
+    for row in tried("measuring", attempts):
         measured.append(row)
         print(row, flush=True)
         write_csv([one.record() for one in measured], arguments.out / "device.csv")

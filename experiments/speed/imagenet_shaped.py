@@ -20,9 +20,8 @@ import numpy as np
 from PIL import Image
 
 from experiments.common import photographs
-from experiments.common.command import experiment_parser
+from experiments.common.experiment import experiment_parser, run
 from mnv2 import data, pretrained
-from mnv2.runtime.cli import run
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.terminal import StatusLine
 

@@ -12,7 +12,7 @@ import collections
 import dataclasses
 import statistics
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,12 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from experiments.common.command import experiment_parser
-from experiments.common.table import Table
+from experiments.common.experiment import Table, experiment_parser, run
 from experiments.common.timing import times
 from experiments.speed.compilers import cost
 from experiments.speed.compilers.steps import TASKS, lower
-from mnv2.runtime.cli import run, whole_number
+from mnv2.runtime.cli import whole_number
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.machine import find_devices
 
@@ -64,22 +63,15 @@ def traced(compiled: Any, arguments: Any, steps: int) -> dict[str, float]:
         planes = list(jax.profiler.ProfileData.from_file(str(path)).planes)
         devices = [plane for plane in planes if plane.name.startswith("/device:")] or planes
         total: dict[str, float] = collections.defaultdict(float)
-        for operation, ms in _events(devices):
-            total[operation] += ms / steps
+        events = (event for plane in devices for line in plane.lines for event in line.events)
+        for event in events:
+            if operation := dict(event.stats).get("hlo_op"):
+                total[str(operation)] += event.duration_ns / 1e6 / steps
     if not total:
         raise UserError(
             "the trace has no operations: JAX's profiler has changed, or is not allowed"
         )
     return total
-
-
-def _events(planes: Sequence[Any]) -> Iterator[tuple[str, float]]:
-    for plane in planes:
-        for line in plane.lines:
-            for event in line.events:
-                for name, value in event.stats:
-                    if name == "hlo_op":
-                        yield str(value), event.duration_ns / 1e6
 
 
 def kernels(text: str, measured: Mapping[str, float]) -> list[Timed]:

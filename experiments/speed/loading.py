@@ -9,13 +9,10 @@ import statistics
 from collections.abc import Sequence
 
 from experiments.common import photographs
-from experiments.common.command import experiment_parser
-from experiments.common.table import Table
-from experiments.speed.frameworks.results import OURS, Row
+from experiments.common.experiment import Table, experiment_parser, run
 from experiments.speed.frameworks.steps import installed
 from experiments.speed.frameworks.tasks import AUGMENTATIONS, Task
-from experiments.speed.frameworks.turns import AS_RUN, measure
-from mnv2.runtime.cli import run
+from experiments.speed.frameworks.turns import AS_RUN, OURS, Row, measure
 from mnv2.runtime.errors import UserError
 
 TORCH = "PyTorch"

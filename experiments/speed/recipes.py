@@ -24,13 +24,11 @@ from typing import Any, NamedTuple
 import psutil
 
 from configs import imagenet
-from experiments.common.command import experiment_parser
-from experiments.common.table import Table
+from experiments.common.experiment import Table, experiment_parser, run
 from experiments.speed import imagenet_shaped
 from mnv2 import data
 from mnv2.prepare import write_resized
 from mnv2.pretrained import Preprocessing
-from mnv2.runtime.cli import run
 from mnv2.runtime.errors import UserError
 from mnv2.runtime.files import read_json, write_json
 from mnv2.runtime.layout import CHECKPOINTS, METRICS, RESULT

@@ -14,12 +14,10 @@ from typing import Any
 import matplotlib.figure
 from matplotlib import ticker
 
-from experiments.common.command import experiment_parser
-from experiments.speed.frameworks.results import OURS, Row, ranges, table_of, write_csv
+from experiments.common.experiment import experiment_parser, run, write_csv
 from experiments.speed.frameworks.steps import installed
 from experiments.speed.frameworks.tasks import Task
-from experiments.speed.frameworks.turns import AS_RUN, measure
-from mnv2.runtime.cli import run
+from experiments.speed.frameworks.turns import AS_RUN, OURS, Row, measure, ranges, table_of
 from mnv2.runtime.errors import UserError
 
 CURVES: dict[str, tuple[str, Sequence[Any]]] = {  # label and values of each field that is varied
@@ -77,7 +75,7 @@ def main() -> None:
         if new := measure(task, AS_RUN, names, arguments.rounds, arguments.seconds):
             rows += new
             print(f"\n{task}, {task.threads} threads\n{table_of(new)}", flush=True)
-            write_csv(rows, arguments.out / "scaling.csv")
+            write_csv([row.record() for row in rows], arguments.out / "scaling.csv")
     if not rows:
         raise UserError("no framework could be measured")
     title = f"{base}, {cores} threads; each varied alone"

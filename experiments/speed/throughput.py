@@ -18,12 +18,10 @@ from pathlib import Path
 import matplotlib.figure
 
 from experiments.common import photographs
-from experiments.common.command import experiment_parser
-from experiments.speed.frameworks.results import OURS, Row, ranges, table_of, write_csv
+from experiments.common.experiment import experiment_parser, run, write_csv
 from experiments.speed.frameworks.steps import CONTENDERS, installed
 from experiments.speed.frameworks.tasks import READING, TRAINING, Task
-from experiments.speed.frameworks.turns import AS_RUN, PAGES, measure
-from mnv2.runtime.cli import run
+from experiments.speed.frameworks.turns import AS_RUN, OURS, PAGES, Row, measure, ranges, table_of
 from mnv2.runtime.errors import UserError
 
 TASKS = (
@@ -77,7 +75,7 @@ def main() -> None:
             rows += here
             print(f"\n{task}, {task.threads} threads", end="")
             table_of(here, f"{out.name}_{task.mode}_{task.size}_{task.batch}").write(out)
-            write_csv(rows, out / "throughput.csv")
+            write_csv([row.record() for row in rows], out / "throughput.csv")
             draw_bars(rows, out / "throughput.png")
     if not rows:
         raise UserError("no framework could be measured")

@@ -13,21 +13,17 @@ range, to --out. With the default rounds it takes less than ten minutes on a GPU
 """
 
 import contextlib
-from collections.abc import Iterator
 from unittest import mock
 
 import jax
 import numpy as np
 
-from experiments.common.command import experiment_parser
-from experiments.common.table import Table
+from experiments.common.experiment import Table, experiment_parser, run
 from experiments.common.timing import Step, in_turns
 from experiments.speed.frameworks import our_steps
 from experiments.speed.frameworks.tasks import NETWORKS, Task
 from mnv2.ops import depthwise, depthwise_norm, expansion
-from mnv2.runtime.cli import run, whole_number
 from mnv2.runtime.machine import find_devices, threads
-from mnv2.runtime.terminal import StatusLine
 
 DTYPES = ("bfloat16", "float32")
 VARIANTS = {
@@ -41,45 +37,32 @@ VARIANTS = {
 }
 
 
-@contextlib.contextmanager
-def changed(variant: str) -> Iterator[None]:
-    """Leaves a form out of the steps that are compiled within the context."""
+def compiled(variant: str, task: Task) -> Step:
+    """Returns a training step without the forms of a variant, after its first call."""
     with contextlib.ExitStack() as until:
         for module, name, value in VARIANTS[variant]:
             until.enter_context(mock.patch.object(module, name, value))
         jax.clear_caches()  # of the forms that were traced before
-        yield
-
-
-def compiled(variant: str, task: Task) -> Step:
-    """Returns a training step of a variant, after its first call."""
-    with changed(variant):
         step = our_steps.training(task, None)
         step()
     return step
 
 
 def main() -> None:
-    parser = experiment_parser(__file__, __doc__, rounds=5, seconds=2.0)
+    parser = experiment_parser(__file__, __doc__, rounds=5, seconds=2.0, size=224, batch=256)
     parser.add_argument("--network", choices=NETWORKS, default="mobilenet_v2")
-    parser.add_argument("--size", type=whole_number(), default=224, help="pixels (default: 224)")
-    parser.add_argument("--batch", type=whole_number(), default=256, help="(default: 256)")
     arguments = parser.parse_args()
     print(f"device: {find_devices()}", flush=True)
-    line, records = StatusLine("measuring"), []
+    records = []
     for dtype in DTYPES:
         task = Task("train", arguments.network, 1.0, arguments.size, arguments.batch, threads(),
                     dtype=dtype)  # fmt: skip
-        steps = {}
-        for variant in VARIANTS:
-            line.say(f"{dtype}: compiling {variant!r}")
-            steps[variant] = compiled(variant, task)
-        seconds = in_turns(steps, arguments.rounds, arguments.seconds, line.say)
+        steps = {variant: compiled(variant, task) for variant in VARIANTS}
+        seconds = in_turns(steps, arguments.rounds, arguments.seconds, dtype)
         for variant, found in seconds.items():
             low, median, high = (1e3 * float(np.quantile(found, q)) for q in (0, 0.5, 1))
             records.append({"dtype": dtype, "variant": variant, "ms": median, "lowest": low,
                             "highest": high})  # fmt: skip
-    line.clear()
     rows = [
         (f"{x['variant']}, {x['dtype']}", f"{x['ms']:.2f}", f"{x['lowest']:.2f}-{x['highest']:.2f}")
         for x in records

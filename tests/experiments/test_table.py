@@ -1,6 +1,6 @@
 from typing import NamedTuple
 
-from experiments.common.table import Table, write_csv
+from experiments.common.experiment import Table, write_csv
 
 
 class Row(NamedTuple):

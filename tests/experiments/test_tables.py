@@ -1,7 +1,7 @@
 import pytest
 
 from experiments import tables
-from experiments.common.table import Table
+from experiments.common.experiment import Table
 
 README = """# Results
 <!-- found: measured by a command -->

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from experiments.common.sgd import sgd_step
-from experiments.speed.frameworks.stock_flax import StockNetwork
+from experiments.speed.frameworks.stock_flax import StockNetwork, sgd_step
 from mnv2.models import create_model
 
 FRAMEWORKS = ("mnv2", "stock Flax")

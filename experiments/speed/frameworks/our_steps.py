@@ -3,22 +3,32 @@
 from collections.abc import Iterator
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from configs import v2_ablation
-from experiments.common.initialisation import random_network
+from experiments.common.networks import random_network
 from experiments.common.timing import Step
 from experiments.speed.frameworks.tasks import Task
 from mnv2 import data, models
 from mnv2.pretrained import Preprocessing
-from mnv2.sweeps.plan import with_arms
-from mnv2.training.config import from_config
+from mnv2.training.config import defaults, from_config
 from mnv2.training.setup import steps_of
-from mnv2.training.state import create_state
-from mnv2.training.step import AXIS, replicate, shard
+from mnv2.training.state import TrainState, create_state
+from mnv2.training.step import AXIS, Steps, replicate, shard
+
+
+def begun(
+    model: nn.Module, shape: tuple[int, int, int], batch_size: int, examples: int = 1_000_000
+) -> tuple[Steps, TrainState]:
+    """Returns the steps with which the ablation trains, and a fresh state, for a network."""
+    config = defaults()
+    config.batch_size = batch_size
+    settings = from_config(config)
+    steps = steps_of(settings, model, Preprocessing(), total_steps=10_000, examples=examples)
+    return steps, replicate(create_state(model, steps.optimizer, shape, seed=0, ema=False))
 
 
 def training(task: Task, batches: Iterator[data.Batch] | None) -> Step:
@@ -26,14 +36,10 @@ def training(task: Task, batches: Iterator[data.Batch] | None) -> Step:
 
     The random one is copied to the devices once, each of `batches` in its step.
     """
-    config = with_arms(v2_ablation.get_config())
-    config.batch_size, config.ema_decay = task.batch, 0.0
     fields = {"width": task.width, "dtype": task.dtype, "axis_name": AXIS}
     model = models.create_model(task.network, **fields)
-    settings = from_config(config)
-    steps = steps_of(settings, model, Preprocessing(), total_steps=10_000, examples=1_000_000)
     shape = (task.size, task.size, 3)
-    state = replicate(create_state(model, steps.optimizer, shape, seed=0, ema=False))
+    steps, state = begun(model, shape, task.batch)
     mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
     images = np.random.default_rng(0).integers(0, 256, (task.batch, *shape)).astype(np.uint8)
     batch: Any = shard({"image": images, "label": task.labels()})

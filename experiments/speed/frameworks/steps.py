@@ -43,11 +43,10 @@ def flax(task: Task) -> Step:
     import jax
     import jax.numpy as jnp
 
-    from experiments.common.initialisation import random_statistics, unoptimised
-    from experiments.common.sgd import sgd_step
-    from experiments.speed.frameworks import stock_flax
+    from experiments.common.networks import random_statistics, unoptimised
+    from experiments.speed.frameworks.stock_flax import StockNetwork, sgd_step
 
-    model = stock_flax.StockNetwork(task.network, task.width, dtype=jnp.dtype(task.dtype))
+    model = StockNetwork(task.network, task.width, dtype=jnp.dtype(task.dtype))
     init = unoptimised(lambda image: model.init(jax.random.key(0), image, train=False))
     variables = init(task.images()[:1])
     images = jax.device_put(task.images())
@@ -140,7 +139,11 @@ def keras(task: Task) -> Step:
     return lambda: model.train_on_batch(images, labels)
 
 
-def _onnxruntime(task: Task, content: bytes, images: np.ndarray) -> Step:
+type Export = Callable[[Task], tuple[bytes, np.ndarray]]  # a file of a network, and its input
+
+
+def _onnxruntime(export: Export, task: Task) -> Step:
+    content, images = export(task)
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -150,7 +153,8 @@ def _onnxruntime(task: Task, content: bytes, images: np.ndarray) -> Step:
     return lambda: session.run(None, given)
 
 
-def _openvino(task: Task, content: bytes, images: np.ndarray) -> Step:
+def _openvino(export: Export, task: Task) -> Step:
+    content, images = export(task)
     import openvino
 
     settings = {
@@ -165,7 +169,8 @@ def _openvino(task: Task, content: bytes, images: np.ndarray) -> Step:
     return lambda: request.infer({0: given})
 
 
-def _litert(task: Task, content: bytes, images: np.ndarray) -> Step:
+def _litert(export: Export, task: Task) -> Step:
+    content, images = export(task)
     from ai_edge_litert.interpreter import Interpreter
 
     from mnv2.deployment.exported import quantized
@@ -199,9 +204,9 @@ def _of_keras(task: Task) -> tuple[bytes, np.ndarray]:
     return tf.lite.TFLiteConverter.from_keras_model(model).convert(), task.images()
 
 
-def _of_mnv2(task: Task, to: str) -> tuple[bytes, np.ndarray]:
+def _of_mnv2(to: str, task: Task) -> tuple[bytes, np.ndarray]:
     """Returns this project's network as a file for normalised images and logits, and its input."""
-    from experiments.common.initialisation import random_network
+    from experiments.common.networks import random_network
     from mnv2.deployment.formats import content
     from mnv2.deployment.program import program_of
     from mnv2.pretrained import Preprocessing, Pretrained
@@ -212,41 +217,32 @@ def _of_mnv2(task: Task, to: str) -> tuple[bytes, np.ndarray]:
     return content(program, to, [task.images()]), task.images()
 
 
+_to_onnx, _to_litert = partial(_of_mnv2, "onnx"), partial(_of_mnv2, "litert")
+
+
 class Framework(NamedTuple):
     """A framework: how its step is made, the packages it needs, and its modes."""
 
     make_step: Callable[[Task], Step]
     packages: tuple[str, ...]
-    modes: tuple[str, ...]
+    modes: tuple[str, ...] = ("infer",)
 
 
 TORCH, ONNX = ("torchvision", "timm"), ("torchvision", "timm", "onnxscript")
-ALL, WITHOUT_PICTURES, INFER = ("train", "infer", "load", "feed"), ("train", "infer"), ("infer",)
+ALL, WITHOUT_PICTURES = ("train", "infer", "load", "feed"), ("train", "infer")
 CONTENDERS = {
     "mnv2": Framework(mnv2, (), ALL),
     "Flax": Framework(flax, (), WITHOUT_PICTURES),
     "PyTorch": Framework(pytorch, TORCH, ALL),
     "torch.compile": Framework(partial(pytorch, compiled=True), TORCH, WITHOUT_PICTURES),
     "Keras": Framework(keras, ("keras",), WITHOUT_PICTURES),
-    "ONNX Runtime": Framework(
-        lambda task: _onnxruntime(task, *_of_pytorch(task)), ("onnxruntime", *ONNX), INFER
-    ),
-    "OpenVINO": Framework(
-        lambda task: _openvino(task, *_of_pytorch(task)), ("openvino", *ONNX), INFER
-    ),
-    "LiteRT": Framework(
-        lambda task: _litert(task, *_of_keras(task)), ("ai_edge_litert", "keras"), INFER
-    ),
-    "mnv2 in ONNX Runtime": Framework(
-        lambda task: _onnxruntime(task, *_of_mnv2(task, "onnx")), ("onnxruntime", "onnx"), INFER
-    ),
-    "mnv2 in OpenVINO": Framework(
-        lambda task: _openvino(task, *_of_mnv2(task, "onnx")), ("openvino", "onnx"), INFER
-    ),
+    "ONNX Runtime": Framework(partial(_onnxruntime, _of_pytorch), ("onnxruntime", *ONNX)),
+    "OpenVINO": Framework(partial(_openvino, _of_pytorch), ("openvino", *ONNX)),
+    "LiteRT": Framework(partial(_litert, _of_keras), ("ai_edge_litert", "keras")),
+    "mnv2 in ONNX Runtime": Framework(partial(_onnxruntime, _to_onnx), ("onnxruntime", "onnx")),
+    "mnv2 in OpenVINO": Framework(partial(_openvino, _to_onnx), ("openvino", "onnx")),
     "mnv2 in LiteRT": Framework(
-        lambda task: _litert(task, *_of_mnv2(task, "litert")),
-        ("ai_edge_litert", "litert_converter"),
-        INFER,
+        partial(_litert, _to_litert), ("ai_edge_litert", "litert_converter")
     ),
 }
 

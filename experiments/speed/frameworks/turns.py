@@ -1,4 +1,4 @@
-"""Times frameworks in turns, each in its own process."""
+"""Times frameworks in turns, each in its own process: speed and memory, as tables and as CSV."""
 
 import contextlib
 import json
@@ -9,14 +9,40 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
-from experiments.speed.frameworks.results import OURS, Row
+from experiments.common.experiment import Table
 from experiments.speed.frameworks.tasks import TRAINING, Task
 from mnv2.runtime.machine import TUNABLES
 from mnv2.runtime.terminal import StatusLine
 
 AS_RUN, PAGES = "as users run them", "huge pages for all"
+OURS = "mnv2"
+HEADER = ("", "images/s", "memory, MiB", "images/s, huge pages for all", "memory, MiB")
+
+
+class Row(NamedTuple):
+    task: Task
+    settings: str  # AS_RUN or PAGES
+    name: str
+    images_per_second: tuple[float, ...]  # one per round
+    peak_memory: int  # bytes
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.images_per_second)
+
+    def record(self) -> dict[str, Any]:
+        """Returns the columns of the CSV: the fields of the task, then the measurements."""
+        return {
+            **vars(self.task),
+            "settings": self.settings,
+            "framework": self.name,
+            "images_per_second": f"{self.median:.4g}",
+            "lowest": f"{min(self.images_per_second):.4g}",
+            "highest": f"{max(self.images_per_second):.4g}",
+            "peak_mib": round(self.peak_memory / 2**20),
+        }
 
 
 class Contender:
@@ -103,3 +129,32 @@ def measure(
         speeds, memory = zip(*contender.turns, strict=True)
         rows.append(Row(task, settings, name, speeds, max(memory)))
     return rows
+
+
+def table_of(rows: Sequence[Row], name: str = "") -> Table:
+    """Returns the table of one task, fastest first, with two columns for each of its settings."""
+    settings = list(dict.fromkeys(row.settings for row in rows))
+    cells = {(row.name, row.settings): _cells(row) for row in rows}
+    first = sorted((r for r in rows if r.settings == settings[0]), key=lambda row: -row.median)
+    lines = [
+        [row.name, *(cell for each in settings for cell in cells.get((row.name, each), ("", "")))]
+        for row in first
+    ]
+    return Table(name, HEADER[: 1 + 2 * len(settings)], lines)
+
+
+def _cells(row: Row) -> tuple[str, str]:
+    speeds = (row.median, min(row.images_per_second), max(row.images_per_second))
+    median, *ends = map(rounded, speeds)
+    return f"{median} ({'-'.join(ends)})", f"{row.peak_memory / 2**20:,.0f}"
+
+
+def rounded(speed: float) -> str:
+    """Returns images per second as tables have them: below 100 with a decimal."""
+    return f"{speed:,.{0 if speed >= 100 else 1}f}"
+
+
+def ranges(rows: Sequence[Row]) -> tuple[list[float], list[float]]:
+    """Returns how far the rounds of each row lie below and above their median, for error bars."""
+    below = [row.median - min(row.images_per_second) for row in rows]
+    return below, [max(row.images_per_second) - row.median for row in rows]

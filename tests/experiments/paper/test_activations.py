@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.common.initialisation import unoptimised
+from experiments.common.networks import unoptimised
 from experiments.paper import activations
 from mnv2.models import create_model
 from tests.variables import random_variables

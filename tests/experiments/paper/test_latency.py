@@ -1,7 +1,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.common.submodules import submodules
+from experiments.common.networks import submodules
 from experiments.common.timing import in_turns, times
 from experiments.paper import latency
 from mnv2.models import create_model, features, fold_batch_norm
@@ -39,7 +39,7 @@ def test_shares_add_up():
 def test_steps_take_turns():
     order = []
     steps = {name: (lambda name=name: order.append(name)) for name in "ab"}
-    medians = in_turns(steps, rounds=2, seconds=0, say=lambda _: None)
+    medians = in_turns(steps, rounds=2, seconds=0, label="")
     assert order == ["a", "b", "a", "b", "a", "b"]  # one uncounted call each, then in turns
     assert [len(values) for values in medians.values()] == [2, 2]
     assert len(list(times(lambda: None, seconds=0))) == 1

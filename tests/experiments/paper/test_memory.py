@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from experiments.common.submodules import Submodule
+from experiments.common.networks import Submodule
 from experiments.paper.memory import equation_2
 
 

@@ -5,11 +5,12 @@ from experiments.paper.quantization import FLOAT
 
 
 def test_costs_are_paired_by_seed_and_have_intervals_from_three_seeds_on(tmp_path):
-    runs = {
-        (arm, seed): {form: top1 - (form != FLOAT) * cost for form in quantization.FORMATS}
+    runs = [
+        {"arm": arm, "seed": seed}
+        | {form: top1 - (form != FLOAT) * cost for form in quantization.FORMATS}
         for arm, seeds, cost in (("linear", 3, 2.0), ("relu6", 2, 0.5))
         for seed, top1 in enumerate((84.0, 80.0, 82.0)[:seeds])
-    }
+    ]
     found = quantization.costs(runs)
     assert found["linear"][FLOAT].mean == pytest.approx(82.0)
     one = found["linear"]["LiteRT, tensor"]

@@ -3,15 +3,15 @@ from experiments.paper import quantized_training
 
 def test_costs_are_paired_with_the_network_that_was_trained_on_in_float32(tmp_path):
     costs = {"after_channel": 1, "in_channel": 0.5, "after_tensor": 20, "in_tensor": 2}
-    runs = {
-        (arm, seed): {
-            "float32": top1,
+    runs = [
+        {
+            **{"arm": arm, "seed": seed, "float32": top1},
             **{way: top1 - cost for way, cost in costs.items()},
             **{"agreement_channel": 99.0, "agreement_tensor": 98.0},
         }
         for arm in ("linear", "relu6")
         for seed, top1 in enumerate((84.0, 82.0, 80.0))
-    }
+    ]
     table = quantized_training.table_of(runs)
     lines = table.lines
     assert [line[:2] for line in lines] == [["linear", "3"], ["relu6", "3"]]

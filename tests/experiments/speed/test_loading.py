@@ -3,9 +3,8 @@ import sys
 import pytest
 
 from experiments.speed import loading
-from experiments.speed.frameworks.results import Row
 from experiments.speed.frameworks.tasks import Task
-from experiments.speed.frameworks.turns import AS_RUN
+from experiments.speed.frameworks.turns import AS_RUN, Row
 from mnv2.runtime.errors import UserError
 
 

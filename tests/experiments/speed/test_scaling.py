@@ -1,8 +1,8 @@
 import sys
 
 from experiments.speed import scaling
-from experiments.speed.frameworks.results import Row
 from experiments.speed.frameworks.tasks import Task
+from experiments.speed.frameworks.turns import Row
 
 
 def test_each_field_is_varied_alone_and_drawn(monkeypatch, tmp_path):
