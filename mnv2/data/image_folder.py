@@ -207,8 +207,7 @@ def _hold_out(name: str, root: Path, train: Mapping[str, list[Path]]) -> Picture
     held_out: dict[str, list[Path]] = {}
     for label, files in train.items():
         by_hash = sorted(
-            files,
-            key=lambda file: hashlib.sha256(os.fsencode(file.relative_to(root))).digest(),
+            files, key=lambda file: hashlib.sha256(os.fsencode(file.relative_to(root))).digest()
         )
         count = min(max(1, len(files) // TEST_SHARE), len(files) - 1)  # one remains for training
         held_out[label] = sorted(by_hash[:count])

@@ -141,10 +141,7 @@ class ConvBN(nn.Module):
         return conv(x, kernel, self.stride, self._options(x).padding)
 
     def _convolve_and_normalize(
-        self,
-        kernel: Float[Array, "k k c_group d"],
-        x: Float[Array, "n h w c"],
-        *constants: Any,
+        self, kernel: Float[Array, "k k c_group d"], x: Float[Array, "n h w c"], *constants: Any
     ) -> tuple[Float[Array, "n h2 w2 d"], Float[Array, " d"], Float[Array, " d"]]:
         """Returns the output in training, and the mean and variance before batch norm.
 

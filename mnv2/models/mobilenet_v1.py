@@ -50,10 +50,7 @@ class MobileNetV1(nn.Module):
     def __call__(
         self, images: Float[Array, "n h w c"], train: bool = False
     ) -> Float[Array, "n classes"]:
-        conv_bn = functools.partial(
-            ConvBN,
-            conventions=self.conventions,
-        )
+        conv_bn = functools.partial(ConvBN, conventions=self.conventions)
         stem_stride, *block_strides = self.strides
         stem_channels, *block_channels = scaled_channels(self.width)
         x = conv_bn(stem_channels, 3, stem_stride, name="stem")(images, train)

@@ -113,11 +113,7 @@ class MobileNetV2(nn.Module):
         self, images: Float[Array, "n h w c"], train: bool = False
     ) -> Float[Array, "n classes"]:
         activation = ACTIVATIONS[self.activation]
-        conv_bn = functools.partial(
-            ConvBN,
-            activation=activation,
-            conventions=self.conventions,
-        )
+        conv_bn = functools.partial(ConvBN, activation=activation, conventions=self.conventions)
         stem_stride, *row_strides = self.strides
         channels = scaled_channels(self.width, self.rounding)
         x = conv_bn(channels.stem, 3, stem_stride, name="stem")(images, train)

@@ -43,10 +43,7 @@ class ResNet50(nn.Module):
     def __call__(
         self, images: Float[Array, "n h w c"], train: bool = False
     ) -> Float[Array, "n classes"]:
-        conv_bn = functools.partial(
-            ConvBN,
-            conventions=self.conventions,
-        )
+        conv_bn = functools.partial(ConvBN, conventions=self.conventions)
         stem_stride, pool_stride, *stage_strides = self.strides
         x = conv_bn(
             make_divisible(64 * self.width),

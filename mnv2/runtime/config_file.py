@@ -13,13 +13,7 @@ from ml_collections import config_flags
 
 from mnv2.runtime.cli import fail, leave_unread, silence_libraries
 from mnv2.runtime.errors import UserError, causes, first_line
-from mnv2.runtime.files import (
-    AnyPath,
-    as_path,
-    check_can_be_written,
-    did_you_mean,
-    given_folder,
-)
+from mnv2.runtime.files import AnyPath, as_path, check_can_be_written, did_you_mean, given_folder
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, with a preset after a colon.", lock_config=True

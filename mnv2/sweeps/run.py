@@ -35,13 +35,7 @@ from mnv2.sweeps.plan import (
     record,
     with_arms,
 )
-from mnv2.sweeps.workdir import (
-    accuracy,
-    check_comparison,
-    explanation,
-    final_split,
-    record_failure,
-)
+from mnv2.sweeps.workdir import accuracy, check_comparison, explanation, final_split, record_failure
 from mnv2.training import state, step
 from mnv2.training.loop import train
 from mnv2.training.progress import Progress
@@ -96,9 +90,7 @@ def train_here(
 
 
 def execute(
-    runs: Sequence[Run],
-    reporter: "_Reporter",
-    profile: AnyPath | None = None,
+    runs: Sequence[Run], reporter: "_Reporter", profile: AnyPath | None = None
 ) -> dict[str, str]:
     """Executes runs until none is free; returns the names of those that failed, and why.
 
