@@ -77,7 +77,7 @@ def _pictures(
         crops = (whole[:400, 50:450], whole[:, 100:400], whole[150:, :256], whole[150:, 256:])
         return [("photograph", crop) for crop in crops], shape
     dataset = data.open_dataset(of.name, of.dir, on_broken=of.on_broken)
-    examples = itertools.islice(dataset.encoded("train", shuffle_seed=0), PICTURES)
+    examples = itertools.islice(dataset.encoded("train"), PICTURES)  # to shuffle reads 16,384
     names = list(map(imagenet.readable, dataset.class_names))
     named = [(names[int(x["label"])], dataset.decode(x).numpy()) for x in examples]
     return named, dataset.image_shape

@@ -263,7 +263,10 @@ def test_a_run_that_fails_does_not_keep_the_others_from_being_done(
     assert (tmp_path / "report.md").exists()
 
 
-def test_a_run_that_another_process_is_doing_is_left_to_it(config, tmp_path, trained, capsys):
+def test_a_run_that_another_process_is_doing_is_left_to_it(
+    config, tmp_path, trained, capsys, monkeypatch
+):
+    monkeypatch.setattr(run, "LATER_SECONDS", 0.2)
     with sole_writer(tmp_path / "linear/0"):
         run.train_here(config, tmp_path, ["linear/0"])
     assert "linear/0" in (printed := capsys.readouterr().out)
