@@ -87,6 +87,8 @@ def checkpoints(tmp_path_factory):
         model = getattr(keras.applications, network)(
             alpha=width, weights=None, classes=CLASSES, input_shape=(SIZE, SIZE, 3)
         )
+        (bias,) = (x for x in model.weights if x.path.endswith("/bias"))  # of the classifier
+        bias.assign(np.random.default_rng(2).normal(size=CLASSES))
         variables = slim_variables(model)
         (folder / network).mkdir()
         write_checkpoint(folder / network / "model.ckpt-7", variables)

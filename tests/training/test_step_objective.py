@@ -49,19 +49,19 @@ def batch():
     return {"image": images, "label": random.integers(0, 5, 12)}
 
 
-def compute(model, objective, batch, *, variables=None, step=0, teacher_variables=None):
-    """Returns the gradients, the statistics and the metrics of a step on one device."""
+def compute(model, objective, batch, *, variables=None, step=0, teacher_variables=None, count=1):
+    """Returns the gradients, the statistics and the metrics of a step on `count` devices."""
     variables = variables or variables_of(model)
     optimizer = optax.sgd(1.0)
     one_step = functools.partial(
         train_step, model=model, preprocess=PIXELS, optimizer=optimizer, objective=objective
     )
     params = jax.tree.map(jnp.copy, variables["params"])
-    count = jnp.zeros((), jnp.int32)
+    none = jnp.zeros((), jnp.int32)
     state = TrainState(
-        count + step, params, variables["batch_stats"], optimizer.init(params), None, count, count
+        none + step, params, variables["batch_stats"], optimizer.init(params), None, none, none
     )
-    devices = tuple(jax.devices()[:1])
+    devices = tuple(jax.devices()[:count])
     on_device = parallel(one_step, devices=devices, in_axes=(None, 0, None, None), out_axes=None)
     after, metrics = on_device(state, shard(batch, devices), KEY, teacher_variables)
     return jax.tree.map(jnp.subtract, params, after.params), after.batch_stats, metrics
@@ -143,6 +143,23 @@ def test_distillation_is_hintons_and_a_network_like_its_teacher_has_no_distance(
     )
     np.testing.assert_allclose(sums.loss, 0, atol=1e-5)
     assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(found)) < 1e-6
+
+
+class Dropping(Small):
+    """Drops pixels before its classifier."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        x = images.reshape(len(images), -1)
+        return nn.Dense(5, name="classifier")(nn.Dropout(0.5, deterministic=not train)(x))
+
+
+def test_each_device_drops_other_units(batch):
+    twice = {name: np.concatenate([values, values]) for name, values in batch.items()}
+    _, _, alone = compute(Dropping(), Objective(), batch)
+    _, _, both = compute(Dropping(), Objective(), twice, count=2)
+    assert float(both.examples) == 2 * float(alone.examples)
+    assert not np.isclose(both.loss, 2 * alone.loss, rtol=1e-3)
 
 
 def test_each_part_of_a_batch_drops_other_units():
