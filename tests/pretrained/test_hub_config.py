@@ -44,7 +44,8 @@ def test_the_configs_tell_padding_epsilon_labels_size_and_pixels(tmp_path, capsy
     assert (fields["padding"], fields["bn_epsilon"], fields["expansion"]) == ("symmetric", 1e-5, 6)
     assert (usage.image_size, usage.class_names) == ((96, 96), ("cat", "dog"))
     assert usage.output == "sigmoid"
-    assert ("bicubic" in usage.preprocess.view, usage.preprocess.mean) == (True, (0.1, 0.2, 0.3))
+    assert "bicubic" in usage.preprocess.view
+    assert (usage.preprocess.mean, usage.preprocess.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert int(96 / usage.preprocess.crop) == 130
     assert not capsys.readouterr().err
 
