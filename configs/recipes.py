@@ -1,6 +1,6 @@
 """What does each part of a modern recipe do on Fashion-MNIST? Small networks, short runs.
 
-    python -m mnv2.main --config configs/recipes.py     39 runs, 66 minutes of one core
+    python -m mnv2.main --config configs/recipes.py     36 runs, about an hour of one core
     python -m mnv2.main --config configs/recipes.py:few 27 runs, 51 minutes of one core
     python -m mnv2.main --config configs/recipes.py:distillation --config.teacher FILE
 
