@@ -18,11 +18,11 @@ OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     "seconds": (real_number(), "least length of a turn"),
     "steps": (whole_number(), "training steps of each run"),
     "seeds": (whole_number(), "runs of each arm"),
-    "draws": (whole_number(), "random draws of each"),
+    "draws": (whole_number(), "repetitions with new random choices"),
     "pairs": (whole_number(), "pairs of blocks, with a checkpoint and without"),
     "size": (whole_number(), "pixels"),
     "batch": (whole_number(), "images of a step"),
-    "workdir": (Path, "the runs that are looked at"),
+    "workdir": (Path, "folder of the runs"),
 }
 
 

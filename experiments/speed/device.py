@@ -86,18 +86,21 @@ def measure(framework: str, task: Task, seconds: float) -> Row:
 
 def measure_or_free(name: str, framework: str, task: Task, seconds: float) -> Row:
     """Measures, and frees all memory. Raises UserError if `name` does not fit the device's."""
+    row = None
     try:
-        return measure(framework, task, seconds)
+        row = measure(framework, task, seconds)
     except RuntimeError as error:
         if not any(sign in str(error) for sign in OUT_OF_MEMORY):
             raise
-        raise UserError(f"{name} does not fit the memory") from None
-    finally:  # the next network would not get the memory otherwise
+    finally:  # the next network would not get the memory otherwise, which an error would hold
         jax.clear_caches()
         gc.collect()
         torch = sys.modules.get("torch")  # if a row of PyTorch was measured
         if torch is not None and torch.cuda.is_available():
             torch.cuda.empty_cache()
+    if row is None:
+        raise UserError(f"{name} does not fit the memory")
+    return row
 
 
 def table_of(measured: Sequence[Row]) -> Table:

@@ -24,6 +24,7 @@ from experiments.speed.frameworks import our_steps
 from experiments.speed.frameworks.tasks import NETWORKS, Task
 from mnv2.ops import depthwise, depthwise_norm, expansion
 from mnv2.runtime.machine import find_devices, threads
+from mnv2.runtime.terminal import StatusLine
 
 DTYPES = ("bfloat16", "float32")
 VARIANTS = {
@@ -57,7 +58,11 @@ def main() -> None:
     for dtype in DTYPES:
         task = Task("train", arguments.network, 1.0, arguments.size, arguments.batch, threads(),
                     dtype=dtype)  # fmt: skip
-        steps = {variant: compiled(variant, task) for variant in VARIANTS}
+        steps, line = {}, StatusLine(dtype)
+        for variant in VARIANTS:
+            line.say(f"compiling  {variant}")
+            steps[variant] = compiled(variant, task)
+        line.clear()
         seconds = in_turns(steps, arguments.rounds, arguments.seconds, dtype)
         for variant, found in seconds.items():
             low, median, high = (1e3 * float(np.quantile(found, q)) for q in (0, 0.5, 1))

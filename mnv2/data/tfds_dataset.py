@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -174,18 +173,21 @@ def _with_index(example: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
 
 @functools.lru_cache(maxsize=4)  # the runs of one process share the arrays of their splits
 def _decoded_arrays(builder: tfds.core.DatasetBuilder, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns all images and labels of a TFDS split.
+    """Returns all images and labels of a TFDS split, in the order in which TFDS slices it.
 
     They are kept for later processes: to decode Fashion-MNIST takes 3 s, to read its array 0.05 s.
     """
     files = [as_path(str(file)) for file in builder.info.splits[split].filepaths]
     key = repr([(str(file), file.stat().length, file.stat().mtime) for file in files])
     name = f"decoded/{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+    shape = (builder.info.splits[split].num_examples, *builder.info.features["image"].shape)
     if (folder := caches()) and (folder / name).exists():
-        damaged = contextlib.suppress(OSError, ValueError, zipfile.BadZipFile)
-        with damaged, np.load(folder / name) as kept:
-            return kept["images"], kept["labels"]
-    examples = builder.as_dataset(split=split, batch_size=-1, shuffle_files=False)
+        with contextlib.suppress(Exception), np.load(folder / name) as kept:  # damaged in any way
+            images, labels = kept["images"], kept["labels"]
+            if (images.shape, images.dtype, labels.shape) == (shape, np.uint8, shape[:1]):
+                return images, labels
+    config = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)  # a file at a time
+    examples = builder.as_dataset(split=split, batch_size=-1, read_config=config)
     images, labels = (np.asarray(examples[feature]) for feature in ("image", "label"))
     write_cache(name, lambda path: _save(path, images, labels))
     return images, labels

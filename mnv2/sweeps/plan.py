@@ -42,6 +42,8 @@ CONFIG_REMEDY = (
 )
 
 
+# Fields that configs had before, and their defaults, which did nothing.
+GONE = {"data.progressive": [], "recalibrate": 0, "optimization.bias_weight_decay": None}
 OPERATIONS = "operations"  # of a recorded config, which its text in data.train has as well
 PLAN, ENDED = "plan.pickle", "ended-{}.jsonl"  # in the folder of a launch: see `sweeps.launch`
 
@@ -319,7 +321,8 @@ def _difference(old: dict[str, Any], new: dict[str, Any], ignored: Sequence[str]
     old_flat, new_flat = (json.loads(to_json(with_defaults(flat(config)))) for config in (old, new))
     for field in sorted(old_flat.keys() | new_flat.keys()):
         before, now = old_flat.get(field), new_flat.get(field)
-        if before != now and field not in ignored:
+        is_gone = field in GONE and before == GONE[field]
+        if before != now and field not in ignored and not is_gone:
             return f"{field} = {before!r} instead of {now!r}"
     return ""
 

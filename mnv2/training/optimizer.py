@@ -142,7 +142,7 @@ def _with_weight_decay(
     def decays_so(params: Any) -> Any:
         return jax.tree.map(lambda decay: decay == general, weight_decays(params, config))
 
-    if config.norm_weight_decay is None:
+    if not config.norm_weight_decay:
         return make(weight_decay=general, mask=decays_so)
     of_values = {
         x: make(weight_decay=x, mask=None) for x in (general, config.norm_weight_decay, 0.0)

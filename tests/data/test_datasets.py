@@ -50,8 +50,43 @@ def test_pictures_are_decoded_once_and_again_if_what_was_kept_is_damaged(
     with monkeypatch.context() as patch:
         patch.setattr(type(fashion_mnist.builder), "as_dataset", None)  # fails if called
         assert is_same()
-    kept.write_bytes(kept.read_bytes()[:1000])
-    assert is_same()
+    for damaged in (kept.read_bytes()[:1000], b""):
+        kept.write_bytes(damaged)
+        assert is_same()
+
+
+class Numbers(tfds.core.GeneratorBasedBuilder):
+    """Pictures that show their number."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = {
+            "image": tfds.features.Image(shape=(4, 4, 1)),
+            "label": tfds.features.ClassLabel(num_classes=2),
+        }
+        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i in range(200):
+            yield i, {"image": np.full((4, 4, 1), i, np.uint8), "label": i % 2}
+
+
+def test_arrays_have_the_pictures_of_their_split_also_of_several_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    builder = Numbers(data_dir=tmp_path)
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=5))
+    dataset = open_dataset("numbers", str(tmp_path), 30)
+    assert len(builder.info.splits["train"].filepaths) == 5
+    for split in ("train", "validation", "test"):
+        images, labels = dataset.arrays(split)
+        assert len(images) == dataset.num_examples(split)
+        assert (images[:, 0, 0, 0] % 2 == labels).all()
+        shown = {int(dataset.decode(x).numpy()[0, 0, 0]) for x in dataset.encoded(split)}
+        assert {*images[:, 0, 0, 0].tolist()} == shown
 
 
 def test_fashion_mnist_comes_from_debians_package_if_its_server_cannot_be_reached(
