@@ -90,7 +90,7 @@ def create_optimizer(
 def _named(text: str, schedule: optax.Schedule) -> Callable[..., optax.GradientTransformation]:
     """Returns the function that makes an optimiser; it takes what the text does not give."""
     name, arguments = call(FIELD, text)
-    factories = {name: f for name in dir(optax) if (f := getattr(optax, name)) and _is_factory(f)}
+    factories = {key: f for key in dir(optax) if (f := getattr(optax, key)) and _is_factory(f)}
     factories["rmsprop_tf"] = rmsprop_tf
     check_choice(name, factories, FIELD)
     known = inspect.signature(factories[name]).parameters
