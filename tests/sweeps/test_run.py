@@ -142,17 +142,26 @@ def test_a_workdir_of_another_config_is_refused_and_left_as_it_was(
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
 
 
-def test_runs_from_before_there_was_a_field_have_its_default(config, tmp_path, trained):
+def test_fields_of_other_versions_are_those_of_the_runs_with_their_defaults(
+    config, tmp_path, trained
+):
     run.train_here(config, tmp_path, ["linear"])
     for path in (tmp_path / "sweep.json", *tmp_path.glob("linear/*/config.json")):
         recorded = json.loads(path.read_text())
         older = recorded.get("config", recorded)
         del older["ema_decay"], older["data"]["repeats"], older["optimization"]["clip"]
+        older["recalibrate"], older["data"]["progressive"] = 0, []  # which are gone
         path.write_text(json.dumps(recorded))
     run.train_here(config, tmp_path)
     assert sorted(trained) == sorted(ALL)
     config.ema_decay = 0.5
     with pytest.raises(UserError, match=r"holds a? ?runs? with ema_decay = 0.0 instead of 0.5"):
+        run.train_here(config, tmp_path)
+    config.ema_decay = 0.0
+    recorded = json.loads((tmp_path / "sweep.json").read_text())
+    recorded["config"]["recalibrate"] = 20
+    (tmp_path / "sweep.json").write_text(json.dumps(recorded))
+    with pytest.raises(UserError, match=r"holds runs with recalibrate = 20 instead of None"):
         run.train_here(config, tmp_path)
 
 
